@@ -1,0 +1,78 @@
+# What a person does here; `make demo` is the place to begin.
+PYTHON ?= python3
+LABEL_STUDIO_VERSION := 1.23.2
+LABEL_STUDIO := .venv-label-studio/.installed-$(LABEL_STUDIO_VERSION)
+BIN := .venv/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off
+CHROMIUM_PACKAGES := chromium fonts-liberation
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit integration check format e2e screenshot bench chromium clean
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: .venv/.installed $(LABEL_STUDIO) ## the service and Label Studio, each in its own venv
+
+demo: ## everything on this machine, with a Label Studio: DEMO="--backend-port 9091" passes options
+	@$(MAKE) --no-print-directory -j2 install
+	@$(BIN)/sspsam demo $(DEMO)
+
+# The models of the tests are tiny: a second thread only waits for the first.
+unit integration: export OMP_NUM_THREADS = 1
+
+test: unit integration ## unit tests, then integration tests with a real Redis, worker and Label Studio
+
+unit: .venv/.installed-dev ## seconds; no network, no weights
+	$(BIN)/pytest -m "not integration and not e2e"
+
+integration: .venv/.installed-dev $(LABEL_STUDIO) ## a real Redis, worker and Label Studio
+	$(BIN)/pytest -m integration
+
+check: .venv/.installed-dev ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/.installed-dev ## put the code into the one format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the demo as a person would
+	$(BIN)/pytest -m e2e
+
+screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the README's picture of the editor, anew
+	README_SCREENSHOT=docs/images/editor.png $(BIN)/pytest -m e2e -k "put_masks"
+
+bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+chromium:
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "Installing Chromium" \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(CHROMIUM_PACKAGES) >/dev/null; } \
+	|| { echo "The browser test needs Chromium: install it (Debian: apt-get install $(CHROMIUM_PACKAGES))" \
+	          "or say where it is with CHROMIUM=/path/to/chromium"; exit 1; }
+
+clean: ## remove what was installed and built; the demo's data in .demo stays
+	rm -rf .venv .venv-label-studio build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "Python 3.11 or newer is needed; say which with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	@echo "Installing the service into .venv: PyTorch is large, this takes minutes"
+	$(BIN)/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+$(LABEL_STUDIO):
+	@echo "Installing Label Studio into .venv-label-studio"
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/python $(PIP_INSTALL) --quiet label-studio==$(LABEL_STUDIO_VERSION)
+	@touch $@
