@@ -1,0 +1,102 @@
+"""The one console script, `sspsam`: the commands of every installed package, side by side.
+
+Packages add theirs under the entry points group "sspsam.commands", each a `typer.Typer`. What a person can
+put right is printed as one line, without a traceback, and ends the process with
+
+    1  it could not be done: a service is down, a file is damaged, the disk is full
+    2  it was asked for wrongly: a value, a name, a file that is not what it should be
+
+Everything else is a mistake of ours and keeps its traceback. So does every error while LOG_LEVEL is DEBUG.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from typing import Annotated, NoReturn
+
+import typer
+
+DISTRIBUTION = "ssp-sam-assist"
+COMMANDS_GROUP = "sspsam.commands"
+
+FAILED = 1
+ASKED_WRONGLY = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits.
+
+    Args:
+        arguments: What follows `sspsam` on the command line; the process's own by default.
+    """
+    command = typer.main.get_command(build_app())
+    try:
+        command.main(None if arguments is None else list(arguments), prog_name="sspsam")
+    except Exception as error:
+        if not is_expected(error) or os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":
+            raise
+        typer.secho(f"sspsam: {describe(error)}", fg=typer.colors.RED, err=True)
+        sys.exit(exit_code(error))
+    sys.exit(0)
+
+
+def build_app() -> typer.Typer:
+    """Makes the command line out of the installed packages' commands; none of them loads a model for that."""
+    app = typer.Typer(
+        name="sspsam",
+        help="Type a phrase, get that object's mask; corrections teach the model.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common_options)
+    for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
+        package: typer.Typer = entry.load()
+        app.registered_commands += package.registered_commands
+        app.registered_groups += package.registered_groups
+    return app
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether a person can put this right: an error of our packages' own kinds, or the operating system's."""
+    return isinstance(error, OSError) or _package(type(error)) in _our_packages()
+
+
+def describe(error: Exception) -> str:
+    """The error in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and _package(type(error)) == "builtins":
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    return text or type(error).__name__
+
+
+def exit_code(error: Exception) -> int:
+    """`ASKED_WRONGLY` for errors about values and names, `FAILED` for the others."""
+    return ASKED_WRONGLY if isinstance(error, ValueError | LookupError) else FAILED
+
+
+def _package(kind: type[BaseException]) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _our_packages() -> set[str]:
+    """The packages that add commands; the errors that they define are meant for people."""
+    return {entry.module.partition(".")[0] for entry in entry_points(group=COMMANDS_GROUP)}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sspsam {version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+def _common_options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Takes the options that stand before any command."""

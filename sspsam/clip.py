@@ -1,0 +1,149 @@
+"""Frozen CLIP: patch features by surgery, word features and the sentence feature.
+
+Source: CLIP Surgery (arXiv 2304.05653); open_clip's modules and weights are used as they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sspsam.presets import CLIPConfig
+
+CONTEXT_LENGTH = 77
+"""Tokens that the text tower reads."""
+
+
+class TextFeatures(NamedTuple):
+    """What the text tower says of a phrase."""
+
+    words: Tensor
+    """(B, 77, text width), before the projection to the joint space."""
+    sentence: Tensor
+    """(B, D), L2-normalised."""
+
+
+class CLIPTowers(nn.Module):
+    """open_clip's image and text towers, with the outputs that SSP-SAM reads."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.towers = _build_towers(config)
+
+    def encode_image(self, clip_images: Tensor) -> Tensor:
+        """Runs the image tower with surgery in its last blocks.
+
+        Args:
+            clip_images: (B, 3, S, S), normalised; S need not be the preset's.
+
+        Returns:
+            (B, 1 + G*G, D): the class token of the ordinary path, then the patch tokens of the surgery path.
+        """
+        visual = self.towers.visual
+        tokens = visual.ln_pre(self._embed_patches(clip_images))  # (B, 1 + G*G, width)
+        blocks = visual.transformer.resblocks
+        first_surgery = len(blocks) - self.config.surgery_blocks
+        for block in blocks[:first_surgery]:
+            tokens = block(tokens)
+        surgery_tokens = tokens
+        for block in blocks[first_surgery:]:
+            surgery_tokens = surgery_tokens + value_value_attention(block.attn, block.ln_1(tokens))
+            tokens = block(tokens)
+        features = torch.cat([tokens[:, :1], surgery_tokens[:, 1:]], dim=1)
+        return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """Runs the text tower on (B, 77) int64 tokens."""
+        towers = self.towers
+        embedded = towers.token_embedding(tokens) + towers.positional_embedding
+        words = towers.ln_final(towers.transformer(embedded, attn_mask=towers.attn_mask))  # (B, 77, width)
+        end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
+        return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
+
+    def _embed_patches(self, clip_images: Tensor) -> Tensor:
+        visual = self.towers.visual
+        patches = visual.conv1(clip_images)  # (B, width, G, G)
+        grid_hw = (patches.shape[-2], patches.shape[-1])
+        patches = patches.flatten(2).transpose(1, 2)  # (B, G*G, width)
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        position = interpolate_position_embedding(visual.positional_embedding, grid_hw)
+        return torch.cat([class_token, patches], dim=1) + position.to(patches.dtype)
+
+
+def value_value_attention(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Self-attention in which the values also serve as queries and keys, with the same weights.
+
+    Args:
+        attention: an ordinary attention layer, whose query and key projections stay unused.
+        tokens: (B, L, width).
+
+    Returns:
+        (B, L, width).
+
+    Source: CLIP Surgery (arXiv 2304.05653), sec. 3.
+    """
+    batch, length, width = tokens.shape
+    heads = attention.num_heads
+    value = F.linear(tokens, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
+    value = value.view(batch, length, heads, width // heads).transpose(1, 2)  # (B, heads, L, d)
+    attended = F.scaled_dot_product_attention(value, value, value)
+    return cast(Tensor, attention.out_proj(attended.transpose(1, 2).reshape(batch, length, width)))
+
+
+def interpolate_position_embedding(position: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Fits a learned position embedding (1 + G*G, width) to another grid, bilinearly."""
+    side = int((len(position) - 1) ** 0.5)
+    if (side, side) == grid_hw:
+        return position
+    grid = position[1:].view(1, side, side, -1).permute(0, 3, 1, 2)  # (1, width, G, G)
+    grid = F.interpolate(grid, size=grid_hw, mode="bilinear", align_corners=False)
+    return torch.cat([position[:1], grid.flatten(2)[0].T])
+
+
+def _build_towers(config: CLIPConfig) -> open_clip.CLIP:
+    towers = open_clip.CLIP(
+        embed_dim=config.embed_dim,
+        vision_cfg=open_clip.CLIPVisionCfg(
+            layers=config.layers,
+            width=config.width,
+            head_width=config.width // config.heads,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+        ),
+        text_cfg=open_clip.CLIPTextCfg(
+            context_length=CONTEXT_LENGTH,
+            width=config.text_width,
+            heads=config.text_heads,
+            layers=config.text_layers,
+        ),
+        quick_gelu=config.quick_gelu,
+    )
+    if config.conv_stem:
+        towers.visual.conv1 = build_conv_stem(config.width, config.patch_size)
+    return towers
+
+
+def build_conv_stem(width: int, stride: int) -> nn.Sequential:
+    """A stack of 3x3 convolutions of stride 2 that stands in for a patch projection of the same stride.
+
+    Source: *Early Convolutions Help Transformers See Better* (arXiv 2106.14881).
+
+    Raises:
+        ValueError: the stride is not a power of two, or not above one.
+    """
+    steps = stride.bit_length() - 1
+    if steps < 1 or stride != 1 << steps:
+        raise ValueError(f"a convolutional stem needs a stride of 2, 4, 8, ..., got {stride}")
+    layers: list[nn.Module] = []
+    channels = 3
+    for step in range(steps):
+        out_channels = width >> (steps - 1 - step)
+        layers += [nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.GroupNorm(1, out_channels), nn.GELU()]
+        channels = out_channels
+    return nn.Sequential(*layers, nn.Conv2d(width, width, 1, bias=False))

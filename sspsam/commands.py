@@ -1,0 +1,128 @@
+"""`sspsam predict`: masks for phrases from the shell. Also what other commands share: opening a predictor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sspsam.predictor import Predictor, Referent
+
+app = typer.Typer()
+
+DEFAULT_PRESET = "ssp-sam-demo"
+
+PresetOption = Annotated[str, typer.Option(envvar="PRESET", help="Variant of the model.")]
+DeviceOption = Annotated[str, typer.Option(envvar="DEVICE", help="auto, cpu, cuda or cuda:<number>.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--version",
+        metavar="ID|FILE",
+        help="A fine-tuned version by its id, `current` for the one that serves, or a .safetensors file of "
+        "fine-tuned tensors. Without it: the weights that ship with the preset.",
+    ),
+]
+ModelDirOption = Annotated[
+    Path, typer.Option(envvar="MODEL_DIR", file_okay=False, help="Folder of the fine-tuned versions.")
+]
+
+
+@app.command()
+def predict(
+    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    phrases: Annotated[
+        list[str], typer.Argument(metavar="PHRASE...", help="What to look for in it.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the picture here, with the masks drawn on it.", dir_okay=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: per phrase score, box (xyxy, px) and COCO RLE mask.")
+    ] = False,
+    preset: PresetOption = DEFAULT_PRESET,
+    version: VersionOption = None,
+    model_dir: ModelDirOption = Path("models"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Find what each PHRASE means in a picture.
+
+    Example: sspsam predict street.jpg "the dog on the left" --out seen.png
+    """
+    from sspsam.drawing import draw_referents
+    from sspsam.pictures import read_picture, write_picture
+
+    pixels = read_picture(image)
+    predictor = open_predictor(preset, device, version, model_dir)
+    referents = predictor.predict(predictor.embed(pixels), phrases)
+    if out is not None:
+        write_picture(draw_referents(pixels, referents), out)
+    if as_json:
+        typer.echo(json.dumps([referent_to_dict(referent) for referent in referents], indent=2))
+    else:
+        _print_referents(referents)
+
+
+def open_predictor(
+    preset: str, device: str = "auto", version: str | None = None, model_dir: Path = Path("models")
+) -> Predictor:
+    """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
+
+    Args:
+        preset: Name of the variant.
+        device: As the predictor takes it.
+        version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
+        model_dir: Root of the store of versions.
+
+    Raises:
+        typer.BadParameter: no such preset, device or file.
+        CheckpointError, VersionError: weights that are missing, damaged or do not fit.
+    """
+    from sspsam import PRESETS, Predictor
+    from sspsam.checkpoints import read_tensors
+    from sspsam.predictor import choose_device
+    from sspsam.versions import VersionStore
+
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+    try:
+        choose_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    predictor = Predictor.from_preset(preset, device)
+    if version is None:
+        return predictor
+    if version.endswith(".safetensors"):
+        predictor.load_trainable(read_tensors(Path(version)))
+        return predictor
+    store = VersionStore(model_dir, preset)
+    version_id = store.current() if version == "current" else version
+    if version_id != store.base_version:
+        predictor.load_trainable(store.load(version_id))
+    return predictor
+
+
+def referent_to_dict(referent: Referent) -> dict[str, Any]:
+    """Plain values, ready for JSON; the mask as compressed COCO RLE, None when nothing fits."""
+    from sspsam.masks import mask_to_coco_rle
+
+    return {
+        "phrase": referent.phrase,
+        "no_target": referent.no_target,
+        "score": referent.score,
+        "box_xyxy": list(referent.box_xyxy),
+        "mask": None if referent.no_target else mask_to_coco_rle(referent.mask),
+    }
+
+
+def _print_referents(referents: Sequence[Referent]) -> None:
+    for referent in referents:
+        if referent.no_target:
+            typer.echo(f"{referent.phrase}: nothing in the picture fits")
+        else:
+            share = 100 * referent.mask.mean()
+            typer.echo(f"{referent.phrase}: {share:.1f} % of the picture, score {referent.score:.2f}")

@@ -1,0 +1,171 @@
+"""The three frames of an image, and the only place that resizes, pads and thresholds.
+
+original: the picture as people see it. sam: longest side resized, padded right and bottom to a square.
+clip: longest side resized, padded to a square, the picture somewhere inside (centred, unless training).
+Sizes are (H, W) in px.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
+from torch import Tensor
+
+SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
+SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+
+Hw = tuple[int, int]
+UInt8Image = npt.NDArray[np.uint8]
+BoolMask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ClipFrame:
+    """Where a picture lies on its CLIP canvas."""
+
+    original_hw: Hw
+    resized_hw: Hw
+    top: int
+    left: int
+    side: int
+
+    def box_to_original(self, box_cxcywh: Tensor) -> tuple[float, float, float, float]:
+        """A (4,) box in 0..1 of the canvas as xyxy px of the original frame, clipped to the picture."""
+        cx, cy, w, h = (box_cxcywh.double() * self.side).tolist()
+        scale_y = self.original_hw[0] / self.resized_hw[0]
+        scale_x = self.original_hw[1] / self.resized_hw[1]
+        x0, x1 = ((x - self.left) * scale_x for x in (cx - w / 2, cx + w / 2))
+        y0, y1 = ((y - self.top) * scale_y for y in (cy - h / 2, cy + h / 2))
+        height, width = self.original_hw
+        return (_clip(x0, width), _clip(y0, height), _clip(x1, width), _clip(y1, height))
+
+    def mask_to_canvas(self, mask: BoolMask) -> Tensor:
+        """A (H, W) mask of the original frame on the canvas: (side, side) float32 in 0..1."""
+        canvas = torch.zeros(self.side, self.side)
+        height, width = self.resized_hw
+        canvas[self.top : self.top + height, self.left : self.left + width] = _resize_mask(
+            mask, self.resized_hw
+        )
+        return canvas
+
+    def box_from_original(self, box_xyxy: tuple[float, float, float, float]) -> Tensor:
+        """The inverse: xyxy px of the original frame as a (4,) cxcywh box in 0..1 of the canvas."""
+        scale_y = self.resized_hw[0] / self.original_hw[0]
+        scale_x = self.resized_hw[1] / self.original_hw[1]
+        x0, x1 = (x * scale_x + self.left for x in box_xyxy[::2])
+        y0, y1 = (y * scale_y + self.top for y in box_xyxy[1::2])
+        return torch.tensor([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / self.side
+
+
+def resized_hw(original_hw: Hw, side: int) -> Hw:
+    """The size when the longest side becomes `side`; SAM's rounding."""
+    scale = side / max(original_hw)
+    height, width = (max(1, int(length * scale + 0.5)) for length in original_hw)
+    return height, width
+
+
+def image_to_sam(image: UInt8Image, side: int) -> Tensor:
+    """SAM's preprocessing: (H, W, 3) uint8 to (3, side, side) float32."""
+    pixels = _resize(image, resized_hw(_hw(image), side))
+    normalised = (pixels - torch.tensor(SAM_PIXEL_MEAN)) / torch.tensor(SAM_PIXEL_STD)
+    return _place(normalised, side, top=0, left=0)
+
+
+def image_to_clip(
+    image: UInt8Image, side: int, centred: bool = True, generator: torch.Generator | None = None
+) -> tuple[Tensor, ClipFrame]:
+    """CLIP's preprocessing as SSP-SAM does it: resize, normalise, then pad with zeros.
+
+    Args:
+        image: (H, W, 3) uint8.
+        side: of the canvas, px.
+        centred: in the middle of the canvas; otherwise at its top left.
+        generator: places the picture at random on the canvas, as in training.
+
+    Returns:
+        (3, side, side) float32 and where the picture lies.
+    """
+    original_hw = _hw(image)
+    height, width = resized_hw(original_hw, side)
+    top, left = 0, 0
+    if generator is not None:
+        top, left = (_random_offset(side - length, generator) for length in (height, width))
+    elif centred:
+        top, left = round((side - height) / 2 - 0.1), round((side - width) / 2 - 0.1)
+    mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
+    normalised = (_resize(image, (height, width)) / 255 - mean) / std
+    frame = ClipFrame(original_hw, (height, width), top, left, side)
+    return _place(normalised, side, top, left), frame
+
+
+def sam_logits_to_original(mask_logits: Tensor, original_hw: Hw) -> Tensor:
+    """Brings mask logits back to the picture, as SAM does.
+
+    Args:
+        mask_logits: (B, 1, h, h) over the padded square.
+        original_hw: size of the picture.
+
+    Returns:
+        (B, H, W) logits.
+    """
+    side = mask_logits.shape[-1]
+    # Cropping before the (bilinear) resize keeps the work proportional to the picture; the crop is widened to
+    # whole cells and the part beyond the picture is cut off after resizing.
+    height, width = original_hw
+    scale = max(original_hw) / side
+    cells_h, cells_w = (min(side, int(np.ceil(length / scale)) + 1) for length in original_hw)
+    cropped = mask_logits[..., :cells_h, :cells_w].float()
+    full_hw = (round(cells_h * scale), round(cells_w * scale))
+    resized = F.interpolate(cropped, size=full_hw, mode="bilinear", align_corners=False)
+    return resized[:, 0, :height, :width]
+
+
+def mask_to_sam(mask: BoolMask, side: int) -> Tensor:
+    """A (H, W) mask of the original frame in the padded sam frame: (side, side) float32 in 0..1."""
+    target = torch.zeros(side, side)
+    hw = resized_hw(_hw(mask), side)
+    target[: hw[0], : hw[1]] = _resize_mask(mask, hw)
+    return target
+
+
+def points_to_sam(points: npt.ArrayLike, original_hw: Hw, side: int) -> Tensor:
+    """(N, 2) x, y px of the original frame in px of the sam frame."""
+    height, width = resized_hw(original_hw, side)
+    scale = torch.tensor([width / original_hw[1], height / original_hw[0]])
+    return torch.as_tensor(np.asarray(points, np.float32)) * scale
+
+
+def _hw(array: UInt8Image | BoolMask) -> Hw:
+    return array.shape[0], array.shape[1]
+
+
+def _resize_mask(mask: BoolMask, hw: Hw) -> Tensor:
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    resized = picture.resize((hw[1], hw[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized, np.float32)) / 255
+
+
+def _resize(image: UInt8Image, hw: Hw) -> Tensor:
+    resized = Image.fromarray(image).resize((hw[1], hw[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized, np.float32))  # (h, w, 3)
+
+
+def _place(pixels: Tensor, side: int, top: int, left: int) -> Tensor:
+    canvas = torch.zeros(3, side, side)
+    height, width = pixels.shape[:2]
+    canvas[:, top : top + height, left : left + width] = pixels.permute(2, 0, 1)
+    return canvas
+
+
+def _random_offset(room: int, generator: torch.Generator) -> int:
+    return int(torch.randint(room + 1, (), generator=generator))
+
+
+def _clip(value: float, limit: int) -> float:
+    return min(max(value, 0.0), float(limit))

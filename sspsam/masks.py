@@ -1,0 +1,318 @@
+"""Mask codecs: bool mask <-> COCO RLE, Label Studio brush RLE, box.
+
+A mask here is a two-dimensional bool array (H, W) in the original frame. Anything that is not a
+mask, or does not decode to one, raises `MaskFormatError`.
+
+Formats:
+    COCO RLE: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
+    Brush RLE: the bit stream of https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack over
+        the RGBA bytes of the brush layer: 32 bits element count, 5 bits word size - 1, four times 4 bits
+        field size - 1; then tokens of 1 bit (1 = run, 0 = literal words), 2 bits which field size,
+        count - 1 in a field of that size, and one word (run) or `count` words (literal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+BoolMask = npt.NDArray[np.bool_]
+_Ints = npt.NDArray[np.int64]
+
+CHANNELS = 4  # RGBA
+ALPHA_THRESHOLD = 127  # an alpha above this is mask: brush strokes leave antialiased edges
+
+_WORD_BITS = 8
+_FIELD_BITS = (3, 4, 8, 16)  # what Label Studio's converter writes; any other is read as well
+_HEADER_BITS = 32 + 5 + 4 * 4
+_MAX_RUN = 2 ** _FIELD_BITS[-1]
+_MAX_ELEMENTS = 2**32 - 1
+
+_MIN_SEGMENT_BITS = 1024  # of the stream, one lane of the decoder each
+_MAX_LANES = 2048
+_GUESS_TOKENS = 6
+
+
+class MaskFormatError(ValueError):
+    """The bytes are not a mask of the stated size, or the array is not a mask."""
+
+
+def mask_to_brush_rle(mask: npt.NDArray[Any]) -> list[int]:
+    """Encodes a mask as Label Studio's brush RLE.
+
+    Args:
+        mask: (H, W) bool, or any number type in which non-zero is mask.
+
+    Returns:
+        Bytes as ints 0..255, equal to what label_studio_sdk.converter.brush.mask2rle writes for the
+        mask as uint8 0 / 255.
+
+    Raises:
+        MaskFormatError: Not two-dimensional, no pixels, or more than 2**30 of them.
+    """
+    flat = _as_mask(mask).ravel()
+    if flat.size * CHANNELS > _MAX_ELEMENTS:
+        raise MaskFormatError(f"brush RLE counts elements in 32 bits; {mask.shape} has too many")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = np.concatenate(([0], edges, [flat.size])) * CHANNELS
+    codes, code_bits = _run_codes(np.diff(bounds), flat[bounds[:-1] // CHANNELS])
+    field_sizes = 0
+    for field in _FIELD_BITS:
+        field_sizes = field_sizes << 4 | (field - 1)
+    header = [flat.size * CHANNELS, (_WORD_BITS - 1) << 16 | field_sizes]
+    codes = np.concatenate((np.array(header, dtype=np.uint64), codes))
+    return _pack_bits(codes, np.concatenate(([32, _HEADER_BITS - 32], code_bits)))
+
+
+def brush_rle_to_mask(rle: Sequence[int], height: int, width: int) -> BoolMask:
+    """Decodes Label Studio's brush RLE; alpha above 127 is mask.
+
+    Args:
+        rle: Bytes as ints 0..255, from our encoder, label_studio_sdk or the browser's brush.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        MaskFormatError: The stream is cut, is not bytes, or is of another image size.
+    """
+    try:
+        data = np.frombuffer(bytes(rle) if len(rle) else b"", dtype=np.uint8)
+    except (TypeError, ValueError) as error:
+        raise MaskFormatError(f"brush RLE is not a list of numbers 0..255: {error}") from error
+    if data.size * 8 < _HEADER_BITS:
+        raise MaskFormatError(f"brush RLE is cut: {data.size} bytes do not hold its header")
+    return _decode(data, height, width)
+
+
+def mask_to_coco_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
+    """Encodes a mask as compressed COCO RLE.
+
+    Args:
+        mask: (H, W) bool, or any number type in which non-zero is mask.
+
+    Returns:
+        {"size": [H, W], "counts": str}, ready for JSON and pycocotools.
+
+    Raises:
+        MaskFormatError: Not two-dimensional, or without pixels.
+    """
+    encoded = coco_mask.encode(np.asfortranarray(_as_mask(mask), dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def coco_rle_to_mask(rle: Mapping[str, Any]) -> BoolMask:
+    """Decodes COCO RLE, compressed (counts is a string) or not (counts is a list).
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        MaskFormatError: A field is missing, or the counts do not add up to the size.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        encoded = {"size": [height, width], "counts": counts}
+        if isinstance(counts, list):
+            encoded = coco_mask.frPyObjects(encoded, height, width)
+        return np.asarray(coco_mask.decode(encoded), dtype=np.bool_)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MaskFormatError(f"not a COCO RLE: {error}") from error
+
+
+def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float]:
+    """Returns the tight box (x0, y0, x1, y1) in pixels, right and bottom exclusive; all zero when empty."""
+    filled = _as_mask(mask)
+    rows = np.flatnonzero(filled.any(axis=1))
+    columns = np.flatnonzero(filled.any(axis=0))
+    if rows.size == 0:
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def _as_mask(mask: npt.NDArray[Any]) -> BoolMask:
+    if mask.ndim != 2 or mask.size == 0:
+        raise MaskFormatError(f"a mask is (H, W) with pixels in it, not {mask.shape}")
+    return np.ascontiguousarray(mask, dtype=np.bool_)
+
+
+def _run_codes(lengths: _Ints, filled: BoolMask) -> tuple[npt.NDArray[np.uint64], _Ints]:
+    """Turns runs into the code of each token and its number of bits; long runs become several tokens."""
+    pieces = -(-lengths // _MAX_RUN)
+    last = np.cumsum(pieces) - 1
+    counts = np.full(int(last[-1]) + 1, _MAX_RUN, dtype=np.int64)
+    counts[last] = lengths - (pieces - 1) * _MAX_RUN
+    words = np.where(np.repeat(filled, pieces), 2**_WORD_BITS - 1, 0)
+    which = np.searchsorted(2 ** np.array(_FIELD_BITS), counts)
+    field_bits = np.array(_FIELD_BITS)[which]
+    codes = (((0b100 | which) << field_bits | (counts - 1)) << _WORD_BITS) | words
+    return codes.astype(np.uint64), 3 + field_bits + _WORD_BITS
+
+
+def _pack_bits(codes: npt.NDArray[np.uint64], code_bits: _Ints) -> list[int]:
+    """Writes codes one after the other, most significant bit first.
+
+    Each code is at most 32 bits, so each 64-bit word has one that starts in it, and only the last of
+    these runs over into the next word.
+    """
+    ends = np.cumsum(code_bits)
+    starts = ends - code_bits
+    word_of = starts >> 6
+    room = 64 - (starts & 63) - code_bits  # negative: bits that run over
+    over = np.maximum(-room, 0).astype(np.uint64)
+    heads = np.where(room >= 0, codes << np.maximum(room, 0).astype(np.uint64), codes >> over)
+    first_in_word = np.flatnonzero(np.diff(word_of, prepend=-1))
+    words = np.zeros(int(word_of[-1]) + 2, dtype=np.uint64)
+    words[:-1] = np.bitwise_or.reduceat(heads, first_in_word)
+    spilled = np.flatnonzero(room < 0)
+    words[word_of[spilled] + 1] |= codes[spilled] << (np.uint64(64) - over[spilled])
+    n_bytes = int(ends[-1]) // 8 + 1  # the reference pads by a whole byte when there is nothing to pad
+    packed: list[int] = words.astype(">u8").view(np.uint8)[:n_bytes].tolist()
+    return packed
+
+
+def _decode(data: npt.NDArray[np.uint8], height: int, width: int) -> BoolMask:
+    header = int.from_bytes(data[:7].tobytes(), "big") >> 3
+    n_elements, word_bits = header >> 21, (header >> 16 & 31) + 1
+    field_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
+    if n_elements != height * width * CHANNELS or n_elements == 0:
+        raise MaskFormatError(
+            f"brush RLE of {n_elements} elements; "
+            f"an image of {height} x {width} pixels has {height * width * CHANNELS}"
+        )
+    if word_bits != _WORD_BITS:
+        raise MaskFormatError(f"brush RLE of {word_bits}-bit words; brush layers have {_WORD_BITS} bits")
+    tokens = _TokenReader(data, field_bits)
+    positions = tokens.positions()
+    is_run, counts, word_positions = tokens.read(positions)
+    ends = np.cumsum(counts)
+    n_tokens = int(np.searchsorted(ends, n_elements)) + 1
+    if n_tokens > ends.size:
+        held = int(ends[-1]) if ends.size else 0
+        raise MaskFormatError(f"brush RLE is cut: {held} of {n_elements} elements")
+    return _fill(tokens, is_run[:n_tokens], counts[:n_tokens], word_positions[:n_tokens], n_elements).reshape(
+        height, width
+    )
+
+
+def _fill(
+    tokens: _TokenReader, is_run: BoolMask, counts: _Ints, word_positions: _Ints, n_elements: int
+) -> BoolMask:
+    """Expands tokens to the alpha channel: element 4p + 3 is pixel p. Literal tokens become single words."""
+    repeats = np.where(is_run, 1, counts)
+    if not is_run.all():
+        first = np.cumsum(repeats) - repeats
+        within = np.arange(int(repeats.sum())) - np.repeat(first, repeats)
+        word_positions = np.repeat(word_positions, repeats) + within * _WORD_BITS
+        counts = np.where(np.repeat(is_run, repeats), np.repeat(counts, repeats), 1)
+    if int(word_positions[-1]) + _WORD_BITS > tokens.n_bits:
+        raise MaskFormatError("brush RLE is cut: its last words are missing")
+    pixel_ends = np.minimum(np.cumsum(counts), n_elements) // CHANNELS
+    filled = tokens.words(word_positions) > ALPHA_THRESHOLD
+    mask: BoolMask = np.repeat(filled, np.diff(pixel_ends, prepend=0))
+    return mask
+
+
+class _TokenReader:
+    """Finds the tokens of a brush RLE stream.
+
+    Where a token starts is known only when the one before it has been read, so a plain reader goes token
+    by token. This one cuts the stream into segments and walks all of them in step, each from a guessed
+    start. The true chain is then followed from segment to segment, and segments that it enters elsewhere
+    than guessed are walked again, until the chain stands. (As in parallel Huffman decoders: Klein and
+    Wiseman, The Computer Journal 46(5), 2003.)
+    """
+
+    def __init__(self, data: npt.NDArray[np.uint8], field_bits: _Ints) -> None:
+        self.n_bits = data.size * 8
+        self._field_bits = np.tile(field_bits, 2)  # by the 3 bits a token starts with
+        padded = np.concatenate((data, np.zeros(4, dtype=np.uint8))).astype(np.uint32)
+        self._windows = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
+        self._segment_bits = max(_MIN_SEGMENT_BITS, -(-self.n_bits // _MAX_LANES))
+
+    def words(self, positions: _Ints) -> npt.NDArray[np.uint32]:
+        """Reads the 8-bit word at each bit position."""
+        return self._bits_from(positions) >> np.uint32(32 - _WORD_BITS)
+
+    def read(self, positions: _Ints) -> tuple[BoolMask, _Ints, _Ints]:
+        """Reads the token at each bit position: is it a run, its count, where its first word is."""
+        bits = self._bits_from(positions)
+        kind = bits >> np.uint32(29)
+        fields = self._field_bits[kind]
+        counts = ((bits << np.uint32(3)) >> (32 - fields).astype(np.uint32)).astype(np.int64) + 1
+        return kind > 3, counts, positions + 3 + fields
+
+    def positions(self) -> _Ints:
+        """Finds the bit position of each token, up to the end of the stream (its padding included)."""
+        n_lanes = -(-self.n_bits // self._segment_bits)
+        lane_starts: _Ints = np.arange(n_lanes) * self._segment_bits
+        lane_ends: _Ints = np.minimum(lane_starts + self._segment_bits, self.n_bits)
+        entries = self._guess_entries(lane_starts)
+        exits = np.empty_like(entries)
+        shortest = 3 + int(self._field_bits.min()) + _WORD_BITS
+        steps = np.full((self._segment_bits // shortest + 2, n_lanes), -1, dtype=np.int64)
+        walk_again: _Ints = np.arange(n_lanes)
+        while walk_again.size:
+            steps[:, walk_again] = -1
+            self._walk(walk_again, entries, lane_ends, exits, steps)
+            chain, walk_again = self._follow(entries, exits)
+        visited = steps[:, chain].T
+        found: _Ints = visited[visited >= 0]
+        return found
+
+    def _guess_entries(self, lane_starts: _Ints) -> _Ints:
+        """Guesses each lane's first token: where most of the next tokens are runs of 0 or of 255."""
+        longest = 3 + int(self._field_bits.max()) + _WORD_BITS
+        starts = np.minimum(lane_starts[:, None] + np.arange(longest), self.n_bits)
+        plausible = np.zeros(starts.shape, dtype=np.int64)
+        at = starts
+        for _ in range(_GUESS_TOKENS):
+            is_run, _, word_positions = self.read(at)
+            words = self.words(np.minimum(word_positions, self.n_bits))
+            plausible += is_run & ((words == 0) | (words == 2**_WORD_BITS - 1))
+            at = np.minimum(word_positions + _WORD_BITS, self.n_bits)
+        entries: _Ints = starts[np.arange(len(starts)), plausible.argmax(axis=1)]
+        entries[0] = _HEADER_BITS
+        return entries
+
+    def _walk(self, lanes: _Ints, entries: _Ints, ends: _Ints, exits: _Ints, steps: _Ints) -> None:
+        """Walks lanes from their entries to their ends; notes each token, and where each lane is left."""
+        at, limit = entries[lanes], ends[lanes]
+        step = 0
+        while True:
+            inside = at < limit
+            if not inside.all():
+                exits[lanes[~inside]] = at[~inside]
+                lanes, at, limit = lanes[inside], at[inside], limit[inside]
+            if not lanes.size:
+                return
+            steps[step, lanes] = at
+            is_run, counts, word_positions = self.read(at)
+            at = word_positions + np.where(is_run, 1, counts) * _WORD_BITS
+            step += 1
+
+    def _follow(self, entries: _Ints, exits: _Ints) -> tuple[list[int], _Ints]:
+        """Follows the chain of segments; corrects wrong entries and returns the lanes that had one."""
+        starts, leaves = entries.tolist(), exits.tolist()
+        chain, wrong = [], []
+        position = _HEADER_BITS
+        while position < self.n_bits:
+            lane = position // self._segment_bits
+            chain.append(lane)
+            if starts[lane] != position:
+                entries[lane] = position
+                wrong.append(lane)
+            position = leaves[lane]
+        return chain, np.array(wrong, dtype=np.int64)
+
+    def _bits_from(self, positions: _Ints) -> npt.NDArray[np.uint32]:
+        """Returns 32 bits from each position, of which the first 25 count."""
+        windows: npt.NDArray[np.uint32] = self._windows[positions >> 3]
+        return windows << (positions & 7).astype(np.uint32)

@@ -1,0 +1,128 @@
+"""SSP-SAM: a referring phrase to a mask, in one stage.
+
+Source: *SSP-SAM: SAM with Semantic-Spatial Prompt for Referring Expression Segmentation* (arXiv 2603.18086).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from sspsam.adapters import LinguisticAttentionAdapter, PhraseFeatures, VisualAttentionAdapter
+from sspsam.clip import CLIPTowers
+from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
+from sspsam.prompts import BoxHead, PromptGenerator, Prompts
+from sspsam.sam import SAMDecoder
+
+
+class SSPSAMOutput(NamedTuple):
+    """What the model answers."""
+
+    mask_logits: Tensor
+    """(B, 1, 4h, 4w) over the padded SAM square."""
+    boxes: Tensor
+    """(B, 4) cxcywh in 0..1 of the CLIP canvas."""
+    iou_predictions: Tensor
+    """(B,): the decoder's own estimate of its mask's IoU."""
+
+
+class EncodedPhrase(NamedTuple):
+    """Everything that depends on the phrase alone."""
+
+    sentence_feature: Tensor
+    """(B, D)."""
+    phrase: PhraseFeatures
+
+
+class SSPSAM(nn.Module):
+    """CLIP and SAM, joined by the semantic-spatial prompt encoder.
+
+    SAM's image encoder is not part of it: its output is an input here, computed once per image.
+    """
+
+    mask_threshold = 0.0
+    """Logits above it are mask."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.preset = preset
+        image_encoder = IMAGE_ENCODERS[preset.image_encoder]
+        dim = image_encoder.embedding_dim
+        self.clip = CLIPTowers(preset.clip)
+        self.linguistic_adapter = LinguisticAttentionAdapter(
+            preset.clip.text_width, preset.prompt.adapter_dim
+        )
+        self.visual_adapter = VisualAttentionAdapter(
+            preset.clip.embed_dim, preset.prompt.adapter_dim, preset.prompt.adapter_heads
+        )
+        self.fusion = nn.Linear(preset.prompt.adapter_dim, dim)
+        self.prompt_generator = PromptGenerator(preset.prompt, dim, patches=preset.clip.grid_size**2)
+        self.box_head = BoxHead(dim)
+        self.sam = SAMDecoder(preset.decoder, image_encoder)
+        self.clip.requires_grad_(False)
+        self.sam.prompt_encoder.requires_grad_(False)
+
+    def forward(self, clip_images: Tensor, image_embeddings: Tensor, tokens: Tensor) -> SSPSAMOutput:
+        """Segments what each phrase means in its image.
+
+        Args:
+            clip_images: (B, 3, S, S), CLIP canvas, normalised.
+            image_embeddings: (B, C, h, w), SAM's image encoder output.
+            tokens: (B, 77) int64, padded with 0.
+        """
+        patch_features = self.encode_image(clip_images)
+        encoded = self.encode_phrase(tokens)
+        prompts = self.make_prompts(patch_features, encoded)
+        return self.decode(image_embeddings, prompts)
+
+    def encode_image(self, clip_images: Tensor) -> Tensor:
+        """CLIP patch features, (B, G*G, D).
+
+        They are divided by their norm over the token axis, class token included: not over channels, which
+        would be usual, but this is what the released weights were trained with.
+        """
+        features: Tensor = self.clip.encode_image(clip_images)  # (B, 1 + G*G, D)
+        norm: Tensor = features.norm(dim=1, keepdim=True)
+        return (features / norm)[:, 1:]
+
+    def encode_phrase(self, tokens: Tensor) -> EncodedPhrase:
+        """CLIP text features through the linguistic adapter."""
+        text = self.clip.encode_text(tokens)
+        return EncodedPhrase(text.sentence, self.linguistic_adapter(text.words, tokens))
+
+    def make_prompts(self, patch_features: Tensor, encoded: EncodedPhrase) -> Prompts:
+        """The semantic-spatial prompts for (B, G*G, D) patch features and B phrases."""
+        return cast(Prompts, self.prompt_generator(self.fuse(patch_features, encoded)))
+
+    def fuse(self, patch_features: Tensor, encoded: EncodedPhrase) -> Tensor:
+        """Multimodal patches, (B, G*G, C): adapted patches gated by the phrase vector."""
+        adapted = self.visual_adapter(patch_features, encoded.sentence_feature, encoded.phrase)
+        gate = encoded.phrase.phrase.tanh().unsqueeze(1)  # (B, 1, adapter dim)
+        return cast(Tensor, self.fusion(adapted.tanh() * gate))
+
+    def decode(
+        self, image_embeddings: Tensor, prompts: Prompts, extra_prompts: Tensor | None = None
+    ) -> SSPSAMOutput:
+        """Decodes masks and boxes from prompts.
+
+        Args:
+            image_embeddings: (B, C, h, w).
+            prompts: as from make_prompts.
+            extra_prompts: (B, M, C), SAM's own embeddings of points and boxes, if the user gave any.
+        """
+        sparse = prompts.prompt_tokens
+        if extra_prompts is not None:
+            sparse = torch.cat([sparse, extra_prompts], dim=1)
+        mask_logits, iou_predictions = self.sam(image_embeddings, sparse)
+        return SSPSAMOutput(mask_logits, self.box_head(prompts.box_token), iou_predictions)
+
+
+def build_model(preset: str) -> SSPSAM:
+    """Builds a variant with random weights, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    return SSPSAM(get_preset(preset)).eval()

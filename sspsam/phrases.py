@@ -1,0 +1,56 @@
+"""Phrases: the text an annotator types, as CLIP tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import open_clip
+import torch
+from torch import Tensor
+
+from sspsam.clip import CONTEXT_LENGTH
+
+
+class PhraseError(ValueError):
+    """A phrase cannot be used: empty, or longer than CLIP reads."""
+
+
+def tokenize(phrases: Sequence[str]) -> Tensor:
+    """Turns phrases into CLIP tokens, in the form the model was trained on.
+
+    Args:
+        phrases: referring expressions in English; lower-cased, stripped and ended with a full stop here.
+
+    Returns:
+        (B, 77) int64, padded with 0.
+
+    Raises:
+        PhraseError: a phrase is empty, or would be cut.
+    """
+    rows = [_encode(phrase) for phrase in phrases]
+    tokens = torch.zeros(len(rows), CONTEXT_LENGTH, dtype=torch.long)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+def normalise(phrase: str) -> str:
+    """The form in which two spellings of a phrase are the same phrase."""
+    return " ".join(phrase.lower().split())
+
+
+def _encode(phrase: str) -> list[int]:
+    text = normalise(phrase)
+    if not text:
+        raise PhraseError("the phrase is empty: expected some words, such as 'the dog on the left'")
+    tokenizer = _tokenizer()
+    ids = [tokenizer.sot_token_id, *tokenizer.encode(f"{text}."), tokenizer.eot_token_id]
+    if len(ids) > CONTEXT_LENGTH:
+        raise PhraseError(f"the phrase is too long: {len(ids)} tokens, at most {CONTEXT_LENGTH} can be read")
+    return ids
+
+
+@cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()

@@ -1,0 +1,154 @@
+"""The variants of SSP-SAM, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of the two CLIP towers (open_clip's architecture)."""
+
+    image_size: int
+    """Side of the square CLIP canvas, px."""
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    embed_dim: int
+    """Joint image-text dimension D."""
+    text_width: int
+    text_layers: int
+    text_heads: int
+    surgery_blocks: int = 6
+    """How many of the last image blocks run the value-value path of CLIP Surgery."""
+    quick_gelu: bool = True
+    """OpenAI's weights were trained with the sigmoid approximation of GELU."""
+    centred: bool = True
+    """The picture lies in the middle of the canvas; otherwise at its top left, as on SAM's."""
+    conv_stem: bool = False
+    """Replace the patch projection by a stack of strided convolutions (small ViTs learn faster with it)."""
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the canvas, G."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Sizes of a SAM image encoder (segment_anything's ViT)."""
+
+    image_size: int
+    """Side of the square SAM canvas, px."""
+    width: int
+    depth: int
+    heads: int
+    global_attention_blocks: tuple[int, ...]
+    window_size: int = 14
+    patch_size: int = 16
+    embedding_dim: int = 256
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding, cells."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Sizes of the semantic-spatial prompt encoder."""
+
+    adapter_dim: int = 512
+    """Width of both attention adapters."""
+    adapter_heads: int = 8
+    tokens: int = 128
+    """Number of semantic-spatial prompts."""
+    layers: int = 6
+    heads: int = 8
+    feedforward_dim: int = 2048
+    placed_patches: bool = False
+    """Patches carry their positions into the sequence, not only into queries and keys."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the SAM mask decoder; its width is the image embedding's."""
+
+    depth: int = 2
+    heads: int = 8
+    feedforward_dim: int = 2048
+    mask_in_channels: int = 16
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One variant of the model."""
+
+    clip: CLIPConfig
+    image_encoder: str
+    """Key of IMAGE_ENCODERS."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    weights: str | None = None
+    """File of the weights that ship in the package, if any."""
+
+
+IMAGE_ENCODERS: dict[str, ImageEncoderConfig] = {
+    "vit_b": ImageEncoderConfig(1024, 768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": ImageEncoderConfig(1024, 1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": ImageEncoderConfig(1024, 1280, 32, 16, (7, 15, 23, 31)),
+    "vit_demo": ImageEncoderConfig(320, 192, 6, 4, (2, 5), window_size=10, embedding_dim=128),
+    "vit_test": ImageEncoderConfig(64, 32, 2, 2, (1,), window_size=2, embedding_dim=32),
+}
+
+PRESETS: dict[str, Preset] = {
+    "ssp-sam-224": Preset(
+        clip=CLIPConfig(
+            image_size=224, patch_size=16, width=768, layers=12, heads=12,
+            embed_dim=512, text_width=512, text_layers=12, text_heads=8,
+        ),
+        image_encoder="vit_h",
+    ),
+    "ssp-sam-336": Preset(
+        clip=CLIPConfig(
+            image_size=336, patch_size=14, width=1024, layers=24, heads=16,
+            embed_dim=768, text_width=768, text_layers=12, text_heads=12,
+        ),
+        image_encoder="vit_h",
+    ),
+    "ssp-sam-demo": Preset(
+        clip=CLIPConfig(
+            image_size=224, patch_size=16, width=192, layers=6, heads=4,
+            embed_dim=192, text_width=128, text_layers=4, text_heads=4,
+            surgery_blocks=3, quick_gelu=False, conv_stem=True, centred=False,
+        ),
+        image_encoder="vit_demo",
+        prompt=PromptConfig(
+            adapter_dim=192, adapter_heads=4, tokens=16, layers=3, heads=4, feedforward_dim=512,
+            placed_patches=True,
+        ),
+        decoder=DecoderConfig(heads=4, feedforward_dim=512),
+        weights="ssp-sam-demo.safetensors",
+    ),
+    "ssp-sam-test": Preset(
+        clip=CLIPConfig(
+            image_size=32, patch_size=8, width=32, layers=3, heads=2,
+            embed_dim=32, text_width=32, text_layers=1, text_heads=2, surgery_blocks=2,
+        ),
+        image_encoder="vit_test",
+        prompt=PromptConfig(adapter_dim=32, adapter_heads=2, tokens=4, layers=1, heads=2, feedforward_dim=64),
+        decoder=DecoderConfig(heads=2, feedforward_dim=64, mask_in_channels=4),
+    ),
+}  # fmt: skip
+
+
+def get_preset(name: str) -> Preset:
+    """Looks a preset up.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}, expected one of: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,79 @@
+"""The semantic-spatial prompt generator (fusion transformer) and the box head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from segment_anything.modeling.mask_decoder import MLP
+from torch import Tensor, nn
+
+from sspsam.presets import PromptConfig
+
+
+class Prompts(NamedTuple):
+    """What the prompt generator writes."""
+
+    box_token: Tensor
+    """(B, dim): read by the box head."""
+    prompt_tokens: Tensor
+    """(B, N, dim): the semantic-spatial prompts."""
+
+
+class FusionLayer(nn.Module):
+    """A post-norm transformer encoder layer whose queries and keys carry positions, as in DETR."""
+
+    def __init__(self, dim: int, heads: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.linear1 = nn.Linear(dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, sequence: Tensor, position: Tensor) -> Tensor:
+        """(B, L, dim) and (L, dim) to (B, L, dim)."""
+        placed = sequence + position
+        attended, _ = self.self_attn(placed, placed, sequence, need_weights=False)
+        sequence = self.norm1(sequence + attended)
+        return cast(Tensor, self.norm2(sequence + self.linear2(self.linear1(sequence).relu())))
+
+
+class PromptGenerator(nn.Module):
+    """Fuses a box token, the prompt tokens and the multimodal patches in one sequence."""
+
+    def __init__(self, config: PromptConfig, dim: int, patches: int) -> None:
+        super().__init__()
+        self.box_token = nn.Embedding(1, dim)
+        self.prompt_tokens = nn.Embedding(config.tokens, dim)
+        self.position = nn.Embedding(1 + config.tokens + patches, dim)
+        self.layers = nn.ModuleList(
+            FusionLayer(dim, config.heads, config.feedforward_dim) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.placed_patches = config.placed_patches
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, multimodal_patches: Tensor) -> Prompts:
+        """Makes prompts of (B, G*G, dim) multimodal patches."""
+        learned = torch.cat([self.box_token.weight, self.prompt_tokens.weight])
+        learned = learned.expand(len(multimodal_patches), -1, -1).to(multimodal_patches.dtype)
+        if self.placed_patches:
+            multimodal_patches = multimodal_patches + self.position.weight[learned.shape[1] :]
+        sequence = torch.cat([learned, multimodal_patches], dim=1)  # (B, 1 + N + G*G, dim)
+        for layer in self.layers:
+            sequence = layer(sequence, self.position.weight)
+        sequence = self.norm(sequence)
+        return Prompts(sequence[:, 0], sequence[:, 1 : learned.shape[1]])
+
+
+class BoxHead(MLP):  # type: ignore[misc]  # segment_anything is not typed
+    """Referring expression comprehension: the box of what the phrase means.
+
+    Maps (B, dim) to (B, 4), cxcywh in 0..1 of the CLIP canvas.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 4, 3, sigmoid_output=True)

@@ -1,0 +1,140 @@
+"""Checkpoints: every form that exists loads, and nothing else does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import sspsam
+from sspsam.checkpoints import REFERENCE_PREFIXES, CheckpointError, read_tensors, write_tensors
+
+PRESET = "ssp-sam-test"
+Tensors = dict[str, Tensor]
+
+
+def reference_checkpoint(model: sspsam.SSPSAM) -> Tensors:
+    """The model's tensors under the names of the reference implementation, with what else it saves."""
+    inverse = {ours: theirs for theirs, ours in REFERENCE_PREFIXES.items()}
+    state = {}
+    for key, value in model.state_dict().items():
+        prefix = next(prefix for prefix in inverse if key.startswith(prefix))
+        state[inverse[prefix] + key.removeprefix(prefix)] = value
+    state["img2img_attn.in_proj_weight"] = torch.zeros(3, 3)
+    state["norm_text_cond_img.weight"] = torch.ones(3)
+    state["sam.image_encoder.pos_embed"] = torch.ones(3)
+    return state
+
+
+def with_surgery_names(state: Tensors) -> Tensors:
+    """Renamed as after the reference's first forward pass, with the copy that it leaves behind."""
+    last = "encoder.visual.transformer.resblocks.2.attn."
+    names = {last + "in_proj_": last + "qkv.", last + "out_proj.": last + "proj."}
+    renamed = {}
+    for key, value in state.items():
+        old = next((old for old in names if key.startswith(old)), "")
+        renamed[names.get(old, "") + key.removeprefix(old)] = value
+    renamed["encoder.visual.attn.qkv.weight"] = torch.ones(3)
+    return renamed
+
+
+def without_clip(state: Tensors) -> Tensors:
+    return {key: value for key, value in state.items() if not key.startswith("encoder.")}
+
+
+@pytest.fixture
+def trained() -> sspsam.SSPSAM:
+    torch.manual_seed(7)
+    return sspsam.build_model(PRESET)
+
+
+FORMS = {
+    "plain": lambda state: state,
+    "wrapped": lambda state: {"model": state, "epoch": 3, "args": argparse.Namespace(lr=1e-4)},
+    "surgery": with_surgery_names,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reference_checkpoints_load(trained: sspsam.SSPSAM, form: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(FORMS[form](reference_checkpoint(trained)), path)
+    model = sspsam.build_model(PRESET)
+    sspsam.load_checkpoint(model, path)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in trained.state_dict().items())
+
+
+def test_without_clip_the_models_own_stays(trained: sspsam.SSPSAM) -> None:
+    model = sspsam.build_model(PRESET)
+    own = model.state_dict()["clip.towers.visual.proj"].clone()
+    sspsam.load_checkpoint(model, without_clip(reference_checkpoint(trained)))
+    assert torch.equal(model.state_dict()["clip.towers.visual.proj"], own)
+    assert torch.equal(model.fusion.weight, trained.fusion.weight)
+
+
+def test_our_own_file_loads(trained: sspsam.SSPSAM, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "model.safetensors", trained.state_dict())
+    model = sspsam.build_model(PRESET)
+    sspsam.load_checkpoint(model, tmp_path / "model.safetensors")
+    assert torch.equal(model.fusion.weight, trained.fusion.weight)
+
+
+def test_every_misfit_is_listed(trained: sspsam.SSPSAM) -> None:
+    state = reference_checkpoint(trained)
+    del state["mlp.bias"]
+    del state["encoder.visual.proj"]
+    state["surprise"] = torch.zeros(1)
+    state["norm.weight"] = torch.zeros(5)
+    with pytest.raises(CheckpointError) as error:
+        sspsam.load_checkpoint(sspsam.build_model(PRESET), state)
+    for part in (
+        "missing: clip.towers.visual.proj, fusion.bias",
+        "unexpected: surprise",
+        "prompt_generator.norm.weight has shape (5,), expected (32,)",
+    ):
+        assert part in str(error.value)
+
+
+class Payload:
+    """What an attacker would pickle."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    torch.save({"model": {"tf_scale": Payload(trace)}}, path)
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        read_tensors(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "empty.pth"])
+def test_damaged_files_are_refused(trained: sspsam.SSPSAM, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".pth"):
+        torch.save(trained.state_dict(), path)
+    else:
+        write_tensors(path, trained.state_dict())
+    path.write_bytes(path.read_bytes()[: 0 if name.startswith("empty") else 5000])
+    with pytest.raises(CheckpointError, match=name):
+        read_tensors(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path / 'none.pth'}"):
+        read_tensors(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("source", [{"model": "weights"}, {"tf_scale": torch.ones(1), "note": "x"}])
+def test_other_values_are_refused(source: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match=r"found other values under: (model|note)"):
+        sspsam.load_checkpoint(sspsam.build_model(PRESET), source)

@@ -1,0 +1,104 @@
+"""The model's numbers: against the reference implementation, and against itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sspsam
+from sspsam.checkpoints import is_trainable
+from tests.sspsam.golden import golden_checkpoint, golden_inputs, golden_record, golden_shapes
+
+TOLERANCE = 2e-4
+UNUSED_BUT_COUNTED = ("img2img_attn.", "norm_text_cond_img.")
+
+
+class GoldenRun:
+    """One pass of ssp-sam-224 over the golden inputs, with what happens inside."""
+
+    def __init__(self) -> None:
+        self.record = golden_record("ssp-sam-224")
+        self.model = sspsam.build_model("ssp-sam-224")
+        sspsam.load_checkpoint(self.model, golden_checkpoint("ssp-sam-224"))
+        self.clip_images, self.image_embeddings, self.tokens = golden_inputs(self.record)
+        with torch.inference_mode():
+            self.clip_features = self.model.clip.encode_image(self.clip_images)
+            self.words = self.model.clip.encode_text(self.tokens).words
+            patch_features = self.model.encode_image(self.clip_images)
+            self.encoded = self.model.encode_phrase(self.tokens)
+            self.attended = self._attended(patch_features)
+            self.fused = self.model.fuse(patch_features, self.encoded)
+            self.prompts = self.model.prompt_generator(self.fused)
+            self.output = self.model(self.clip_images, self.image_embeddings, self.tokens)
+
+    def _attended(self, patch_features: Tensor) -> Tensor:
+        from sspsam.adapters import similarity_map
+
+        adapter = self.model.visual_adapter
+        similarity = similarity_map(patch_features, self.encoded.sentence_feature)
+        patches = adapter.patch_projection(patch_features * similarity)
+        return adapter.attend_words(patches, self.encoded.phrase)
+
+
+@pytest.fixture(scope="module")
+def run() -> GoldenRun:
+    return GoldenRun()
+
+
+def assert_tap(actual: Tensor, points: dict[str, list[float]]) -> None:
+    """Compares (B, token, channel) values at 'token,channel' points."""
+    for point, expected in points.items():
+        token, channel = map(int, point.split(","))
+        torch.testing.assert_close(
+            actual[:, token, channel],
+            torch.tensor(expected),
+            atol=TOLERANCE,
+            rtol=0,
+            msg=lambda m, p=point: f"{p}: {m}",
+        )
+
+
+def assert_near(actual: Tensor, expected: Any) -> None:
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=TOLERANCE, rtol=0)
+
+
+def test_taps_match_the_reference(run: GoldenRun) -> None:
+    taps = run.record["taps"]
+    assert_tap(run.clip_features, taps["clip_image_features_b_token_channel"])
+    assert_tap(run.words, taps["clip_word_features_b_token_channel"])
+    assert_near(run.encoded.phrase.attention[:, :8], taps["phrase_attention_b_first8"])
+    assert_tap(run.attended, taps["image_to_text_attention_token_b_channel"])
+    assert_tap(run.fused, taps["fused_multimodal_token_b_channel"])
+    sequence = torch.cat([run.prompts.box_token[:, None], run.prompts.prompt_tokens], dim=1)
+    assert_tap(sequence, taps["prompt_tokens_normed_token_b_channel"])
+
+
+def test_outputs_match_the_reference(run: GoldenRun) -> None:
+    logits = run.output.mask_logits[:, 0]
+    points = torch.tensor(run.record["low_res_points_yx"])
+    assert_near(run.output.boxes, run.record["boxes_cxcywh"])
+    assert_near(logits[:, points[:, 0], points[:, 1]], run.record["low_res_logits"])
+    assert_near(logits.mean(dim=(1, 2)), run.record["low_res_mean"])
+    assert_near(logits.std(dim=(1, 2)), run.record["low_res_std"])
+    assert_near((logits > 0).float().mean(dim=(1, 2)), run.record["low_res_positive_fraction"])
+    assert_near(run.output.iou_predictions, run.record["iou_prediction"])
+
+
+def test_batching_changes_nothing(run: GoldenRun) -> None:
+    with torch.inference_mode():
+        single = run.model(run.clip_images[1:], run.image_embeddings[1:], run.tokens[1:])
+    for together, alone in zip(run.output, single, strict=True):
+        torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("ssp-sam-224", 18_373_611), ("ssp-sam-336", 18_733_035)])
+def test_trainable_parameters_as_the_paper_counts(variant: str, expected: int) -> None:
+    with torch.device("meta"):
+        model = sspsam.build_model(variant)
+    own = sum(p.numel() for name, p in model.named_parameters() if is_trainable(name))
+    unused = {k: v for k, v in golden_shapes(variant).items() if k.startswith(UNUSED_BUT_COUNTED)}
+    counted = sum(torch.Size(shape).numel() for key, shape in unused.items() if ".pos_" not in key)
+    assert own + counted == expected

@@ -1,0 +1,121 @@
+"""Predictor: what it answers, what it refuses, and that batching and swapping change nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import sspsam
+from sspsam.checkpoints import CheckpointError
+from sspsam.frames import UInt8Image
+from sspsam.phrases import tokenize
+from sspsam.presets import PRESETS
+
+
+@pytest.fixture(scope="module")
+def predictor() -> sspsam.Predictor:
+    return sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+
+
+@pytest.fixture
+def image() -> UInt8Image:
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+def test_answers_in_the_original_frame(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    phrases = ["the dog", "two cats on the left"]
+    referents = predictor.predict(predictor.embed(image), phrases)
+    assert [referent.phrase for referent in referents] == phrases
+    for referent in referents:
+        assert referent.mask.shape == (90, 120)
+        assert referent.mask.dtype == np.bool_
+        assert 0 <= referent.score <= 1
+        x0, y0, x1, y1 = referent.box_xyxy
+        assert 0 <= x0 <= x1 <= 120
+        assert 0 <= y0 <= y1 <= 90
+        assert referent.no_target == (not referent.mask.any())
+
+
+def test_a_phrase_alone_and_among_others_is_the_same(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    embedding = predictor.embed(image)
+    together = predictor.predict(embedding, ["red car", "the dog", "a tree"])[1]
+    alone = predictor.predict(embedding, ["the dog"])[0]
+    assert (together.mask == alone.mask).mean() > 0.999
+    assert together.box_xyxy == pytest.approx(alone.box_xyxy, abs=0.05)
+
+
+def test_spelling_does_not_matter() -> None:
+    assert torch.equal(tokenize(["  The  DOG "]), tokenize(["the dog"]))
+
+
+def test_a_phrase_ends_in_a_full_stop() -> None:
+    assert tokenize(["zebra"])[0, :5].tolist() == [49406, 22548, 269, 49407, 0]
+
+
+@pytest.mark.parametrize("clicks", [{"points": [[10, 20, 1], [50, 60, 0]]}, {"boxes": [5, 5, 60, 70]}])
+def test_clicks_change_the_answer(
+    predictor: sspsam.Predictor, image: UInt8Image, clicks: dict[str, list[list[int]]]
+) -> None:
+    embedding = predictor.embed(image)
+    without = predictor.predict(embedding, ["the dog"])[0]
+    with_clicks = predictor.predict(embedding, ["the dog"], **clicks)[0]
+    assert (with_clicks.mask != without.mask).any()
+
+
+def test_no_phrases_no_answers(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    assert predictor.predict(predictor.embed(image), []) == []
+
+
+@pytest.mark.parametrize(
+    ("phrase", "message"), [("", "empty"), (" \n", "empty"), ("dog " * 80, "too long: 83 tokens, at most 77")]
+)
+def test_unusable_phrases_are_refused(
+    predictor: sspsam.Predictor, image: UInt8Image, phrase: str, message: str
+) -> None:
+    with pytest.raises(sspsam.PhraseError, match=message):
+        predictor.predict(predictor.embed(image), [phrase])
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8),
+              np.zeros((4, 4, 3), np.float32)],
+)  # fmt: skip
+def test_unusable_images_are_refused(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    with pytest.raises(ValueError, match="expected an \\(H, W, 3\\) uint8 image"):
+        predictor.embed(image)
+
+
+def test_swapped_weights_can_be_swapped_back(image: UInt8Image) -> None:
+    predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+    embedding = predictor.embed(image)
+    own = predictor.trainable_state()
+    before = predictor.predict(embedding, ["the dog"])[0]
+    predictor.load_trainable({key: torch.randn_like(value) for key, value in own.items()})
+    assert predictor.predict(embedding, ["the dog"])[0].box_xyxy != before.box_xyxy
+    predictor.load_trainable(own)
+    after = predictor.predict(embedding, ["the dog"])[0]
+    assert after.box_xyxy == before.box_xyxy
+    assert np.array_equal(after.mask, before.mask)
+
+
+def test_weights_that_do_not_fit_change_nothing(predictor: sspsam.Predictor) -> None:
+    own = predictor.trainable_state()
+    broken = dict(own)
+    broken["fusion.bias"] = torch.full_like(own["fusion.bias"], float("nan"))
+    del broken["box_head.layers.0.bias"]
+    with pytest.raises(CheckpointError, match=r"missing: box_head.layers.0.bias; not finite: fusion.bias"):
+        predictor.load_trainable(broken)
+    assert all(torch.equal(own[key], value) for key, value in predictor.trainable_state().items())
+
+
+def test_unknown_presets_and_devices_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'sam-3', expected one of: " + ", ".join(PRESETS)):
+        sspsam.Predictor.from_preset("sam-3")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        sspsam.Predictor.from_preset("ssp-sam-test", "gpu")
+
+
+def test_a_preset_without_weights_says_so() -> None:
+    with torch.device("meta"), pytest.raises(CheckpointError, match="no weights for ssp-sam-224 ship"):
+        sspsam.Predictor.from_preset("ssp-sam-224", "cpu")
