@@ -1,0 +1,110 @@
+"""`sspsam evaluate` and the other commands about training and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.data.commands import app as data_app
+from finetune.training_commands import app as training_app
+from sspsam.commands import (
+    DEFAULT_PRESET,
+    DeviceOption,
+    ModelDirOption,
+    PresetOption,
+    VersionOption,
+    open_predictor,
+)
+
+if TYPE_CHECKING:
+    from finetune.data.dataset import Dataset
+    from finetune.evaluate import EvaluationResult
+    from sspsam.predictor import Predictor
+
+app = typer.Typer()
+app.registered_commands += [*data_app.registered_commands, *training_app.registered_commands]
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="stickers/val?count=200 (pictures), or records:FILE.jsonl?images=FOLDER.",
+            show_default=False,
+        ),
+    ],
+    preset: PresetOption = DEFAULT_PRESET,
+    version: VersionOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for evaluation.json and evaluation.md.", file_okay=False),
+    ] = None,
+    model_dir: ModelDirOption = Path("models"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a model on a data set, beside trivial answers.
+
+    Example: sspsam evaluate --dataset "stickers/val?count=200" --out reports/val
+    """
+    from finetune.data.dataset import open_dataset
+    from finetune.report import write_evaluation
+
+    samples = open_dataset(dataset)
+    predictor = open_predictor(preset, device, version, model_dir)
+    result = _evaluate_with_progress(predictor, samples)
+    about = {"model": version or f"{preset}-base", "data set": dataset, "device": str(predictor.device)}
+    _print_result(result, about)
+    if out is not None:
+        write_evaluation(out, result, about)
+        typer.echo(f"Written to {out}")
+
+
+def _evaluate_with_progress(predictor: Predictor, dataset: Dataset) -> EvaluationResult:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from finetune import evaluate as evaluation
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=len(dataset))
+        return evaluation.evaluate(
+            predictor, dataset, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from finetune.report import FAMILY_HEADER, family_rows, percent
+
+    counts = result.counts
+    table = Table(
+        box=SIMPLE,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+        title=", ".join(about.values()),
+        caption=f"percent; {counts['samples']} phrases on {counts['images']} pictures, "
+        f"{counts['no target']} with nothing to find",
+    )
+    for index, name in enumerate(FAMILY_HEADER):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in family_rows(result):
+        table.add_row(*row, style="bold" if row[0] == "all" else "", end_section=row[0] == "all")
+    console = Console()
+    console.print(table)
+    figures = ("gIoU", "cIoU", "Acc@0.5")
+    console.print(
+        ", ".join(f"{name} {percent(result.overall.get(name))}" for name in figures), highlight=False
+    )
+    times = ", ".join(f"{name} {ms:.0f} ms" for name, ms in result.timings_ms.items())
+    console.print(f"Median times: {times}", highlight=False, soft_wrap=True)
+    for sample_id, reason in result.refused.items():
+        console.print(
+            f"Not readable, counted as nothing found: {sample_id}: {reason}", highlight=False, soft_wrap=True
+        )

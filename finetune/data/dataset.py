@@ -1,0 +1,198 @@
+"""What every data set gives: a picture, a phrase and the mask it refers to. Opened by name and split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.records import RecordFormatError, RefRecord, read_records
+from sspsam.masks import MaskFormatError, coco_rle_to_mask
+from sspsam.pictures import PictureError, read_picture
+
+RECORDS_PREFIX = "records:"
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be opened or read as asked. The message says what was expected."""
+
+
+class DatasetNameError(DatasetError):
+    """No data set has this name, split or option: correct the name."""
+
+
+class DatasetFileError(DatasetError):
+    """A file of the data set is missing or is not what its record says: restore the file."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One phrase on one picture."""
+
+    sample_id: str
+    """Unique in its data set, and stable between runs."""
+    image_id: str
+    """The same for all samples of one picture."""
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) RGB, original frame."""
+    phrase: str
+    mask: npt.NDArray[np.bool_]
+    """(H, W), what the phrase refers to; all False when nothing in the picture fits it."""
+    family: str = ""
+    """Kind of phrase ("noun", "ordinal", ...), for figures by family; empty where there are no kinds."""
+    all_objects: npt.NDArray[np.bool_] | None = None
+    """(H, W), every object of the picture at once, where the data set knows them: a trivial baseline."""
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the phrase refers to anything in the picture."""
+        return bool(self.mask.any())
+
+
+class Dataset(Protocol):
+    """Samples by position. Those of one picture follow each other, so that it is read and embedded once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class RecordDataset:
+    """Labels made by annotators: records of phrases and masks, with the pictures' bytes in a folder.
+
+    Records of one picture are brought together, in the order of their first appearance.
+    """
+
+    def __init__(self, records: Sequence[RefRecord], images: Path) -> None:
+        """Takes records, and the folder whose files are pictures named by the sha256 of their bytes."""
+        first_seen = {record.image_sha256: at for at, record in reversed(list(enumerate(records)))}
+        self.records = sorted(records, key=lambda record: first_seen[record.image_sha256])
+        self.images = images
+        self._last: tuple[str, npt.NDArray[np.uint8]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        return Sample(
+            sample_id=record.sample_id,
+            image_id=record.image_sha256,
+            image=self._image(record),
+            phrase=record.phrase,
+            mask=_record_mask(record),
+        )
+
+    def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:
+        if self._last is None or self._last[0] != record.image_sha256:
+            try:
+                image = read_picture(self.images / record.image_sha256)
+            except PictureError as error:
+                raise DatasetFileError(f"record {record.sample_id}: {error}") from error
+            if image.shape[:2] != record.image_hw:
+                raise DatasetFileError(
+                    f"{self.images / record.image_sha256} is {image.shape[:2]} (H, W), "
+                    f"but record {record.sample_id} was drawn on {record.image_hw}"
+                )
+            self._last = record.image_sha256, image
+        return self._last[1]
+
+
+def open_dataset(spec: str) -> Dataset:
+    """Opens a data set by name.
+
+    Args:
+        spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
+            needed, for `count` pictures with `phrases` samples each; or
+            `records:<file.jsonl>?images=<folder>`.
+
+    Raises:
+        DatasetNameError: no such name, split or option.
+        DatasetFileError: a named file or folder does not exist.
+    """
+    name, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if name.startswith(RECORDS_PREFIX):
+        return _open_records(spec, Path(name.removeprefix(RECORDS_PREFIX)), options)
+    family, _, split = name.partition("/")
+    if family not in _OPENERS:
+        known = ", ".join([f"{known}/<split>" for known in _OPENERS] + [f"{RECORDS_PREFIX}<file>"])
+        raise DatasetNameError(f"no data set is named {name!r}; known: {known}")
+    return _OPENERS[family](spec, split, options)
+
+
+def samples_by_image(dataset: Dataset) -> Iterator[list[Sample]]:
+    """Yields the samples of one picture at a time, as long as they follow each other."""
+    group: list[Sample] = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if group and group[0].image_id != sample.image_id:
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
+    images = Path(options.pop("images", ""))
+    _refuse_unknown(spec, options)
+    if not path.is_file():
+        raise DatasetFileError(f"there is no file of records {path}")
+    if images == Path() or not images.is_dir():
+        raise DatasetFileError(f"{spec!r}: images=<folder> must name the folder of pictures, got '{images}'")
+    try:
+        return RecordDataset(read_records(path), images)
+    except RecordFormatError as error:
+        raise DatasetFileError(str(error)) from error
+
+
+def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
+    from finetune.data.stickers import StickerDataset
+
+    keywords: dict[str, Any] = {name: _integer(spec, options, name) for name in ("count", "seed")}
+    keywords |= {name: _names(options, name) for name in ("families", "nouns", "styles")}
+    keywords["phrases_per_scene"] = _integer(spec, options, "phrases")
+    _refuse_unknown(spec, options)
+    try:
+        return StickerDataset(split, **{name: value for name, value in keywords.items() if value is not None})
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetNameError(f"{spec!r}: {error}") from error
+
+
+def _integer(spec: str, options: dict[str, str], name: str) -> int | None:
+    text = options.pop(name, None)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise DatasetNameError(f"{spec!r}: {name} is {text!r}, expected a whole number of 0 or more")
+    return int(text)
+
+
+def _names(options: dict[str, str], name: str) -> tuple[str, ...] | None:
+    text = options.pop(name, None)
+    return None if text is None else tuple(part for part in text.split(",") if part)
+
+
+def _refuse_unknown(spec: str, options: dict[str, str]) -> None:
+    if options:
+        raise DatasetNameError(f"{spec!r}: unknown option {', '.join(sorted(options))}")
+
+
+def _record_mask(record: RefRecord) -> npt.NDArray[np.bool_]:
+    if record.mask_rle is None:
+        return np.zeros(record.image_hw, dtype=bool)
+    try:
+        return coco_rle_to_mask(record.mask_rle)
+    except MaskFormatError as error:
+        raise DatasetFileError(f"record {record.sample_id}: {error}") from error
+
+
+_OPENERS: dict[str, Callable[[str, str, dict[str, str]], Dataset]] = {"stickers": _open_stickers}

@@ -1,0 +1,190 @@
+"""How good masks are: small accumulators, fed one sample at a time, that merge across processes.
+
+The names and definitions are the field's own. RefCOCO's papers report mIoU, oIoU and Pr@X; gRefCOCO's report
+gIoU, cIoU, N-acc and T-acc (henghuiding/ReLA:gres_model/evaluation/refer_evaluation.py). The two families
+agree: over the same samples mIoU is gIoU and oIoU is cIoU. They are computed once and given under both names,
+so that a table can use the name its data set's readers know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Figures = dict[str, float | None]
+"""Metric name -> value in 0..1, or None where it is undefined (no sample it could be measured on)."""
+
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""IoU at or above which a sample counts as found, for Pr@X."""
+
+NO_TARGET_MIN_PIXELS = 50
+"""Pixels, on the 512x512 padded square, below which the paper's code takes an answer to be "no target" where
+the truth is empty. Source: WayneTomas/SSP-SAM:metric/mask_op.py (mask_iou_reftr)."""
+
+FIGURE_NAMES = (
+    "mIoU",
+    "oIoU",
+    *(f"Pr@{threshold}" for threshold in PRECISION_THRESHOLDS),
+    "gIoU",
+    "cIoU",
+    "N-acc",
+    "T-acc",
+)
+
+
+class MaskMismatchError(ValueError):
+    """Two masks that cannot be compared: different sizes, not 2-D, or not yet thresholded."""
+
+
+@dataclass(kw_only=True)
+class SegmentationMetrics:
+    """Accumulates the segmentation figures of one set of samples.
+
+    With the default, an answer is empty when it has no pixel at all: masks at the picture's own size, whose
+    pixels mean nothing by count. For the paper's protocol, on 512x512 squares, pass
+    `no_target_min_pixels=NO_TARGET_MIN_PIXELS`.
+    """
+
+    no_target_min_pixels: int = 1
+    """An answer with fewer pixels counts as empty where the truth is empty. It changes nothing elsewhere."""
+    samples: int = 0
+    samples_with_target: int = 0
+    iou_sum: float = 0.0
+    intersection_sum: int = 0
+    union_sum: int = 0
+    found: dict[float, int] = field(default_factory=lambda: dict.fromkeys(PRECISION_THRESHOLDS, 0))
+    """Threshold -> samples with a target whose IoU reaches it."""
+    empty_kept_empty: int = 0
+    """Samples without a target that were answered with nothing."""
+    targets_answered: int = 0
+    """Samples with a target that were answered with something."""
+
+    def __post_init__(self) -> None:
+        if self.no_target_min_pixels < 1:
+            raise ValueError(f"no_target_min_pixels is {self.no_target_min_pixels}, expected 1 or more")
+
+    def update(self, pred_mask: npt.ArrayLike, true_mask: npt.ArrayLike) -> float:
+        """Adds one sample.
+
+        Args:
+            pred_mask: (H, W) bool (or 0/1 integers), what the model answered; all False for "nothing there".
+            true_mask: (H, W) bool, all False when the phrase has no target.
+
+        Returns:
+            IoU of the sample, 0..1; without a target 1 if the answer is empty, else 0.
+
+        Raises:
+            MaskMismatchError: the masks differ in size or are not masks.
+        """
+        predicted, truth = _as_mask(pred_mask, "pred_mask"), _as_mask(true_mask, "true_mask")
+        if predicted.shape != truth.shape:
+            raise MaskMismatchError(
+                f"pred_mask is {predicted.shape}, true_mask is {truth.shape}: expected equal sizes"
+            )
+        self.samples += 1
+        iou = self._add_target(predicted, truth) if truth.any() else self._add_no_target(predicted)
+        self.iou_sum += iou
+        return iou
+
+    def _add_target(self, predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
+        intersection = int(np.count_nonzero(predicted & truth))
+        union = int(np.count_nonzero(predicted | truth))
+        iou = intersection / union
+        self.samples_with_target += 1
+        self.intersection_sum += intersection
+        self.union_sum += union
+        self.targets_answered += bool(predicted.any())
+        for threshold in PRECISION_THRESHOLDS:
+            self.found[threshold] += iou >= threshold
+        return iou
+
+    def _add_no_target(self, predicted: npt.NDArray[np.bool_]) -> float:
+        area = int(np.count_nonzero(predicted))
+        if area < self.no_target_min_pixels:
+            self.empty_kept_empty += 1
+            return 1.0
+        self.union_sum += area
+        return 0.0
+
+    def merge(self, other: SegmentationMetrics) -> SegmentationMetrics:
+        """Adds what another accumulator has seen, and returns itself.
+
+        Raises:
+            ValueError: the two follow different rules about what an empty answer is.
+        """
+        if other.no_target_min_pixels != self.no_target_min_pixels:
+            raise ValueError(
+                f"cannot merge metrics with no_target_min_pixels {other.no_target_min_pixels} "
+                f"into metrics with {self.no_target_min_pixels}"
+            )
+        for entry in fields(self):
+            if entry.name not in ("no_target_min_pixels", "found"):
+                setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+        for threshold in PRECISION_THRESHOLDS:
+            self.found[threshold] += other.found[threshold]
+        return self
+
+    def compute(self) -> Figures:
+        """The figures so far, by the names in `FIGURE_NAMES`, each in 0..1 or None where undefined.
+
+        mIoU, gIoU: mean IoU of all samples. oIoU, cIoU: summed intersection by summed union; a wrong answer
+        where nothing is there adds its area to the union. Pr@X, T-acc: over samples with a target. N-acc:
+        over those without.
+        """
+        mean_iou = _ratio(self.iou_sum, self.samples)
+        overall_iou = _ratio(self.intersection_sum, self.union_sum)
+        found = {f"Pr@{x}": _ratio(self.found[x], self.samples_with_target) for x in PRECISION_THRESHOLDS}
+        return {
+            "mIoU": mean_iou,
+            "oIoU": overall_iou,
+            **found,
+            "gIoU": mean_iou,
+            "cIoU": overall_iou,
+            "N-acc": _ratio(self.empty_kept_empty, self.samples - self.samples_with_target),
+            "T-acc": _ratio(self.targets_answered, self.samples_with_target),
+        }
+
+
+@dataclass
+class BoxAccuracy:
+    """Accumulates Acc@0.5, the figure of referring expression comprehension: the share of IoU >= 0.5."""
+
+    samples: int = 0
+    found: int = 0
+
+    def update(self, pred_box_xyxy: npt.ArrayLike, true_box_xyxy: npt.ArrayLike) -> float:
+        """Adds one sample that has a target, its boxes (4,) in one frame and unit. Returns their IoU."""
+        predicted, truth = np.asarray(pred_box_xyxy, dtype=float), np.asarray(true_box_xyxy, dtype=float)
+        sides = np.minimum(predicted[2:], truth[2:]) - np.maximum(predicted[:2], truth[:2])
+        intersection = float(np.prod(np.clip(sides, 0, None)))
+        union = float(np.prod(predicted[2:] - predicted[:2]) + np.prod(truth[2:] - truth[:2])) - intersection
+        iou = intersection / union if union > 0 else 0.0
+        self.samples += 1
+        self.found += iou >= 0.5
+        return iou
+
+    def merge(self, other: BoxAccuracy) -> BoxAccuracy:
+        """Adds what another accumulator has seen, and returns itself."""
+        self.samples += other.samples
+        self.found += other.found
+        return self
+
+    def compute(self) -> Figures:
+        """`{"Acc@0.5": share in 0..1, or None before the first sample}`."""
+        return {"Acc@0.5": _ratio(self.found, self.samples)}
+
+
+def _as_mask(mask: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
+    array: npt.NDArray[Any] = np.asarray(mask)
+    if array.ndim != 2:
+        raise MaskMismatchError(f"{name} has shape {array.shape}, expected (H, W)")
+    if array.dtype.kind not in "bui":
+        raise MaskMismatchError(f"{name} is {array.dtype}: threshold it to a bool mask first")
+    return array.astype(bool, copy=False)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

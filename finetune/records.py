@@ -1,0 +1,134 @@
+"""RefRecord: one referring expression on one image, with the mask that a person accepted. JSON Lines on disk.
+
+Records are made from saved annotations and can always be made again from them. They carry what a training
+sample needs, where it came from, and what the model had proposed, so that corrections can be told from
+masks that were accepted as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sspsam.files import replace_text
+
+
+class RecordFormatError(ValueError):
+    """A line is not a record; the message says which line of which file, and why."""
+
+
+@dataclass(frozen=True)
+class RefRecord:
+    """One phrase on one image and the mask of what it means."""
+
+    image_sha256: str
+    """Of the image file's bytes: its name in the folder of images."""
+    image_url: str
+    image_hw: tuple[int, int]
+    """(H, W) of the original frame, EXIF orientation applied."""
+    phrase: str
+    mask_rle: Mapping[str, Any] | None
+    """COCO RLE in the original frame; None when the phrase means nothing in the image."""
+    project: int
+    task: int
+    annotation: int
+    region: str | None
+    """Id of the region that holds the mask; None without a mask."""
+    updated_at: str
+    """When the annotation was last saved, ISO 8601."""
+    served_rle: Mapping[str, Any] | None = None
+    """COCO RLE that the model had proposed for this region; None when it was drawn by hand."""
+    served_version: str | None = None
+    """The version of the model that proposed it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))
+        if not self.phrase.strip():
+            raise RecordFormatError("a record needs a phrase")
+        for rle in (self.mask_rle, self.served_rle):
+            if rle is not None and not {"size", "counts"} <= set(rle):
+                raise RecordFormatError(f"not a COCO RLE: {rle!r:.80}")
+        if self.mask_rle is not None and tuple(self.mask_rle["size"]) != self.image_hw:
+            raise RecordFormatError(f"the mask is {self.mask_rle['size']}, the image {list(self.image_hw)}")
+
+    @property
+    def sample_id(self) -> str:
+        """The same for every save of the annotation; unique within a collection."""
+        place = self.region or "none-" + hashlib.sha256(self.phrase.encode()).hexdigest()[:12]
+        return f"{self.project}/{self.task}/{self.annotation}/{place}"
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the person's answer differs from the model's.
+
+        A mask that was edited or drawn by hand is a correction. A phrase that means nothing is one only if
+        the model had proposed a mask for it.
+        """
+        if self.mask_rle is None or self.served_rle is None:
+            return (self.mask_rle is None) != (self.served_rle is None)
+        return (list(self.mask_rle["size"]), self.mask_rle["counts"]) != (
+            list(self.served_rle["size"]),
+            self.served_rle["counts"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RefRecord:
+        """Makes a record; fields that this code does not know are left out.
+
+        Raises:
+            RecordFormatError: a field is missing, or a value cannot be one.
+        """
+        known = {entry.name for entry in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (TypeError, AttributeError, IndexError) as error:
+            raise RecordFormatError(str(error)) from error
+
+
+def read_records(path: Path) -> list[RefRecord]:
+    """Reads a JSON Lines file.
+
+    Raises:
+        RecordFormatError: a line is not a record.
+        FileNotFoundError: there is no such file.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(RefRecord.from_dict(json.loads(line)))
+        except (RecordFormatError, ValueError, AttributeError) as error:
+            raise RecordFormatError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def write_records(path: Path, records: Iterable[RefRecord]) -> None:
+    """Writes a JSON Lines file; readers see the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(record.to_dict(), ensure_ascii=False) for record in records)
+    replace_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def records_digest(records: Sequence[RefRecord]) -> str:
+    """Names what would be learned from records: the same for the same images, phrases and masks in any order.
+
+    Returns:
+        Hex sha256.
+    """
+    digest = hashlib.sha256()
+    for line in sorted(_content(record) for record in records):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _content(record: RefRecord) -> str:
+    counts = None if record.mask_rle is None else record.mask_rle["counts"]
+    return json.dumps([record.sample_id, record.image_sha256, record.phrase, counts]) + "\n"

@@ -1,0 +1,222 @@
+"""Evaluations written down: JSON for programs, Markdown for people, and one model compared with another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.evaluate import EvaluationResult
+from finetune.metrics import Figures
+
+EVALUATION_JSON = "evaluation.json"
+EVALUATION_MARKDOWN = "evaluation.md"
+
+BOOTSTRAP_ROUNDS = 2000
+BOOTSTRAP_SEED = 0
+CONFIDENCE = 0.95
+"""Share of the bootstrap's differences that the interval holds."""
+SAME_IOU = 1e-3
+"""Samples whose IoU changed by no more than this count as unchanged."""
+
+FAMILY_COLUMNS = ("mIoU", "oIoU", "Pr@0.5", "Pr@0.9", "N-acc", "T-acc")
+
+
+class ComparisonError(ValueError):
+    """Two evaluations that were not made on the same samples."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against the incumbent, on the same samples."""
+
+    incumbent: Figures
+    candidate: Figures
+    difference: float
+    """Candidate's mean IoU minus the incumbent's, -1..1."""
+    interval: tuple[float, float] | None
+    """Where the difference lies with 95 % confidence, by paired bootstrap over images; None for one image."""
+    samples: int
+    images: int
+    better: int
+    """Samples that the candidate answers better than the incumbent."""
+    worse: int
+    same: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def compare(incumbent: EvaluationResult, candidate: EvaluationResult) -> Comparison:
+    """Compares two evaluations sample by sample.
+
+    Raises:
+        ComparisonError: they were made on different samples, or on none.
+    """
+    before = {result.sample_id: result for result in incumbent.per_sample}
+    after = {result.sample_id: result for result in candidate.per_sample}
+    if not before or before.keys() != after.keys():
+        raise ComparisonError(
+            f"the incumbent was measured on {len(before)} samples and the candidate on {len(after)}, "
+            f"{len(before.keys() & after.keys())} of them the same"
+        )
+    changes = np.array([after[sample_id].iou - before[sample_id].iou for sample_id in before])
+    image_ids = [result.image_id for result in before.values()]
+    better, worse = int((changes > SAME_IOU).sum()), int((changes < -SAME_IOU).sum())
+    return Comparison(
+        incumbent=incumbent.overall,
+        candidate=candidate.overall,
+        difference=float(changes.mean()),
+        interval=bootstrap_interval(changes, image_ids),
+        samples=len(changes),
+        images=len(set(image_ids)),
+        better=better,
+        worse=worse,
+        same=len(changes) - better - worse,
+    )
+
+
+def bootstrap_interval(
+    changes: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], image_ids: Sequence[str]
+) -> tuple[float, float] | None:
+    """Interval of the mean change, when the images could as well have been others of the same kind.
+
+    Whole images are drawn, with replacement: phrases of one image share its difficulty and are no independent
+    evidence.
+
+    Args:
+        changes: N changes, one per sample.
+        image_ids: N image ids.
+
+    Returns:
+        (low, high), or None where there are fewer than two images to draw from.
+    """
+    ids, positions = np.unique(np.asarray(image_ids), return_inverse=True)
+    if len(ids) < 2:
+        return None
+    sums = np.bincount(positions, weights=np.asarray(changes, dtype=float))  # (images,)
+    counts = np.bincount(positions)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(ids), size=(BOOTSTRAP_ROUNDS, len(ids)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)  # (rounds,)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def write_evaluation(folder: Path, result: EvaluationResult, about: Mapping[str, str]) -> None:
+    """Writes `evaluation.json` and `evaluation.md` into a folder, which is made if needed.
+
+    Args:
+        folder: Where to.
+        result: What was measured.
+        about: What it was measured on and with, e.g. {"data set": "stickers/val", "model": "..."}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"about": dict(about), **result.to_dict()}
+    (folder / EVALUATION_JSON).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / EVALUATION_MARKDOWN).write_text(evaluation_to_markdown(result, about), encoding="utf-8")
+
+
+def read_evaluation(folder: Path) -> EvaluationResult:
+    """Reads what `write_evaluation` wrote.
+
+    Raises:
+        FileNotFoundError: nothing was written there.
+    """
+    values = json.loads((folder / EVALUATION_JSON).read_text(encoding="utf-8"))
+    del values["about"]
+    return EvaluationResult.from_dict(values)
+
+
+def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -> str:
+    """One evaluation as Markdown: what it was made with, figures, by family, baselines, times. Percent."""
+    counts = result.counts
+    lines = [
+        "# Evaluation",
+        "",
+        *(f"- {name}: {value}" for name, value in about.items()),
+        f"- {counts['samples']} phrases on {counts['images']} pictures, "
+        f"{counts['no target']} of them with nothing to find",
+        "",
+        *_markdown_table(("figure", "%"), [(name, percent(value)) for name, value in result.overall.items()]),
+        "",
+        *_markdown_table(FAMILY_HEADER, family_rows(result)),
+        "",
+        *_markdown_table(("time", "ms"), [(name, f"{ms:.1f}") for name, ms in result.timings_ms.items()]),
+    ]
+    if result.refused:
+        lines += ["", "Phrases that the model cannot read, counted as answered with nothing:", ""]
+        lines += [f"- {sample_id}: {reason}" for sample_id, reason in result.refused.items()]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_to_markdown(comparison: Comparison, incumbent_name: str, candidate_name: str) -> str:
+    """A comparison as Markdown, in percent: the difference in words, then figure by figure."""
+    rows = [
+        (
+            name,
+            percent(comparison.incumbent.get(name)),
+            percent(value),
+            _change(comparison.incumbent.get(name), value),
+        )
+        for name, value in comparison.candidate.items()
+    ]
+    return "\n".join(
+        [
+            f"# {candidate_name} against {incumbent_name}",
+            "",
+            difference_in_words(comparison),
+            "",
+            *_markdown_table(("figure, %", incumbent_name, candidate_name, "change"), rows),
+            "",
+        ]
+    )
+
+
+def difference_in_words(comparison: Comparison) -> str:
+    """One sentence: how much better or worse, how sure, on how much."""
+    text = f"mIoU {percent(comparison.incumbent['mIoU'])} % -> {percent(comparison.candidate['mIoU'])} % "
+    text += f"({100 * comparison.difference:+.1f} points"
+    if comparison.interval is not None:
+        low, high = comparison.interval
+        text += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    return (
+        f"{text}) on {comparison.samples} phrases of {comparison.images} pictures: "
+        f"{comparison.better} better, {comparison.worse} worse, {comparison.same} the same."
+    )
+
+
+FAMILY_HEADER = ("phrases", "count", *FAMILY_COLUMNS)
+
+
+def family_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
+    """Rows under `FAMILY_HEADER`: each family, then all phrases, then each baseline. Percent, as text."""
+    named: list[tuple[str, int, Figures]] = [
+        (family, result.family_samples[family], figures) for family, figures in result.by_family.items()
+    ]
+    samples = result.counts["samples"]
+    named.append(("all", samples, result.overall))
+    named += [(f"baseline: {name}", samples, figures) for name, figures in result.baselines.items()]
+    return [
+        (name, str(count), *(percent(figures.get(column)) for column in FAMILY_COLUMNS))
+        for name, count, figures in named
+    ]
+
+
+def percent(value: float | None) -> str:
+    """0..1 as percent with one decimal; a dash where it is undefined."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    alignment = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (header, alignment, *rows)]

@@ -1,0 +1,88 @@
+"""The paper's training: semantic-spatial prompts and mask decoder, on frozen CLIP and image encoder."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.config import TrainConfig
+from finetune.data.dataset import Dataset
+from finetune.examples import Batch, ExampleStream, concatenate
+from finetune.initialise import initialise
+from finetune.losses import Criterion
+from sspsam.model import EncodedPhrase
+from sspsam.predictor import Predictor
+
+PROBED_BATCHES = 8
+"""Batches that a fresh prompt encoder is initialised from."""
+
+
+class SSPStage:
+    """Everything but CLIP and SAM's image and prompt encoders learns."""
+
+    def __init__(
+        self, predictor: Predictor, config: TrainConfig, data: Dataset, replay: Dataset | None = None
+    ) -> None:
+        self.model = predictor.model
+        self.device = predictor.device
+        self.config = config
+        self.criterion = Criterion(config.loss)
+        from_replay = round(config.batch_size * config.replay_fraction) if replay is not None else 0
+        self.stream = self._stream(data, predictor, config.batch_size - from_replay)
+        self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
+
+        if config.from_scratch:
+            probed = reduce(concatenate, (self.batch(step) for step in range(PROBED_BATCHES)))
+            initialise(self.model, probed, self._encode)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model; frozen parts are left out by `parameter_groups`."""
+        return self.model
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The mask decoder learns more slowly than the prompts."""
+        decoder = list(self.model.sam.mask_decoder.parameters())
+        chosen = {id(parameter) for parameter in decoder}
+        prompts = [p for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
+        return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """Mask and box terms of the step's batch."""
+        self._freeze(step)
+        batch = self.batch(step)
+        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
+        output = self.model.decode(batch.image_embeddings, prompts)
+        mask_logits = F.interpolate(
+            output.mask_logits.float(), batch.masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        terms: dict[str, Tensor] = self.criterion(
+            mask_logits, output.boxes, batch.masks, batch.boxes, batch.has_target,
+            iou_predictions=output.iou_predictions, sample_ids=batch.sample_ids,
+        )  # fmt: skip
+        return terms
+
+    def batch(self, step: int) -> Batch:
+        """The step's batch: new data and replay. Frozen features are computed as they are when serving."""
+        with torch.autocast(self.device.type, enabled=False):
+            batch = self.stream.batch(step)
+            return batch if self.replay is None else concatenate(batch, self.replay.batch(step))
+
+    def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream:
+        config = self.config
+        return ExampleStream(
+            data, predictor, max(1, batch_size), config.window, config.target_size, config.seed
+        )
+
+    def _freeze(self, step: int) -> None:
+        self.model.clip.eval()
+        learns = step >= self.config.decoder_frozen_steps
+        self.model.sam.mask_decoder.requires_grad_(learns)
+
+    def _encode(self, batch: Batch) -> EncodedPhrase:
+        phrase = self.model.linguistic_adapter(batch.text.words, batch.tokens)
+        return EncodedPhrase(batch.text.sentence, phrase)

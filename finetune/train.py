@@ -1,0 +1,146 @@
+"""One entry to training, for the command line and the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.config import ConfigError, TrainConfig
+from finetune.data.dataset import Dataset, open_dataset
+from finetune.data.stickers import StickerDataset
+from finetune.engine import LOG_NAME, ProgressFn, Stage, TrainingLoop, read_log
+from finetune.pretrain_clip import CLIPStage
+from finetune.pretrain_sam import SAMStage
+from finetune.ssp import SSPStage
+from sspsam import checkpoints
+from sspsam.model import build_model
+from sspsam.predictor import WEIGHTS_FOLDER, Predictor
+from sspsam.presets import get_preset
+from sspsam.sam import build_image_encoder
+
+WEIGHTS_NAME = "weights.safetensors"
+IMAGE_ENCODER_PREFIX = "image_encoder."
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind."""
+
+    weights: Path
+    """Safetensors of what learned: the trainable tensors, or a pre-trained tower."""
+    metrics: dict[str, float]
+    """Running means of the loss terms at the end."""
+    steps: int
+
+
+def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResult:
+    """Runs one stage to its end, going on from its last checkpoint if there is one.
+
+    Args:
+        config: what to do; `config.output_dir` receives the checkpoint, the log and the weights.
+        progress: called after every step.
+
+    Raises:
+        CheckpointError: weights to start from are missing or do not fit.
+        DatasetError: the data cannot be opened.
+        NonFiniteLossError: the loss is NaN or infinite; names the samples.
+    """
+    torch.manual_seed(config.seed)
+    predictor = _load_predictor(config)
+    stage, result = _STAGES[config.stage](predictor, config)
+    loop = TrainingLoop(stage, config, predictor.device)
+    loop.run(progress)
+    weights = config.output_dir / WEIGHTS_NAME
+    checkpoints.write_tensors(weights, result())
+    last = read_log(config.output_dir / LOG_NAME)[-1]
+    return TrainResult(
+        weights, {k: v for k, v in last.items() if k not in ("step", "lr", "elapsed_s")}, loop.step
+    )
+
+
+def write_bundle(preset: str, files: list[Path], path: Path) -> None:
+    """Joins the weights of the stages into one float16 file, as it ships in the package.
+
+    Raises:
+        CheckpointError: a tensor of the model or of its image encoder is in none of the files.
+    """
+    model, image_encoder = build_model(preset), build_image_encoder(get_preset(preset).image_encoder)
+    merged = _read_all(files)
+    expected = set(model.state_dict()) | {IMAGE_ENCODER_PREFIX + key for key in image_encoder.state_dict()}
+    if missing := sorted(expected - merged.keys()):
+        raise checkpoints.CheckpointError(f"no file holds: {', '.join(missing)}")
+    checkpoints.write_tensors(path, {key: merged[key].half() for key in sorted(expected)}, {"preset": preset})
+
+
+def _load_predictor(config: TrainConfig) -> Predictor:
+    """The preset with its packaged weights, if any, and the tensors of the config's files."""
+    preset = get_preset(config.preset)
+    model, image_encoder = build_model(config.preset), build_image_encoder(preset.image_encoder)
+    packaged = WEIGHTS_FOLDER / preset.weights if preset.weights else None
+    files = (
+        [packaged] if packaged and packaged.is_file() and not config.weights and config.stage == "ssp" else []
+    )
+    merged = _read_all([*files, *config.weights])
+    _overwrite(model, {k: v for k, v in merged.items() if not k.startswith(IMAGE_ENCODER_PREFIX)})
+    encoder = {
+        k.removeprefix(IMAGE_ENCODER_PREFIX): v
+        for k, v in merged.items()
+        if k.startswith(IMAGE_ENCODER_PREFIX)
+    }
+    _overwrite(image_encoder, encoder)
+    predictor = Predictor(model, image_encoder, config.preset, config.device)
+    if config.init is not None:
+        predictor.load_trainable(checkpoints.read_tensors(config.init))
+    return predictor
+
+
+def _read_all(files: list[Path]) -> dict[str, Tensor]:
+    merged: dict[str, Tensor] = {}
+    for file in files:
+        merged |= checkpoints.read_tensors(file)
+    return merged
+
+
+def _overwrite(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replaces some of a module's tensors."""
+    state = module.state_dict()
+    checkpoints.load_strictly(module, state | {key: value.float() for key, value in tensors.items()})
+
+
+def _clip_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+    stage = CLIPStage(predictor.model.clip, config, _open_stickers(config)).to(predictor.device)
+    return stage, lambda: _prefixed("clip.", predictor.model.clip)
+
+
+def _sam_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+    sam, encoder = predictor.model.sam, predictor.image_encoder
+    stage = SAMStage(encoder, sam, config, _open_stickers(config), predictor.model.preset.image_encoder).to(
+        predictor.device
+    )
+    return stage, lambda: _prefixed("sam.", sam) | _prefixed(IMAGE_ENCODER_PREFIX, encoder)
+
+
+def _ssp_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+    replay: Dataset | None = open_dataset(config.replay) if config.replay else None
+    stage = SSPStage(predictor, config, open_dataset(config.data), replay)
+    return stage, predictor.trainable_state
+
+
+def _open_stickers(config: TrainConfig) -> StickerDataset:
+    data = open_dataset(config.data)
+    if not isinstance(data, StickerDataset):
+        raise ConfigError(
+            f"stage {config.stage} draws its own stickers, expected stickers/..., got {config.data!r}"
+        )
+    return data
+
+
+def _prefixed(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in module.state_dict().items()}
+
+
+_STAGES = {"clip": _clip_stage, "sam": _sam_stage, "ssp": _ssp_stage}
