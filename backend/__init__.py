@@ -1,0 +1,1 @@
+"""The Flask service that answers Label Studio: phrases in, masks out."""

@@ -1,0 +1,73 @@
+"""The routes: Label Studio's ML backend protocol, and what people and Prometheus read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, render_template, request
+
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.metrics import Metrics
+from backend.page import start_page
+from backend.queries import PredictQuery, parse_setup
+from backend.service import Service
+
+routes = Blueprint("api", __name__)
+
+
+def service() -> Service:
+    """The parts of the app that answers this request."""
+    parts: Service = current_app.extensions["sspsam"]
+    return parts
+
+
+@routes.get("/health")
+def health() -> Response:
+    status = service().engine.status()
+    return jsonify(status="UP", model_class="SSP-SAM", model_version=status.version, model_state=status.state)
+
+
+@routes.post("/setup")
+def setup() -> Response:
+    project = parse_setup(_body())
+    service().memory.note_project(project)
+    return jsonify(model_version=service().engine.version)
+
+
+@routes.post("/predict")
+def predict() -> Response:
+    query = PredictQuery.parse(_body())
+    return jsonify(results=service().assistant.answer(query))
+
+
+@routes.post("/webhook")
+def webhook() -> tuple[Response, int]:
+    body = _body()
+    jobs = service().events.handle(body)
+    service().count_event(body)
+    answer = {"status": "queued" if jobs else "ignored", "jobs": jobs}
+    return jsonify({**answer, "job": jobs[0]} if jobs else answer), 201 if jobs else 200
+
+
+@routes.get("/versions")
+def versions() -> Response:
+    """The version in service first, then the others that may serve, newest first."""
+    return jsonify(versions=service().version_ids())
+
+
+@routes.get("/metrics")
+def metrics() -> Response:
+    parts = service()
+    status, embeddings = parts.engine.status(), parts.engine.embeddings
+    text = parts.metrics.render(status.version, status.state, len(embeddings), embeddings.size_bytes)
+    return Response(text, content_type=Metrics.content_type)
+
+
+@routes.get("/")
+def index() -> str:
+    return render_template("start.html", page=start_page(service()), recommended=RECOMMENDED_CONFIG)
+
+
+def _body() -> Any:
+    """The request's JSON, whatever its content type says; None when it is none."""
+    return request.get_json(force=True, silent=True)

@@ -1,0 +1,80 @@
+"""The Flask app: routes, access, errors, metrics. Making it opens nothing; `Engine.start` loads the model."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flask import Flask, Response, g, jsonify, request
+from redis import Redis
+from werkzeug.exceptions import HTTPException
+
+from backend.access import check_access
+from backend.api import routes
+from backend.engine import SwappablePredictor
+from backend.errors import AccessError, BackendError
+from backend.page import short_time
+from backend.service import build_service
+from backend.settings import Settings
+
+MAX_REQUEST_BYTES = 512 * 2**20
+"""A batch carries every task with its annotations, masks and all."""
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings, redis: Redis | None = None, predictor: SwappablePredictor | None = None
+) -> Flask:
+    """Makes the app.
+
+    Args:
+        settings: What the environment says.
+        redis: In place of the one at REDIS_URL.
+        predictor: In place of the preset's.
+
+    Returns:
+        An app whose parts are a `backend.service.Service` in `app.extensions["sspsam"]`.
+    """
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
+    app.jinja_env.filters["short_time"] = short_time
+    service = build_service(settings, redis, predictor)
+    app.extensions["sspsam"] = service
+    app.register_blueprint(routes)
+    app.register_error_handler(BackendError, _answer_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_bug)
+
+    @app.before_request
+    def start() -> None:
+        g.since_s = time.monotonic()
+        check_access(request, settings)
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        endpoint = (request.endpoint or "unknown").rpartition(".")[2]
+        service.metrics.requests.labels(endpoint, response.status_code).inc()
+        service.metrics.latency.labels(endpoint).observe(time.monotonic() - g.since_s)
+        return response
+
+    return app
+
+
+def _answer_error(error: BackendError) -> tuple[Response, int]:
+    logger.warning("%s %s: %s", request.method, request.path, error)
+    response = jsonify(error=str(error))
+    if isinstance(error, AccessError):
+        response.headers["WWW-Authenticate"] = 'Basic realm="SSP-SAM Assist"'
+    return response, error.status
+
+
+def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
+    return jsonify(error=error.description), error.code or 500
+
+
+def _answer_bug(error: Exception) -> tuple[Response, int]:
+    """A traceback is for the log."""
+    logger.error("%s %s", request.method, request.path, exc_info=error)
+    return jsonify(error="an error inside the backend: its log says more"), 500

@@ -1,0 +1,256 @@
+"""Answers to phrases: from what is on an annotator's form to what Label Studio shows next.
+
+Interactive answers never fail: Label Studio hides errors from the annotator, so what went wrong is written on
+the form. A phrase that got a mask leaves the prompt box and lives under its region. One that nothing fits
+stays in the box, plain: saved like this, it is a label. One that could not be answered stays with the reason
+behind it, and is asked again with the next phrase.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from textwrap import shorten
+from typing import Any
+
+from backend.engine import Engine
+from backend.errors import (
+    BackendError,
+    ImageFetchError,
+    LabelingConfigError,
+    LabelStudioError,
+    ModelUnavailableError,
+    PhraseRefusedError,
+)
+from backend.images import ImageStore
+from backend.labelstudio import notes
+from backend.labelstudio.annotations import no_target_phrases, prompt_entries
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.predictions import (
+    ProposedRegion,
+    Result,
+    prediction,
+    region_id_for,
+    region_results,
+    text_result,
+)
+from backend.memory import Memory
+from backend.metrics import Metrics
+from backend.queries import PredictQuery, Results, Task
+
+Prediction = dict[str, Any]
+
+BATCH_BUDGET_S = 85.0
+"""Label Studio gives a whole batch 100 s; tasks that are not reached by then are asked for again."""
+PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
+"""Errors that may be gone at the next try: a batch then stores nothing, so that there is one."""
+EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
+SHOWN_CHARACTERS = 60
+INTERNAL_ERROR = "an error inside the backend: its log says more"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What became of the phrases of one task."""
+
+    version: str
+    regions: list[ProposedRegion] = field(default_factory=list)
+    no_match: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Phrase -> why it could not be answered."""
+    passing: bool = False
+    """The failure may be gone at the next try."""
+
+    def message(self) -> str:
+        """What to tell the annotator; empty when every phrase has its mask."""
+        said = [f"Nothing here fits “{phrase}”." for phrase in self.no_match]
+        said += [_not_looked_for(phrase, reason) for phrase, reason in self.failed.items()]
+        return " ".join(said)
+
+
+class Assistant:
+    """Answers predict requests.
+
+    Args:
+        engine: Runs the model.
+        images: Fetches the pictures.
+        memory: What was answered before.
+        metrics: Counts phrases.
+    """
+
+    def __init__(self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics) -> None:
+        self._engine = engine
+        self._images = images
+        self._memory = memory
+        self._metrics = metrics
+
+    def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
+        """Answers every task, in order, with one prediction, or with none: an empty list."""
+        try:
+            config = LabelingConfig.parse(query.label_config)
+        except LabelingConfigError as error:
+            logger.warning("project %s: %s", query.project_id, error)
+            return [{"result": []} for _ in query.tasks]
+        if query.context is None:
+            return self._answer_batch(query, config)
+        context = query.context
+        return [self._answer_annotator(query.project_id, task, context, config) for task in query.tasks]
+
+    def _answer_annotator(
+        self, project: str, task: Task, context: Results, config: LabelingConfig
+    ) -> Prediction:
+        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        if prompt is None:  # something else on the form, or the call that follows every submit
+            return {"result": []}
+        entries = prompt_entries([prompt], config)
+        if not entries:
+            return self._answer_blank(prompt, context, config)
+        known = self._known_unmatched(project, task, config)
+        asked, kept = _split_entries(entries, known)
+        outcome = self._look(project, task, asked, config)
+        self._memory.note_served(outcome.regions, outcome.version)
+        self._memory.note_unmatched(
+            project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
+        )
+        return _written(outcome, kept, prompt, context, config)
+
+    def _answer_blank(
+        self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
+    ) -> Prediction:
+        """An empty prompt box is nothing to answer; a blank phrase in it is something to say."""
+        value = prompt.get("value")
+        if not isinstance(value, Mapping) or not value.get("text"):
+            return {"result": []}
+        outcome = Outcome(self._engine.version, failed={"": EMPTY_PHRASE})
+        return _written(outcome, [], prompt, context, config)
+
+    def _answer_batch(
+        self, query: PredictQuery, config: LabelingConfig
+    ) -> list[Prediction | list[Prediction]]:
+        known = self._memory.project(query.project_id)
+        extra_params = known.extra_params if known else None
+        until_s = time.monotonic() + BATCH_BUDGET_S
+        answers: list[Prediction | list[Prediction]] = []
+        for task in query.tasks:
+            late = time.monotonic() > until_s
+            answers.append([] if late else self._prelabel(query.project_id, task, extra_params, config))
+        return answers
+
+    def _prelabel(
+        self, project: str, task: Task, extra_params: object, config: LabelingConfig
+    ) -> Prediction | list[Prediction]:
+        phrases = task.phrases(extra_params)
+        if not phrases:
+            return prediction([], self._engine.version)
+        outcome = self._look(project, task, phrases, config)
+        if outcome.passing:
+            return []
+        self._memory.note_served(outcome.regions, outcome.version)
+        prompt = {"id": _fresh_id()}
+        return _written(outcome, [], prompt, [], config)
+
+    def _look(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
+        """Looks for phrases in a task's picture; whatever goes wrong is in the outcome."""
+        try:
+            outcome = self._find(project, task, phrases, config)
+        except BackendError as error:
+            logger.warning("project %s, task %s: %s", project, task.task_id, error)
+            reasons = dict.fromkeys(phrases, str(error))
+            outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
+        except Exception:  # an annotator sees no other sign of it than the one that we write
+            logger.exception("project %s, task %s", project, task.task_id)
+            reasons = dict.fromkeys(phrases, INTERNAL_ERROR)
+            outcome = Outcome(self._engine.version, failed=reasons, passing=True)
+        self._metrics.phrases.labels("mask").inc(len(outcome.regions))
+        self._metrics.phrases.labels("no_match").inc(len(outcome.no_match))
+        self._metrics.phrases.labels("failed").inc(len(outcome.failed))
+        return outcome
+
+    def _find(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
+        config.require("image", "mask")
+        assert config.image is not None
+        digest = self._images.digest(task.data.get(config.image.value))
+        answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases)
+        outcome = Outcome(answer.version)
+        for phrase, referent in zip(phrases, answer.referents, strict=True):
+            if isinstance(referent, PhraseRefusedError):
+                outcome.failed[phrase] = str(referent)
+            elif referent.no_target:
+                outcome.no_match.append(phrase)
+            else:
+                region_id = region_id_for(project, task.task_id, phrase)
+                outcome.regions.append(ProposedRegion(region_id, phrase, referent.mask, referent.score))
+        return outcome
+
+    def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
+        """Phrases that were answered with nothing before: here, or in a saved annotation."""
+        known = self._memory.unmatched(project, task.task_id)
+        for annotation in task.annotations:
+            known |= {notes.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
+        return known
+
+
+def _not_looked_for(phrase: str, reason: str) -> str:
+    shown = shorten(phrase, SHOWN_CHARACTERS, placeholder="…")
+    sentence = f"“{shown}” was not looked for: {reason}" if shown else reason
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _split_entries(entries: Sequence[str], known_unmatched: set[str]) -> tuple[list[str], list[str]]:
+    """Splits what is in the prompt box.
+
+    Returns:
+        The phrases to look for: the newest, and earlier ones whose answer was lost or failed; and the ones to
+        keep as they are, since nothing fitted them. Both plain, oldest first, without repetitions.
+    """
+    phrases = notes.distinct(entries)
+    failed = {notes.phrase_key(entry) for entry in entries if notes.has_failed(entry)}
+    newest = notes.phrase_key(entries[-1])
+    kept = [key for key in phrases if key in known_unmatched and key not in failed and key != newest]
+    return [phrases[key] for key in phrases if key not in kept], [phrases[key] for key in kept]
+
+
+def _written(
+    outcome: Outcome,
+    kept: Sequence[str],
+    prompt: Mapping[str, Any],
+    context: Results,
+    config: LabelingConfig,
+) -> Prediction:
+    """Writes an outcome as a prediction: regions first, then the prompt box, then the status line."""
+    results: list[Result] = []
+    for region in outcome.regions:
+        results += region_results(region, config)
+    failed = [notes.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
+    if config.prompt is not None and (context or outcome.no_match or failed):
+        missed = [*kept, *outcome.no_match]
+        if config.status is None:
+            missed = [notes.with_no_match(phrase) for phrase in missed]
+        results.append(text_result(config.prompt, str(prompt.get("id")), [*missed, *failed]))
+    results += _status(outcome.message(), context, config)
+    return prediction(results, outcome.version, [region.score for region in outcome.regions])
+
+
+def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:
+    """The status line, when there is something to say, or something said before to take back."""
+    if config.status is None:
+        return []
+    shown = _result_of(context, config.status.name)
+    if not message and shown is None:
+        return []
+    result_id = _fresh_id() if shown is None else str(shown.get("id"))
+    return [text_result(config.status, result_id, [message] if message else [])]
+
+
+def _result_of(results: Results, name: str | None) -> Mapping[str, Any] | None:
+    return next((result for result in results if result.get("from_name") == name), None)
+
+
+def _fresh_id() -> str:
+    return uuid.uuid4().hex[:10]

@@ -1,0 +1,126 @@
+"""What Label Studio's webhook says -> jobs. Nothing is done here but to queue: an annotator's save waits.
+
+An event is only a hint where to look. The worker reads the annotation again from Label Studio.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Redis, RedisError
+from rq import Queue
+from rq.job import Retry
+from rq.serializers import JSONSerializer
+
+from backend.errors import QueueUnavailableError, RequestError
+from backend.queries import project_number
+
+QUEUE = "events"
+COLLECT = "worker.jobs.collect_annotation"
+FORGET = "worker.jobs.forget_annotations"
+MAYBE_FINETUNE = "worker.jobs.maybe_finetune"
+JOB_TIMEOUT_S = 300
+RETRY = Retry(max=3, interval=[10, 60, 300])
+SAVED = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED"})
+SAVED_MANY = "ANNOTATIONS_CREATED"
+DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
+START_TRAINING = "START_TRAINING"
+
+logger = logging.getLogger(__name__)
+
+
+class EventQueue:
+    """Queues jobs for the worker, by name. Making one opens nothing.
+
+    Args:
+        redis: Connected lazily.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def handle(self, payload: object) -> list[str]:
+        """Queues what an event asks for.
+
+        Args:
+            payload: The webhook's body.
+
+        Returns:
+            Ids of the jobs; none for events that need no work.
+
+        Raises:
+            RequestError: the body lacks what its action needs.
+            QueueUnavailableError: Redis does not answer.
+        """
+        if not isinstance(payload, Mapping) or not isinstance(payload.get("action"), str):
+            raise RequestError("the body of /webhook needs an `action`")
+        return [self._enqueue(name, kwargs) for name, kwargs in _jobs(payload["action"], payload)]
+
+    def _enqueue(self, name: str, kwargs: dict[str, Any]) -> str:
+        try:
+            queue = Queue(QUEUE, connection=self._redis, serializer=JSONSerializer)
+            job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=RETRY)
+        except RedisError as error:
+            raise QueueUnavailableError(
+                f"Redis does not take jobs ({type(error).__name__}): is it running, and is REDIS_URL right?"
+            ) from error
+        logger.info("queued %s %s", name, kwargs)
+        return str(job.id)
+
+
+def _jobs(action: str, payload: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The jobs, name and arguments, that an event asks for."""
+    if action in SAVED:
+        return [_collect(payload, _object(payload, "annotation"))]
+    if action == SAVED_MANY:
+        return [_collect(payload, annotation) for annotation in _objects(payload)]
+    if action in DELETED:
+        gone = [_number(annotation.get("id"), "annotations[].id") for annotation in _objects(payload)]
+        return [(FORGET, {"project_id": _project(payload), "annotation_ids": gone})]
+    if action == START_TRAINING:
+        return [(MAYBE_FINETUNE, {"project_id": _project(payload), "trigger": "start-training"})]
+    return []
+
+
+def _collect(payload: Mapping[str, Any], annotation: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    task = annotation.get("task")
+    if task is None and isinstance(payload.get("task"), Mapping):
+        task = payload["task"].get("id")
+    return COLLECT, {
+        "project_id": _project(payload),
+        "annotation_id": _number(annotation.get("id"), "annotation.id"),
+        "task_id": None if task is None else _number(task, "annotation.task"),
+    }
+
+
+def _project(payload: Mapping[str, Any]) -> int:
+    project = payload.get("project")
+    number = project.get("id") if isinstance(project, Mapping) else project_number(project)
+    return _number(number, "project.id")
+
+
+def _objects(payload: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = payload.get("annotations")
+    if found is None and "annotation" in payload:
+        found = [payload["annotation"]]
+    if isinstance(found, Mapping):
+        found = [found]
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise RequestError("the event needs a list `annotations` of objects")
+    return found
+
+
+def _object(payload: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = payload.get(name)
+    if not isinstance(value, Mapping):
+        raise RequestError(f"the event needs an object `{name}`")
+    return value
+
+
+def _number(value: object, place: str) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise RequestError(f"{place} must be a number, not {value!r:.40}") from error

@@ -1,0 +1,54 @@
+"""For people who host models with `label-studio-ml start`: the backend's answers in that server's shape.
+
+Needs the extra `label-studio-ml`. In its `_wsgi.py`:
+
+    from backend.label_studio_ml_adapter import SspSamModel
+    app = init_app(model_class=SspSamModel)
+
+That server makes a model object for each request; they share one service, made from the environment when the
+first of them is.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from label_studio_ml.model import LabelStudioMLBase
+
+from backend.queries import PredictQuery
+from backend.service import Service, build_service
+from backend.settings import Settings
+
+
+class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional package without types
+    """Masks for phrases."""
+
+    def setup(self) -> None:
+        self.set("model_version", shared_service().engine.version)
+
+    def predict(
+        self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Answers tasks as POST /predict does."""
+        query = PredictQuery.parse(
+            {
+                "tasks": tasks,
+                "project": self.project_id,
+                "label_config": self.label_config,
+                "params": {"context": context},
+            }
+        )
+        return shared_service().assistant.answer(query)
+
+    def fit(self, event: str, data: dict[str, Any], **kwargs: Any) -> None:
+        """Queues what an event asks for."""
+        shared_service().events.handle({**data, "action": event})
+
+
+@cache
+def shared_service() -> Service:
+    """The one service of this process; its model is loading when this returns."""
+    service = build_service(Settings())
+    service.engine.start()
+    return service

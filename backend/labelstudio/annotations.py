@@ -1,0 +1,132 @@
+"""Saved annotations -> regions with their phrases.
+
+The editor saves a region as several results of one id: the mask, and its phrase, which carries a copy of
+the geometry. Pairing is by id; what a result means is told by its from_name, never by its type or order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.labelstudio import notes
+from backend.labelstudio.config import LabelingConfig
+from sspsam.masks import BoolMask, MaskFormatError, brush_rle_to_mask
+
+
+@dataclass(frozen=True)
+class Region:
+    """One mask of an annotation."""
+
+    region_id: str
+    phrase: str | None
+    """None when the annotator gave none."""
+    mask: BoolMask
+    """(H, W) in the original frame."""
+    label: str | None
+
+
+@dataclass(frozen=True)
+class AnnotationContent:
+    """What an annotation says about its image."""
+
+    regions: tuple[Region, ...] = ()
+    no_target_phrases: tuple[str, ...] = ()
+    """Phrases that nothing in the image fits."""
+    problems: tuple[str, ...] = field(default=())
+    """Results that could not be read, in words."""
+
+
+def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> AnnotationContent:
+    """Reads an annotation, or a prediction, as Label Studio's API gives it.
+
+    Cancelled (skipped) annotations are read like others: see `annotation["was_cancelled"]`.
+
+    Args:
+        annotation: A dict with a `result` list.
+        config: Of the project.
+
+    Returns:
+        Regions in the order of their first result; empty masks and unreadable ones are left out, the latter
+        with a line in `problems`.
+    """
+    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
+    regions, problems = [], []
+    for region_id, group in _by_id(results).items():
+        try:
+            region = _region(region_id, group, config)
+        except MaskFormatError as error:
+            problems.append(f"region {region_id}: {error}")
+            continue
+        if region is not None and region.mask.any():
+            regions.append(region)
+    return AnnotationContent(tuple(regions), no_target_phrases(annotation, config), tuple(problems))
+
+
+def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
+    """Returns the phrases that nothing in the image fits: those in the prompt box that no region has.
+
+    Entries that were never answered are left out: they say nothing about the image.
+    """
+    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
+    groups = _by_id(results).values()
+    taken = {
+        notes.phrase_key(_phrase(brush, group, config) or "")
+        for group in groups
+        for brush in group
+        if _is_brush(brush, config)
+    }
+    answered = [entry for entry in prompt_entries(results, config) if not notes.has_failed(entry)]
+    return tuple(phrase for key, phrase in notes.distinct(answered).items() if key not in taken)
+
+
+def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:
+    """Returns what is in the prompt box, oldest first, notes included."""
+    name = config.prompt.name if config.prompt else None
+    return [text for result in results if result.get("from_name") == name for text in _texts(result)]
+
+
+def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(str(result.get("id")), []).append(result)
+    return groups
+
+
+def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> Region | None:
+    """Returns the region of results that share an id; None when there is no brush mask among them."""
+    brush = next((result for result in group if _is_brush(result, config)), None)
+    if brush is None:
+        return None
+    value = brush["value"]
+    labels = value.get("brushlabels") or [None]
+    return Region(region_id, _phrase(brush, group, config), _mask(brush), labels[0])
+
+
+def _is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    value = result.get("value")
+    return result.get("from_name") in config.mask_names and isinstance(value, Mapping) and "rle" in value
+
+
+def _mask(brush: Mapping[str, Any]) -> BoolMask:
+    try:
+        height, width = int(brush["original_height"]), int(brush["original_width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MaskFormatError("a brush result without the size of its image") from error
+    return brush_rle_to_mask(brush["value"]["rle"], height, width)
+
+
+def _phrase(brush: Mapping[str, Any], group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:
+    """The text under the region; in forms without one, the region's note."""
+    name = config.phrase.name if config.phrase else None
+    texts = [text for result in group if result.get("from_name") == name for text in _texts(result)]
+    meta = brush.get("meta")
+    if not texts and isinstance(meta, Mapping):
+        texts = notes.entries(meta.get("text"))
+    return notes.plain_phrase(texts[0]) or None if texts else None
+
+
+def _texts(result: Mapping[str, Any]) -> list[str]:
+    value = result.get("value")
+    return notes.entries(value.get("text")) if isinstance(value, Mapping) else []

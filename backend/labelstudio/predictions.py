@@ -1,0 +1,79 @@
+"""Masks -> the results that Label Studio draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.labelstudio import notes
+from backend.labelstudio.config import LabelingConfig, Tag
+from sspsam.masks import BoolMask, mask_to_brush_rle
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProposedRegion:
+    """A mask that we propose for a phrase."""
+
+    region_id: str
+    phrase: str
+    mask: BoolMask
+    """(H, W) in the original frame."""
+    score: float
+    """0..1."""
+
+
+def region_id_for(project: str, task: str, phrase: str) -> str:
+    """Names the region of a phrase: the same phrase on the same task is the same region, so that asking again
+    replaces its mask instead of adding a second one.
+    """
+    return hashlib.sha256(f"{project}/{task}/{notes.phrase_key(phrase)}".encode()).hexdigest()[:12]
+
+
+def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
+    """Writes a region: the mask first, then its phrase, both under the region's id.
+
+    The order matters: the editor makes the area from the first result of an id.
+
+    Raises:
+        LabelingConfigError: the config has no brush, or no image.
+    """
+    config.require("mask", "image")
+    assert config.mask is not None
+    height, width = region.mask.shape
+    label = config.mask.label_for(region.phrase)
+    value = {"format": "rle", "rle": mask_to_brush_rle(region.mask), "brushlabels": [label] if label else []}
+    mask: Result = {
+        "id": region.region_id,
+        "from_name": config.mask.name,
+        "to_name": config.mask.to_name,
+        "type": "brushlabels",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "score": round(region.score, 4),
+        "value": value,
+    }
+    if config.phrase is None:
+        return [{**mask, "meta": {"text": [region.phrase]}}]
+    return [mask, text_result(config.phrase, region.region_id, [region.phrase])]
+
+
+def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:
+    """Writes what a TextArea holds; the editor replaces all that it held before."""
+    return {
+        "id": result_id,
+        "from_name": tag.name,
+        "to_name": tag.to_name,
+        "type": "textarea",
+        "value": {"text": list(texts)},
+    }
+
+
+def prediction(results: Sequence[Result], model_version: str, scores: Sequence[float] = ()) -> dict[str, Any]:
+    """Writes one prediction of a task; its score is the least certain region's."""
+    score = {"score": round(min(scores), 4)} if scores else {}
+    return {"result": list(results), "model_version": model_version, **score}

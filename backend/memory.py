@@ -1,0 +1,184 @@
+"""What the backend keeps in Redis: masks it served, phrases that nothing fitted, projects it knows.
+
+All of it helps, none of it is needed to answer: when Redis is away, this is logged once a minute and the
+answer goes out without.
+
+    sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
+    sspsam:unmatched:<project>:<task>     set of phrase keys
+    sspsam:projects                       hash: project id -> JSON of KnownProject
+    sspsam:decision:<project>             read only, the worker's: JSON
+    sspsam:progress:<project>             read only, the worker's: JSON
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from redis import Redis, RedisError
+
+from backend.labelstudio.notes import phrase_key
+from backend.labelstudio.predictions import ProposedRegion
+from sspsam.masks import mask_to_coco_rle
+
+KEPT_S = 30 * 24 * 3600
+_SERVED = "sspsam:served:"
+_UNMATCHED = "sspsam:unmatched:"
+_PROJECTS = "sspsam:projects"
+_DECISION = "sspsam:decision:"
+_PROGRESS = "sspsam:progress:"
+_COMPLAIN_EVERY_S = 60.0
+_PAUSE_S = 5.0
+"""After a failure Redis is not asked for so long: each try may take seconds, and an annotator waits."""
+
+Value = TypeVar("Value")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A mask that was proposed to an annotator."""
+
+    rle: dict[str, Any]
+    """COCO RLE in the original frame."""
+    version: str
+    """Of the model that proposed it."""
+    phrase: str
+
+
+@dataclass(frozen=True)
+class KnownProject:
+    """A project that is connected to this backend, as Label Studio last told."""
+
+    project_id: str
+    label_config: str = ""
+    title: str = ""
+    extra_params: Any = field(default=None)
+    """What was typed at connecting: text, or any JSON."""
+    seen_at: str = ""
+    """ISO 8601, UTC."""
+
+
+class Memory:
+    """Reads and writes what is kept. Never raises because of Redis.
+
+    Args:
+        redis: Connected lazily.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._complained_s = -_COMPLAIN_EVERY_S
+        self._failed_s = -_PAUSE_S
+
+    def note_served(self, regions: Iterable[ProposedRegion], version: str) -> None:
+        """Keeps masks that go out, so that corrections can be told from accepted ones."""
+
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for region in regions:
+                    key = _SERVED + region.region_id
+                    rle = json.dumps(mask_to_coco_rle(region.mask))
+                    pipeline.hset(key, mapping={"rle": rle, "version": version, "phrase": region.phrase})
+                    pipeline.expire(key, KEPT_S)
+                pipeline.execute()
+
+        self._try(write, None)
+
+    def served(self, region_id: str) -> Served | None:
+        """Returns the mask that was last served under a region's id."""
+        nothing: dict[str, str] = {}
+        values = self._try(lambda: _text_map(self._redis.hgetall(_SERVED + region_id)), nothing)
+        if not {"rle", "version", "phrase"} <= set(values):
+            return None
+        return Served(json.loads(values["rle"]), values["version"], values["phrase"])
+
+    def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
+        """Keeps which phrases nothing fitted, and forgets those that now have a mask."""
+        key = f"{_UNMATCHED}{project}:{task}"
+        gone, come = [phrase_key(one) for one in matched], [phrase_key(one) for one in phrases]
+
+        def write() -> None:
+            if gone:
+                self._redis.srem(key, *gone)
+            if come:
+                self._redis.sadd(key, *come)
+                self._redis.expire(key, KEPT_S)
+
+        self._try(write, None)
+
+    def unmatched(self, project: str, task: str) -> set[str]:
+        """Returns the keys of phrases that were answered with nothing."""
+        key = f"{_UNMATCHED}{project}:{task}"
+        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
+
+    def note_project(self, project: KnownProject) -> None:
+        """Keeps what is known of a project; an empty title leaves the one that was known."""
+        known = self.project(project.project_id)
+        values = asdict(project)
+        if known is not None:
+            values["title"] = project.title or known.title
+            if project.extra_params is None:
+                values["extra_params"] = known.extra_params
+        self._try(lambda: self._redis.hset(_PROJECTS, project.project_id, json.dumps(values)), 0)
+
+    def project(self, project_id: str) -> KnownProject | None:
+        return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)
+
+    def projects(self) -> list[KnownProject]:
+        """Returns the known projects, the ones seen last first."""
+        nothing: list[KnownProject | None] = []
+        found = self._try(lambda: [_project(value) for value in self._redis.hvals(_PROJECTS)], nothing)
+        known = [project for project in found if project is not None]
+        return sorted(known, key=lambda project: project.seen_at, reverse=True)
+
+    def decision(self, project_id: str) -> dict[str, Any]:
+        """Returns the worker's last decision about a fine-tune: at, trigger, go, reason; {} at first."""
+        return self._json(_DECISION + project_id)
+
+    def progress(self, project_id: str) -> dict[str, Any]:
+        """Returns where the running fine-tune of a project is: run, step, steps; {} when none runs."""
+        return self._json(_PROGRESS + project_id)
+
+    def alive(self) -> bool:
+        """Whether Redis answers, now."""
+        self._failed_s = -_PAUSE_S
+        return self._try(lambda: bool(self._redis.ping()), False)
+
+    def _json(self, key: str) -> dict[str, Any]:
+        value = self._try(lambda: self._redis.get(key), None)
+        found: Any = json.loads(value) if value else {}
+        return found if isinstance(found, dict) else {}
+
+    def _try(self, action: Callable[[], Any], otherwise: Value) -> Value:
+        if time.monotonic() - self._failed_s < _PAUSE_S:
+            return otherwise
+        try:
+            result: Value = action()
+            return result
+        except RedisError as error:
+            self._failed_s = time.monotonic()
+            if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
+                self._complained_s = time.monotonic()
+                logger.warning("Redis does not answer (%s): going on without it", type(error).__name__)
+            return otherwise
+
+
+def _project(value: Any) -> KnownProject | None:
+    if value is None:
+        return None
+    known = {entry.name for entry in fields(KnownProject)}
+    values: Mapping[str, Any] = json.loads(value)
+    return KnownProject(**{name: entry for name, entry in values.items() if name in known})
+
+
+def _text_map(values: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

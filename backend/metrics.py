@@ -1,0 +1,52 @@
+"""Prometheus metrics of one app; served at /metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
+
+
+class Metrics:
+    """One registry for each app, so that two apps in a process do not share counts."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "sspsam_requests", "Requests answered", ["endpoint", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "sspsam_request_seconds",
+            "Time to answer",
+            ["endpoint"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.phrases = Counter(
+            "sspsam_phrases",
+            "Phrases asked for: mask, no_match or failed",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.events = Counter("sspsam_events", "Webhook events", ["action"], registry=self.registry)
+        self.swaps = Counter("sspsam_version_swaps", "Changes of weights in service", registry=self.registry)
+        self.model = Gauge(
+            "sspsam_model_info", "1 for the version in service", ["version", "state"], registry=self.registry
+        )
+        self.cached_images = Gauge(
+            "sspsam_embedding_cache_images", "Pictures with an embedding at hand", registry=self.registry
+        )
+        self.cached_bytes = Gauge(
+            "sspsam_embedding_cache_bytes", "Memory that embeddings take", registry=self.registry
+        )
+
+    def render(self, version: str, state: str, cached_images: int, cached_bytes: int) -> bytes:
+        """Writes everything in Prometheus' text format."""
+        self.model.clear()
+        self.model.labels(version, state).set(1)
+        self.cached_images.set(cached_images)
+        self.cached_bytes.set(cached_bytes)
+        return generate_latest(self.registry)

@@ -1,0 +1,148 @@
+"""What the start page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from backend.engine import EngineStatus
+from backend.errors import LabelingConfigError
+from backend.labelstudio.config import LabelingConfig, MissingTag
+from backend.memory import KnownProject, Memory
+from backend.service import Service
+from sspsam.versions import HistoryEntry, VersionCard, VersionError
+
+DEFAULT_METRIC = "mIoU"
+_TRIGGERS: Mapping[str, str] = {
+    "annotation": "after an annotation was saved",
+    "schedule": "on schedule",
+    "start-training": "after Start Training",
+    "after-finetune": "after a fine-tune",
+    "fine-tune": "while fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version, as a line of the table."""
+
+    card: VersionCard
+    serves: bool
+    served_since: str
+    """ISO 8601; empty when it never served, or always did."""
+    metric: str
+    before: float | None
+    """Of the version it started from, on held-out labels; 0..1."""
+    after: float | None
+    samples: int
+    """Held-out samples that the two figures are of."""
+
+
+@dataclass(frozen=True)
+class ProjectRow:
+    """A connected project."""
+
+    project: KnownProject
+    problem: str
+    """Why its labeling config cannot be read."""
+    missing: Sequence[MissingTag]
+    last_decision: str
+    training: str
+
+
+@dataclass(frozen=True)
+class StartPage:
+    """Everything on the page."""
+
+    status: EngineStatus
+    serving: VersionRow | None
+    versions: Sequence[VersionRow]
+    """Newest first."""
+    projects: Sequence[ProjectRow]
+    label_studio_url: str
+    backend_url: str
+    warnings: Sequence[str] = field(default=())
+
+
+def start_page(service: Service) -> StartPage:
+    """Collects what the page shows; what cannot be read becomes a warning on it."""
+    status = service.engine.status()
+    warnings = [
+        f"{version} was to serve and could not be loaded: {why}" for version, why in status.refused.items()
+    ]
+    if not service.memory.alive():
+        warnings.append("Redis does not answer: corrections are not collected. See REDIS_URL.")
+    if not service.settings.label_studio_api_key.get_secret_value():
+        warnings.append(
+            "There is no key to Label Studio: its pictures cannot be read. Set LABEL_STUDIO_API_KEY."
+        )
+    try:
+        rows = _version_rows(service.versions.list(), service.versions.history(), status.version)
+    except (VersionError, OSError) as error:
+        rows = []
+        warnings.append(f"The versions cannot be read: {error}")
+    return StartPage(
+        status=status,
+        serving=next((row for row in rows if row.serves), None),
+        versions=rows[::-1],
+        projects=[_project_row(project, service.memory) for project in service.memory.projects()],
+        label_studio_url=service.settings.label_studio_url,
+        backend_url=service.settings.backend_url,
+        warnings=warnings,
+    )
+
+
+def _version_rows(
+    cards: Sequence[VersionCard], history: Sequence[HistoryEntry], serving: str
+) -> list[VersionRow]:
+    since = {entry.version_id: entry.at for entry in history}
+    return [_version_row(card, card.version_id == serving, since.get(card.version_id, "")) for card in cards]
+
+
+def _version_row(card: VersionCard, serves: bool, served_since: str) -> VersionRow:
+    metric = str(card.metrics.get("metric", DEFAULT_METRIC))
+    return VersionRow(
+        card=card,
+        serves=serves,
+        served_since=served_since,
+        metric=metric,
+        before=_figure(card.metrics.get("incumbent"), metric),
+        after=_figure(card.metrics.get("candidate"), metric),
+        samples=int(card.metrics.get("held_out_samples") or 0),
+    )
+
+
+def _figure(figures: Any, metric: str) -> float | None:
+    value = figures.get(metric) if isinstance(figures, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
+    decision, progress = memory.decision(project.project_id), memory.progress(project.project_id)
+    try:
+        missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
+    except LabelingConfigError as error:
+        missing, problem = [], str(error)
+    return ProjectRow(project, problem, missing, _decision_text(decision), _progress_text(progress))
+
+
+def short_time(text: str) -> str:
+    """An ISO 8601 time as people read it: 2026-05-01 13:00 UTC."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return text
+
+
+def _decision_text(decision: Mapping[str, Any]) -> str:
+    if not decision:
+        return ""
+    trigger = _TRIGGERS.get(str(decision.get("trigger")), str(decision.get("trigger")))
+    verdict = "Fine-tune" if decision.get("go") else "No fine-tune"
+    return f"{verdict}, {trigger}, {short_time(str(decision.get('at')))}: {decision.get('reason')}"
+
+
+def _progress_text(progress: Mapping[str, Any]) -> str:
+    return f"step {progress.get('step')} of {progress.get('steps')}" if progress else ""

@@ -1,0 +1,69 @@
+"""The web server: one process, since one process holds the model, with threads for the callers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from backend.app import create_app
+from backend.service import Service
+from backend.settings import Settings
+
+THREADS = 16
+"""Most of them wait: for a picture, or for the model."""
+STOP_S = 30
+"""How long running requests may take to end after SIGTERM."""
+SILENCE_S = 120
+"""A process that does not answer gunicorn for so long is replaced."""
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
+    """gunicorn, told from settings in place of a command line."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        options = {
+            "bind": [f"{settings.host}:{settings.port}"],
+            "workers": 1,
+            "threads": THREADS,
+            "worker_class": "gthread",
+            "timeout": SILENCE_S,
+            "graceful_timeout": STOP_S,
+            "loglevel": settings.log_level.lower(),
+            "proc_name": "sspsam-backend",
+            "worker_exit": _stop_engine,
+            "control_socket_disable": True,  # one in the home folder, for all servers of this user
+        }
+        for name, value in options.items():
+            if name in self.cfg.settings:  # older ones have no control socket
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Makes the app in the process that serves it: threads and CUDA do not survive a fork."""
+        app = create_app(self._settings)
+        _engine_of(app).engine.start()
+        return app
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; requests that are under way are answered first."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    Server(settings).run()
+
+
+def _stop_engine(arbiter: Any, worker: Any) -> None:
+    app = getattr(worker, "wsgi", None)
+    if isinstance(app, Flask):
+        _engine_of(app).engine.stop()
+
+
+def _engine_of(app: Flask) -> Service:
+    service: Service = app.extensions["sspsam"]
+    return service

@@ -1,0 +1,104 @@
+"""The parts of the service, put together from settings. Putting them together opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from backend.assistant import Assistant
+from backend.embeddings import EmbeddingCache
+from backend.engine import Engine, SwappablePredictor
+from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, EventQueue
+from backend.images import ImageStore
+from backend.labelstudio.client import LabelStudioClient
+from backend.memory import Memory
+from backend.metrics import Metrics
+from backend.settings import Settings
+from sspsam.versions import VersionCard, VersionStore
+
+if TYPE_CHECKING:
+    from sspsam import ImageEmbedding
+
+REDIS_CONNECT_TIMEOUT_S = 2.0
+REDIS_TIMEOUT_S = 10.0
+_COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes use."""
+
+    settings: Settings
+    engine: Engine
+    assistant: Assistant
+    memory: Memory
+    events: EventQueue
+    versions: VersionStore
+    metrics: Metrics
+
+    def version_ids(self) -> list[str]:
+        """The version in service first, then the others that were not rejected, newest first."""
+        serving = self.engine.version
+        others = [card.version_id for card in self.usable_versions() if card.version_id != serving]
+        return [serving, *reversed(others)]
+
+    def usable_versions(self) -> list[VersionCard]:
+        """Cards of the versions that may serve, oldest first."""
+        return [card for card in self.versions.list() if card.status != "rejected"]
+
+    def count_event(self, event: Mapping[str, object]) -> None:
+        """Counts a webhook event; those that Label Studio may yet invent together."""
+        action = str(event.get("action"))
+        self.metrics.events.labels(action if action in _COUNTED_ACTIONS else "other").inc()
+
+
+def build_service(
+    settings: Settings, redis: Redis | None = None, predictor: SwappablePredictor | None = None
+) -> Service:
+    """Puts the service together.
+
+    Args:
+        settings: What the environment says.
+        redis: In place of the one at REDIS_URL.
+        predictor: In place of the preset's.
+    """
+    redis = redis or connect_redis(settings.redis_url)
+    client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+    metrics, memory = Metrics(), Memory(redis)
+    versions = VersionStore(settings.model_dir, settings.preset)
+    load = partial(load_preset, settings.preset, settings.device) if predictor is None else lambda: predictor
+    embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(settings.embedding_cache_bytes)
+    engine = Engine(load, versions, embeddings, redis, on_swap=lambda version: metrics.swaps.inc())
+    images = ImageStore(
+        settings.images_dir,
+        client,
+        settings.image_max_bytes,
+        settings.image_max_pixels,
+        settings.image_timeout_s,
+    )
+    assistant = Assistant(engine, images, memory, metrics)
+    return Service(settings, engine, assistant, memory, EventQueue(redis), versions, metrics)
+
+
+def connect_redis(url: str) -> Redis:
+    """A client that connects when first used, and gives up on a silent Redis."""
+    client: Redis = Redis.from_url(
+        url,
+        socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
+        socket_timeout=REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1),  # annotators wait
+    )
+    return client
+
+
+def load_preset(preset: str, device: str) -> SwappablePredictor:
+    """Loads a preset with the weights that it ships with. Imports torch."""
+    from sspsam import Predictor
+
+    return Predictor.from_preset(preset, device)

@@ -1,0 +1,93 @@
+"""What the environment says. The backend, the worker and the schedule read the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import SettingsError
+
+
+def _check_url(url: str) -> str:
+    url = url.strip()
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError("expected an address such as http://127.0.0.1:8080")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+EVERY_ADDRESS = ("0.0.0.0", "::")
+
+
+class Settings(BaseSettings):
+    """Each field is an environment variable of the same name, in capitals."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
+
+    label_studio_url: Url = "http://127.0.0.1:8080"
+    """Where Label Studio answers; pictures at relative addresses are fetched from here."""
+    label_studio_api_key: SecretStr = SecretStr("")
+    """A personal access token or a legacy token; sent to label_studio_url and to nothing else."""
+    basic_auth_user: str = ""
+    """With basic_auth_pass, what every caller must send; without, everybody may ask."""
+    basic_auth_pass: SecretStr = SecretStr("")
+    webhook_secret: SecretStr = SecretStr("")
+    """What Label Studio's webhook sends in X-ML-Secret (it cannot send Basic auth)."""
+    model_dir: Path = Path("models")
+    """Versions, cached images, records and training runs."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """redis://host:port/db, or unix:///path/to/socket."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    preset: str = "ssp-sam-demo"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    finetune_after: Annotated[int, Field(ge=1)] = 50
+    """Corrected masks since the last fine-tune that start the next one."""
+    public_url: Url = ""
+    """Where Label Studio reaches this backend; by default http://HOST:PORT."""
+    image_max_bytes: Annotated[int, Field(ge=1)] = 100 * 2**20
+    image_max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
+    """Pillow's own bound, a third of a gigabyte of RGB."""
+    image_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """For the whole of one image."""
+    embedding_cache_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
+    """Memory for image embeddings; the least recently used leave first."""
+
+    def __init__(self, **values: Any) -> None:
+        """Reads the environment; values given here go before it.
+
+        Raises:
+            SettingsError: a variable holds something that it cannot mean.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = [
+                f"{'_'.join(map(str, one['loc'])).upper()}: {one['msg']} (got {one['input']!r:.60})"
+                for one in error.errors()
+            ]
+            raise SettingsError("; ".join(wrong)) from error
+
+    @property
+    def images_dir(self) -> Path:
+        """Fetched images, each named by the sha256 of its bytes."""
+        return self.model_dir / "images"
+
+    @property
+    def backend_url(self) -> str:
+        """Where Label Studio reaches this backend."""
+        host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """Name and password that callers must send; None when everybody may ask."""
+        password = self.basic_auth_pass.get_secret_value()
+        return (self.basic_auth_user, password) if self.basic_auth_user or password else None

@@ -1,0 +1,81 @@
+"""A predictor that can be seen through: a phrase means the pixels of the colour that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from backend.images import UInt8Image
+from sspsam import Referent
+from sspsam.masks import mask_to_box_xyxy
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
+SCORE = 0.75
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image embedding that has lost nothing."""
+
+    image: UInt8Image
+
+    @property
+    def size_bytes(self) -> int:
+        return self.image.nbytes
+
+
+class ColourPredictor:
+    """Finds the colour that a phrase names; a phrase without one, or whose colour is not there, fits nothing.
+
+    Its one trainable number, `shift`, moves masks down by so many rows.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"shift": np.array(0)}
+        self.embedded = 0
+        self.asked: list[str] = []
+
+    def embed(self, image: UInt8Image) -> Pixels:
+        self.embedded += 1
+        return Pixels(image)
+
+    def predict(self, embedding: Pixels, phrases: Sequence[str]) -> list[Referent]:
+        self.asked += phrases
+        return [self._find(embedding.image, phrase) for phrase in phrases]
+
+    def load_trainable(self, state: Mapping[str, Any]) -> None:
+        if set(state) != {"shift"}:
+            raise ValueError(f"the tensors do not fit the model: {sorted(state)}")
+        self.state = dict(state)
+
+    def trainable_state(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    def _find(self, image: UInt8Image, phrase: str) -> Referent:
+        mask = np.zeros(image.shape[:2], dtype=np.bool_)
+        for word in phrase.lower().split():
+            if word in COLOURS:
+                mask |= (image == COLOURS[word]).all(axis=2)
+        mask = np.roll(mask, int(self.state["shift"]), axis=0)
+        return Referent(phrase, mask, SCORE, mask_to_box_xyxy(mask), no_target=not mask.any())
+
+
+def picture(height: int = 40, width: int = 60) -> UInt8Image:
+    """White, with a red square that has a hole, and a blue bar at the right border."""
+    image = np.full((height, width, 3), 255, dtype=np.uint8)
+    image[5:25, 10:30] = COLOURS["red"]
+    image[10:15, 15:20] = 255
+    image[:, -8:] = COLOURS["blue"]
+    return image
+
+
+def encoded(image: UInt8Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The image as a file."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()

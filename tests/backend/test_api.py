@@ -1,0 +1,539 @@
+"""The routes as Label Studio uses them, with a real Redis and pictures over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from werkzeug.wrappers import Response
+
+from backend.app import create_app
+from backend.labelstudio import notes
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.memory import Memory, Served
+from backend.service import Service
+from backend.settings import Settings
+from sspsam.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
+from tests.backend.colours import COLOURS, ColourPredictor, encoded, picture
+from tests.backend.waiting import wait_until
+from tests.backend.web import Web
+
+Json = dict[str, Any]
+BASE = "ssp-sam-test-base"
+PATH = "/data/upload/2/shapes.png"
+CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
+NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
+
+
+@pytest.fixture
+def label_studio() -> Iterator[Web]:
+    with Web({PATH: Response(encoded(picture()), content_type="image/png")}) as web:
+        yield web
+
+
+@pytest.fixture
+def settings(settings: Settings, label_studio: Web) -> Settings:
+    return settings.model_copy(update={"label_studio_url": label_studio.url})
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def memory(redis_server: Redis) -> Memory:
+    return Memory(redis_server)
+
+
+def service_of(app: Flask) -> Service:
+    service: Service = app.extensions["sspsam"]
+    return service
+
+
+def task(task_id: int = 1, image: object = PATH, **more: Any) -> Json:
+    return {
+        "id": task_id,
+        "data": {"image": image},
+        "annotations": [],
+        "predictions": [],
+        "drafts": [],
+        **more,
+    }
+
+
+def prompt(*texts: str) -> Json:
+    return {
+        "value": {"text": list(texts)},
+        "id": "Wp6j8HRcD1",
+        "from_name": "prompt",
+        "to_name": "image",
+        "type": "textarea",
+        "origin": "manual",
+    }
+
+
+def status(text: str) -> Json:
+    return {**prompt(text), "id": "status0001", "from_name": "status"}
+
+
+def predict_body(tasks: list[Json], context: Json | None, config: str = RECOMMENDED_CONFIG) -> Json:
+    return {
+        "tasks": tasks,
+        "project": "2.1795330931",
+        "label_config": config,
+        "params": {"login": None, "password": None, "context": context},
+    }
+
+
+def ask(
+    client: FlaskClient, *results: Json, one: Json | None = None, config: str = RECOMMENDED_CONFIG
+) -> Json:
+    """Sends what the editor sends, and returns the answer's one prediction."""
+    body = predict_body([one or task()], {"result": list(results)}, config)
+    response = client.post("/predict", json=body)
+    assert response.status_code == 200
+    (prediction,) = response.json["results"]  # type: ignore[index]
+    found: Json = prediction
+    return found
+
+
+def masks(prediction: Json) -> dict[str, BoolMask]:
+    """Phrase -> mask of each region of an answer, as our own reader of annotations sees it."""
+    content = read_annotation(prediction, CONFIG)
+    assert content.problems == ()
+    return {str(region.phrase): region.mask for region in content.regions}
+
+
+def texts(prediction: Json, name: str) -> list[str] | None:
+    """What an answer puts into a TextArea; None when it leaves it as it is."""
+    found = [result["value"]["text"] for result in prediction["result"] if result["from_name"] == name]
+    return found[0] if found else None
+
+
+def colour(name: str) -> BoolMask:
+    return np.asarray((picture() == COLOURS[name]).all(axis=2))
+
+
+# Interactive phrases
+
+
+def test_a_phrase_gives_its_mask_and_leaves_the_prompt(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square"))
+
+    found = masks(prediction)
+    assert list(found) == ["the red square"]
+    np.testing.assert_array_equal(found["the red square"], colour("red"))
+    assert [result["from_name"] for result in prediction["result"]] == ["mask", "phrase", "prompt"]
+    assert prediction["result"][2]["id"] == "Wp6j8HRcD1"
+    assert texts(prediction, "prompt") == []
+    assert texts(prediction, "status") is None
+    assert prediction["model_version"] == BASE
+
+
+def test_a_phrase_that_fits_nothing_stays_and_says_so(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the green bird"))
+
+    assert masks(prediction) == {}
+    assert texts(prediction, "prompt") == ["the green bird"], "plain: saved like this, it is a label"
+    assert texts(prediction, "status") == ["Nothing here fits “the green bird”."]
+
+
+def test_without_a_status_line_the_prompt_says_so(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the green bird"), config=NO_STATUS)
+
+    (entry,) = texts(prediction, "prompt") or []
+    assert entry == notes.with_no_match("the green bird")
+    saved = read_annotation({"result": [prompt(entry)]}, CONFIG)
+    assert saved.no_target_phrases == ("the green bird",)
+    after = ask(client, prompt(entry, "the red square"), config=NO_STATUS)
+    assert texts(after, "prompt") == [entry], "and goes on saying so"
+
+
+def test_only_the_new_phrase_is_looked_for(app: Flask, settings: Settings, redis_server: Redis) -> None:
+    predictor = ColourPredictor()
+    app = create_app(settings, redis_server, predictor)
+    service_of(app).engine.start()
+    client = app.test_client()
+    ask(client, prompt("a green bird"))
+    predictor.asked.clear()
+
+    prediction = ask(client, prompt("a green bird", "the red square"))
+
+    assert predictor.asked == ["the red square"]
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["a green bird"]
+    service_of(app).engine.stop()
+
+
+def test_a_saved_no_target_phrase_is_not_looked_for_again(client: FlaskClient) -> None:
+    """Opened again after Redis has forgotten: the saved annotation says that nothing fits, red or not."""
+    saved = task(annotations=[{"id": 9, "result": [prompt("the red ghost")]}])
+
+    prediction = ask(client, prompt("the red ghost", "the blue bar"), one=saved)
+
+    assert list(masks(prediction)) == ["the blue bar"]
+    assert texts(prediction, "prompt") == ["the red ghost"]
+
+
+def test_an_earlier_phrase_whose_answer_was_lost_is_answered_too(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square", "the blue bar"))
+
+    found = masks(prediction)
+    assert list(found) == ["the red square", "the blue bar"]
+    assert len({result["id"] for result in prediction["result"] if result["from_name"] == "mask"}) == 2
+
+
+def test_the_newest_phrase_is_looked_for_again_when_typed_again(client: FlaskClient) -> None:
+    ask(client, prompt("a green bird"))
+
+    prediction = ask(client, prompt("a green bird", "A green  bird"))
+
+    assert texts(prediction, "prompt") == ["a green bird"]
+    assert texts(prediction, "status") == ["Nothing here fits “a green bird”."]
+
+
+def test_the_same_phrase_twice_gives_one_mask(client: FlaskClient) -> None:
+    once = ask(client, prompt("the red square"))
+    twice = ask(client, prompt("the red square", "The red square "))
+
+    ids = [
+        [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+        for prediction in (once, twice)
+    ]
+    assert ids[0] == ids[1], "the region is replaced, not doubled"
+    assert len(ids[0]) == 1
+
+
+def test_what_the_status_said_is_taken_back(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square"), status("Nothing here fits “zebra”."))
+
+    assert texts(prediction, "status") == []
+    assert prediction["result"][-1]["id"] == "status0001"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [prompt()],
+        [{**prompt("a comment"), "from_name": "comment"}],
+        [{"from_name": "click", "type": "keypointlabels", "value": {"x": 1, "y": 1}, "id": "a"}],
+        [{"from_name": "prompt"}],
+        [None, 7, "text"],
+    ],
+    ids=["after submit", "empty prompt", "comment", "click", "no value", "junk"],
+)
+def test_calls_without_a_phrase_get_nothing(client: FlaskClient, results: list[Any]) -> None:
+    assert ask(client, *results) == {"result": []}
+
+
+@pytest.mark.parametrize("text", ["  ", ""])
+def test_an_empty_phrase_is_told(client: FlaskClient, text: str) -> None:
+    prediction = ask(client, prompt(text))
+
+    (said,) = texts(prediction, "status") or []
+    assert said.startswith("The phrase is empty")
+    after = ask(client, prompt(*(texts(prediction, "prompt") or []), "the red square"), status(said))
+    assert list(masks(after)) == ["the red square"]
+    assert texts(after, "prompt") == []
+    assert texts(after, "status") == []
+
+
+def test_a_phrase_of_80_words_is_told_and_the_others_are_answered(client: FlaskClient) -> None:
+    long = "very " * 79 + "red"
+
+    prediction = ask(client, prompt(long, "the blue bar"))
+
+    assert list(masks(prediction)) == ["the blue bar"]
+    (said,) = texts(prediction, "status") or []
+    assert "too long" in said
+    assert len(said) < 200
+    (entry,) = texts(prediction, "prompt") or []
+    assert notes.plain_phrase(entry) == long
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/data/upload/2/nothing.png", "answers 404"),
+        ("http://127.0.0.1:9/a.png", "does not answer"),
+        ("data:image/png;base64,AAAA", "only http"),
+        (None, "has no image"),
+    ],
+)
+def test_an_image_that_cannot_be_had_is_told_and_loses_nothing(
+    client: FlaskClient, image: object, reason: str
+) -> None:
+    prediction = ask(client, prompt("the red square"), one=task(image=image))
+
+    (said,) = texts(prediction, "status") or []
+    assert "“the red square” was not looked for" in said
+    assert reason in said
+    (entry,) = texts(prediction, "prompt") or []
+    assert notes.has_failed(entry)
+    assert read_annotation({"result": [prompt(entry)]}, CONFIG).no_target_phrases == ()
+    mended = ask(client, prompt(entry, "the blue bar"))
+    assert list(masks(mended)) == ["the red square", "the blue bar"]
+    assert texts(mended, "prompt") == []
+
+
+def test_an_unreadable_image_is_told(client: FlaskClient, label_studio: Web) -> None:
+    label_studio.answers[PATH] = Response(b"no picture")
+
+    (said,) = texts(ask(client, prompt("the red square")), "status") or []
+
+    assert "not an image" in said
+
+
+def test_a_refused_key_is_told(client: FlaskClient, label_studio: Web) -> None:
+    label_studio.answers[PATH] = Response("", 401)
+
+    (said,) = texts(ask(client, prompt("the red square")), "status") or []
+
+    assert "LABEL_STUDIO_API_KEY" in said
+
+
+def test_a_config_without_a_brush_is_told_in_the_prompt(client: FlaskClient) -> None:
+    config = '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/></View>'
+
+    (entry,) = texts(ask(client, prompt("the red square"), config=config), "prompt") or []
+
+    assert notes.has_failed(entry)
+    assert "no <BrushLabels>" in entry
+
+
+def test_a_config_that_cannot_be_read_gets_nothing(client: FlaskClient) -> None:
+    assert ask(client, prompt("the red square"), config="<View>") == {"result": []}
+
+
+def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None:
+    class Broken(ColourPredictor):
+        def predict(self, embedding: Any, phrases: Any) -> Any:
+            if phrases != ["warm up"]:
+                raise RuntimeError("CUDA out of memory at 0x7f")
+            return super().predict(embedding, phrases)
+
+    app = create_app(settings, redis_server, Broken())
+    service_of(app).engine.start()
+
+    prediction = ask(app.test_client(), prompt("the red square"))
+
+    (said,) = texts(prediction, "status") or []
+    assert "its log says more" in said
+    assert "CUDA" not in json.dumps(prediction)
+    service_of(app).engine.stop()
+
+
+def test_a_model_that_could_not_be_loaded_is_told(settings: Settings, redis_server: Redis) -> None:
+    class Missing(ColourPredictor):
+        def trainable_state(self) -> dict[str, Any]:
+            raise FileNotFoundError("weights.safetensors")
+
+    app = create_app(settings, redis_server, Missing())
+    service_of(app).engine.start()
+
+    (said,) = texts(ask(app.test_client(), prompt("the red square")), "status") or []
+
+    assert "could not be loaded" in said
+    service_of(app).engine.stop()
+
+
+def test_labels_of_the_same_name_are_used(client: FlaskClient) -> None:
+    config = RECOMMENDED_CONFIG.replace('<Label value="object"', '<Label value="sky"/><Label value="Red"')
+
+    brush = ask(client, prompt("red"), config=config)["result"][0]
+
+    assert brush["value"]["brushlabels"] == ["Red"]
+
+
+def test_without_redis_phrases_are_answered(settings: Settings) -> None:
+    app = create_app(
+        settings.model_copy(update={"redis_url": "unix:///nonexistent.sock"}), predictor=ColourPredictor()
+    )
+    service_of(app).engine.start()
+    client = app.test_client()
+
+    prediction = ask(client, prompt("the red square", "zebra"))
+
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["zebra"]
+    assert client.get("/health").status_code == 200
+    assert client.post("/setup", json={"project": "2.1"}).json == {"model_version": BASE}
+    assert "Redis does not answer" in client.get("/").text
+    service_of(app).engine.stop()
+
+
+def test_served_masks_are_kept_for_the_worker(
+    client: FlaskClient, memory: Memory, redis_server: Redis
+) -> None:
+    brush = ask(client, prompt("the red square", "zebra"))["result"][0]
+
+    served = memory.served(brush["id"])
+
+    assert isinstance(served, Served)
+    assert (served.version, served.phrase) == (BASE, "the red square")
+    np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red"))
+    assert 0 < redis_server.ttl(f"sspsam:served:{brush['id']}") <= 30 * 24 * 3600
+    assert memory.served("another") is None
+
+
+# Batches
+
+
+def batch(client: FlaskClient, tasks: list[Json], config: str = RECOMMENDED_CONFIG) -> list[Any]:
+    response = client.post("/predict", json=predict_body(tasks, None, config))
+    assert response.status_code == 200
+    results: list[Any] = response.json["results"]  # type: ignore[index]
+    return results
+
+
+def test_a_batch_answers_every_task_in_order(client: FlaskClient) -> None:
+    tasks = [task(number) for number in range(1, 6)]
+    tasks[0]["data"]["phrase"] = "the red square"
+    tasks[1]["data"]["phrases"] = ["the blue bar", "zebra"]
+    tasks[2]["data"]["phrases"] = "the red square\nthe blue bar"
+
+    results = batch(client, tasks)
+
+    assert [list(masks(result)) for result in results] == [
+        ["the red square"],
+        ["the blue bar"],
+        ["the red square", "the blue bar"],
+        [],
+        [],
+    ]
+    assert [result["model_version"] for result in results] == [BASE] * 5
+    assert results[3]["result"] == [], "no phrase: an empty prediction, so that it is not asked again"
+    assert texts(results[1], "prompt") == ["zebra"]
+    assert texts(results[0], "prompt") is None
+
+
+def test_a_batch_stores_nothing_for_an_image_that_may_come_back(client: FlaskClient) -> None:
+    tasks = [task(1, "/data/upload/2/nothing.png"), task(2), task(3, None)]
+    for one in tasks:
+        one["data"]["phrase"] = "the red square"
+
+    gone, good, never = batch(client, tasks)
+
+    assert gone == []
+    assert list(masks(good)) == ["the red square"]
+    assert "has no image" in str(texts(never, "status"))
+
+
+def test_a_batch_without_a_brush_is_told(client: FlaskClient) -> None:
+    one = task()
+    one["data"]["phrase"] = "red"
+    config = '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/></View>'
+
+    (result,) = batch(client, [one], config)
+
+    assert "no <BrushLabels>" in str(texts(result, "prompt"))
+
+
+@pytest.mark.parametrize(
+    "extra_params", [{"phrase": "the blue bar"}, '{"phrases": ["the blue bar"]}', {"phrases": "the blue bar"}]
+)
+def test_a_batch_takes_the_projects_phrase(client: FlaskClient, extra_params: object) -> None:
+    client.post("/setup", json={"project": "2.1795330931", "schema": "", "extra_params": extra_params})
+
+    (result,) = batch(client, [task()])
+
+    assert list(masks(result)) == ["the blue bar"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"tasks": 7}', b'{"tasks": [7]}', b'{"tasks": [{"data": 7}]}']
+)
+def test_what_is_no_predict_request_is_refused(client: FlaskClient, body: bytes) -> None:
+    response = client.post("/predict", data=body, content_type="application/json")
+
+    assert response.status_code == 400
+    assert "must be an object" in response.json["error"] or "needs a list" in response.json["error"]  # type: ignore[index]
+
+
+# Health, setup, versions, metrics
+
+
+def test_health_and_setup_do_not_wait_for_the_model(settings: Settings, redis_server: Redis) -> None:
+    app = create_app(settings, redis_server, ColourPredictor())
+    client = app.test_client()
+
+    health = client.get("/health")
+    setup = client.post(
+        "/setup",
+        json={
+            "project": "1.1795330868",
+            "schema": RECOMMENDED_CONFIG,
+            "hostname": "http://evil.example",
+            "access_token": "s3cret",
+            "extra_params": "",
+        },
+    )
+
+    assert health.json == {
+        "status": "UP",
+        "model_class": "SSP-SAM",
+        "model_version": BASE,
+        "model_state": "loading",
+    }
+    assert setup.json == {"model_version": BASE}
+    assert b"s3cret" not in b"".join(redis_server.hvals("sspsam:projects"))
+
+
+def test_versions(client: FlaskClient) -> None:
+    assert client.get("/versions").json == {"versions": [BASE]}
+
+
+def test_metrics_count_what_was_asked(client: FlaskClient) -> None:
+    ask(client, prompt("the red square", "zebra", "very " * 90))
+
+    text = client.get("/metrics").text
+
+    for line in (
+        'sspsam_phrases_total{outcome="mask"} 1.0',
+        'sspsam_phrases_total{outcome="no_match"} 1.0',
+        'sspsam_phrases_total{outcome="failed"} 1.0',
+        'sspsam_requests_total{endpoint="predict",status="200"} 1.0',
+        f'sspsam_model_info{{state="ready",version="{BASE}"}} 1.0',
+        "sspsam_embedding_cache_images 1.0",
+    ):
+        assert line in text
+
+
+def test_unknown_pages_are_json(client: FlaskClient) -> None:
+    response = client.get("/nothing")
+
+    assert response.status_code == 404
+    assert response.json
+
+
+def test_a_swap_is_counted_and_shown(app: Flask, client: FlaskClient) -> None:
+    import torch
+
+    from sspsam.versions import VersionCard
+
+    store = service_of(app).versions
+    wait_until(lambda: service_of(app).engine.status().state == "ready", "the model is loaded")
+    version = store.publish({"shift": torch.tensor(2)}, VersionCard(), {}).version_id
+    store.promote(version)
+    wait_until(lambda: service_of(app).engine.version == version, "the version serves")
+
+    assert ask(client, prompt("red"))["model_version"] == version
+    assert client.get("/versions").json == {"versions": [version, BASE]}
+    assert client.post("/setup", json={"project": "1.1"}).json == {"model_version": version}
+    assert "sspsam_version_swaps_total 1.0" in client.get("/metrics").text
+
+
+def test_brush_rle_of_an_answer_has_the_size_of_the_picture(client: FlaskClient) -> None:
+    brush = ask(client, prompt("the blue bar"))["result"][0]
+
+    assert (brush["original_height"], brush["original_width"]) == (40, 60)
+    np.testing.assert_array_equal(brush_rle_to_mask(brush["value"]["rle"], 40, 60), colour("blue"))

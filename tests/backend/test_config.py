@@ -1,0 +1,144 @@
+"""Which tag of a labeling config plays which part."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.errors import LabelingConfigError
+from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, LabelingConfig, MaskTag
+
+IMAGE = '<Image name="image" value="$image"/>'
+BRUSH = '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
+
+
+def parse(inside: str) -> LabelingConfig:
+    return LabelingConfig.parse(f"<View>{inside}</View>")
+
+
+def test_the_recommended_config_lacks_nothing() -> None:
+    config = LabelingConfig.parse(RECOMMENDED_CONFIG)
+
+    assert config.missing() == []
+    assert config.image is not None
+    assert config.image.value == "image"
+    names = [tag.name for tag in (config.prompt, config.mask, config.phrase, config.status) if tag]
+    assert names == ["prompt", "mask", "phrase", "status"]
+
+
+def test_parts_are_found_by_type_when_names_differ() -> None:
+    config = parse(
+        '<TextArea name="words" toName="photo" perRegion="true"/>'
+        '<TextArea name="what" toName="photo"/>'
+        '<BrushLabels name="paint" toName="photo"><Label value="cat"/><Label value="dog"/></BrushLabels>'
+        '<KeyPointLabels name="point" toName="photo"><Label value="here"/></KeyPointLabels>'
+        '<RectangleLabels name="frame" toName="photo"><Label value="cat"/></RectangleLabels>'
+        '<Image name="photo" value="$url"/>'
+    )
+
+    assert config.prompt is not None
+    assert config.prompt.name == "what"
+    assert config.phrase is not None
+    assert config.phrase.name == "words"
+    assert config.mask == MaskTag("paint", "photo", ("cat", "dog"))
+    assert config.image is not None
+    assert (config.image.name, config.image.value) == ("photo", "url")
+    assert config.click is not None
+    assert config.click.name == "point"
+    assert config.box is not None
+    assert config.box.name == "frame"
+    assert [tag.role for tag in config.missing()] == ["status"]
+
+
+def test_the_name_decides_between_several() -> None:
+    config = parse(
+        '<TextArea name="comment" toName="image"/><TextArea name="prompt" toName="image"/>'
+        '<BrushLabels name="area" toName="other"><Label value="sky"/></BrushLabels>'
+        f'{BRUSH}<Image name="other" value="$second"/>{IMAGE}'
+    )
+
+    assert config.prompt is not None
+    assert config.prompt.name == "prompt"
+    assert config.mask is not None
+    assert config.mask.name == "mask"
+    assert config.image is not None
+    assert config.image.value == "image", "the picture that the chosen brush works on"
+    assert config.mask_names == {"area", "mask"}
+
+
+def test_the_status_line_is_never_the_prompt() -> None:
+    config = parse(f'{IMAGE}{BRUSH}<TextArea name="status" toName="image"/>')
+
+    assert config.prompt is None
+    assert config.status is not None
+
+
+def test_letter_case_of_tags_and_attributes_does_not_matter() -> None:
+    config = parse(
+        '<textarea NAME="phrase" toname="image" perregion="TRUE"/><IMAGE name="image" VALUE="$image"/>'
+    )
+
+    assert config.phrase is not None
+    assert config.image is not None
+
+
+@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status"])
+def test_what_is_missing_comes_with_the_tag_to_add(role: str) -> None:
+    inside = "".join(xml for name, xml in SNIPPETS.items() if name != role)
+    inside = inside.replace("{image}", "image").replace("{labels}", "object")
+
+    (missing,) = parse(inside).missing()
+
+    assert missing.role == role
+    assert missing.required == (role in ("image", "prompt", "mask"))
+    assert parse(inside + missing.xml).missing() == []
+
+
+def test_what_to_add_speaks_of_the_tags_that_are_there() -> None:
+    config = parse(
+        '<Image name="a&quot;b" value="$image"/>'
+        '<BrushLabels name="m" toName="a&quot;b"><Label value="cat"/><Label value="dog"/></BrushLabels>'
+    )
+
+    phrase = next(tag for tag in config.missing() if tag.role == "phrase")
+
+    assert 'toName="a&quot;b"' in phrase.xml
+    assert 'whenLabelValue="cat,dog"' in phrase.xml
+
+
+def test_an_image_that_is_no_field_of_the_task_does_not_count() -> None:
+    assert parse('<Image name="image" value="http://example.com/a.png"/>').image is None
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        ("", "not XML"),
+        ("<View>", "not XML"),
+        ("a text", "not XML"),
+        ('<!DOCTYPE v [<!ENTITY a "b">]><View>&a;</View>', "document type"),
+    ],
+)
+def test_what_is_no_labeling_config_is_refused(xml: str, reason: str) -> None:
+    with pytest.raises(LabelingConfigError, match=reason):
+        LabelingConfig.parse(xml)
+
+
+def test_require_names_the_tag() -> None:
+    config = parse(IMAGE)
+
+    config.require("image")
+    with pytest.raises(LabelingConfigError, match=r"no <BrushLabels>.*Add <BrushLabels"):
+        config.require("image", "mask")
+
+
+@pytest.mark.parametrize(
+    ("labels", "phrase", "label"),
+    [
+        (("object",), "the cat", "object"),
+        (("dog", "cat"), "Cat ", "cat"),
+        (("dog", "cat"), "the cat", "dog"),
+        ((), "the cat", None),
+    ],
+)
+def test_label_for(labels: tuple[str, ...], phrase: str, label: str | None) -> None:
+    assert MaskTag("mask", "image", labels).label_for(phrase) == label

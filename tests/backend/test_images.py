@@ -1,0 +1,271 @@
+"""Fetching pictures: where from, with which key, within which limits, and what their pixels are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from werkzeug.utils import redirect
+from werkzeug.wrappers import Response
+
+from backend.errors import (
+    ImageError,
+    ImageFetchError,
+    ImageFormatError,
+    ImageMissingError,
+    LabelStudioUnauthorized,
+)
+from backend.images import ImageStore
+from backend.labelstudio.client import LabelStudioClient
+from tests.backend.colours import encoded, picture
+from tests.backend.web import Web, slowly
+
+KEY = "k" * 40
+PATH = "/data/upload/1/a.png"
+
+
+@pytest.fixture
+def label_studio() -> Iterator[Web]:
+    with Web({PATH: Response(encoded(picture()), content_type="image/png")}) as web:
+        yield web
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Web]:
+    with Web({"/a.png": Response(encoded(picture()), content_type="image/png")}) as web:
+        yield web
+
+
+def make_store(
+    folder: Path,
+    label_studio_url: str,
+    max_bytes: int = 10**6,
+    max_pixels: int = 10**5,
+    timeout_s: float = 10.0,
+) -> ImageStore:
+    client = LabelStudioClient(label_studio_url, KEY)
+    return ImageStore(folder / "images", client, max_bytes, max_pixels, timeout_s)
+
+
+@pytest.fixture
+def store(tmp_path: Path, label_studio: Web) -> ImageStore:
+    return make_store(tmp_path, label_studio.url)
+
+
+def test_an_upload_is_fetched_once_with_our_key(store: ImageStore, label_studio: Web) -> None:
+    digest = store.digest(PATH)
+
+    assert digest == hashlib.sha256(encoded(picture())).hexdigest()
+    assert store.digest(PATH) == digest
+    assert label_studio.authorizations == [f"Token {KEY}"]
+    assert store.path(digest).read_bytes() == encoded(picture())
+    np.testing.assert_array_equal(store.decode(digest), picture())
+    assert [path.name for path in store.folder.iterdir()] == [digest], "nothing half-written is left"
+
+
+def test_a_file_that_was_removed_is_fetched_again(store: ImageStore, label_studio: Web) -> None:
+    digest = store.digest(PATH)
+    store.path(digest).unlink()
+
+    with pytest.raises(ImageFetchError, match="not in the cache"):
+        store.decode(digest)
+    assert store.digest(PATH) == digest
+    assert len(label_studio.asked) == 2
+
+
+def test_our_key_goes_nowhere_else(store: ImageStore, elsewhere: Web) -> None:
+    store.digest(f"{elsewhere.url}/a.png")
+
+    assert elsewhere.authorizations == [None]
+
+
+def test_our_key_does_not_follow_a_redirect_away(
+    store: ImageStore, label_studio: Web, elsewhere: Web
+) -> None:
+    label_studio.answers["/data/upload/1/moved.png"] = redirect(f"{elsewhere.url}/a.png")
+
+    store.digest("/data/upload/1/moved.png")
+
+    assert label_studio.authorizations == [f"Token {KEY}"]
+    assert elsewhere.authorizations == [None]
+
+
+def test_a_redirect_within_label_studio_keeps_the_key(store: ImageStore, label_studio: Web) -> None:
+    label_studio.answers["/data/moved.png"] = redirect(PATH)
+
+    store.digest("/data/moved.png")
+
+    assert label_studio.authorizations == [f"Token {KEY}"] * 2
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://example.com/a.png", "data:image/png;base64,AA"]
+)
+def test_a_redirect_to_another_scheme_is_refused(store: ImageStore, label_studio: Web, target: str) -> None:
+    label_studio.answers["/data/moved.png"] = Response("", 302, {"Location": target})
+
+    with pytest.raises(ImageMissingError, match="only http"):
+        store.digest("/data/moved.png")
+
+
+def test_redirects_end(store: ImageStore, label_studio: Web) -> None:
+    label_studio.answers["/data/loop.png"] = redirect("/data/loop.png")
+
+    with pytest.raises(ImageFetchError, match="without end"):
+        store.digest("/data/loop.png")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "  ",
+        7,
+        ["/data/upload/a.png"],
+        "data:image/png;base64,AAAA",
+        "file:///etc/passwd",
+        "s3://bucket/a.png",
+        "a.png",
+        "http://",
+        "C:\\a.png",
+    ],
+)
+def test_what_is_no_address_that_we_fetch(store: ImageStore, label_studio: Web, value: object) -> None:
+    with pytest.raises(ImageMissingError):
+        store.digest(value)
+    assert label_studio.asked == []
+
+
+@pytest.mark.parametrize(
+    ("base", "value", "url"),
+    [
+        ("http://ls", "/data/a.png", "http://ls/data/a.png"),
+        ("http://ls/", "/data/a.png", "http://ls/data/a.png"),
+        ("http://ls/studio", "/data/a.png", "http://ls/studio/data/a.png"),
+        ("http://ls/studio", "/studio/data/a.png", "http://ls/studio/data/a.png"),
+        ("http://ls", "//evil.example/a.png", "http://ls//evil.example/a.png"),
+        ("http://ls", " https://cdn.example/a.png ", "https://cdn.example/a.png"),
+    ],
+)
+def test_resolve(tmp_path: Path, base: str, value: str, url: str) -> None:
+    assert make_store(tmp_path, base).resolve(value) == url
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_names_the_setting(store: ImageStore, label_studio: Web, status: int) -> None:
+    label_studio.answers[PATH] = Response("", status)
+
+    with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
+        store.digest(PATH)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_that_does_not_give_it(store: ImageStore, label_studio: Web, status: int) -> None:
+    label_studio.answers[PATH] = Response("", status)
+
+    with pytest.raises(ImageFetchError, match=str(status)):
+        store.digest(PATH)
+
+
+def test_a_server_that_is_down(tmp_path: Path) -> None:
+    with pytest.raises(ImageFetchError, match=r"127\.0\.0\.1:9 does not answer"):
+        make_store(tmp_path, "http://127.0.0.1:9").digest(PATH)
+
+
+def test_a_server_that_is_slow(tmp_path: Path, label_studio: Web) -> None:
+    label_studio.answers[PATH] = slowly(Response(encoded(picture())), 1.0)
+
+    with pytest.raises(ImageFetchError, match="does not answer"):
+        make_store(tmp_path, label_studio.url, timeout_s=0.1).digest(PATH)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_that_is_too_large(tmp_path: Path, label_studio: Web, told: bool) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x" * 3000
+
+    label_studio.answers[PATH] = Response(b"x" * 3000 if told else chunks())
+
+    with pytest.raises(ImageFormatError, match="larger than 2000 bytes"):
+        make_store(tmp_path, label_studio.url, max_bytes=2000).digest(PATH)
+
+
+def test_a_picture_with_too_many_pixels_is_not_decoded(tmp_path: Path, label_studio: Web) -> None:
+    with pytest.raises(ImageFormatError, match="60 x 40 pixels; at most 2399"):
+        make_store(tmp_path, label_studio.url, max_pixels=2399).digest(PATH)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>log in</html>", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89PNG\r\n"])
+def test_what_is_no_image_is_not_kept(store: ImageStore, label_studio: Web, data: bytes) -> None:
+    label_studio.answers[PATH] = Response(data)
+
+    with pytest.raises(ImageFormatError, match="not an image"):
+        store.digest(PATH)
+    assert not store.folder.exists()
+
+
+def test_a_cut_file_is_damaged(store: ImageStore, label_studio: Web) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    label_studio.answers[PATH] = Response(encoded(noise, "JPEG")[:900])
+    digest = store.digest(PATH)
+
+    with pytest.raises(ImageFormatError, match="damaged"):
+        store.decode(digest)
+
+
+def decode(store: ImageStore, web: Web, data: bytes) -> np.ndarray:
+    web.answers[PATH] = Response(data)
+    return store.decode(store.digest(PATH))
+
+
+def test_pictures_are_upright(store: ImageStore, label_studio: Web) -> None:
+    """Label Studio shows EXIF orientation 6 turned by a quarter, so masks are of the turned picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    shown = decode(store, label_studio, encoded(picture(), "PNG", exif=exif))
+
+    np.testing.assert_array_equal(shown, np.rot90(picture(), -1))
+
+
+def test_transparency_is_white(store: ImageStore, label_studio: Web) -> None:
+    rgba = np.zeros((4, 6, 4), dtype=np.uint8)
+    rgba[:2] = (255, 0, 0, 255)
+
+    shown = decode(store, label_studio, encoded(rgba))
+
+    assert shown.shape == (4, 6, 3)
+    assert shown[0, 0].tolist() == [255, 0, 0]
+    assert shown[3, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])
+def test_other_colour_modes_become_rgb(store: ImageStore, label_studio: Web, mode: str) -> None:
+    file = BytesIO()
+    Image.new("RGB", (6, 4), "white").convert(mode).save(file, "TIFF" if mode == "CMYK" else "PNG")
+
+    shown = decode(store, label_studio, file.getvalue())
+
+    assert shown.shape == (4, 6, 3)
+    assert shown.dtype == np.uint8
+    assert shown.min() > 250
+
+
+def test_sixteen_bits_of_grey_keep_their_range(store: ImageStore, label_studio: Web) -> None:
+    grey = np.linspace(0, 65535, 24, dtype=np.uint16).reshape(4, 6)
+
+    shown = decode(store, label_studio, encoded(grey))
+
+    np.testing.assert_array_equal(shown[:, :, 1], grey // 256)
+
+
+def test_every_error_is_one_that_an_annotator_may_read(store: ImageStore) -> None:
+    with pytest.raises(ImageError) as raised:
+        store.digest("http://user:secret@127.0.0.1:9/a.png")
+    assert "secret" not in str(raised.value)

@@ -1,0 +1,71 @@
+"""The adapter gives a hosting server what the service answers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+from werkzeug.wrappers import Response
+
+from backend.errors import RequestError
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.backend.colours import encoded, picture
+from tests.backend.web import Web
+
+HOSTED = Path(__file__).parent / "hosted"
+MODULES = ("label_studio_ml", "label_studio_ml.model", "backend.label_studio_ml_adapter")
+
+
+@pytest.fixture
+def adapter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str, redis_server: Redis
+) -> Iterator[ModuleType]:
+    """The adapter's module, on the environment that a hosting server would be started with."""
+    for module in MODULES:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(HOSTED)
+    with Web({"/data/upload/a.png": Response(encoded(picture()))}) as label_studio:
+        for name, value in {
+            "LABEL_STUDIO_URL": label_studio.url,
+            "LABEL_STUDIO_API_KEY": "key",
+            "REDIS_URL": redis_url,
+            "MODEL_DIR": str(tmp_path),
+            "PRESET": "ssp-sam-test",
+            "DEVICE": "cpu",
+        }.items():
+            monkeypatch.setenv(name, value)
+        module = importlib.import_module("backend.label_studio_ml_adapter")
+        yield module
+        module.shared_service().engine.stop()
+
+
+def test_phrases_are_answered(adapter: ModuleType) -> None:
+    model = adapter.SspSamModel("3", RECOMMENDED_CONFIG)
+    tasks = [{"id": 1, "data": {"image": "/data/upload/a.png"}}]
+    prompt = {"id": "p", "from_name": "prompt", "value": {"text": ["the dog"]}}
+
+    (answer,) = model.predict(tasks, context={"result": [prompt]})
+    (silent,) = model.predict(tasks, context=None)
+
+    assert model.get("model_version") == answer["model_version"] == "ssp-sam-test-base"
+    assert {result["from_name"] for result in answer["result"]} >= {"prompt"}
+    assert silent == {"result": [], "model_version": "ssp-sam-test-base"}
+
+
+def test_events_are_queued(adapter: ModuleType, redis_server: Redis) -> None:
+    event: dict[str, Any] = {"annotation": {"id": 3, "task": 4}, "project": {"id": 5}}
+
+    adapter.SspSamModel("5", RECOMMENDED_CONFIG).fit("ANNOTATION_CREATED", event, job_id=None)
+
+    (job,) = Queue("events", connection=redis_server, serializer=JSONSerializer).get_jobs()
+    assert job.func_name == "worker.jobs.collect_annotation"
+    with pytest.raises(RequestError):
+        adapter.SspSamModel("5", RECOMMENDED_CONFIG).fit("ANNOTATION_CREATED", {})

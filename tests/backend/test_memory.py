@@ -1,0 +1,75 @@
+"""What is kept in Redis, and that its absence costs little."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from backend.labelstudio.predictions import ProposedRegion
+from backend.memory import KnownProject, Memory
+from backend.service import connect_redis
+from sspsam.masks import coco_rle_to_mask
+
+
+@pytest.fixture
+def memory(redis_server: Redis) -> Memory:
+    return Memory(redis_server)
+
+
+def proposed(phrase: str, column: int) -> ProposedRegion:
+    mask = np.zeros((6, 8), dtype=np.bool_)
+    mask[:, column] = True
+    return ProposedRegion("r1", phrase, mask, 0.5)
+
+
+def test_the_mask_served_last_is_the_one_that_counts(memory: Memory) -> None:
+    memory.note_served([proposed("a cat", 1)], "v1")
+    memory.note_served([proposed("a cat", 2)], "v2")
+
+    served = memory.served("r1")
+
+    assert served is not None
+    assert served.version == "v2"
+    assert np.flatnonzero(coco_rle_to_mask(served.rle).any(axis=0)).tolist() == [2]
+
+
+def test_a_phrase_that_got_a_mask_is_unmatched_no_more(memory: Memory) -> None:
+    memory.note_unmatched("1", "2", ["Zebra", "boat"], [])
+    assert memory.unmatched("1", "2") == {"zebra", "boat"}
+
+    memory.note_unmatched("1", "2", [], ["ZEBRA"])
+
+    assert memory.unmatched("1", "2") == {"boat"}
+    assert memory.unmatched("1", "3") == set()
+
+
+def test_projects_keep_what_a_later_call_does_not_tell(memory: Memory) -> None:
+    memory.note_project(KnownProject("7", "<View/>", "Streets", {"phrase": "car"}, "2026-01-01"))
+    memory.note_project(KnownProject("8", "<View/>", seen_at="2026-01-02"))
+    memory.note_project(KnownProject("7", "<View></View>", seen_at="2026-01-03"))
+
+    assert memory.projects() == [
+        KnownProject("7", "<View></View>", "Streets", {"phrase": "car"}, "2026-01-03"),
+        KnownProject("8", "<View/>", seen_at="2026-01-02"),
+    ]
+    assert memory.project("9") is None
+
+
+def test_without_redis_everything_is_empty_and_quick() -> None:
+    memory = Memory(connect_redis("unix:///nonexistent.sock"))
+    since_s = time.monotonic()
+
+    for _ in range(100):
+        memory.note_served([proposed("a cat", 1)], "v1")
+        memory.note_unmatched("1", "2", ["zebra"], ["cat"])
+        memory.note_project(KnownProject("7"))
+        assert memory.served("r1") is None
+        assert memory.unmatched("1", "2") == set()
+        assert memory.projects() == []
+        assert memory.decision("7") == memory.progress("7") == {}
+
+    assert not memory.alive()
+    assert time.monotonic() - since_s < 2

@@ -1,0 +1,16 @@
+"""Waiting for what happens in another thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 20.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Returns when the condition holds; fails the test when it does not come to hold."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.01)

@@ -1,0 +1,77 @@
+"""A small HTTP server whose answers a test writes down, and that keeps what it was asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any, Self
+
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+Answer = Response | Callable[[Request], Response]
+
+
+@dataclass
+class Asked:
+    """A request that came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Web:
+    """Answers by path; a path that nobody wrote down is 404."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._server = make_server("127.0.0.1", 0, self._application, threaded=True)
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def authorizations(self) -> list[str | None]:
+        """What each request showed, None for nothing."""
+        return [request.headers.get("Authorization") for request in self.asked]
+
+    def _application(self, environ: Any, start_response: Any) -> Any:
+        request = Request(environ)
+        body = request.get_data()
+        headers = dict(request.headers.items())
+        parsed = json.loads(body) if body and request.is_json else body
+        self.asked.append(Asked(request.method, request.full_path.rstrip("?"), headers, parsed))
+        answer = self.answers.get(request.path, Response("", 404))
+        response = answer if isinstance(answer, Response) else answer(request)
+        return response(environ, start_response)
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value), status, content_type="application/json")
+
+
+def slowly(response: Response, seconds: float) -> Callable[[Request], Response]:
+    """An answer that takes its time."""
+
+    def answer(request: Request) -> Response:
+        time.sleep(seconds)
+        return response
+
+    return answer
