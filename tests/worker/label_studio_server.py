@@ -1,0 +1,176 @@
+"""A small HTTP server that answers as Label Studio 1.23.2 does, for the few requests that we make."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from threading import Thread
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from sspsam.masks import mask_to_brush_rle
+
+KEY = "f" * 40
+Json = dict[str, Any]
+
+
+def region(
+    region_id: str, phrase: str | None, mask: npt.NDArray[np.bool_], label: str = "object"
+) -> list[Json]:
+    """The results of one region, as the editor saves them: the geometry twice."""
+    height, width = mask.shape
+    geometry = {"format": "rle", "rle": mask_to_brush_rle(mask)}
+    shared: Json = {
+        "id": region_id,
+        "to_name": "image",
+        "origin": "manual",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+    }
+    brush = shared | {
+        "from_name": "mask",
+        "type": "brushlabels",
+        "value": geometry | {"brushlabels": [label]},
+    }
+    if phrase is None:
+        return [brush]
+    return [
+        brush,
+        shared | {"from_name": "phrase", "type": "textarea", "value": geometry | {"text": [phrase]}},
+    ]
+
+
+def prompt(*phrases: str) -> Json:
+    """What is left in the prompt box."""
+    return {
+        "id": "mxww4uiEnM",
+        "from_name": "prompt",
+        "to_name": "image",
+        "type": "textarea",
+        "origin": "manual",
+        "value": {"text": list(phrases)},
+    }
+
+
+@dataclass
+class LabelStudioServer:
+    """Projects, tasks and annotations that a test puts in and changes."""
+
+    projects: dict[int, Json] = field(default_factory=dict)
+    tasks: dict[int, Json] = field(default_factory=dict)
+    annotations: dict[int, Json] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    clock: int = 0
+    """Minutes, for updated_at."""
+
+    def __enter__(self) -> Self:
+        handler = type("Handler", (_Handler,), {"label_studio": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def add_project(self, project: int, label_config: str = RECOMMENDED_CONFIG) -> None:
+        title = f"Project {project}"
+        self.projects[project] = {"id": project, "title": title, "label_config": label_config}
+
+    def add_task(
+        self, task: int, project: int, image: npt.NDArray[np.uint8], name: str | None = None
+    ) -> None:
+        """Adds a task whose image is served as an upload."""
+        path = f"/data/upload/{project}/{name or f'{task:08x}-scene.png'}"
+        data = BytesIO()
+        Image.fromarray(image).save(data, "PNG")
+        self.files[path] = data.getvalue()
+        self.tasks[task] = {"id": task, "project": project, "data": {"image": path}, "is_labeled": True}
+
+    def save(self, annotation: int, task: int, result: Sequence[Json], **fields: Any) -> None:
+        """Submits or updates an annotation."""
+        self.clock += 1
+        self.annotations[annotation] = {
+            "id": annotation,
+            "task": task,
+            "project": self.tasks[task]["project"],
+            "completed_by": 1,
+            "was_cancelled": False,
+            "updated_at": f"2026-01-01T{self.clock // 60:02d}:{self.clock % 60:02d}:00.000000Z",
+            "result": list(result),
+            **fields,
+        }
+
+    def with_annotations(self, task: Json) -> Json:
+        mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
+        return {**task, "annotations": mine}
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> Json | list[Json] | None:
+        """The body of a GET; None is 404."""
+        parts = [int(part) for part in re.findall(r"/(\d+)(?=/|$)", path)]
+        shape = re.sub(r"/\d+", "/N", path).rstrip("/")
+        if shape == "/api/projects/N":
+            return self.projects.get(parts[0])
+        if shape == "/api/annotations/N":
+            return self.annotations.get(parts[0])
+        if shape == "/api/tasks/N":
+            task = self.tasks.get(parts[0])
+            return None if task is None else self.with_annotations(task)
+        if shape == "/api/projects/N/export":
+            tasks = [self.with_annotations(task) for task in self._tasks_of(parts[0])]
+            return [task for task in tasks if task["annotations"]]
+        if shape == "/api/tasks":
+            return self._page(int(query["project"][0]), int(query["page"][0]), int(query["page_size"][0]))
+        return None
+
+    def _page(self, project: int, page: int, size: int) -> Json | None:
+        tasks = [self.with_annotations(task) for task in self._tasks_of(project)]
+        shown = tasks[(page - 1) * size : page * size]
+        return {"tasks": shown, "total": len(tasks)} if shown or page == 1 else None
+
+    def _tasks_of(self, project: int) -> list[Json]:
+        return [task for task in self.tasks.values() if task["project"] == project]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    label_studio: LabelStudioServer
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        self.label_studio.requests.append(parts.path)
+        if self.headers.get("Authorization") != f"Token {KEY}":
+            self._send(401, b'{"detail": "Invalid token."}', "application/json")
+        elif parts.path in self.label_studio.files:
+            self._send(200, self.label_studio.files[parts.path], "image/png")
+        else:
+            body = self.label_studio.answer(parts.path, parse_qs(parts.query))
+            found = body is not None
+            text = json.dumps(body if found else {"detail": "Not found."})
+            self._send(200 if found else 404, text.encode(), "application/json")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+    def _send(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

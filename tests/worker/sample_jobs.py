@@ -1,0 +1,41 @@
+"""Jobs for the tests of the worker's processes; importable by their real processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from rq.job import Retry
+
+
+def note(path: str, text: str) -> str:
+    """Appends a line to a file and returns it."""
+    with Path(path).open("a") as file:
+        file.write(text + "\n")
+    return text
+
+
+def note_process(path: str) -> str:
+    return note(path, f"{os.getpid()} {os.getppid()} {os.nice(0)}")
+
+
+def sleep_once(path: str) -> str:
+    """Takes very long the first time, and no time the second."""
+    if not Path(path).exists():
+        note(path, str(os.getpid()))
+        time.sleep(120)
+    return note(path, "again")
+
+
+def come_back(path: str, times: int) -> str | Retry:
+    """Asks to be tried again so many times."""
+    note(path, "tried")
+    if len(Path(path).read_text().splitlines()) <= times:
+        return Retry(max=times, interval=1)
+    return "done"
+
+
+def fail(path: str) -> None:
+    note(path, "tried")
+    raise RuntimeError("on purpose")

@@ -1,0 +1,151 @@
+"""Corrected labels to new weights, for real: worker processes, the tiny preset, a few steps."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from rq.registry import StartedJobRegistry
+
+from sspsam import Predictor
+from sspsam.versions import VERSIONS_CHANNEL
+from tests.worker.label_studio_server import LabelStudioServer, prompt, region
+from worker import jobs
+from worker.queues import events_queue, training_queue
+from worker.runs import run_folder
+from worker.services import Services
+
+pytestmark = pytest.mark.integration
+
+UInt8Image = npt.NDArray[np.uint8]
+
+PROJECT = 5
+PHRASE = "the bright square"
+
+
+def scene(seed: int) -> tuple[UInt8Image, npt.NDArray[np.bool_]]:
+    """A bright square on dark noise, and its mask."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+    top, left = (int(rng.integers(2, side - 26)) for side in (48, 64))
+    mask = np.zeros((48, 64), dtype=np.bool_)
+    mask[top : top + 24, left : left + 24] = True
+    image[mask] = (250, 240, 90)
+    return image, mask
+
+
+@pytest.fixture(autouse=True)
+def corrected_project(label_studio: LabelStudioServer) -> None:
+    label_studio.add_project(PROJECT)
+    for number in range(1, 9):
+        image, mask = scene(number)
+        label_studio.add_task(number, PROJECT, image)
+        label_studio.save(number, number, [*region(f"r{number}", PHRASE, mask), prompt("a giraffe")])
+
+
+def work_off(environment: dict[str, str], *queues: str) -> None:
+    """Runs real worker processes until their queues are empty."""
+    command = [sys.executable, "-m", "worker", "worker", "--burst", "--queues", ",".join(queues)]
+    subprocess.run(command, env=environment, check=True, timeout=240)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_corrections_become_a_version_that_serves(services: Services, environment: dict[str, str]) -> None:
+    for number in range(1, 9):
+        events_queue(services.redis).enqueue_call(
+            "worker.jobs.collect_annotation",
+            kwargs={"project_id": PROJECT, "annotation_id": number, "task_id": number},
+        )
+    work_off(environment, "events")
+    [job] = training_queue(services.redis).jobs
+    with services.redis.pubsub(ignore_subscribe_messages=True) as news:
+        news.subscribe(VERSIONS_CHANNEL)
+        news.get_message(timeout=1)
+        work_off(environment, "training", "events")
+        heard = news.get_message(timeout=1)
+
+    store, version = services.store, "ssp-sam-test-0001"
+    card = store.get(version)
+    assert (card.status, store.current()) == ("promoted", version), card.reason
+    assert job.return_value() == {"version": version, "status": "promoted", "reason": card.reason}
+    assert heard is not None
+    assert heard["data"] == version.encode()
+    assert card.metrics["candidate"]["gIoU"] > card.metrics["incumbent"]["gIoU"] + 0.1
+    assert (card.metrics["held_out_samples"], card.metrics["held_out_images"]) == (2, 2)
+    assert card.data["trained_on"] == 12  # 6 images, each with a mask and a phrase without one
+    assert card.parent == store.base_version
+    assert "ssp-sam-test-base" in (store.path(version) / "report.md").read_text()
+    assert store.load(version).keys() > {"prompt_generator.box_token.weight"}
+    assert not run_folder(services.settings.model_dir, job.id).exists()
+    assert training_queue(services.redis).count == 0, "the same labels are not learned twice"
+
+
+def test_a_candidate_that_is_no_better_is_kept_with_the_reason(
+    services: Services, environment: dict[str, str], label_studio: LabelStudioServer
+) -> None:
+    incumbent = Predictor.from_preset("ssp-sam-test", "cpu")
+    for number in range(1, 9):  # masks that the serving version draws just so: nothing can be better
+        [referent] = incumbent.predict(incumbent.embed(scene(number)[0]), [PHRASE])
+        label_studio.save(number, number, region("r", PHRASE, referent.mask))
+    jobs.maybe_finetune(PROJECT, "now")
+    work_off(environment, "training")
+    [_, card] = services.store.list()
+    assert (card.status, services.store.current()) == ("rejected", services.store.base_version)
+    assert card.reason.startswith("gIoU 1.000 -> 0.")
+    assert "on 2 corrected masks of 2 held-out images; at least +0.020 is needed" in card.reason
+
+
+def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
+    services: Services, environment: dict[str, str]
+) -> None:
+    jobs.maybe_finetune(PROJECT, "now")
+    [job] = training_queue(services.redis).jobs
+    checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
+    command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
+    with subprocess.Popen(command, env=environment) as pool:
+        wait_until(checkpoint.exists)
+        pool.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert pool.wait(timeout=20) == 0
+        assert time.monotonic() - started < 7
+    assert job.get_status() == "queued"
+    assert training_queue(services.redis).get_job_ids() == [job.id]
+    work_off(environment, "training")
+    assert services.store.current() == "ssp-sam-test-0001"
+    assert len(services.store.list()) == 2
+
+
+def test_a_killed_worker_takes_its_job_with_it_and_another_goes_on(
+    services: Services, environment: dict[str, str]
+) -> None:
+    jobs.maybe_finetune(PROJECT, "now")
+    [job] = training_queue(services.redis).jobs
+    checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
+    with subprocess.Popen([sys.executable, "-m", "worker.pool", "training"], env=environment) as worker:
+        wait_until(checkpoint.exists)
+        horses = psutil.Process(worker.pid).children(recursive=True)
+        worker.kill()
+    assert horses
+    _, left = psutil.wait_procs(horses, timeout=10)
+    assert not left
+    started = StartedJobRegistry(queue=training_queue(services.redis))
+    [execution] = services.redis.zrange(started.key, 0, -1)
+    services.redis.zadd(started.key, {execution: 1})  # a minute later, its heartbeat would be this old
+    command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
+    with subprocess.Popen(command, env=environment) as pool:
+        wait_until(lambda: services.store.current() == "ssp-sam-test-0001")
+        pool.terminate()
+    assert len(services.store.list()) == 2

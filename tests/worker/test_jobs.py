@@ -1,0 +1,386 @@
+"""Collecting and deciding: jobs against a real Redis and a Label Studio over HTTP."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from rq.job import JobStatus, Retry
+
+from backend.errors import LabelStudioUnauthorized
+from backend.labelstudio import notes
+from backend.labelstudio.predictions import ProposedRegion, region_id_for
+from backend.memory import KnownProject
+from finetune.records import RefRecord, read_records
+from sspsam.masks import coco_rle_to_mask
+from tests.worker.label_studio_server import LabelStudioServer, prompt, region
+from worker import jobs
+from worker.queues import (
+    DECISION_KEY,
+    SERVED_KEY,
+    TRAINING_TIMEOUT_S,
+    events_queue,
+    training_queue,
+)
+from worker.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
+from worker.schedule import SCHEDULE
+from worker.services import Services
+
+Mask = npt.NDArray[np.bool_]
+UInt8Image = npt.NDArray[np.uint8]
+
+PROJECT, TASK, ANNOTATION = 3, 7, 11
+
+
+@pytest.fixture(autouse=True)
+def one_task(label_studio: LabelStudioServer, image: UInt8Image) -> None:
+    label_studio.add_project(PROJECT)
+    label_studio.add_task(TASK, PROJECT, image)
+
+
+def collect(services: Services, annotation: int = ANNOTATION) -> list[RefRecord]:
+    jobs.collect_annotation(PROJECT, annotation, TASK)
+    return services.collection(PROJECT).of_annotation(annotation)
+
+
+def serve(services: Services, phrase: str, mask: Mask) -> str:
+    """Lets the backend's log say that it served a mask; returns the region's id."""
+    region_id = region_id_for(str(PROJECT), str(TASK), phrase)
+    services.memory.note_served([ProposedRegion(region_id, phrase, mask, 0.9)], "ssp-sam-test-base")
+    return region_id
+
+
+def test_a_hand_drawn_mask_becomes_a_corrected_record(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("WR_laGtqWv", "the ring", mask))
+    result = jobs.collect_annotation(PROJECT, ANNOTATION, TASK)
+    assert result == {
+        "project": PROJECT, "annotation": ANNOTATION, "records": 1, "corrected": 1, "forgotten": False,
+        "problem": "",
+    }  # fmt: skip
+    [record] = services.collection(PROJECT).records()
+    assert record.mask_rle is not None
+    np.testing.assert_array_equal(coco_rle_to_mask(record.mask_rle), mask)
+    assert (record.phrase, record.region, record.corrected) == ("the ring", "WR_laGtqWv", True)
+    assert (record.project, record.task, record.annotation) == (PROJECT, TASK, ANNOTATION)
+    assert services.images.path(record.image_sha256).is_file()
+
+
+def test_a_mask_that_was_accepted_is_no_correction(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
+    [record] = collect(services)
+    assert not record.corrected
+    assert record.served_version == "ssp-sam-test-base"
+
+
+def test_one_changed_pixel_is_a_correction(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    mask[0, 0] = True
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
+    assert [record.corrected for record in collect(services)] == [True]
+
+
+def test_a_mask_of_our_making_without_a_log_counts_as_accepted(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = region_id_for(str(PROJECT), str(TASK), "the ring")
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
+    assert [record.corrected for record in collect(services)] == [False]
+
+
+def test_what_was_served_is_remembered_when_the_log_has_expired(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    changed = mask.copy()
+    changed[0] = True
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", changed))
+    assert [record.corrected for record in collect(services)] == [True]
+    services.redis.delete(SERVED_KEY.format(region=region_id))
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", changed))
+    assert [record.corrected for record in collect(services)] == [True]
+
+
+def test_an_edit_replaces_and_several_annotators_are_kept_apart(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask) + region("b", "the dot", ~mask))
+    label_studio.save(ANNOTATION + 1, TASK, region("c", "a ring", mask))
+    collect(services)
+    collect(services, ANNOTATION + 1)
+    label_studio.save(ANNOTATION, TASK, region("b", "the small dot", ~mask))
+    collect(services)
+    records = services.collection(PROJECT).records()
+    assert [(record.annotation, record.phrase) for record in records] == [
+        (ANNOTATION, "the small dot"),
+        (ANNOTATION + 1, "a ring"),
+    ]
+
+
+def test_twice_changes_nothing(services: Services, label_studio: LabelStudioServer, mask: Mask) -> None:
+    label_studio.save(ANNOTATION, TASK, [*region("a", "the ring", mask), prompt("a giraffe")])
+    assert collect(services) == collect(services)
+
+
+@pytest.mark.parametrize("fields", [{"was_cancelled": True}, {"result": []}], ids=["skipped", "empty"])
+def test_a_label_that_is_taken_back_leaves_no_record(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, fields: dict[str, Any]
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    assert len(collect(services)) == 1
+    label_studio.annotations[ANNOTATION] |= fields
+    assert collect(services) == []
+
+
+def test_a_phrase_that_nothing_fits_is_a_sample(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, [*region("a", "the ring", mask), prompt("a giraffe", "The ring")])
+    records = collect(services)
+    assert [(record.phrase, record.mask_rle is None) for record in records] == [
+        ("the ring", False),
+        ("a giraffe", True),
+    ]
+    assert not records[1].corrected
+
+
+@pytest.mark.parametrize(
+    ("served_minutes_after_save", "expected"),
+    [
+        pytest.param(-5, [True], id="served before, thrown away: a correction"),
+        pytest.param(0, [], id="typed but not entered: the mask came too late to be seen"),
+        pytest.param(5, [False], id="served only later: nothing fitted at the time"),
+    ],
+)
+def test_a_phrase_in_the_box_that_once_had_a_mask(
+    services: Services,
+    label_studio: LabelStudioServer,
+    mask: Mask,
+    served_minutes_after_save: int,
+    expected: list[bool],
+) -> None:
+    serve(services, "a giraffe", mask)
+    label_studio.save(ANNOTATION, TASK, [prompt("a giraffe")])
+    saved = datetime.now(UTC) - timedelta(minutes=served_minutes_after_save)
+    label_studio.annotations[ANNOTATION]["updated_at"] = saved.isoformat()
+    assert [record.corrected for record in collect(services)] == expected
+
+
+def test_phrases_that_were_never_answered_are_no_samples(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    label_studio.save(ANNOTATION, TASK, [prompt(notes.with_failure("the ring", "the image is gone"))])
+    assert collect(services) == []
+
+
+def test_regions_without_a_phrase_are_left_out(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", None, mask))
+    assert collect(services) == []
+
+
+def test_an_annotation_that_is_gone_is_forgotten(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    collect(services)
+    del label_studio.annotations[ANNOTATION]
+    result = jobs.collect_annotation(PROJECT, ANNOTATION, TASK)
+    assert isinstance(result, dict)
+    assert result["forgotten"]
+    assert services.collection(PROJECT).records() == []
+
+
+def test_forget_believes_label_studio_rather_than_the_event(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    for number in (1, 2):
+        label_studio.save(number, TASK, region("a", "the ring", mask))
+        collect(services, number)
+    del label_studio.annotations[2]
+    assert jobs.forget_annotations(PROJECT, [1, 2, 99]) == {"project": PROJECT, "forgotten": 1}
+    assert services.collection(PROJECT).annotations() == [1]
+
+
+def test_the_project_is_the_one_that_label_studio_says(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    jobs.collect_annotation(999, ANNOTATION, 888)
+    assert services.collection(999).records() == []
+    assert len(services.collection(PROJECT).records()) == 1
+
+
+def test_an_annotation_nobody_has_changes_nothing(services: Services) -> None:
+    jobs.collect_annotation(PROJECT, 12345, TASK)
+    jobs.forget_annotations(PROJECT, [12345])
+    assert services.known_projects() == []
+
+
+def test_a_label_studio_that_is_down_is_asked_again_later(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
+    answer = jobs.collect_annotation(PROJECT, ANNOTATION, TASK)
+    assert isinstance(answer, Retry)
+
+
+def test_a_wrong_key_is_an_error_with_advice(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
+    with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
+        jobs.collect_annotation(PROJECT, ANNOTATION, TASK)
+
+
+@pytest.mark.parametrize("data", [{}, {"image": "file:///etc/passwd"}, {"image": ""}])
+def test_a_task_without_an_image_says_so(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, data: dict[str, str]
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    label_studio.tasks[TASK]["data"] = data
+    result = jobs.collect_annotation(PROJECT, ANNOTATION, TASK)
+    assert isinstance(result, dict)
+    assert "image" in result["problem"]
+
+
+def test_reconcile_finds_what_events_did_not_tell(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    for number in (1, 2, 3):
+        label_studio.save(number, TASK, region("a", f"ring {number}", mask))
+    collect(services, 1)
+    collect(services, 2)
+    del label_studio.annotations[1]
+    label_studio.save(2, TASK, region("a", "another ring", mask))
+    result = jobs.reconcile_projects()
+    assert result == {"3": {"project": 3, "collected": 2, "forgotten": 1, "problems": 0}}
+    phrases = [record.phrase for record in services.collection(PROJECT).records()]
+    assert phrases == ["another ring", "ring 3"]
+    assert jobs.reconcile_projects()["3"]["collected"] == 0
+
+
+def test_reconcile_goes_on_after_a_project_that_is_gone(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    services.memory.note_project(KnownProject("1"))
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    services.memory.note_project(KnownProject(str(PROJECT)))
+    result = jobs.reconcile_projects()
+    assert "nothing there" in result["1"]
+    assert result["3"]["collected"] == 1
+
+
+def test_a_correction_asks_for_a_decision_once(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    for number in (1, 2):
+        label_studio.save(number, TASK, region("a", "the ring", mask))
+        collect(services, number)
+    assert [job.kwargs for job in events_queue(services.redis).jobs] == [
+        {"project_id": PROJECT, "trigger": "annotation"}
+    ]
+
+
+def correct(label_studio: LabelStudioServer, mask: Mask, images: int, masks_each: int = 1) -> None:
+    """Submits hand-drawn masks on new images."""
+    for number in range(images):
+        picture = np.full((*mask.shape, 3), number, dtype=np.uint8)
+        label_studio.add_task(100 + number, PROJECT, picture)
+        regions = [result for k in range(masks_each) for result in region(f"r{k}", f"ring {k}", mask)]
+        label_studio.save(100 + number, 100 + number, regions)
+
+
+def test_the_threshold_starts_one_fine_tune(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    services.memory.note_project(KnownProject(str(PROJECT)))
+    correct(label_studio, mask, images=3)
+    jobs.reconcile_projects()
+    assert jobs.maybe_finetune(PROJECT, "annotation") == {"go": False, "reason": "3 of 4 new corrected masks"}
+    correct(label_studio, mask, images=4)
+    jobs.reconcile_projects()
+    decisions = [jobs.maybe_finetune(PROJECT, "annotation")] + [jobs.check_projects()["3"] for _ in range(3)]
+    assert [decision["go"] for decision in decisions] == [True, False, False, False]
+    [job] = training_queue(services.redis).jobs
+    assert job.timeout == TRAINING_TIMEOUT_S
+    assert job.kwargs == {"project_id": PROJECT, "run_id": job.id}
+    folder = run_folder(services.settings.model_dir, job.id)
+    train = {record.image_sha256 for record in read_records(folder / TRAIN_FILE)}
+    held_out = {record.image_sha256 for record in read_records(folder / HELD_OUT_FILE)}
+    assert (len(train), len(held_out), train & held_out) == (2, 2, set())
+
+
+def test_a_person_need_not_wait_for_the_threshold(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    correct(label_studio, mask, images=2)
+    decision = jobs.maybe_finetune(PROJECT, "start-training")
+    assert decision == {"go": True, "reason": "asked for, with 2 new corrected masks"}
+    kept = json.loads(services.redis.get(DECISION_KEY.format(project=PROJECT)) or b"{}")
+    assert kept | {"at": ""} == {"at": "", "trigger": "start-training", **decision}
+
+
+def test_too_little_to_measure_on_is_said(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    correct(label_studio, mask, images=1, masks_each=9)
+    decision = jobs.maybe_finetune(PROJECT, "start-training")
+    assert not decision["go"]
+    assert "9 corrected masks on 1 image so far: at least 2 images" in decision["reason"]
+    assert training_queue(services.redis).count == 0
+
+
+def test_starting_with_label_studio_down_decides_on_what_is_here(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    correct(label_studio, mask, images=2)
+    jobs.maybe_finetune(PROJECT, "annotation")
+    services.memory.note_project(KnownProject(str(PROJECT)))
+    jobs.reconcile_projects()
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
+    assert jobs.maybe_finetune(PROJECT, "start-training")["go"]
+
+
+def test_what_failed_is_only_tried_again_by_a_person(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    correct(label_studio, mask, images=4)
+    jobs.maybe_finetune(PROJECT, "start-training")
+    queue = training_queue(services.redis)
+    [job] = queue.jobs
+    queue.remove(job)
+    job.set_status(JobStatus.FAILED)
+    decision = jobs.maybe_finetune(PROJECT, "annotation")
+    assert not decision["go"]
+    assert "has failed" in decision["reason"]
+    assert jobs.maybe_finetune(PROJECT, "now")["go"]
+    assert queue.get_job_ids() == [job.id]
+
+
+def test_a_damaged_file_of_records_is_collected_again(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    [record] = collect(services)
+    path = services.collection(PROJECT).folder / f"{ANNOTATION}.jsonl"
+    path.write_text(path.read_text()[:40])
+    assert services.collection(PROJECT).records() == []
+    jobs.reconcile_projects()
+    assert services.collection(PROJECT).records() == [record]
+
+
+def test_the_schedule_names_jobs_that_exist() -> None:
+    for name in SCHEDULE:
+        module, _, function = name.rpartition(".")
+        assert module == "worker.jobs"
+        assert callable(getattr(jobs, function))

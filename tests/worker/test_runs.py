@@ -1,0 +1,178 @@
+"""Runs: frozen data, what is left out, and going on after a crash. The training itself: test_finetune.py."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.data.dataset import open_dataset
+from finetune.records import RefRecord, read_records, write_records
+from sspsam.masks import mask_to_coco_rle
+from sspsam.presets import PRESETS
+from sspsam.versions import VersionCard
+from worker import jobs
+from worker.policy import Side
+from worker.runs import (
+    HELD_OUT_FILE,
+    TRAIN_FILE,
+    Run,
+    find_version,
+    last_run,
+    load_sides,
+    prepare_run,
+    run_folder,
+)
+from worker.services import Services
+from worker.training import RECIPES, Recipe, RunError, keep_usable, train_config
+
+PROJECT = 8
+
+
+def record(number: int, images: Path, **changes: object) -> RefRecord:
+    """A hand-drawn mask on an image of its own, whose file is put into the folder."""
+    data = BytesIO()
+    Image.fromarray(np.full((6, 8, 3), number, dtype=np.uint8)).save(data, "PNG")
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    images.mkdir(parents=True, exist_ok=True)
+    (images / digest).write_bytes(data.getvalue())
+    mask = np.zeros((6, 8), dtype=np.bool_)
+    mask[:3] = True
+    made = RefRecord(
+        image_sha256=digest,
+        image_url="/data/upload/1/a.png",
+        image_hw=(6, 8),
+        phrase=f"thing {number}",
+        mask_rle=mask_to_coco_rle(mask),
+        project=PROJECT,
+        task=number,
+        annotation=number,
+        region="r",
+        updated_at="2026-01-01T00:00:00Z",
+    )
+    return replace(made, **changes)
+
+
+def prepare(services: Services, count: int = 4) -> Run:
+    records = [record(number, services.settings.images_dir) for number in range(count)]
+    sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
+    return prepare_run(services.settings.model_dir, services.store, PROJECT, records, sides)
+
+
+def test_a_run_is_frozen_and_named_by_what_it_is_made_of(services: Services) -> None:
+    run = prepare(services)
+    assert run == prepare(services)
+    assert run.run_id == f"finetune-{PROJECT}-{run.digest[:16]}-ssp-sam-test-base"
+    assert prepare(services, count=5).run_id != run.run_id
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    assert Run.read(folder) == run
+    assert len(read_records(folder / TRAIN_FILE)) == 3
+    assert len(read_records(folder / HELD_OUT_FILE)) == 1
+    assert sorted(load_sides(services.settings.model_dir).values()) == ["held-out", *["train"] * 4]
+
+
+def test_masks_that_were_accepted_are_learned_but_not_measured_on(services: Services) -> None:
+    images = services.settings.images_dir
+    accepted = [replace(it, served_rle=it.mask_rle) for it in (record(number, images) for number in range(2))]
+    sides: dict[str, Side] = {accepted[0].image_sha256: "train", accepted[1].image_sha256: "held-out"}
+    run = prepare_run(services.settings.model_dir, services.store, PROJECT, accepted, sides)
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    assert len(read_records(folder / TRAIN_FILE)) == 1
+    assert read_records(folder / HELD_OUT_FILE) == []
+
+
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = tmp_path / "images"
+    good, gone, damaged, other_size, too_long = (record(number, images) for number in range(5))
+    (images / gone.image_sha256).unlink()
+    (images / damaged.image_sha256).write_bytes(b"no picture")
+    smaller = mask_to_coco_rle(np.ones((5, 8), dtype=np.bool_))
+    other_size = replace(other_size, image_hw=(5, 8), mask_rle=smaller)
+    too_long = replace(too_long, phrase="word " * 80)
+    write_records(tmp_path / "r.jsonl", [good, gone, damaged, other_size, too_long])
+    with caplog.at_level(logging.WARNING):
+        keep_usable(tmp_path / "r.jsonl", images)
+    assert read_records(tmp_path / "r.jsonl") == [good]
+    for left_out in (gone, damaged, other_size, too_long):
+        assert left_out.sample_id in caplog.text
+
+
+def test_a_run_with_nothing_left_is_an_error(tmp_path: Path) -> None:
+    write_records(tmp_path / "r.jsonl", [record(1, tmp_path / "images", phrase="word " * 80)])
+    with pytest.raises(RunError, match=r"no sample of r\.jsonl"):
+        keep_usable(tmp_path / "r.jsonl", tmp_path / "images")
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(1, 60), (6, 60), (20, 200), (1000, 600)])
+def test_few_samples_are_seen_a_few_times(samples: int, steps: int) -> None:
+    assert Recipe().steps(samples) == steps
+
+
+def test_the_training_starts_from_the_version_that_serves(services: Services) -> None:
+    card = services.store.publish({"w": torch.ones(1)}, VersionCard(), {})
+    services.store.promote(card.version_id)
+    config = train_config(prepare(services), services.store, services.settings)
+    assert config.init == services.store.path(card.version_id) / "weights.safetensors"
+    assert config.device == "cpu"
+
+
+def test_recipes_are_for_presets_that_exist() -> None:
+    assert set(RECIPES) <= set(PRESETS)
+
+
+@pytest.mark.parametrize("replay", [recipe.replay for recipe in RECIPES.values() if recipe.replay])
+def test_what_is_mixed_in_can_be_opened(replay: str) -> None:
+    assert len(open_dataset(replay)) > 100
+
+
+def publish_candidate(services: Services, run: Run, candidate: float) -> VersionCard:
+    """What is left when a worker was killed between publishing and judging."""
+    metrics = {
+        "incumbent": {"gIoU": 0.5},
+        "candidate": {"gIoU": candidate},
+        "held_out_samples": 9,
+        "held_out_images": 6,
+    }
+    card = VersionCard(parent=run.base_version, metrics=metrics, data={"run": run.run_id, "project": PROJECT})
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    return services.store.publish({"w": torch.ones(1)}, card, {"run.json": folder / "run.json"})
+
+
+@pytest.mark.parametrize(("candidate", "status"), [(0.6, "promoted"), (0.4, "rejected")])
+def test_a_candidate_that_was_not_judged_is_judged_without_training_again(
+    services: Services, candidate: float, status: str
+) -> None:
+    run = prepare(services)
+    publish_candidate(services, run, candidate)
+    result = jobs.finetune(PROJECT, run.run_id)
+    assert isinstance(result, dict)
+    assert (result["version"], result["status"]) == ("ssp-sam-test-0001", status)
+    assert jobs.finetune(PROJECT, run.run_id) == result, "doing it twice changes nothing"
+    assert len(services.store.list()) == 2
+    assert not run_folder(services.settings.model_dir, run.run_id).exists()
+
+
+def test_a_run_for_a_version_that_no_longer_serves_is_dropped(services: Services) -> None:
+    run = prepare(services)
+    card = services.store.publish({"w": torch.ones(1)}, VersionCard(), {})
+    services.store.promote(card.version_id)
+    result = jobs.finetune(PROJECT, run.run_id)
+    assert isinstance(result, dict)
+    assert result["status"] == "outdated"
+    assert len(services.store.list()) == 2
+
+
+def test_a_version_tells_what_it_was_made_of(services: Services) -> None:
+    run = prepare(services)
+    card = publish_candidate(services, run, 0.6)
+    assert find_version(services.store, run.run_id) == card
+    assert find_version(services.store, "finetune-8-other") is None
+    assert last_run(services.store, PROJECT) == run
+    assert last_run(services.store, 99) is None

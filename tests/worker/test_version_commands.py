@@ -1,0 +1,103 @@
+"""`sspsam versions`: what a person reads, and what backends hear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from redis import Redis
+from typer.testing import CliRunner, Result
+
+from sspsam.versions import (
+    VERSIONS_CHANNEL,
+    UnknownVersionError,
+    VersionCard,
+    VersionStateError,
+    VersionStore,
+)
+from worker.commands import app
+
+PRESET = "ssp-sam-test"
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path, redis_url: str, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> VersionStore:
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    monkeypatch.setenv("PRESET", PRESET)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    store = VersionStore(tmp_path, PRESET)
+    metrics = {
+        "incumbent": {"gIoU": 0.612, "mIoU": 0.6},
+        "candidate": {"gIoU": 0.745, "mIoU": 0.7},
+        "metric": "gIoU",
+        "held_out_samples": 5,
+        "held_out_images": 2,
+    }
+    card = VersionCard(parent=store.base_version, metrics=metrics, data={"project": 3})
+    store.publish({"w": torch.ones(2)}, card, {"report.md": "# Better on cups\n"})
+    return store
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, ["versions", *words])
+
+
+def test_list_shows_the_figure_the_status_and_the_reason(store: VersionStore) -> None:
+    store.promote("ssp-sam-test-0001", "clearly better")
+    lines = {line.split("│")[1].strip(): line for line in run("list").output.splitlines() if "│" in line}
+    row = lines["ssp-sam-test-0001"]
+    for text in ("gIoU 61.2 -> 74.5 % (5 masks, 2 images)", "promoted", "clearly better", "│ yes"):
+        assert text in row
+    assert "ships with the preset" in lines["ssp-sam-test-base"]
+    assert "yes" not in lines["ssp-sam-test-base"]
+
+
+def test_list_as_json(store: VersionStore) -> None:
+    cards = json.loads(run("list", "--json").output)
+    assert [(card["version_id"], card["serves"]) for card in cards] == [
+        ("ssp-sam-test-base", True),
+        ("ssp-sam-test-0001", False),
+    ]
+
+
+def test_show_prints_card_and_report(store: VersionStore) -> None:
+    output = run("show", "ssp-sam-test-0001").output
+    assert "parent: ssp-sam-test-base" in output
+    assert "# Better on cups" in output
+    assert json.loads(run("show", "ssp-sam-test-0001", "--json").output)["data"] == {"project": 3}
+    assert run("show", "ssp-sam-test-base").exit_code == 0
+
+
+def test_promote_and_rollback_are_announced(store: VersionStore, redis_server: Redis) -> None:
+    with redis_server.pubsub(ignore_subscribe_messages=True) as news:
+        news.subscribe(VERSIONS_CHANNEL)
+        news.get_message(timeout=1)
+        run("promote", "ssp-sam-test-0001")
+        assert store.current() == "ssp-sam-test-0001"
+        run("rollback", "--reason", "worse on cups")
+        messages = [news.get_message(timeout=1) for _ in range(2)]
+    assert [message and message["data"] for message in messages] == [
+        b"ssp-sam-test-0001",
+        b"ssp-sam-test-base",
+    ]
+    assert store.get("ssp-sam-test-0001").reason == "worse on cups"
+
+
+def test_without_redis_a_promotion_still_happens(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
+    done = run("promote", "ssp-sam-test-0001")
+    assert done.exit_code == 0
+    assert store.current() == "ssp-sam-test-0001"
+    assert "within a few seconds" in done.output
+
+
+def test_what_is_not_possible_is_said(store: VersionStore) -> None:
+    assert isinstance(run("promote", "ssp-sam-test-0009").exception, UnknownVersionError)
+    assert isinstance(run("rollback").exception, VersionStateError)
+    assert "ssp-sam-demo" in run("list", "--preset", "nonsense").output

@@ -1,0 +1,1 @@
+"""RQ jobs and their schedule, and the commands that run everything together."""

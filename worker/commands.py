@@ -1,0 +1,135 @@
+"""`sspsam worker`, `schedule`, `finetune`, `export`, `versions`; and, from their module, `up` and `demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from worker.demo_commands import app as demo_app
+from worker.version_commands import app as versions_app
+
+if TYPE_CHECKING:
+    from rq.job import Job
+
+app = typer.Typer()
+app.registered_commands += demo_app.registered_commands
+app.add_typer(versions_app, name="versions")
+
+Project = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1, show_default=False)]
+
+DECISION_WAIT_S = 60.0
+
+
+@app.command()
+def worker(
+    queues: Annotated[
+        str, typer.Option(help="Which queues to work on, with commas between them.")
+    ] = "events,training",
+    burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+) -> None:
+    """Collect saved labels and run fine-tunes. Start as many as you like, on any machine.
+
+    A machine with a GPU takes the trainings with --queues training, another the events.
+    """
+    from backend.settings import Settings
+    from worker.logs import configure_logging
+    from worker.pool import Pool, work_off
+    from worker.queues import QUEUES, require_redis
+
+    names = [name.strip() for name in queues.split(",") if name.strip()]
+    if not names or not set(names) <= set(QUEUES):
+        raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
+    settings = Settings()
+    configure_logging(settings.log_level)
+    require_redis(settings.redis_url)
+    if burst:
+        work_off(names)
+    else:
+        Pool(names, settings).run()
+
+
+@app.command()
+def schedule() -> None:
+    """Look at every project each minute, and compare its labels with Label Studio's from time to time."""
+    from backend.settings import Settings
+    from worker.logs import configure_logging
+    from worker.queues import require_redis
+    from worker.schedule import run_schedule
+
+    settings = Settings()
+    configure_logging(settings.log_level)
+    require_redis(settings.redis_url)
+    run_schedule(settings.redis_url)
+
+
+@app.command()
+def finetune(
+    project: Project,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for the number of corrections to be reached.")
+    ] = False,
+) -> None:
+    """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
+    from backend.settings import Settings
+    from worker.queues import connect, events_queue, require_redis
+
+    settings = Settings()
+    require_redis(settings.redis_url)
+    trigger = "now" if now else "schedule"
+    job = events_queue(connect(settings.redis_url)).enqueue_call(
+        "worker.jobs.maybe_finetune", kwargs={"project_id": project, "trigger": trigger}
+    )
+    decision = _wait_for(job)
+    typer.echo(decision["reason"])
+    if decision["go"]:
+        typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
+    elif now:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    project: Project,
+    out: Annotated[Path, typer.Option(help="The file to write.", dir_okay=False, show_default=False)],
+    file_format: Annotated[Literal["coco"], typer.Option("--format", help="Of the file.")] = "coco",
+) -> None:
+    """Write a project's labels to a file: COCO with exact masks, each with its phrase.
+
+    Label Studio is found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
+    """
+    from backend.settings import Settings
+    from worker.export import export_coco, write_export
+    from worker.services import Services
+
+    services = Services(Settings())
+    exported = export_coco(services.label_studio, project, services.image_hw)
+    write_export(out, exported)
+    for problem in exported.problems:
+        typer.secho(problem, fg=typer.colors.YELLOW, err=True)
+    counts = {name: len(exported.coco[name]) for name in ("annotations", "images", "no_target")}
+    typer.echo(
+        f"{out}: masks: {counts['annotations']}, images: {counts['images']}, "
+        f"phrases that nothing fits: {counts['no_target']}"
+    )
+
+
+def _wait_for(job: Job) -> dict[str, object]:
+    """Waits for a small job and returns what it answers."""
+    from backend.errors import QueueUnavailableError
+
+    until = time.monotonic() + DECISION_WAIT_S
+    while time.monotonic() < until:
+        status = job.get_status()
+        if status == "finished":
+            return dict(job.return_value() or {})
+        if status == "failed":
+            latest = job.latest_result()
+            last_line = (latest.exc_string or "").strip().splitlines()[-1:] if latest else []
+            raise QueueUnavailableError(f"the worker failed: {''.join(last_line) or 'see its log'}")
+        time.sleep(0.1)
+    raise QueueUnavailableError(
+        f"no worker has taken this within {DECISION_WAIT_S:.0f} s; it stays queued: start `sspsam worker`"
+    )

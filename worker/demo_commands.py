@@ -1,0 +1,74 @@
+"""`sspsam up` and `sspsam demo`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+INTERRUPTED = 130
+"""The exit status of a program ended with Ctrl-C."""
+
+BackendPort = Annotated[int, typer.Option(help="Port of the backend, on 127.0.0.1.", min=1, max=65535)]
+
+
+LabelStudioPort = Annotated[int, typer.Option(help="Port of Label Studio, on 127.0.0.1.", min=1, max=65535)]
+ServiceDataDir = Annotated[Path, typer.Option(help="Where Redis's data, the models and the logs are kept.")]
+DemoDataDir = Annotated[Path, typer.Option(help="Where everything is kept, for the next start to find.")]
+LabelStudioProgram = Annotated[
+    Path, typer.Option(help="The program label-studio, in a venv of its own.", envvar="LABEL_STUDIO")
+]
+
+
+@app.command()
+def up(backend_port: BackendPort = 9090, data_dir: ServiceDataDir = Path(".sspsam")) -> None:
+    """Run the backend, a worker and the schedule, with an embedded Redis.
+
+    Your own Label Studio is found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. With REDIS_URL set, that
+    Redis is used. Everything ends with Ctrl-C, or when one part fails.
+    """
+    from rich.console import Console
+
+    from worker.up import Port
+    from worker.up import up as run_up
+
+    port = Port(backend_port, "backend", "--backend-port")
+    explain_failures(data_dir, lambda: run_up(data_dir, port, Console()))
+
+
+@app.command()
+def demo(
+    backend_port: BackendPort = 9090,
+    label_studio_port: LabelStudioPort = 8080,
+    data_dir: DemoDataDir = Path(".demo"),
+    label_studio: LabelStudioProgram = Path(".venv-label-studio/bin/label-studio"),
+) -> None:
+    """Run the whole loop on this machine: the service, a Label Studio, and a project of pictures.
+
+    Ends with what to open and what to type. Everything ends with Ctrl-C, or when one part fails.
+    """
+    from rich.console import Console
+
+    from worker.demo import DemoOptions
+    from worker.demo import demo as run_demo
+
+    options = DemoOptions(data_dir, backend_port, label_studio_port, label_studio)
+    explain_failures(data_dir, lambda: run_demo(options, Console()))
+
+
+def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
+    """Runs the service; says which part failed, and how, if one did."""
+    from worker.supervisor import SupervisorError
+
+    try:
+        run()
+    except KeyboardInterrupt:
+        typer.echo("Everything has been ended.")
+        raise typer.Exit(INTERRUPTED) from None
+    except SupervisorError as error:
+        typer.secho(f"{error}; everything else has been ended. Its last lines:", fg="red", err=True)
+        typer.echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
+        typer.echo(f"The whole log: {data_dir / 'logs' / error.part}.log", err=True)
+        raise typer.Exit(1) from error

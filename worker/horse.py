@@ -1,0 +1,37 @@
+"""The process of one fine-tune: `python -m worker.horse WORKER_KEY JOB_ID EXECUTION_ID`.
+
+Started by worker.processes.TrainingWorker, not by people. Where Redis is comes from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from backend.settings import Settings
+from worker.logs import configure_logging
+from worker.processes import TRAINING_NICENESS, TrainingWorker
+from worker.queues import connect, training_queue
+
+
+def main(worker_key: str, job_id: str, execution_id: str) -> None:
+    """Runs a job that its worker has taken; does not return."""
+    settings = Settings()
+    configure_logging(settings.log_level)
+    connection = connect(settings.redis_url)
+    worker = TrainingWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
+    if worker is None:
+        sys.exit(f"no worker {worker_key} in Redis: it ended meanwhile")
+    assert isinstance(worker, TrainingWorker)
+    job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+    worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
+    os.nice(TRAINING_NICENESS)
+    worker.main_work_horse(job, training_queue(connection))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

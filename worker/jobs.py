@@ -1,0 +1,157 @@
+"""The jobs. Each is a plain function of ids, safe to run twice, and answers with a small dict.
+
+The backend enqueues by name: `collect_annotation` and `forget_annotations` for what Label Studio tells it,
+`maybe_finetune` for "Start Training". The schedule enqueues `check_projects` and `reconcile_projects`.
+`finetune` is enqueued by `maybe_finetune` alone. What an event says is only taken as a hint where to look:
+annotations are read again from Label Studio.
+
+When Label Studio does not answer, a job comes back later (`LABEL_STUDIO_RETRY`); what is missed even so, the
+next reconciliation finds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from redis import Redis, RedisError
+from rq.job import Retry
+
+from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable
+from backend.settings import Settings
+from sspsam.versions import VERSIONS_CHANNEL
+from worker import collect
+from worker.decisions import ask_for_decision, consider, note_decision
+from worker.policy import EXPLICIT_TRIGGERS, Decision, Trigger
+from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held
+from worker.runs import Run, discard_run, find_version, run_folder
+from worker.services import Services
+from worker.training import RunError, judge_candidate, perform
+
+logger = logging.getLogger(__name__)
+
+JobResult = dict[str, Any]
+
+LABEL_STUDIO_RETRY_S = (5, 15, 60, 120, 300, 600)
+LABEL_STUDIO_RETRY = Retry(max=len(LABEL_STUDIO_RETRY_S), interval=list(LABEL_STUDIO_RETRY_S))
+"""A quarter of an hour and more: a restart, an update."""
+TRAINING_BUSY_RETRY = Retry(max=10_000, interval=20)
+"""For a fine-tune that waits for one of another project."""
+PROGRESS_EVERY_S = 2.0
+PROGRESS_TTL_S = 120
+
+
+def collect_annotation(project_id: int, annotation_id: int, task_id: int | None = None) -> JobResult | Retry:
+    """Makes the records of an annotation from what Label Studio has saved now.
+
+    Args:
+        project_id: Where the event said that it is; Label Studio's word counts.
+        annotation_id: Which one.
+        task_id: As the event said; not needed.
+    """
+    services = Services(Settings())
+    try:
+        collected = collect.collect(services, project_id, annotation_id)
+    except (LabelStudioUnavailable, ImageFetchError, collect.BusyError) as error:
+        logger.warning("annotation %d waits: %s", annotation_id, error)
+        return LABEL_STUDIO_RETRY
+    if collected.corrected:
+        ask_for_decision(services.redis, collected.project, "annotation")
+    return asdict(collected)
+
+
+def forget_annotations(project_id: int, annotation_ids: Sequence[int]) -> JobResult:
+    """Removes the records of deleted annotations, unless Label Studio still has them."""
+    services = Services(Settings())
+    gone = [number for number in annotation_ids if not collect.exists(services.label_studio, number)]
+    return {"project": project_id, "forgotten": services.collection(project_id).forget(gone)}
+
+
+def reconcile_projects() -> JobResult:
+    """Reconciles every known project; one that cannot be read does not stop the others."""
+    services = Services(Settings())
+    results: JobResult = {}
+    for project in services.known_projects():
+        try:
+            results[str(project)] = asdict(collect.reconcile(services, project))
+        except BackendError as error:
+            logger.warning("project %d was not reconciled: %s", project, error)
+            results[str(project)] = str(error)
+    return results
+
+
+def check_projects() -> JobResult:
+    """Decides for every known project whether to fine-tune."""
+    services = Services(Settings())
+    return {str(it): asdict(consider(services, it, "schedule")) for it in services.known_projects()}
+
+
+def maybe_finetune(project_id: int, trigger: Trigger) -> JobResult:
+    """Decides whether to fine-tune on a project's labels now, and enqueues the fine-tune if so.
+
+    When a person asks, labels are read from Label Studio first, since events may still be on their way.
+    """
+    services = Services(Settings())
+    if trigger in EXPLICIT_TRIGGERS:
+        try:
+            collect.reconcile(services, project_id)
+        except BackendError as error:
+            logger.warning("project %d: deciding on the labels that are here: %s", project_id, error)
+    return asdict(consider(services, project_id, trigger))
+
+
+def finetune(project_id: int, run_id: str) -> JobResult | Retry:
+    """Performs a prepared run: train, measure, publish, promote or reject. The one long job."""
+    services = Services(Settings())
+    settings, store = services.settings, services.store
+    lock = TRAINING_LOCK.format(preset=settings.preset)
+    with held(services.redis, lock, wait_s=0, owner=run_id) as locked:
+        if not locked:
+            return TRAINING_BUSY_RETRY
+        result = _finetune(services, project_id, run_id)
+    services.redis.delete(PROGRESS_KEY.format(project=project_id))
+    if result.get("status") == "promoted":
+        services.redis.publish(VERSIONS_CHANNEL, store.current())
+    discard_run(settings.model_dir, run_id)
+    ask_for_decision(services.redis, project_id, "after-finetune")
+    return result
+
+
+def _finetune(services: Services, project: int, run_id: str) -> JobResult:
+    """The run's result; a run that was cut short after it was published goes on from there."""
+    store, settings = services.store, services.settings
+    card = find_version(store, run_id)
+    if card is None:
+        run = Run.read(run_folder(settings.model_dir, run_id))
+        if run.base_version != store.current():
+            return {"status": "outdated", "reason": f"{store.current()} serves since this was decided"}
+        try:
+            card = perform(run, store, settings, _progress_noter(services.redis, project, run_id))
+        except RunError as error:
+            note_decision(services.redis, project, "fine-tune", Decision(False, str(error)))
+            return {"status": "failed", "reason": str(error)}
+        except Exception as error:
+            reason = f"the fine-tune failed ({type(error).__name__}: {error}); the worker's log says more"
+            note_decision(services.redis, project, "fine-tune", Decision(False, reason))
+            raise
+    card = judge_candidate(store, card)
+    return {"version": card.version_id, "status": card.status, "reason": card.reason}
+
+
+def _progress_noter(connection: Redis, project: int, run_id: str) -> Callable[[int, int], None]:
+    key, last_s = PROGRESS_KEY.format(project=project), -PROGRESS_EVERY_S
+
+    def note(step: int, steps: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s < PROGRESS_EVERY_S and step < steps:
+            return
+        last_s = time.monotonic()
+        with suppress(RedisError):  # it is only for show
+            connection.set(key, json.dumps({"run": run_id, "step": step, "steps": steps}), ex=PROGRESS_TTL_S)
+
+    return note

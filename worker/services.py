@@ -1,0 +1,79 @@
+"""What jobs and commands share: the settings and, made when first used, everything that they name."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+
+from redis import Redis
+
+from backend.images import ImageStore
+from backend.labelstudio.client import LabelStudioClient
+from backend.memory import KEPT_S, Memory
+from backend.settings import Settings
+from sspsam.versions import VersionStore
+from worker.collection import Collection, ServedMask, collected_projects
+from worker.queues import SERVED_KEY, connect
+
+
+class Services:
+    """What jobs need, made when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def redis(self) -> Redis:
+        return connect(self.settings.redis_url)
+
+    @cached_property
+    def label_studio(self) -> LabelStudioClient:
+        settings = self.settings
+        return LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+
+    @cached_property
+    def images(self) -> ImageStore:
+        settings = self.settings
+        return ImageStore(
+            settings.images_dir,
+            self.label_studio,
+            settings.image_max_bytes,
+            settings.image_max_pixels,
+            settings.image_timeout_s,
+        )
+
+    @cached_property
+    def store(self) -> VersionStore:
+        return VersionStore(self.settings.model_dir, self.settings.preset)
+
+    def collection(self, project: int) -> Collection:
+        return Collection(self.settings.model_dir, project)
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(self.redis)
+
+    def served(self, region_id: str) -> ServedMask | None:
+        """What the backend served under a region id, and when: the log's entry lives KEPT_S from then on."""
+        served = self.memory.served(region_id)
+        if served is None:
+            return None
+        left_s = int(self.redis.ttl(SERVED_KEY.format(region=region_id)))
+        return ServedMask(served.rle, served.version, datetime.now(UTC) - timedelta(seconds=KEPT_S - left_s))
+
+    def known_projects(self) -> list[int]:
+        """The projects that the backend was told of, and those of which anything was collected."""
+        told = [int(it.project_id) for it in self.memory.projects() if it.project_id.isdecimal()]
+        return sorted({*told, *collected_projects(self.settings.model_dir)})
+
+    def image_hw(self, value: object) -> tuple[int, int]:
+        """Fetches the image of a task and returns its (H, W).
+
+        Args:
+            value: What the task's data says about where it is.
+
+        Raises:
+            ImageError: it cannot be fetched or read.
+        """
+        height, width = self.images.decode(self.images.digest(value)).shape[:2]
+        return height, width

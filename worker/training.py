@@ -1,0 +1,280 @@
+"""Performs a run: trains, measures both versions, publishes the candidate, lets the policy judge it.
+
+Errors:
+    RunError: nothing is left to learn from, or to measure on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from backend.settings import Settings
+from finetune.data.demo import SCENES
+from finetune.records import RefRecord, read_records, write_records
+from sspsam.versions import VersionCard, VersionStore
+from worker.policy import GATE_METRIC, judge
+from worker.runs import HELD_OUT_FILE, RUN_FILE, TRAIN_FILE, Run, run_folder
+
+if TYPE_CHECKING:
+    from finetune.config import TrainConfig
+    from finetune.evaluate import EvaluationResult
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.md"
+DISTRIBUTION = "ssp-sam-assist"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's."""
+
+    replay: str | None = None
+    """What it has learned before, mixed in against forgetting; None where that is not at hand."""
+    batch_size: int = 16
+    """Half of it replay, where there is one."""
+    target_size: int = 512
+    learning_rate: float = 1e-4
+    decoder_learning_rate: float = 1e-5
+    max_gradient_norm: float = 0.1
+    iou_prediction: float = 0.0
+    """Weight of the loss that keeps the scores honest."""
+    steps_per_sample: int = 10
+    min_steps: int = 60
+    max_steps: int = 600
+
+    def steps(self, samples: int) -> int:
+        """Optimizer steps for so many samples."""
+        return min(self.max_steps, max(self.min_steps, self.steps_per_sample * samples))
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "ssp-sam-demo": Recipe(
+        replay=f"{SCENES}&count=40",
+        batch_size=12,
+        target_size=160,
+        learning_rate=3e-4,
+        decoder_learning_rate=1e-4,
+        max_gradient_norm=1.0,
+        iou_prediction=1.0,
+        steps_per_sample=6,
+        min_steps=40,
+        max_steps=300,
+    ),
+    "ssp-sam-test": Recipe(
+        batch_size=12, target_size=64, learning_rate=3e-3, decoder_learning_rate=3e-3, max_steps=60
+    ),
+}
+"""By preset; others get a plain Recipe."""
+WARMUP_STEPS = 10
+CHECKPOINT_EVERY = 20
+"""Steps."""
+
+Progress = Callable[[int, int], None]
+"""Called with (step, steps)."""
+
+
+class RunError(Exception):
+    """A fine-tune that cannot be made; the message says what is missing."""
+
+
+def perform(
+    run: Run, store: VersionStore, settings: Settings, progress: Progress | None = None
+) -> VersionCard:
+    """Trains, measures and publishes; goes on where an earlier attempt was cut short.
+
+    Args:
+        run: What to do; its folder holds the data.
+        store: Where the version goes.
+        settings: Folders and device.
+        progress: Called during the training.
+
+    Returns:
+        The card of the candidate. It waits for `judge_candidate`.
+
+    Raises:
+        RunError: nothing is left to learn from or to measure on.
+        CheckpointError, DatasetError, NonFiniteLossError, VersionError: as they say.
+    """
+    folder = run_folder(settings.model_dir, run.run_id)
+    for name in (TRAIN_FILE, HELD_OUT_FILE):
+        keep_usable(folder / name, settings.images_dir)
+    config = train_config(run, store, settings)
+    weights = _train(config, progress)
+    incumbent, candidate = _measure(run, store, settings, weights)
+    return _publish(run, store, settings, config, weights, incumbent, candidate)
+
+
+def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
+    """Promotes or rejects a version by the figures on its card; one that was judged stays as it is."""
+    if card.status != "candidate":
+        return card
+    metrics = card.metrics
+    verdict = judge(
+        metrics["incumbent"], metrics["candidate"], metrics["held_out_samples"], metrics["held_out_images"]
+    )
+    logger.info("%s: %s", card.version_id, verdict.reason)
+    decide = store.promote if verdict.promote else store.reject
+    return decide(card.version_id, verdict.reason)
+
+
+def keep_usable(path: Path, images: Path) -> None:
+    """Takes out records whose picture or phrase cannot be read; the log says which.
+
+    Raises:
+        RunError: none is left.
+    """
+    usable = []
+    pictures: dict[str, str] = {}
+    for record in read_records(path):
+        if record.image_sha256 not in pictures:
+            pictures[record.image_sha256] = _picture_problem(record, images)
+        problem = pictures[record.image_sha256] or _phrase_problem(record.phrase)
+        if problem:
+            logger.warning("sample %s is left out: %s", record.sample_id, problem)
+        else:
+            usable.append(record)
+    if not usable:
+        raise RunError(f"no sample of {path.name} can be used: their pictures or phrases cannot be read")
+    write_records(path, usable)
+
+
+def _phrase_problem(phrase: str) -> str:
+    from sspsam.phrases import PhraseError, tokenize
+
+    try:
+        tokenize([phrase])
+    except PhraseError as error:
+        return str(error)
+    return ""
+
+
+def _picture_problem(record: RefRecord, images: Path) -> str:
+    from sspsam.pictures import PictureError, read_picture
+
+    try:
+        shape = read_picture(images / record.image_sha256).shape[:2]
+    except PictureError as error:
+        return str(error)
+    return "" if shape == record.image_hw else f"its picture is {shape} (H, W), not {record.image_hw}"
+
+
+def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConfig:
+    """How the run is trained, by the recipe of its preset, from the version that serves."""
+    from finetune.config import TrainConfig
+    from finetune.losses import LossWeights
+
+    folder, recipe = run_folder(settings.model_dir, run.run_id), RECIPES.get(run.preset, Recipe())
+    return TrainConfig(
+        preset=run.preset,
+        output_dir=folder / "training",
+        data=records_spec(folder / TRAIN_FILE, settings.images_dir),
+        replay=recipe.replay,
+        init=store.weights_path(run.base_version),
+        steps=recipe.steps(len(read_records(folder / TRAIN_FILE))),
+        batch_size=recipe.batch_size,
+        target_size=recipe.target_size,
+        learning_rate=recipe.learning_rate,
+        decoder_learning_rate=recipe.decoder_learning_rate,
+        max_gradient_norm=recipe.max_gradient_norm,
+        loss=LossWeights(iou_prediction=recipe.iou_prediction),
+        warmup_steps=WARMUP_STEPS,
+        checkpoint_every=CHECKPOINT_EVERY,
+        device=settings.device,
+    )
+
+
+def records_spec(path: Path, images: Path) -> str:
+    """The name under which `finetune.data.dataset.open_dataset` opens records."""
+    return f"records:{path}?images={quote(str(images))}"
+
+
+def _train(config: TrainConfig, progress: Progress | None) -> Path:
+    from finetune.train import train
+
+    def report(step: int, _terms: Mapping[str, float]) -> None:
+        if progress is not None:
+            progress(step, config.steps)
+
+    return train(config, report).weights
+
+
+def _measure(
+    run: Run, store: VersionStore, settings: Settings, weights: Path
+) -> tuple[EvaluationResult, EvaluationResult]:
+    """Incumbent and candidate on the same held-out corrections."""
+    from finetune.data.dataset import open_dataset
+    from finetune.evaluate import evaluate
+    from sspsam import Predictor
+    from sspsam.checkpoints import read_tensors
+
+    folder = run_folder(settings.model_dir, run.run_id)
+    held_out = open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir))
+    predictor = Predictor.from_preset(run.preset, settings.device)
+    if run.base_version != store.base_version:
+        predictor.load_trainable(store.load(run.base_version))
+    incumbent = evaluate(predictor, held_out)
+    predictor.load_trainable(read_tensors(weights))
+    return incumbent, evaluate(predictor, held_out)
+
+
+def _publish(
+    run: Run,
+    store: VersionStore,
+    settings: Settings,
+    config: TrainConfig,
+    weights: Path,
+    incumbent: EvaluationResult,
+    candidate: EvaluationResult,
+) -> VersionCard:
+    from finetune.engine import LOG_NAME
+    from finetune.report import compare, comparison_to_markdown
+    from sspsam.checkpoints import read_tensors
+
+    folder = run_folder(settings.model_dir, run.run_id)
+    metrics = {
+        "incumbent": incumbent.overall,
+        "candidate": candidate.overall,
+        "metric": GATE_METRIC,
+        "held_out_samples": incumbent.counts["samples"],
+        "held_out_images": incumbent.counts["images"],
+    }
+    card = VersionCard(
+        parent=run.base_version,
+        parents_sha256=frozen_weights(run.preset),
+        metrics=metrics,
+        data={
+            "run": run.run_id,
+            "digest": run.digest,
+            "project": run.project,
+            "records": len(run.samples),
+            "trained_on": len(read_records(folder / TRAIN_FILE)),
+        },
+        config=config.to_dict(),
+        code_version=package_version(DISTRIBUTION),
+    )
+    report = comparison_to_markdown(compare(incumbent, candidate), run.base_version, "candidate")
+    files: dict[str, Path | str] = {
+        REPORT_FILE: report,
+        LOG_NAME: config.output_dir / LOG_NAME,
+        RUN_FILE: folder / RUN_FILE,
+    }
+    return store.publish(read_tensors(weights), card, files)
+
+
+def frozen_weights(preset: str) -> dict[str, str]:
+    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256."""
+    from sspsam.predictor import WEIGHTS_FOLDER
+    from sspsam.presets import get_preset
+
+    name = get_preset(preset).weights
+    if name is None:
+        return {}
+    return {name: hashlib.sha256((WEIGHTS_FOLDER / name).read_bytes()).hexdigest()}
