@@ -1,0 +1,233 @@
+"""As a person would: from phrases to masks, corrections, a better version, and labels that leave as COCO.
+
+The tests follow one another on one running demo.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from playwright.sync_api import Page, expect
+from pycocotools.coco import COCO
+
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from sspsam import Predictor
+from sspsam.masks import BoolMask
+from sspsam.pictures import read_picture
+from sspsam.versions import VersionCard, VersionStore
+from tests.e2e.conftest import FINETUNE_AFTER, Demo
+from tests.e2e.editor import Editor
+from worker.demo_pictures import Picture, demo_scene
+
+CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
+
+
+README_SCREENSHOT = os.environ.get("README_SCREENSHOT")
+UNDERSTOOD_IOU = 0.5
+OUTLINE_POINTS = 48
+BRUSH_LARGER = 3
+"""Steps: a brush wide enough that a correction is plain to see."""
+TRAIN_WITHIN_S = 900.0
+SWAP_WITHIN_S = 60.0
+SECOND_START_WITHIN_S = 30.0
+POLL_S = 0.5
+VERDICTS = ("promoted", "rejected")
+
+
+def task_of(demo: Demo, picture: Picture) -> int:
+    """The task that shows a picture; Label Studio puts a prefix before a file's name."""
+    tasks = demo.client.tasks(demo.project)
+    return next(int(task["id"]) for task in tasks if task["data"]["image"].endswith(f"-{picture.path.name}"))
+
+
+def version_of(demo: Demo) -> str:
+    """The model version that Label Studio knows; it asks the backend for that."""
+    return str(demo.client.ml_backends(demo.project)[0]["model_version"])
+
+
+def saved_regions(demo: Demo, task: int) -> dict[str, BoolMask]:
+    """Phrase -> mask, of a task's only annotation."""
+    (annotation,) = demo.client.annotations(task)
+    return {str(region.phrase): region.mask for region in read_annotation(annotation, CONFIG).regions}
+
+
+def true_masks(picture: Picture) -> dict[str, BoolMask]:
+    """Phrase -> what it means, of a picture's phrases that mean something."""
+    scene = demo_scene(picture.seed)
+    return {phrase.text: scene.mask_of(phrase.targets) for phrase in picture.phrases if phrase.targets}
+
+
+def overlap(one: BoolMask, other: BoolMask) -> float:
+    """Intersection over union."""
+    return float((one & other).sum() / max(1, (one | other).sum()))
+
+
+def outline(mask: BoolMask) -> list[tuple[float, float]]:
+    """A way around a mask, in parts of the picture's width and height."""
+    height, width = mask.shape
+    rows, columns = np.nonzero(mask)
+    middle_y, middle_x = rows.mean(), columns.mean()
+    way = []
+    for angle in np.linspace(0, 2 * np.pi, OUTLINE_POINTS):
+        reach = np.arange(0, np.hypot(height, width))
+        ys = np.clip(middle_y + reach * np.sin(angle), 0, height - 1).astype(int)
+        xs = np.clip(middle_x + reach * np.cos(angle), 0, width - 1).astype(int)
+        last = int(np.flatnonzero(mask[ys, xs])[-1])
+        way.append(((xs[last] + 0.5) / width, (ys[last] + 0.5) / height))
+    return way
+
+
+def wait_until(what: str, condition: Callable[[], bool], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
+        time.sleep(POLL_S)
+
+
+@pytest.fixture(scope="session")
+def understood(demo: Demo) -> Picture:
+    """The first picture whose phrases the model understands; how often it does, `sspsam evaluate` says."""
+    torch.set_num_threads(1)
+    predictor = Predictor.from_preset("ssp-sam-demo", device="cpu")
+    found = next((picture for picture in demo.pictures if understands(predictor, picture)), None)
+    assert found is not None, "the model understands none of the demo's pictures"
+    return found
+
+
+def understands(predictor: Predictor, picture: Picture) -> bool:
+    """Whether the phrases of a picture that mean something get the masks of what they mean."""
+    truth = true_masks(picture)
+    referents = predictor.predict(predictor.embed(read_picture(picture.path)), list(truth))
+    return all(overlap(referent.mask, truth[referent.phrase]) > UNDERSTOOD_IOU for referent in referents)
+
+
+def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo) -> None:
+    assert f"{demo.label_studio_url}/projects/{demo.project}/data" in demo.screen
+    assert "demo@example.com" in demo.screen
+    for phrase in demo.pictures[0].phrases:
+        assert phrase.text in demo.screen
+    assert len(list(demo.client.tasks(demo.project))) >= 24
+
+
+def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, understood: Picture) -> None:
+    targets = true_masks(understood)
+    noun, place = targets
+    task = task_of(demo, understood)
+    editor.open_task(demo.project, task)
+    for count, phrase in enumerate((noun, place), start=1):
+        assert editor.type_phrase(phrase), f"no mask for {phrase!r}"
+        expect(editor.regions).to_have_count(count)
+    keep_for_readme(editor)
+    editor.submit()
+
+    saved = saved_regions(demo, task)
+    assert set(saved) == {noun, place}
+    assert overlap(saved[noun], targets[noun]) > UNDERSTOOD_IOU
+    assert overlap(saved[place], targets[place]) > UNDERSTOOD_IOU
+
+
+def keep_for_readme(editor: Editor) -> None:
+    """Saves what the browser shows where README_SCREENSHOT says; see `make screenshot`."""
+    if README_SCREENSHOT:
+        Path(README_SCREENSHOT).parent.mkdir(parents=True, exist_ok=True)
+        editor.page.screenshot(path=README_SCREENSHOT)
+
+
+@pytest.mark.timeout(1500)
+def test_corrections_train_a_better_version(
+    demo: Demo, editor: Editor, page: Page, understood: Picture
+) -> None:
+    before = version_of(demo)
+    corrected = 0
+    for picture in (picture for picture in demo.pictures if picture != understood):
+        if corrected >= FINETUNE_AFTER:
+            break
+        editor.open_task(demo.project, task_of(demo, picture))
+        corrected += correct_all(editor, picture)
+        editor.submit()
+    assert corrected >= FINETUNE_AFTER
+
+    store = VersionStore(demo.folder / "models", "ssp-sam-demo")
+
+    def made() -> list[VersionCard]:
+        return [card for card in store.list() if card.version_id != before and card.status in VERDICTS]
+
+    wait_until("a judged version", lambda: bool(made()), TRAIN_WITHIN_S)
+    card = made()[-1]
+    listed = demo.sspsam("versions", "list")
+    assert card.version_id in listed
+    assert card.status in listed
+    page.goto(demo.backend_url)
+    expect(page.get_by_text(card.version_id).first).to_be_visible()
+    expect(page.get_by_text(card.reason).first).to_be_visible()
+
+    if card.status == "rejected":  # so few strokes need not make it better; a person may overrule the gate
+        assert version_of(demo) == before
+        demo.sspsam("versions", "promote", card.version_id)
+    wait_until("the new version", lambda: version_of(demo) == card.version_id, SWAP_WITHIN_S)
+    assert editor.version_in_test_request(demo.project) == card.version_id
+
+
+def correct_all(editor: Editor, picture: Picture) -> int:
+    """Types a picture's phrases, widens every mask by an outline, and returns how many there were."""
+    count = 0
+    for phrase, target in true_masks(picture).items():
+        if editor.type_phrase(phrase):
+            editor.brush_over(phrase, outline(target), BRUSH_LARGER)
+            count += 1
+    return count
+
+
+def test_labels_leave_as_coco(demo: Demo, tmp_path: Path) -> None:
+    out = tmp_path / "labels.json"
+    demo.sspsam("export", "--project", str(demo.project), "--format", "coco", "--out", str(out))
+    exported = COCO(str(out))
+    found: dict[tuple[int, str], BoolMask] = {}
+    for annotation in exported.anns.values():
+        task = exported.imgs[annotation["image_id"]]["label_studio_task"]
+        found[task, annotation["phrase"]] = exported.annToMask(annotation).astype(bool)
+    tasks: list[dict[str, Any]] = [task for task in demo.client.tasks(demo.project) if task["annotations"]]
+    expected = {
+        (int(task["id"]), phrase): mask
+        for task in tasks
+        for phrase, mask in saved_regions(demo, int(task["id"])).items()
+    }
+    assert found.keys() == expected.keys()
+    assert len(expected) > FINETUNE_AFTER
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_ctrl_c_ends_everything_and_the_next_start_finds_it_again(demo: Demo) -> None:
+    assert demo.process is not None
+    family = psutil.Process(demo.process.pid).children(recursive=True)
+    annotated = {task["id"] for task in demo.client.tasks(demo.project) if task["annotations"]}
+    version = version_of(demo)
+    project = demo.project
+
+    assert demo.end() == 130
+    assert len(family) >= 5
+    assert not [process for process in family if process.is_running()]
+
+    demo.start()
+    assert demo.starts[-1] < SECOND_START_WITHIN_S
+    assert demo.project == project
+    assert {task["id"] for task in demo.client.tasks(demo.project) if task["annotations"]} == annotated
+    assert version_of(demo) == version
+
+
+def test_the_death_of_one_part_ends_all_and_is_told(demo: Demo) -> None:
+    assert demo.process is not None
+    family = psutil.Process(demo.process.pid).children(recursive=True)
+    redis = next(process for process in family if "redis-server" in process.cmdline()[0])
+    redis.kill()
+    assert demo.process.wait(60) == 1
+    assert "redis ended by itself (killed by SIGKILL)" in demo.screen
+    assert "Its last lines" in demo.screen
+    assert not [process for process in family if process.is_running()]

@@ -1,0 +1,98 @@
+"""Real parts, started once for all integration tests: a Label Studio in its own venv, and the service."""
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from backend.labelstudio.client import LabelStudioClient
+from worker.local_label_studio import Account, label_studio_part
+from worker.supervisor import Supervisor
+from worker.up import LOOPBACK, start_redis, start_service
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+LABEL_STUDIO = Path(os.environ.get("LABEL_STUDIO", ROOT / ".venv-label-studio/bin/label-studio"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@dataclass(frozen=True)
+class RunningLabelStudio:
+    """A Label Studio that answers, and its only user."""
+
+    url: str
+    account: Account
+
+    @property
+    def client(self) -> LabelStudioClient:
+        return LabelStudioClient(self.url, self.account.token)
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """The backend, a worker and the schedule of one temporary folder."""
+
+    url: str
+    redis_url: str
+    model_dir: Path
+    webhook_secret: str
+    environment: dict[str, str]
+    """What `sspsam` needs to work on the same data."""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+    """A new Label Studio; its first start makes a data base, which takes about a minute."""
+    assert LABEL_STUDIO.exists(), f"no Label Studio at {LABEL_STUDIO}: run `make install`"
+    folder = tmp_path_factory.mktemp("label-studio")
+    account = Account("annotator@example.com", "password", secrets.token_hex(20))
+    port = free_port()
+    with Supervisor(folder / "logs") as supervisor:
+        supervisor.start(label_studio_part(LABEL_STUDIO, port, folder, account))
+        supervisor.wait_until_ready("label-studio")
+        yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account)
+
+
+@pytest.fixture(scope="session")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, label_studio: RunningLabelStudio
+) -> Iterator[RunningService]:
+    """The service as `sspsam up` starts it, with the tiny preset of random weights."""
+    folder = tmp_path_factory.mktemp("service")
+    port = free_port()
+    secret = secrets.token_hex(8)
+    environment = {
+        **os.environ,
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.account.token,
+        "WEBHOOK_SECRET": secret,
+        "MODEL_DIR": str(folder / "models"),
+        "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
+        "PRESET": "ssp-sam-test",
+        "FINETUNE_AFTER": "1000",
+        "DEVICE": "cpu",
+    }
+    console = Console(quiet=True)
+    with Supervisor(folder / "logs") as supervisor:
+        redis_url = start_redis(supervisor, folder / "redis", console)
+        start_service(supervisor, console, environment, redis_url, port)
+        environment["REDIS_URL"] = redis_url
+        url = f"http://{LOOPBACK}:{port}"
+        yield RunningService(url, redis_url, folder / "models", secret, environment)

@@ -1,0 +1,178 @@
+"""The backend as a process of its own, and its key and pictures on a real Label Studio."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from werkzeug.wrappers import Response
+
+from backend.errors import LabelStudioUnauthorized
+from backend.images import ImageStore
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.backend.colours import encoded, picture
+from tests.backend.waiting import wait_until
+from tests.backend.web import Web, slowly
+from tests.integration.conftest import LOOPBACK, RunningLabelStudio, free_port
+
+STOP_S = 20.0
+PICTURE_S = 1.5
+"""How long the picture's server takes in the test of a graceful stop."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A running `sspsam serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def health(self) -> dict[str, Any]:
+        """What /health says; {} while nobody listens."""
+        try:
+            answer: dict[str, Any] = requests.get(f"{self.url}/health", timeout=5).json()
+            return answer
+        except requests.ConnectionError:
+            return {}
+
+    def ask(self, phrase: str, image: str) -> requests.Response:
+        """Sends what the editor sends when a phrase is entered."""
+        prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "value": {"text": [phrase]}}
+        body = {
+            "tasks": [{"id": 1, "data": {"image": image}}],
+            "project": "1.1",
+            "label_config": RECOMMENDED_CONFIG,
+            "params": {"context": {"result": [prompt]}},
+        }
+        return requests.post(f"{self.url}/predict", json=body, timeout=60)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A server of one picture."""
+    with Web({"/a.png": Response(encoded(picture()), content_type="image/png")}) as web:
+        yield web
+
+
+@pytest.fixture
+def start_backend(tmp_path: Path, redis_url: str, web: Web) -> Iterator[Callable[[], Backend]]:
+    """Starts backends, whose Label Studio is the picture's server; they end with the test."""
+    started: list[Backend] = []
+
+    def start() -> Backend:
+        port = free_port()
+        own = {
+            "LABEL_STUDIO_URL": web.url,
+            "LABEL_STUDIO_API_KEY": "key",
+            "MODEL_DIR": str(tmp_path / "models"),
+            "REDIS_URL": redis_url,
+            "PRESET": "ssp-sam-test",
+            "DEVICE": "cpu",
+            "HOST": LOOPBACK,
+            "PORT": str(port),
+            "BASIC_AUTH_USER": "",
+            "BASIC_AUTH_PASS": "",
+        }
+        command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "serve"]
+        process = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.DEVNULL)
+        started.append(Backend(process, f"http://{LOOPBACK}:{port}"))
+        return started[-1]
+
+    yield start
+    for backend in started:
+        backend.process.kill()
+        backend.process.wait(STOP_S)
+
+
+def test_it_answers_before_and_after_the_model_is_loaded(
+    start_backend: Callable[[], Backend], web: Web
+) -> None:
+    backend = start_backend()
+    wait_until(lambda: bool(backend.health()), "the backend listens")
+
+    since_s = time.monotonic()
+    setup = requests.post(f"{backend.url}/setup", json={"project": "1.1", "schema": ""}, timeout=5)
+    assert setup.json() == {"model_version": "ssp-sam-test-base"}
+    assert time.monotonic() - since_s < 3, "Label Studio waits three seconds"
+
+    answer = backend.ask("the red square", f"{web.url}/a.png")
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["model_version"] == "ssp-sam-test-base"
+    assert backend.health()["model_state"] == "ready"
+
+
+def test_a_request_under_way_is_answered_before_it_stops(
+    start_backend: Callable[[], Backend], web: Web
+) -> None:
+    web.answers["/slow.png"] = slowly(Response(encoded(picture()), content_type="image/png"), PICTURE_S)
+    backend = start_backend()
+    wait_until(lambda: backend.health().get("model_state") == "ready", "the model is loaded")
+
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(backend.ask, "the red square", "/slow.png")
+        wait_until(
+            lambda: any(request.path == "/slow.png" for request in web.asked), "the picture is asked for"
+        )
+        backend.process.send_signal(signal.SIGTERM)
+        response = answer.result(timeout=STOP_S)
+
+    assert response.status_code == 200
+    assert response.json()["results"][0]["model_version"] == "ssp-sam-test-base"
+    assert backend.process.wait(STOP_S) == 0
+    assert backend.health() == {}
+
+
+def personal_token(label_studio: RunningLabelStudio) -> str:
+    """Makes a personal access token as the account page does."""
+    login = f"{label_studio.url}/user/login/"
+    with requests.Session() as browser:
+        browser.get(login, timeout=30)
+        form = {
+            "email": label_studio.account.email,
+            "password": label_studio.account.password,
+            "csrfmiddlewaretoken": browser.cookies["csrftoken"],
+        }
+        browser.post(login, data=form, headers={"Referer": login}, timeout=30)
+        headers = {"X-CSRFToken": browser.cookies["csrftoken"], "Referer": label_studio.url}
+        answer = browser.post(f"{label_studio.url}/api/token/", headers=headers, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["token"])
+
+
+def test_a_personal_token_opens_the_api_and_the_pictures(
+    label_studio: RunningLabelStudio, tmp_path: Path
+) -> None:
+    file = tmp_path / "shapes.png"
+    file.write_bytes(encoded(picture()))
+    client = LabelStudioClient(label_studio.url, personal_token(label_studio))
+    project = int(client.create_project("Personal", RECOMMENDED_CONFIG)["id"])
+    client.upload_images(project, [file])
+    (task,) = client.tasks(project)
+
+    store = ImageStore(tmp_path / "images", client, max_bytes=10**6, max_pixels=10**6, timeout_s=30)
+
+    np.testing.assert_array_equal(store.decode(store.digest(task["data"]["image"])), picture())
+    assert client.whoami()["email"] == label_studio.account.email
+
+
+@pytest.mark.parametrize("key", ["f" * 40, "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"])
+def test_a_wrong_key_is_refused_in_words(label_studio: RunningLabelStudio, tmp_path: Path, key: str) -> None:
+    client = LabelStudioClient(label_studio.url, key)
+    store = ImageStore(tmp_path / "images", client, max_bytes=10**6, max_pixels=10**6, timeout_s=30)
+
+    with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
+        client.whoami()
+    with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
+        store.digest("/data/upload/1/a.png")
