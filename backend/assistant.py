@@ -3,14 +3,13 @@
 Interactive answers never fail: Label Studio hides errors from the annotator, so what went wrong is written on
 the form. A phrase that got a mask leaves the prompt box and lives under its region. One that nothing fits
 stays in the box, plain: saved like this, it is a label. One that could not be answered stays with the reason
-behind it, and is asked again with the next phrase.
+behind it, and is asked again with the next phrase. Clicks and boxes are `backend.refining`'s.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,17 +29,23 @@ from backend.images import ImageStore
 from backend.labelstudio import notes
 from backend.labelstudio.annotations import no_target_phrases, prompt_entries
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.gestures import read_gestures
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
+    fresh_id,
     prediction,
     region_id_for,
     region_results,
+    status_line,
     text_result,
 )
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
+from backend.refining import INTERNAL_ERROR, Refiner
+from backend.shown import ShownMask
+from sspsam.masks import mask_to_coco_rle
 
 Prediction = dict[str, Any]
 
@@ -50,7 +55,6 @@ PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
 """Errors that may be gone at the next try: a batch then stores nothing, so that there is one."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
 SHOWN_CHARACTERS = 60
-INTERNAL_ERROR = "an error inside the backend: its log says more"
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,7 @@ class Assistant:
         self._images = images
         self._memory = memory
         self._metrics = metrics
+        self._refiner = Refiner(engine, images, memory, metrics)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
         """Answers every task, in order, with one prediction, or with none: an empty list."""
@@ -106,15 +111,16 @@ class Assistant:
         self, project: str, task: Task, context: Results, config: LabelingConfig
     ) -> Prediction:
         prompt = _result_of(context, config.prompt.name if config.prompt else None)
-        if prompt is None:  # something else on the form, or the call that follows every submit
-            return {"result": []}
+        if prompt is None:  # clicks, something else on the form, or the call that follows every submit
+            gestures = read_gestures(context, config)
+            return self._refiner.answer(project, task, gestures, config) if gestures else {"result": []}
         entries = prompt_entries([prompt], config)
         if not entries:
             return self._answer_blank(prompt, context, config)
         known = self._known_unmatched(project, task, config)
         asked, kept = _split_entries(entries, known)
         outcome = self._look(project, task, asked, config)
-        self._memory.note_served(outcome.regions, outcome.version)
+        self._note(project, task, outcome)
         self._memory.note_unmatched(
             project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
         )
@@ -151,8 +157,8 @@ class Assistant:
         outcome = self._look(project, task, phrases, config)
         if outcome.passing:
             return []
-        self._memory.note_served(outcome.regions, outcome.version)
-        prompt = {"id": _fresh_id()}
+        self._note(project, task, outcome)
+        prompt = {"id": fresh_id()}
         return _written(outcome, [], prompt, [], config)
 
     def _look(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
@@ -187,6 +193,14 @@ class Assistant:
                 region_id = region_id_for(project, task.task_id, phrase)
                 outcome.regions.append(ProposedRegion(region_id, phrase, referent.mask, referent.score))
         return outcome
+
+    def _note(self, project: str, task: Task, outcome: Outcome) -> None:
+        """Keeps the masks that go out: for the worker, which looks for corrections, and for clicks."""
+        rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
+        proposed = list(zip(outcome.regions, rles, strict=True))
+        self._memory.note_served(proposed, outcome.version)
+        shown = [ShownMask(region.region_id, region.phrase, rle) for region, rle in proposed]
+        self._memory.note_shown(project, task.task_id, shown)
 
     def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
         """Phrases that were answered with nothing before: here, or in a saved annotation."""
@@ -244,13 +258,8 @@ def _status(message: str, context: Results, config: LabelingConfig) -> list[Resu
     shown = _result_of(context, config.status.name)
     if not message and shown is None:
         return []
-    result_id = _fresh_id() if shown is None else str(shown.get("id"))
-    return [text_result(config.status, result_id, [message] if message else [])]
+    return [status_line(config.status, message, None if shown is None else str(shown.get("id")))]
 
 
 def _result_of(results: Results, name: str | None) -> Mapping[str, Any] | None:
     return next((result for result in results if result.get("from_name") == name), None)
-
-
-def _fresh_id() -> str:
-    return uuid.uuid4().hex[:10]

@@ -43,7 +43,20 @@ class SwappablePredictor(Protocol):
 
     def embed(self, image: UInt8Image) -> ImageEmbedding: ...
 
-    def predict(self, embedding: ImageEmbedding, phrases: Sequence[str]) -> list[Referent]: ...
+    def predict(
+        self,
+        embedding: ImageEmbedding,
+        phrases: Sequence[str],
+        points: npt.ArrayLike | None = None,
+        boxes: npt.ArrayLike | None = None,
+    ) -> list[Referent]: ...
+
+    def segment(
+        self,
+        embedding: ImageEmbedding,
+        points: npt.ArrayLike | None = None,
+        boxes: npt.ArrayLike | None = None,
+    ) -> Referent: ...
 
     def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None: ...
 
@@ -55,8 +68,26 @@ class Answer:
     """What one version of the model says about one picture."""
 
     version: str
-    referents: list[Referent | PhraseRefusedError]
+    referents: Sequence[Referent | PhraseRefusedError]
     """One for each phrase, in order."""
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """What a person pointed at, in fractions of the picture's width and height."""
+
+    points: tuple[tuple[float, float, bool], ...] = ()
+    """x, y, and whether it is part of the object."""
+    box_xyxy: tuple[float, float, float, float] | None = None
+
+    def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
+        """`points` and `boxes`, as `Predictor.predict` takes them."""
+        height, width = original_hw
+        points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
+        box = None
+        if self.box_xyxy is not None:
+            box = np.array(self.box_xyxy, np.float32) * (width, height, width, height)
+        return {"points": points if self.points else None, "boxes": box}
 
 
 @dataclass
@@ -148,8 +179,41 @@ class Engine:
         predictor = self._ready_predictor()
         refusals = {phrase: _refusal(phrase) for phrase in phrases}
         good = [phrase for phrase, refusal in refusals.items() if refusal is None]
-        version, found = self._ask(predictor, image_key, read_image, good)
+        if not good:
+            return Answer(self._version, [no for phrase in phrases if (no := refusals[phrase])])
+        version, referents = self._ask(
+            predictor, image_key, read_image, lambda embedding: predictor.predict(embedding, good)
+        )
+        found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
+
+    def refine(
+        self, image_key: str, read_image: Callable[[], UInt8Image], phrase: str, clicks: Clicks
+    ) -> Answer:
+        """Segments what a person points at: with a phrase, what it refers to; with an empty one, SAM alone.
+
+        Args:
+            image_key: As for `predict`.
+            read_image: As for `predict`.
+            phrase: May be empty.
+            clicks: At least one.
+
+        Raises:
+            ModelUnavailableError: as for `predict`.
+            PhraseRefusedError: the model cannot read the phrase.
+        """
+        predictor = self._ready_predictor()
+        refusal = _refusal(phrase) if phrase else None
+        if refusal is not None:
+            raise refusal
+
+        def use(embedding: ImageEmbedding) -> list[Referent]:
+            where = clicks.in_pixels(embedding.original_hw)
+            if phrase:
+                return predictor.predict(embedding, [phrase], **where)
+            return [predictor.segment(embedding, **where)]
+
+        return Answer(*self._ask(predictor, image_key, read_image, use))
 
     def refresh(self) -> None:
         """Makes the store's current version serve, if it does not yet.
@@ -235,18 +299,16 @@ class Engine:
         predictor: SwappablePredictor,
         image_key: str,
         read_image: Callable[[], UInt8Image],
-        phrases: list[str],
-    ) -> tuple[str, dict[str, Referent]]:
+        use: Callable[[ImageEmbedding], list[Referent]],
+    ) -> tuple[str, list[Referent]]:
         """Runs the model; nothing else does. Pixels are read before the lock is taken."""
-        if not phrases:
-            return self._version, {}
         image = read_image() if self.embeddings.get(image_key) is None else None
         with self._model_lock:
             embedding = self.embeddings.get(image_key)  # another request may have just made it
             if embedding is None:
                 embedding = predictor.embed(read_image() if image is None else image)
                 self.embeddings.put(image_key, embedding)
-            return self._version, dict(zip(phrases, predictor.predict(embedding, phrases), strict=True))
+            return self._version, use(embedding)
 
     def _ready_predictor(self) -> SwappablePredictor:
         if not self._loaded.wait(LOAD_WAIT_S):

@@ -5,6 +5,8 @@ answer goes out without.
 
     sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
     sspsam:unmatched:<project>:<task>     set of phrase keys
+    sspsam:shown:<project>:<task>         hash: region id -> JSON of ShownMask
+    sspsam:said:<project>:<task>          there while the status line says something about a click
     sspsam:projects                       hash: project id -> JSON of KnownProject
     sspsam:decision:<project>             read only, the worker's: JSON
     sspsam:progress:<project>             read only, the worker's: JSON
@@ -23,11 +25,15 @@ from redis import Redis, RedisError
 
 from backend.labelstudio.notes import phrase_key
 from backend.labelstudio.predictions import ProposedRegion
-from sspsam.masks import mask_to_coco_rle
+from backend.shown import ShownMask
 
 KEPT_S = 30 * 24 * 3600
+SHOWN_S = 24 * 3600
+"""For how long after the last answer on a task clicks correct what was shown on it."""
 _SERVED = "sspsam:served:"
 _UNMATCHED = "sspsam:unmatched:"
+_SHOWN = "sspsam:shown:"
+_SAID = "sspsam:said:"
 _PROJECTS = "sspsam:projects"
 _DECISION = "sspsam:decision:"
 _PROGRESS = "sspsam:progress:"
@@ -36,6 +42,9 @@ _PAUSE_S = 5.0
 """After a failure Redis is not asked for so long: each try may take seconds, and an annotator waits."""
 
 Value = TypeVar("Value")
+Fields = dict[Any, Any]
+"""As redis-py wants a hash's fields."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,15 +84,21 @@ class Memory:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._failed_s = -_PAUSE_S
 
-    def note_served(self, regions: Iterable[ProposedRegion], version: str) -> None:
-        """Keeps masks that go out, so that corrections can be told from accepted ones."""
+    def note_served(self, proposed: Iterable[tuple[ProposedRegion, Mapping[str, Any]]], version: str) -> None:
+        """Keeps what the model proposed for phrases, so that corrections can be told from accepted masks.
+
+        Args:
+            proposed: Each region with its mask as COCO RLE. Masks that clicks have changed are corrections:
+                they do not come here.
+            version: Of the model.
+        """
 
         def write() -> None:
             with self._redis.pipeline(transaction=False) as pipeline:
-                for region in regions:
+                for region, rle in proposed:
                     key = _SERVED + region.region_id
-                    rle = json.dumps(mask_to_coco_rle(region.mask))
-                    pipeline.hset(key, mapping={"rle": rle, "version": version, "phrase": region.phrase})
+                    values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
+                    pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
                 pipeline.execute()
 
@@ -115,6 +130,35 @@ class Memory:
         """Returns the keys of phrases that were answered with nothing."""
         key = f"{_UNMATCHED}{project}:{task}"
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
+
+    def note_shown(self, project: str, task: str, masks: Iterable[ShownMask]) -> None:
+        """Keeps masks as they go out, so that clicks find them; one of the same region is replaced."""
+        values: Fields = {mask.region_id: json.dumps(mask.to_dict()) for mask in masks}
+        if values:
+            self._note(f"{_SHOWN}{project}:{task}", values)
+
+    def shown(self, project: str, task: str) -> list[ShownMask]:
+        """Returns the masks of a task as they last went out."""
+        nothing: list[bytes] = []
+        found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
+        return [ShownMask.from_dict(json.loads(value)) for value in found]
+
+    def note_said(self, project: str, task: str) -> None:
+        """Keeps that the status line of a task says something about a click."""
+        self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
+
+    def take_said(self, project: str, task: str) -> bool:
+        """Whether the status line says something about a click; from now on it does not."""
+        return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
+
+    def _note(self, key: str, values: Fields) -> None:
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hset(key, mapping=values)
+                pipeline.expire(key, SHOWN_S)
+                pipeline.execute()
+
+        self._try(write, None)
 
     def note_project(self, project: KnownProject) -> None:
         """Keeps what is known of a project; an empty title leaves the one that was known."""

@@ -31,6 +31,12 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.clicks = Counter(
+            "sspsam_clicks",
+            "Clicks and boxes answered: corrected, new, nothing or failed",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.events = Counter("sspsam_events", "Webhook events", ["action"], registry=self.registry)
         self.swaps = Counter("sspsam_version_swaps", "Changes of weights in service", registry=self.registry)
         self.model = Gauge(

@@ -6,7 +6,7 @@ Label Studio adds fields as it likes: unknown ones pass, missing ones say which 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,15 +26,19 @@ class Task:
     data: Mapping[str, Any]
     annotations: tuple[Mapping[str, Any], ...] = ()
     """Saved ones, of everybody."""
+    drafts: tuple[Mapping[str, Any], ...] = ()
+    """What the annotator who asks has not saved yet, some seconds old."""
+    predictions: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, payload: object) -> Task:
         fields = _mapping(payload, "tasks[]")
-        annotations = fields.get("annotations") or []
         return cls(
             task_id=str(fields.get("id", "")),
             data=_mapping(fields.get("data") or {}, "tasks[].data"),
-            annotations=tuple(one for one in annotations if isinstance(one, Mapping)),
+            annotations=_mappings(fields.get("annotations")),
+            drafts=_mappings(fields.get("drafts")),
+            predictions=_mappings(fields.get("predictions")),
         )
 
     def phrases(self, extra_params: object = None) -> list[str]:
@@ -112,9 +116,11 @@ def _json_mapping(value: object) -> Mapping[str, Any]:
 
 
 def _results(context: Mapping[str, Any]) -> Results:
-    results = context.get("result")
-    items: Sequence[Any] = results if isinstance(results, list) else []
-    return [result for result in items if isinstance(result, Mapping)]
+    return list(_mappings(context.get("result")))
+
+
+def _mappings(value: object) -> tuple[Mapping[str, Any], ...]:
+    return tuple(one for one in value if isinstance(one, Mapping)) if isinstance(value, list) else ()
 
 
 def _mapping(value: object, place: str) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sspsam import checkpoints, frames
 from sspsam.frames import BoolMask, ClipFrame, Hw, UInt8Image
+from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, get_preset
@@ -146,7 +147,7 @@ class Predictor:
             boxes: (4,) xyxy px, original frame; for every phrase.
 
         Returns:
-            One Referent per phrase, in order.
+            One Referent per phrase, in order. Where somebody pointed at it, however small a mask is one.
 
         Raises:
             PhraseError: a phrase is empty or too long.
@@ -156,10 +157,44 @@ class Predictor:
         encoded = self.model.encode_phrase(tokenize(phrases).to(self.device))
         patch_features = embedding.patch_features.expand(len(phrases), -1, -1)
         prompts = self.model.make_prompts(patch_features, encoded)
-        return self._decode(embedding, phrases, prompts, self._embed_clicks(embedding, points, boxes))
+        clicks = self._embed_clicks(embedding, points, boxes)
+        return self._decode(embedding, phrases, prompts, clicks, _points_at_something(points, boxes))
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        embedding: ImageEmbedding,
+        points: npt.ArrayLike | None = None,
+        boxes: npt.ArrayLike | None = None,
+    ) -> Referent:
+        """Segments what is pointed at, without a phrase: SAM alone.
+
+        Args:
+            embedding: of the picture.
+            points: as for `predict`.
+            boxes: as for `predict`.
+
+        Returns:
+            A Referent whose phrase is empty, and whose box is the mask's.
+
+        Raises:
+            ValueError: neither points nor a box.
+        """
+        clicks = self._embed_clicks(embedding, points, boxes)
+        if clicks is None:
+            raise ValueError("expected points or a box: without a phrase there is nothing else to go by")
+        mask_logits, iou_predictions = self.model.sam(embedding.image_embedding, clicks)
+        (mask,) = self._masks(mask_logits, embedding)
+        score = float(iou_predictions.clamp(0, 1)[0])
+        return _referent("", mask, score, mask_to_box_xyxy(mask), _points_at_something(points, boxes))
 
     def _decode(
-        self, embedding: ImageEmbedding, phrases: Sequence[str], prompts: Prompts, clicks: Tensor | None
+        self,
+        embedding: ImageEmbedding,
+        phrases: Sequence[str],
+        prompts: Prompts,
+        clicks: Tensor | None,
+        is_there: bool,
     ) -> list[Referent]:
         count = len(phrases)
         output = self.model.decode(
@@ -167,11 +202,17 @@ class Predictor:
             prompts,
             None if clicks is None else clicks.expand(count, -1, -1),
         )
-        logits = frames.sam_logits_to_original(output.mask_logits, embedding.original_hw)
-        masks = (logits > self.model.mask_threshold).cpu().numpy()
+        masks = self._masks(output.mask_logits, embedding)
         scores = output.iou_predictions.clamp(0, 1).tolist()
         boxes = [embedding.clip_frame.box_to_original(box) for box in output.boxes.cpu()]
-        return [_referent(*answer) for answer in zip(phrases, masks, scores, boxes, strict=True)]
+        answers = zip(phrases, masks, scores, boxes, strict=True)
+        return [_referent(*answer, is_there=is_there) for answer in answers]
+
+    def _masks(self, mask_logits: Tensor, embedding: ImageEmbedding) -> BoolMask:
+        """(B, 1, h, h) logits as (B, H, W) masks of the original frame."""
+        logits = frames.sam_logits_to_original(mask_logits, embedding.original_hw)
+        masks: BoolMask = (logits > self.model.mask_threshold).cpu().numpy()
+        return masks
 
     def _embed_clicks(
         self, embedding: ImageEmbedding, points: npt.ArrayLike | None, boxes: npt.ArrayLike | None
@@ -222,8 +263,15 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
 
 
+def _points_at_something(points: npt.ArrayLike | None, boxes: npt.ArrayLike | None) -> bool:
+    """Whether somebody says that there is something: with a box, or with a point that is part of it."""
+    if boxes is not None:
+        return True
+    return points is not None and bool((np.asarray(points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
+
+
 def _referent(
-    phrase: str, mask: BoolMask, score: float, box_xyxy: tuple[float, float, float, float]
+    phrase: str, mask: BoolMask, score: float, box_xyxy: tuple[float, float, float, float], is_there: bool
 ) -> Referent:
-    no_target = bool(mask.mean() < NO_TARGET_MIN_FRACTION)
+    no_target = not mask.any() if is_there else bool(mask.mean() < NO_TARGET_MIN_FRACTION)
     return Referent(phrase, np.zeros_like(mask) if no_target else mask, score, box_xyxy, no_target)

@@ -87,6 +87,19 @@ def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig)
     return [text for result in results if result.get("from_name") == name for text in _texts(result)]
 
 
+def region_texts(
+    annotation: Mapping[str, Any], config: LabelingConfig
+) -> dict[str, tuple[str | None, str | None]]:
+    """Returns phrase and label of each region by its id, without decoding a mask."""
+    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
+    return {
+        region_id: (_phrase(brush, group, config), _label(brush))
+        for region_id, group in _by_id(results).items()
+        for brush in group
+        if _is_brush(brush, config)
+    }
+
+
 def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
@@ -99,9 +112,12 @@ def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConf
     brush = next((result for result in group if _is_brush(result, config)), None)
     if brush is None:
         return None
-    value = brush["value"]
-    labels = value.get("brushlabels") or [None]
-    return Region(region_id, _phrase(brush, group, config), _mask(brush), labels[0])
+    return Region(region_id, _phrase(brush, group, config), _mask(brush), _label(brush))
+
+
+def _label(brush: Mapping[str, Any]) -> str | None:
+    labels = brush["value"].get("brushlabels") or [None]
+    return None if labels[0] is None else str(labels[0])
 
 
 def _is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:

@@ -4,16 +4,18 @@ Tags: https://labelstud.io/tags/ . Parts are found by tag type, and by name wher
 
     image   <Image>, the one that the brush works on
     prompt  <TextArea> for the whole image: `prompt` if there is one of that name, else the first other
-    mask    <BrushLabels>: `mask`, else the first
+    masks   <BrushLabels>: `mask`, else the first, comes first; others on the same image follow
     phrase  <TextArea perRegion="true">: `phrase`, else the first
     status  <TextArea name="status"> for the whole image: where we can say what went wrong
-    click   <KeyPointLabels>;  box  <RectangleLabels>
+    click   <KeyPointLabels>: `click`, else the first; box  <RectangleLabels>: `box`, else the first.
+            Those with smart="false" never ask a model, and are somebody's labels: they play no part
 """
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -35,6 +37,9 @@ RECOMMENDED_CONFIG = """\
   <BrushLabels name="mask" toName="image" smart="false" opacity="0.5">
     <Label value="object" background="#FF3B30"/>
   </BrushLabels>
+  <KeyPointLabels name="click" toName="image" smart="true" smartOnly="true" opacity="0.9" strokeWidth="4">
+    <Label value="refine" background="#0A84FF"/>
+  </KeyPointLabels>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <TextArea name="phrase" toName="image" perRegion="true" displayMode="region-list" whenLabelValue="object"
             editable="true" required="true" requiredMessage="Every mask needs its phrase"
@@ -49,6 +54,8 @@ SNIPPETS: Mapping[str, str] = {
     "phrase": '<TextArea name="phrase" toName="{image}" perRegion="true" displayMode="region-list" '
     'whenLabelValue="{labels}" editable="true" required="true" maxSubmissions="1" rows="1" smart="false"/>',
     "status": '<TextArea name="status" toName="{image}" maxSubmissions="1" editable="false" smart="false"/>',
+    "click": '<KeyPointLabels name="click" toName="{image}" smart="true" smartOnly="true">'
+    '<Label value="refine"/></KeyPointLabels>',
 }
 """What to add for a part: `image` is the image tag's name, `labels` are the brush's, comma separated."""
 _WHY: Mapping[str, str] = {
@@ -57,6 +64,7 @@ _WHY: Mapping[str, str] = {
     "mask": "there is no <BrushLabels>: nowhere to put a mask",
     "phrase": 'there is no <TextArea perRegion="true">: a mask keeps its phrase only as a hidden note',
     "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',
+    "click": "there is no smart <KeyPointLabels>: a mask is corrected with the brush, not by a click",
 }
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
@@ -79,15 +87,39 @@ class ImageTag(Tag):
 
 
 @dataclass(frozen=True)
+class Label:
+    """One label of a brush."""
+
+    value: str
+    alias: str = ""
+    predicted: tuple[str, ...] = ()
+    """What models call it: attribute `predicted_values`."""
+
+    def place_in(self, phrase: str) -> tuple[int, int] | None:
+        """Where a phrase names this label by one of its names, which may be in the plural.
+
+        Returns:
+            Lower is better: the place in the phrase, then the more telling name; None when it does not.
+        """
+        names = (name for name in (self.value, self.alias, *self.predicted) if name)
+        found = ((match.start(), -len(name)) for name in names if (match := _naming(name).search(phrase)))
+        return min(found, default=None)
+
+
+@dataclass(frozen=True)
 class MaskTag(Tag):
     """What a mask is painted with."""
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
 
-    def label_for(self, phrase: str) -> str | None:
-        """Returns the label that the phrase is the name of, else the first; None when there is none."""
-        same = (label for label in self.labels if label.casefold() == phrase.strip().casefold())
-        return next(same, self.labels[0] if self.labels else None)
+
+@dataclass(frozen=True)
+class Brush:
+    """A tag and the label of it that a mask gets."""
+
+    tag: MaskTag
+    label: str | None
+    """None where the tag has none."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +140,41 @@ class LabelingConfig:
 
     image: ImageTag | None = None
     prompt: Tag | None = None
-    mask: MaskTag | None = None
+    masks: tuple[MaskTag, ...] = ()
+    """The brushes for masks, the main one first."""
     phrase: Tag | None = None
     status: Tag | None = None
     click: Tag | None = None
     box: Tag | None = None
     mask_names: frozenset[str] = frozenset()
-    """Every brush tag, for forms with more than one."""
+    """Every brush tag, those on other images included."""
+
+    @property
+    def mask(self) -> MaskTag | None:
+        """The main brush."""
+        return self.masks[0] if self.masks else None
+
+    def brush_for(self, phrase: str, label: str | None = None) -> Brush:
+        """Chooses the brush and label of a mask.
+
+        Args:
+            phrase: The label that it names first is taken, "the man by the cars" a man; else the first label.
+            label: Taken in place of that, where a brush has it.
+
+        Raises:
+            LabelingConfigError: there is no brush.
+        """
+        self.require("mask")
+        owned = [(tag, each) for tag in self.masks for each in tag.labels]
+        for tag, each in owned:
+            if label and label in (each.value, each.alias):
+                return Brush(tag, each.value)
+        named = [(place, tag, each) for tag, each in owned if (place := each.place_in(phrase)) is not None]
+        if named:
+            _, tag, chosen = min(named, key=lambda entry: entry[0])
+            return Brush(tag, chosen.value)
+        main = self.masks[0]
+        return Brush(main, main.labels[0].value if main.labels else None)
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
@@ -132,20 +192,18 @@ class LabelingConfig:
         return cls(
             image=_image_tag(tags, mask),
             prompt=_tag(_choose(prompts, "prompt")),
-            mask=None
-            if mask is None
-            else MaskTag(mask.get("name", ""), mask.get("toname", ""), _labels(mask)),
+            masks=tuple(_mask_tags(brushes, mask)),
             phrase=_tag(_choose(per_region, "phrase")),
             status=_tag(next((tag for tag in areas if tag.get("name") == "status"), None)),
-            click=_tag(_choose([tag for tag in tags if tag.tag == "keypointlabels"], "click")),
-            box=_tag(_choose([tag for tag in tags if tag.tag == "rectanglelabels"], "box")),
+            click=_tag(_choose(_smart(tags, "keypointlabels"), "click")),
+            box=_tag(_choose(_smart(tags, "rectanglelabels"), "box")),
             mask_names=frozenset(tag.get("name", "") for tag in brushes),
         )
 
     def missing(self) -> list[MissingTag]:
         """Returns the parts that no tag plays, the required ones first."""
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
-        labels = ",".join(self.mask.labels) if self.mask else "object"
+        labels = ",".join(label.value for tag in self.masks for label in tag.labels) or "object"
         return [
             MissingTag(role, role in _REQUIRED, _WHY[role], _filled(xml, image, labels))
             for role, xml in SNIPPETS.items()
@@ -195,8 +253,31 @@ def _image_tag(tags: list[ElementTree.Element], mask: ElementTree.Element | None
     return None if image is None else ImageTag(image.get("name", ""), "", image.get("value", "")[1:])
 
 
-def _labels(tag: ElementTree.Element) -> tuple[str, ...]:
-    return tuple(label.get("value", "") for label in tag.iter("label") if label.get("value"))
+def _mask_tags(brushes: list[ElementTree.Element], main: ElementTree.Element | None) -> Iterator[MaskTag]:
+    """The main brush, then the others on its image."""
+    if main is None:
+        return
+    others = [tag for tag in brushes if tag is not main and tag.get("toname") == main.get("toname")]
+    for tag in (main, *others):
+        yield MaskTag(tag.get("name", ""), tag.get("toname", ""), tuple(_labels(tag)))
+
+
+def _labels(tag: ElementTree.Element) -> Iterator[Label]:
+    for label in tag.iter("label"):
+        if label.get("value"):
+            predicted = (name.strip() for name in label.get("predicted_values", "").split(","))
+            yield Label(label.get("value", ""), label.get("alias", ""), tuple(filter(None, predicted)))
+
+
+def _naming(name: str) -> re.Pattern[str]:
+    """Finds a label's name in a phrase, as words of their own."""
+    words = r"\s+".join(re.escape(word) for word in name.split())
+    return re.compile(rf"(?<!\w){words}(?:s|es)?(?!\w)", re.IGNORECASE)
+
+
+def _smart(tags: list[ElementTree.Element], kind: str) -> list[ElementTree.Element]:
+    """Tags of a kind whose regions are sent to the model; the editor does so unless told not to."""
+    return [tag for tag in tags if tag.tag == kind and tag.get("smart", "true").strip().lower() != "false"]
 
 
 def _is(tag: ElementTree.Element, attribute: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,13 @@ class ProposedRegion:
 
     region_id: str
     phrase: str
+    """Empty for what was pointed at without one."""
     mask: BoolMask
     """(H, W) in the original frame."""
     score: float
     """0..1."""
+    label: str | None = None
+    """None lets the phrase choose."""
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
@@ -34,22 +38,22 @@ def region_id_for(project: str, task: str, phrase: str) -> str:
 
 
 def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    """Writes a region: the mask first, then its phrase, both under the region's id.
+    """Writes a region: the mask first, then its phrase, if it has one, both under the region's id.
 
     The order matters: the editor makes the area from the first result of an id.
 
     Raises:
         LabelingConfigError: the config has no brush, or no image.
     """
-    config.require("mask", "image")
-    assert config.mask is not None
+    config.require("image")
+    brush = config.brush_for(region.phrase, region.label)
     height, width = region.mask.shape
-    label = config.mask.label_for(region.phrase)
-    value = {"format": "rle", "rle": mask_to_brush_rle(region.mask), "brushlabels": [label] if label else []}
+    labels = [brush.label] if brush.label else []
+    value = {"format": "rle", "rle": mask_to_brush_rle(region.mask), "brushlabels": labels}
     mask: Result = {
         "id": region.region_id,
-        "from_name": config.mask.name,
-        "to_name": config.mask.to_name,
+        "from_name": brush.tag.name,
+        "to_name": brush.tag.to_name,
         "type": "brushlabels",
         "original_width": width,
         "original_height": height,
@@ -57,6 +61,8 @@ def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Resul
         "score": round(region.score, 4),
         "value": value,
     }
+    if not region.phrase:
+        return [mask]
     if config.phrase is None:
         return [{**mask, "meta": {"text": [region.phrase]}}]
     return [mask, text_result(config.phrase, region.region_id, [region.phrase])]
@@ -71,6 +77,16 @@ def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:
         "type": "textarea",
         "value": {"text": list(texts)},
     }
+
+
+def status_line(tag: Tag, message: str, result_id: str | None = None) -> Result:
+    """Writes the status line; an empty message takes back what it said."""
+    return text_result(tag, result_id or fresh_id(), [message] if message else [])
+
+
+def fresh_id() -> str:
+    """An id for a result that has none yet."""
+    return uuid.uuid4().hex[:10]
 
 
 def prediction(results: Sequence[Result], model_version: str, scores: Sequence[float] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backend.images import UInt8Image
 from sspsam import Referent
-from sspsam.masks import mask_to_box_xyxy
+from sspsam.masks import BoolMask, mask_to_box_xyxy
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 SCORE = 0.75
@@ -23,6 +23,10 @@ class Pixels:
     """An image embedding that has lost nothing."""
 
     image: UInt8Image
+
+    @property
+    def original_hw(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
 
     @property
     def size_bytes(self) -> int:
@@ -44,9 +48,19 @@ class ColourPredictor:
         self.embedded += 1
         return Pixels(image)
 
-    def predict(self, embedding: Pixels, phrases: Sequence[str]) -> list[Referent]:
+    def predict(
+        self, embedding: Pixels, phrases: Sequence[str], points: Any = None, boxes: Any = None
+    ) -> list[Referent]:
         self.asked += phrases
-        return [self._find(embedding.image, phrase) for phrase in phrases]
+        found = [self._find(embedding.image, phrase) for phrase in phrases]
+        if points is None and boxes is None:
+            return found
+        masks = [pointed_at(embedding.image, referent.mask, points, boxes) for referent in found]
+        return [as_referent(phrase, mask) for phrase, mask in zip(phrases, masks, strict=True)]
+
+    def segment(self, embedding: Pixels, points: Any = None, boxes: Any = None) -> Referent:
+        nothing = np.full(embedding.original_hw, boxes is not None, dtype=np.bool_)
+        return as_referent("", pointed_at(embedding.image, nothing, points, boxes))
 
     def load_trainable(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"shift"}:
@@ -62,7 +76,25 @@ class ColourPredictor:
             if word in COLOURS:
                 mask |= (image == COLOURS[word]).all(axis=2)
         mask = np.roll(mask, int(self.state["shift"]), axis=0)
-        return Referent(phrase, mask, SCORE, mask_to_box_xyxy(mask), no_target=not mask.any())
+        return as_referent(phrase, mask)
+
+
+def as_referent(phrase: str, mask: BoolMask) -> Referent:
+    return Referent(phrase, mask, SCORE, mask_to_box_xyxy(mask), no_target=not mask.any())
+
+
+def pointed_at(image: UInt8Image, mask: BoolMask, points: Any, boxes: Any) -> BoolMask:
+    """The mask within the box, with the colours of positive points and without those of negative ones."""
+    mask = mask.copy()
+    if boxes is not None:
+        inside = np.zeros_like(mask)
+        x0, y0, x1, y1 = (round(float(side)) for side in boxes)
+        inside[y0:y1, x0:x1] = True
+        mask &= inside
+    for x, y, part in [] if points is None else points:
+        same = (image == image[int(y), int(x)]).all(axis=2)
+        mask = mask | same if part else mask & ~same
+    return mask
 
 
 def picture(height: int = 40, width: int = 60) -> UInt8Image:

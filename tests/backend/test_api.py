@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,110 +15,35 @@ from werkzeug.wrappers import Response
 from backend.app import create_app
 from backend.labelstudio import notes
 from backend.labelstudio.annotations import read_annotation
-from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.memory import Memory, Served
 from backend.service import Service
 from backend.settings import Settings
-from sspsam.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
-from tests.backend.colours import COLOURS, ColourPredictor, encoded, picture
+from sspsam.masks import brush_rle_to_mask, coco_rle_to_mask
+from tests.backend.colours import ColourPredictor
+from tests.backend.editor import (
+    CONFIG,
+    PATH,
+    ask,
+    colour,
+    masks,
+    predict_body,
+    prompt,
+    status,
+    task,
+    texts,
+)
 from tests.backend.waiting import wait_until
 from tests.backend.web import Web
 
 Json = dict[str, Any]
 BASE = "ssp-sam-test-base"
-PATH = "/data/upload/2/shapes.png"
-CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
-
-
-@pytest.fixture
-def label_studio() -> Iterator[Web]:
-    with Web({PATH: Response(encoded(picture()), content_type="image/png")}) as web:
-        yield web
-
-
-@pytest.fixture
-def settings(settings: Settings, label_studio: Web) -> Settings:
-    return settings.model_copy(update={"label_studio_url": label_studio.url})
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
-@pytest.fixture
-def memory(redis_server: Redis) -> Memory:
-    return Memory(redis_server)
 
 
 def service_of(app: Flask) -> Service:
     service: Service = app.extensions["sspsam"]
     return service
-
-
-def task(task_id: int = 1, image: object = PATH, **more: Any) -> Json:
-    return {
-        "id": task_id,
-        "data": {"image": image},
-        "annotations": [],
-        "predictions": [],
-        "drafts": [],
-        **more,
-    }
-
-
-def prompt(*texts: str) -> Json:
-    return {
-        "value": {"text": list(texts)},
-        "id": "Wp6j8HRcD1",
-        "from_name": "prompt",
-        "to_name": "image",
-        "type": "textarea",
-        "origin": "manual",
-    }
-
-
-def status(text: str) -> Json:
-    return {**prompt(text), "id": "status0001", "from_name": "status"}
-
-
-def predict_body(tasks: list[Json], context: Json | None, config: str = RECOMMENDED_CONFIG) -> Json:
-    return {
-        "tasks": tasks,
-        "project": "2.1795330931",
-        "label_config": config,
-        "params": {"login": None, "password": None, "context": context},
-    }
-
-
-def ask(
-    client: FlaskClient, *results: Json, one: Json | None = None, config: str = RECOMMENDED_CONFIG
-) -> Json:
-    """Sends what the editor sends, and returns the answer's one prediction."""
-    body = predict_body([one or task()], {"result": list(results)}, config)
-    response = client.post("/predict", json=body)
-    assert response.status_code == 200
-    (prediction,) = response.json["results"]  # type: ignore[index]
-    found: Json = prediction
-    return found
-
-
-def masks(prediction: Json) -> dict[str, BoolMask]:
-    """Phrase -> mask of each region of an answer, as our own reader of annotations sees it."""
-    content = read_annotation(prediction, CONFIG)
-    assert content.problems == ()
-    return {str(region.phrase): region.mask for region in content.regions}
-
-
-def texts(prediction: Json, name: str) -> list[str] | None:
-    """What an answer puts into a TextArea; None when it leaves it as it is."""
-    found = [result["value"]["text"] for result in prediction["result"] if result["from_name"] == name]
-    return found[0] if found else None
-
-
-def colour(name: str) -> BoolMask:
-    return np.asarray((picture() == COLOURS[name]).all(axis=2))
 
 
 # Interactive phrases
@@ -225,11 +149,20 @@ def test_what_the_status_said_is_taken_back(client: FlaskClient) -> None:
         [],
         [prompt()],
         [{**prompt("a comment"), "from_name": "comment"}],
-        [{"from_name": "click", "type": "keypointlabels", "value": {"x": 1, "y": 1}, "id": "a"}],
+        [{"from_name": "click", "type": "keypointlabels", "value": {"x": 1}, "id": "a"}],
+        [{"from_name": "knee", "type": "keypointlabels", "value": {"x": 1, "y": 1}, "id": "a"}],
         [{"from_name": "prompt"}],
         [None, 7, "text"],
     ],
-    ids=["after submit", "empty prompt", "comment", "click", "no value", "junk"],
+    ids=[
+        "after submit",
+        "empty prompt",
+        "comment",
+        "half a click",
+        "another tag's click",
+        "no value",
+        "junk",
+    ],
 )
 def test_calls_without_a_phrase_get_nothing(client: FlaskClient, results: list[Any]) -> None:
     assert ask(client, *results) == {"result": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backend.errors import LabelingConfigError
-from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, LabelingConfig, MaskTag
+from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, Label, LabelingConfig, MaskTag
 
 IMAGE = '<Image name="image" value="$image"/>'
 BRUSH = '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
@@ -39,7 +39,7 @@ def test_parts_are_found_by_type_when_names_differ() -> None:
     assert config.prompt.name == "what"
     assert config.phrase is not None
     assert config.phrase.name == "words"
-    assert config.mask == MaskTag("paint", "photo", ("cat", "dog"))
+    assert config.mask == MaskTag("paint", "photo", (Label("cat"), Label("dog")))
     assert config.image is not None
     assert (config.image.name, config.image.value) == ("photo", "url")
     assert config.click is not None
@@ -81,7 +81,7 @@ def test_letter_case_of_tags_and_attributes_does_not_matter() -> None:
     assert config.image is not None
 
 
-@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status"])
+@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status", "click"])
 def test_what_is_missing_comes_with_the_tag_to_add(role: str) -> None:
     inside = "".join(xml for name, xml in SNIPPETS.items() if name != role)
     inside = inside.replace("{image}", "image").replace("{labels}", "object")
@@ -131,14 +131,61 @@ def test_require_names_the_tag() -> None:
         config.require("image", "mask")
 
 
+LABELS = (
+    '<Label value="dog"/><Label value="Person" alias="pedestrian" predicted_values="man, woman,old man"/>'
+    '<Label value="traffic light"/>'
+)
+
+
 @pytest.mark.parametrize(
     ("labels", "phrase", "label"),
     [
-        (("object",), "the cat", "object"),
-        (("dog", "cat"), "Cat ", "cat"),
-        (("dog", "cat"), "the cat", "dog"),
-        ((), "the cat", None),
+        ('<Label value="object"/>', "the cat", "object"),
+        (LABELS, "a cat", "dog"),
+        (LABELS, "Dog ", "dog"),
+        (LABELS, "the PERSON on the left", "Person"),
+        (LABELS, "a pedestrian", "Person"),
+        (LABELS, "the woman with a dog", "Person"),
+        (LABELS, "the dog of the woman", "dog"),
+        (LABELS, "two traffic  lights", "traffic light"),
+        (LABELS, "the mane of a horse", "dog"),
+        ("", "the cat", None),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else str(value),
 )
-def test_label_for(labels: tuple[str, ...], phrase: str, label: str | None) -> None:
-    assert MaskTag("mask", "image", labels).label_for(phrase) == label
+def test_the_phrase_chooses_the_label(labels: str, phrase: str, label: str | None) -> None:
+    config = parse(f'{IMAGE}<BrushLabels name="mask" toName="image">{labels}</BrushLabels>')
+
+    assert config.brush_for(phrase).label == label
+
+
+def test_labels_of_several_brushes() -> None:
+    config = parse(
+        f'{IMAGE}<BrushLabels name="animals" toName="image"><Label value="cat"/></BrushLabels>'
+        '<BrushLabels name="people" toName="image"><Label value="man" alias="m"/></BrushLabels>'
+        '<BrushLabels name="elsewhere" toName="other"><Label value="tree"/></BrushLabels>'
+    )
+
+    chosen = [config.brush_for(phrase) for phrase in ("the man", "a cat", "the tree")]
+    asked_for = [config.brush_for("the man", label) for label in ("cat", "m", "tree")]
+
+    assert [(brush.tag.name, brush.label) for brush in chosen] == [
+        ("people", "man"),
+        ("animals", "cat"),
+        ("animals", "cat"),
+    ]
+    assert [brush.label for brush in asked_for] == ["cat", "man", "man"]
+    assert "cat,man" in next(tag.xml for tag in config.missing() if tag.role == "phrase")
+    assert config.mask_names == {"animals", "people", "elsewhere"}
+
+
+def test_key_points_and_boxes_that_are_labels_of_their_own_ask_nothing() -> None:
+    config = parse(
+        '<KeyPointLabels name="joint" toName="image" smart="false"><Label value="knee"/></KeyPointLabels>'
+        '<RectangleLabels name="head" toName="image" smart="FALSE"><Label value="head"/></RectangleLabels>'
+        '<KeyPointLabels name="fix" toName="image"><Label value="fix"/></KeyPointLabels>'
+    )
+
+    assert config.click is not None
+    assert config.click.name == "fix"
+    assert config.box is None

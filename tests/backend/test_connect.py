@@ -79,7 +79,7 @@ def client(label_studio: OneProject) -> LabelStudioClient:
 def test_a_new_project_gets_everything(label_studio: OneProject, client: LabelStudioClient) -> None:
     before = check_project(client, 3, BACKEND)
     assert label_studio.changes == 0, "a check changes nothing"
-    assert len(before) == 8
+    assert len(before) == 9
 
     done = connect_project(client, 3, BACKEND, "s3cret", ("user", "pass"))
 

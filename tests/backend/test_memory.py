@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from redis import Redis
 from backend.labelstudio.predictions import ProposedRegion
 from backend.memory import KnownProject, Memory
 from backend.service import connect_redis
-from sspsam.masks import coco_rle_to_mask
+from backend.shown import ShownMask
+from sspsam.masks import coco_rle_to_mask, mask_to_coco_rle
 
 
 @pytest.fixture
@@ -19,10 +21,10 @@ def memory(redis_server: Redis) -> Memory:
     return Memory(redis_server)
 
 
-def proposed(phrase: str, column: int) -> ProposedRegion:
+def proposed(phrase: str, column: int) -> tuple[ProposedRegion, dict[str, Any]]:
     mask = np.zeros((6, 8), dtype=np.bool_)
     mask[:, column] = True
-    return ProposedRegion("r1", phrase, mask, 0.5)
+    return ProposedRegion("r1", phrase, mask, 0.5), mask_to_coco_rle(mask)
 
 
 def test_the_mask_served_last_is_the_one_that_counts(memory: Memory) -> None:
@@ -66,6 +68,10 @@ def test_without_redis_everything_is_empty_and_quick() -> None:
         memory.note_served([proposed("a cat", 1)], "v1")
         memory.note_unmatched("1", "2", ["zebra"], ["cat"])
         memory.note_project(KnownProject("7"))
+        memory.note_shown("1", "2", [ShownMask("r1", "a cat", {})])
+        memory.note_said("1", "2")
+        assert memory.shown("1", "2") == []
+        assert not memory.take_said("1", "2")
         assert memory.served("r1") is None
         assert memory.unmatched("1", "2") == set()
         assert memory.projects() == []

@@ -1,5 +1,6 @@
 """The loop through the API of a real Label Studio: phrase, correction, training, export."""
 
+import json
 import subprocess
 import sysconfig
 import time
@@ -55,10 +56,30 @@ class Project:
     def ask(self, task: int, *phrases: str) -> list[dict[str, Any]]:
         """Enters phrases in the prompt box, as the editor sends them, and returns the results to draw."""
         prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
-        context = {"result": [{**prompt, "value": {"text": list(phrases)}}]}
+        return self.send(task, {**prompt, "value": {"text": list(phrases)}})
+
+    def click(self, task: int, x: float, y: float, name: str, positive: bool = True) -> dict[str, Any]:
+        """A click of the smart tool, x and y in percent, as the editor describes it."""
+        height, width = size_of(self, task)
+        return {
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {"x": x, "y": y, "width": 0.2, "labels": ["refine"], "keypointlabels": ["refine"]},
+            "is_positive": positive,
+            "id": name,
+            "from_name": "click",
+            "to_name": "image",
+            "type": "keypointlabels",
+            "origin": "manual",
+        }
+
+    def send(self, task: int, *results: dict[str, Any]) -> list[dict[str, Any]]:
+        """Sends what is on the form, as the editor does, and returns the results to draw."""
+        context = {"result": list(results)}
         answer = self.client.interactive_predict(int(self.backend["id"]), task, context)
-        results: list[dict[str, Any]] = answer["data"]["result"]
-        return results
+        drawn: list[dict[str, Any]] = answer["data"]["result"]
+        return drawn
 
     def save(self, task: int, phrase: str, mask: BoolMask, region: str = "drawn") -> int:
         """Saves an annotation of one region; returns its id."""
@@ -104,6 +125,11 @@ def ring(height: int, width: int) -> BoolMask:
     mask: BoolMask = (distance < height / 4) & (distance > height / 8)
     mask[-5:, -9:] = True
     return mask
+
+
+def mask_of(result: dict[str, Any]) -> BoolMask:
+    """The mask of a brush result."""
+    return brush_rle_to_mask(result["value"]["rle"], result["original_height"], result["original_width"])
 
 
 def size_of(project: Project, task: int) -> tuple[int, int]:
@@ -152,6 +178,49 @@ def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:
 def test_what_the_editor_asks_after_a_save_is_answered_with_nothing(project: Project) -> None:
     answer = project.client.interactive_predict(project.backend["id"], project.tasks[0], {"result": []})
     assert answer["data"]["result"] == []
+
+
+def test_clicks_correct_a_phrases_mask_in_place(project: Project) -> None:
+    task = project.tasks[3]
+    mask, phrase = (one for one in project.ask(task, "the crab") if one["from_name"] in ("mask", "phrase"))
+    rows, columns = np.nonzero(mask_of(mask))
+    height, width = size_of(project, task)
+    x, y = 100 * (columns[0] + 0.5) / width, 100 * (rows[0] + 0.5) / height
+    clicks = [
+        project.click(task, x, y, "one"),
+        project.click(task, 100 - x, 100 - y, "two", positive=False),
+    ]
+
+    alone = project.send(task, clicks[0])
+    with_auto_accept_off = project.send(task, *clicks)
+    with_auto_accept_on = project.send(task, project.click(task, x, y, "three", positive=True))
+
+    for results in (alone, with_auto_accept_off, with_auto_accept_on):
+        assert [(one["id"], one["from_name"]) for one in results[:2]] == [
+            (mask["id"], "mask"),
+            (mask["id"], "phrase"),
+        ]
+        assert results[1]["value"] == phrase["value"]
+    assert (mask_of(alone[0]) != mask_of(mask)).any()
+
+
+def test_leftover_clicks_are_neither_records_nor_exported(project: Project, tmp_path: Path) -> None:
+    task = project.tasks[3]
+    mask = ring(*size_of(project, task))
+    results = region_results(ProposedRegion("drawn", "the ring", mask, score=0.5), CONFIG)
+    click = project.click(task, 10, 10, "left over")
+    part = {
+        **project.click(task, 0, 0, "drawn"),
+        "value": {**results[0]["value"], "keypointlabels": ["refine"]},
+    }
+    project.client.create_annotation(task, [click, *results, part])
+    wait_until("the record", lambda: len(project.records) == 1)
+
+    sspsam(project, "export", "--project", str(project.number), "--out", str(tmp_path / "labels.json"))
+
+    (annotation,) = json.loads((tmp_path / "labels.json").read_text())["annotations"]
+    assert annotation["phrase"] == "the ring"
+    assert np.array_equal(coco_rle_to_mask(annotation["segmentation"]), mask)
 
 
 def test_a_phrase_that_is_too_long_is_answered_on_the_form(project: Project) -> None:

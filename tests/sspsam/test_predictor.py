@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import sspsam
+from sspsam import frames
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
 from sspsam.phrases import tokenize
+from sspsam.predictor import _referent
 from sspsam.presets import PRESETS
 
 
@@ -119,3 +121,48 @@ def test_unknown_presets_and_devices_are_named() -> None:
 def test_a_preset_without_weights_says_so() -> None:
     with torch.device("meta"), pytest.raises(CheckpointError, match="no weights for ssp-sam-224 ship"):
         sspsam.Predictor.from_preset("ssp-sam-224", "cpu")
+
+
+def test_without_a_phrase_it_is_plain_sam(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    embedding = predictor.embed(image)
+
+    one = predictor.segment(embedding, points=[[60, 45, 1]])
+    boxed = predictor.segment(embedding, points=[[60, 45, 1]], boxes=[5, 5, 60, 70])
+
+    for referent in (one, boxed):
+        assert referent.phrase == ""
+        assert referent.mask.shape == (90, 120)
+        assert 0 <= referent.score <= 1
+        assert referent.no_target == (not referent.mask.any())
+        assert referent.box_xyxy == sspsam.masks.mask_to_box_xyxy(referent.mask)
+    assert (one.mask != boxed.mask).any()
+    with pytest.raises(ValueError, match="points or a box"):
+        predictor.segment(embedding)
+
+
+def test_plain_sam_is_segment_anythings(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    """The same numbers as segment_anything's own decoder, which takes one image with many prompts."""
+    embedding = predictor.embed(image)
+    sam, points = predictor.model.sam, torch.tensor([[[32.0, 24.0]]])
+    with torch.inference_mode():
+        sparse, dense = sam.prompt_encoder(points=(points, torch.ones(1, 1)), boxes=None, masks=None)
+        positions = sam.prompt_encoder.get_dense_pe()
+        logits, _ = sam.mask_decoder(
+            embedding.image_embedding, positions, sparse, dense, multimask_output=False
+        )
+        expected = frames.sam_logits_to_original(logits, (90, 120))[0] > 0
+
+    found = predictor.segment(embedding, points=[[60, 45, 1]])
+
+    assert np.array_equal(found.mask, expected.numpy())
+
+
+def test_what_is_pointed_at_may_be_small() -> None:
+    """A phrase alone that fits a few pixels fits nothing; with a click on it, it is there."""
+    mask = np.zeros((1000, 1000), dtype=np.bool_)
+    mask[5:10, 5:10] = True
+
+    assert _referent("a dot", mask, 0.5, (0, 0, 1, 1), is_there=False).no_target
+    pointed_at = _referent("a dot", mask, 0.5, (0, 0, 1, 1), is_there=True)
+    assert not pointed_at.no_target
+    assert np.array_equal(pointed_at.mask, mask)

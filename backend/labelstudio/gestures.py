@@ -1,0 +1,87 @@
+"""What an annotator points at with a smart tool: clicks and boxes, as the editor sends them.
+
+With Auto-Accept off, clicks stay on the picture until the suggestion is accepted, and come again with the
+next one; with it on, each comes alone. The editor's id of a gesture tells the two apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backend.labelstudio.config import LabelingConfig
+
+
+@dataclass(frozen=True)
+class Gesture:
+    """A click or a box, in fractions of the picture's width and height."""
+
+    gesture_id: str
+    kind: Literal["click", "box"]
+    xyxy: tuple[float, float, float, float]
+    """Of a click both corners are the same."""
+    positive: bool = True
+    """Part of the object; a click with Alt is not."""
+    label: str = ""
+    """Of the smart tool."""
+
+    @property
+    def xy(self) -> tuple[float, float]:
+        """Where it was clicked; the middle of a box."""
+        x0, y0, x1, y1 = self.xyxy
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+def read_gestures(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[Gesture]:
+    """Finds the clicks and boxes among the results of a request, oldest first; what is none is left out."""
+    kinds: dict[str, Literal["click", "box"]] = {}
+    if config.click is not None:
+        kinds[config.click.name] = "click"
+    if config.box is not None:
+        kinds[config.box.name] = "box"
+    found = (
+        _gesture(result, kinds[str(result.get("from_name"))])
+        for result in results
+        if str(result.get("from_name")) in kinds
+    )
+    return [gesture for gesture in found if gesture is not None]
+
+
+def _gesture(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Gesture | None:
+    value = result.get("value")
+    if not isinstance(value, Mapping):
+        return None
+    try:
+        x, y = float(value["x"]) / 100, float(value["y"]) / 100
+        xyxy = (x, y, x, y) if kind == "click" else _box(result, value, x, y)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not all(math.isfinite(side) for side in xyxy):
+        return None
+    x0, y0, x1, y1 = (min(max(side, 0.0), 1.0) for side in xyxy)
+    labels = value.get(str(result.get("type"))) or value.get("labels")
+    label = str(labels[0]) if isinstance(labels, list) and labels else ""
+    positive = result.get("is_positive", True) is not False
+    return Gesture(str(result.get("id")), kind, (x0, y0, x1, y1), positive, label)
+
+
+def _box(
+    result: Mapping[str, Any], value: Mapping[str, Any], x: float, y: float
+) -> tuple[float, float, float, float]:
+    """The upright box around a box that may be turned about its first corner, clockwise in degrees."""
+    width, height = float(value["width"]) / 100, float(value["height"]) / 100
+    turn = math.radians(float(value.get("rotation") or 0))
+    if not turn:
+        return x, y, x + width, y + height
+    picture_w, picture_h = float(result["original_width"]), float(result["original_height"])
+    width_px, height_px = width * picture_w, height * picture_h
+    corners = [
+        (right * width_px * math.cos(turn) - down * height_px * math.sin(turn),
+         right * width_px * math.sin(turn) + down * height_px * math.cos(turn))
+        for right in (0, 1) for down in (0, 1)
+    ]  # fmt: skip
+    xs = [x + dx / picture_w for dx, _ in corners]
+    ys = [y + dy / picture_h for _, dy in corners]
+    return min(xs), min(ys), max(xs), max(ys)

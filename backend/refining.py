@@ -1,0 +1,147 @@
+"""Answers to clicks and boxes: the mask that they are on, corrected in place, or a new one.
+
+A request says nothing of what is on the form: neither phrases nor masks. So what was shown on a task is kept
+in Redis, with all that was pointed at; the annotator's draft and the task's predictions tell of masks that
+are older than that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from backend.engine import Engine
+from backend.errors import BackendError
+from backend.images import ImageStore
+from backend.labelstudio.annotations import Region, read_annotation, region_texts
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.gestures import Gesture
+from backend.labelstudio.predictions import ProposedRegion, prediction, region_results, status_line
+from backend.memory import Memory
+from backend.metrics import Metrics
+from backend.queries import Task
+from backend.shown import ShownMask, new_mask, target_of
+from sspsam.masks import mask_to_coco_rle
+
+if TYPE_CHECKING:
+    from sspsam import Referent
+
+Prediction = dict[str, Any]
+
+INTERNAL_ERROR = "an error inside the backend: its log says more"
+NOTHING_LEFT = "with this click nothing would be left of the mask: click elsewhere, or use the brush"
+NOTHING_THERE = "nothing was found there: click elsewhere, or draw a box"
+
+logger = logging.getLogger(__name__)
+
+
+class Refiner:
+    """Answers gestures.
+
+    Args:
+        engine: Runs the model.
+        images: Fetches the pictures.
+        memory: What was shown before.
+        metrics: Counts gestures.
+    """
+
+    def __init__(self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics) -> None:
+        self._engine = engine
+        self._images = images
+        self._memory = memory
+        self._metrics = metrics
+
+    def answer(
+        self, project: str, task: Task, gestures: Sequence[Gesture], config: LabelingConfig
+    ) -> Prediction:
+        """Answers the gestures of one request; never fails.
+
+        Returns:
+            The mask under the id that it had, with its phrase; or what to tell the annotator.
+        """
+        try:
+            return self._refine(project, task, gestures, config)
+        except BackendError as error:
+            logger.warning("project %s, task %s: %s", project, task.task_id, error)
+            return self._say(project, task, f"The click was not used: {error}.", config, "failed")
+        except Exception:  # an annotator sees no other sign of it than the one that we write
+            logger.exception("project %s, task %s", project, task.task_id)
+            return self._say(project, task, f"The click was not used: {INTERNAL_ERROR}.", config, "failed")
+
+    def _refine(
+        self, project: str, task: Task, gestures: Sequence[Gesture], config: LabelingConfig
+    ) -> Prediction:
+        config.require("image", "mask")
+        assert config.image is not None
+        digest = self._images.digest(task.data.get(config.image.value))
+        shown = _known_masks(self._memory.shown(project, task.task_id), task, config)
+        target = target_of(gestures, shown)
+        wanted = target or new_mask(project, task.task_id, gestures, gestures[0].label)
+        wanted = wanted.joined(gestures)
+        answer = self._engine.refine(
+            digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks()
+        )
+        referent = answer.referents[0]
+        assert not isinstance(referent, BackendError)
+        if referent.no_target:
+            reason = NOTHING_THERE if target is None else NOTHING_LEFT
+            return self._say(project, task, f"{reason[0].upper()}{reason[1:]}.", config, "nothing")
+        self._metrics.clicks.labels("new" if target is None else "corrected").inc()
+        return self._written(project, task, wanted, referent, answer.version, config)
+
+    def _written(
+        self,
+        project: str,
+        task: Task,
+        wanted: ShownMask,
+        referent: Referent,
+        version: str,
+        config: LabelingConfig,
+    ) -> Prediction:
+        region = ProposedRegion(wanted.region_id, wanted.phrase, referent.mask, referent.score, wanted.label)
+        self._memory.note_shown(project, task.task_id, [replace(wanted, rle=mask_to_coco_rle(referent.mask))])
+        results = region_results(region, config)
+        if config.status is not None and self._memory.take_said(project, task.task_id):
+            results.append(status_line(config.status, ""))
+        return prediction(results, version, [referent.score])
+
+    def _say(
+        self, project: str, task: Task, message: str, config: LabelingConfig, outcome: str
+    ) -> Prediction:
+        """Writes a message in the status line, where there is one; no other place is free for it."""
+        self._metrics.clicks.labels(outcome).inc()
+        if config.status is None:
+            return {"result": []}
+        self._memory.note_said(project, task.task_id)
+        return prediction([status_line(config.status, message)], self._engine.version)
+
+
+def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig) -> list[ShownMask]:
+    """What was shown, with phrase and label as the draft has them, and what only draft or prediction know."""
+    texts = {key: text for draft in task.drafts for key, text in region_texts(draft, config).items()}
+    known = {mask.region_id: _relabelled(mask, texts.get(mask.region_id)) for mask in shown}
+    for saved in (*task.drafts, *task.predictions):
+        for region in _regions_beside(saved, known, config):
+            rle = mask_to_coco_rle(region.mask)
+            known[region.region_id] = ShownMask(region.region_id, region.phrase or "", rle, region.label)
+    return list(known.values())
+
+
+def _relabelled(mask: ShownMask, text: tuple[str | None, str | None] | None) -> ShownMask:
+    if text is None:
+        return mask
+    phrase, label = text
+    return replace(mask, phrase=phrase or mask.phrase, label=label or mask.label)
+
+
+def _regions_beside(
+    saved: Mapping[str, Any], known: Mapping[str, ShownMask], config: LabelingConfig
+) -> Iterator[Region]:
+    """The regions of a draft or a prediction that are not known otherwise; only these are decoded."""
+    results = saved.get("result")
+    items = results if isinstance(results, list) else []
+    unknown = [one for one in items if isinstance(one, Mapping) and str(one.get("id")) not in known]
+    yield from read_annotation({"result": unknown}, config).regions

@@ -1,0 +1,38 @@
+"""The app with pictures over HTTP, as Label Studio gives them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from werkzeug.wrappers import Response
+
+from backend.memory import Memory
+from backend.settings import Settings
+from tests.backend.colours import encoded, picture
+from tests.backend.editor import PATH
+from tests.backend.web import Web
+
+
+@pytest.fixture
+def label_studio() -> Iterator[Web]:
+    with Web({PATH: Response(encoded(picture()), content_type="image/png")}) as web:
+        yield web
+
+
+@pytest.fixture
+def settings(settings: Settings, label_studio: Web) -> Settings:
+    return settings.model_copy(update={"label_studio_url": label_studio.url})
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def memory(redis_server: Redis) -> Memory:
+    return Memory(redis_server)
