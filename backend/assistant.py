@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import shorten
@@ -118,7 +118,7 @@ class Assistant:
         if not entries:
             return self._answer_blank(prompt, context, config)
         known = self._known_unmatched(project, task, config)
-        asked, kept = _split_entries(entries, known)
+        asked, kept = _split_entries(entries, _newest(prompt), known)
         outcome = self._look(project, task, asked, config)
         self._note(project, task, outcome)
         self._memory.note_unmatched(
@@ -216,7 +216,14 @@ def _not_looked_for(phrase: str, reason: str) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _split_entries(entries: Sequence[str], known_unmatched: set[str]) -> tuple[list[str], list[str]]:
+def _newest(prompt: Mapping[str, Any]) -> set[str]:
+    """Keys of the phrases that were entered last, with semicolons between them."""
+    return set(notes.distinct(notes.entries(prompt["value"]["text"])[-1:]))
+
+
+def _split_entries(
+    entries: Sequence[str], newest: Container[str], known_unmatched: Container[str]
+) -> tuple[list[str], list[str]]:
     """Splits what is in the prompt box.
 
     Returns:
@@ -225,8 +232,7 @@ def _split_entries(entries: Sequence[str], known_unmatched: set[str]) -> tuple[l
     """
     phrases = notes.distinct(entries)
     failed = {notes.phrase_key(entry) for entry in entries if notes.has_failed(entry)}
-    newest = notes.phrase_key(entries[-1])
-    kept = [key for key in phrases if key in known_unmatched and key not in failed and key != newest]
+    kept = [key for key in phrases if key in known_unmatched and key not in failed and key not in newest]
     return [phrases[key] for key in phrases if key not in kept], [phrases[key] for key in kept]
 
 

@@ -82,9 +82,10 @@ def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> 
 
 
 def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:
-    """Returns what is in the prompt box, oldest first, notes included."""
+    """Returns the phrases in the prompt box, oldest first, notes included."""
     name = config.prompt.name if config.prompt else None
-    return [text for result in results if result.get("from_name") == name for text in _texts(result)]
+    found = (text for result in results if result.get("from_name") == name for text in _texts(result))
+    return [phrase for text in found for phrase in notes.split(text)]
 
 
 def region_texts(

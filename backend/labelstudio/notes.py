@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+SEPARATOR = ";"
+"""Between several phrases in one entry."""
 _FAILED = "\u26a0"  # warning sign
 _NO_MATCH = "\u2205"  # empty set
 _NOTE = re.compile(rf"(^|\s+)[{_FAILED}{_NO_MATCH}]\s.*", re.DOTALL)
@@ -37,15 +39,23 @@ def plain_phrase(entry: str) -> str:
     return " ".join(_NOTE.sub("", entry).split())
 
 
+def split(entry: str) -> list[str]:
+    """The phrases of an entry, which semicolons part; a note stays behind each of them."""
+    note = _NOTE.search(entry)
+    typed, behind = (entry[: note.start()], note[0]) if note else (entry, "")
+    phrases = [phrase.strip() for phrase in typed.split(SEPARATOR) if phrase.strip()]
+    return [phrase + behind for phrase in phrases] or [entry.strip(f" {SEPARATOR}")]
+
+
 def phrase_key(phrase: str) -> str:
     """The form in which two spellings are the same phrase."""
     return plain_phrase(phrase).casefold()
 
 
 def distinct(texts: Iterable[str]) -> dict[str, str]:
-    """Plain phrases by key, in order; of several spellings the first, and no empty one."""
+    """Plain phrases of entries by key, in order; of several spellings the first, and no empty one."""
     phrases: dict[str, str] = {}
-    for text in texts:
+    for text in (part for entry in texts for part in split(entry)):
         phrases.setdefault(phrase_key(text), plain_phrase(text))
     phrases.pop("", None)
     return phrases

@@ -136,6 +136,48 @@ def test_the_same_phrase_twice_gives_one_mask(client: FlaskClient) -> None:
     assert len(ids[0]) == 1
 
 
+def test_several_phrases_in_one_entry(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square; a zebra;the blue bar; The Red square"))
+
+    assert list(masks(prediction)) == ["the red square", "the blue bar"]
+    assert texts(prediction, "prompt") == ["a zebra"]
+    ids = [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+    assert ids == [
+        result["id"]
+        for phrase in ("the red square", "the blue bar")
+        for result in ask(client, prompt(phrase))["result"]
+        if result["from_name"] == "mask"
+    ], "the same regions as when entered one by one"
+
+
+def test_all_phrases_of_the_last_entry_are_looked_for_again(client: FlaskClient) -> None:
+    ask(client, prompt("a zebra; a ghost"))
+
+    prediction = ask(client, prompt("a zebra", "a ghost", "a zebra; the red square"))
+
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["a ghost", "a zebra"]
+    assert texts(prediction, "status") == ["Nothing here fits “a zebra”."]
+
+
+def test_several_phrases_that_were_never_sent_are_saved_as_several(client: FlaskClient) -> None:
+    """Typed with Auto-Annotation off."""
+    saved = read_annotation({"result": [prompt("a zebra; a ghost")]}, CONFIG)
+
+    assert saved.no_target_phrases == ("a zebra", "a ghost")
+
+
+@pytest.mark.parametrize("context", [None, {"result": []}, {}])
+def test_drafts_and_saved_phrases_are_not_asked(client: FlaskClient, context: Json | None) -> None:
+    drafts = [{"result": [prompt("the red square")], "user": "a@example.com"}]
+    one = task(drafts=drafts, annotations=[{"id": 9, "result": [prompt("the blue bar")]}])
+
+    response = client.post("/predict", json=predict_body([one], context))
+
+    (prediction,) = response.json["results"]  # type: ignore[index]
+    assert prediction["result"] == []
+
+
 def test_what_the_status_said_is_taken_back(client: FlaskClient) -> None:
     prediction = ask(client, prompt("the red square"), status("Nothing here fits “zebra”."))
 
@@ -333,6 +375,7 @@ def test_a_batch_answers_every_task_in_order(client: FlaskClient) -> None:
     tasks[0]["data"]["phrase"] = "the red square"
     tasks[1]["data"]["phrases"] = ["the blue bar", "zebra"]
     tasks[2]["data"]["phrases"] = "the red square\nthe blue bar"
+    tasks[3]["data"]["phrase"] = "the blue bar; the red square"
 
     results = batch(client, tasks)
 
@@ -340,11 +383,11 @@ def test_a_batch_answers_every_task_in_order(client: FlaskClient) -> None:
         ["the red square"],
         ["the blue bar"],
         ["the red square", "the blue bar"],
-        [],
+        ["the blue bar", "the red square"],
         [],
     ]
     assert [result["model_version"] for result in results] == [BASE] * 5
-    assert results[3]["result"] == [], "no phrase: an empty prediction, so that it is not asked again"
+    assert results[4]["result"] == [], "no phrase: an empty prediction, so that it is not asked again"
     assert texts(results[1], "prompt") == ["zebra"]
     assert texts(results[0], "prompt") is None
 

@@ -54,3 +54,31 @@ def test_spellings_of_a_phrase_are_one() -> None:
 )
 def test_entries(value: object, texts: list[str]) -> None:
     assert notes.entries(value) == texts
+
+
+@pytest.mark.parametrize(
+    ("entry", "phrases"),
+    [
+        ("the cat; the dog on the left ;a tree", ["the cat", "the dog on the left", "a tree"]),
+        ("the cat", ["the cat"]),
+        (";; the cat;", ["the cat"]),
+        (" ; ", [""]),
+        ("", [""]),
+    ],
+)
+def test_semicolons_part_phrases(entry: str, phrases: list[str]) -> None:
+    assert notes.split(entry) == phrases
+
+
+def test_semicolons_in_a_note_part_nothing() -> None:
+    failed = notes.with_failure("the cat", "the server is away; try again")
+
+    assert notes.split(failed) == [failed]
+    assert notes.split("a dog; " + failed) == [
+        notes.with_failure("a dog", "the server is away; try again"),
+        failed,
+    ]
+
+
+def test_a_phrase_typed_twice_in_an_entry_is_one() -> None:
+    assert list(notes.distinct(["a cat; A  Cat", "a dog;a cat"]).values()) == ["a cat", "a dog"]
