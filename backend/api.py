@@ -30,7 +30,7 @@ def health() -> Response:
 @routes.post("/setup")
 def setup() -> Response:
     project = parse_setup(_body())
-    service().memory.note_project(project)
+    service().meet(project)
     return jsonify(model_version=service().engine.version)
 
 
@@ -44,9 +44,15 @@ def predict() -> Response:
 def webhook() -> tuple[Response, int]:
     body = _body()
     jobs = service().events.handle(body)
-    service().count_event(body)
+    service().note_event(body)
     answer = {"status": "queued" if jobs else "ignored", "jobs": jobs}
     return jsonify({**answer, "job": jobs[0]} if jobs else answer), 201 if jobs else 200
+
+
+@routes.get("/webhook")
+def last_event() -> Response:
+    """When the webhook of `?project=` last arrived: `sspsam connect` tries whether it does."""
+    return jsonify(last_event=service().memory.heard(request.args.get("project", "")))
 
 
 @routes.get("/versions")

@@ -23,14 +23,17 @@ def connect(
     project: Annotated[int, typer.Option(help="Id of the Label Studio project: the number in its URL.")],
     check: Annotated[bool, typer.Option("--check", help="Only say what is missing; change nothing.")] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Replace a labeling config that lacks a needed tag.")
+        bool, typer.Option("--yes", "-y", help="Add the tags that the labeling config lacks without asking.")
     ] = False,
     url: Annotated[
         str,
         typer.Option(help="The backend, as Label Studio reaches it. Default: PUBLIC_URL, or HOST and PORT."),
     ] = "",
 ) -> None:
-    """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret."""
+    """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
+
+    Can be run again: what is there stays. A labeling config is only added to, after showing what.
+    """
     from backend import connect as connecting
     from backend.labelstudio.client import LabelStudioClient
     from backend.settings import Settings
@@ -39,17 +42,19 @@ def connect(
     key = settings.label_studio_api_key.get_secret_value()
     client = LabelStudioClient(settings.label_studio_url, key)
     backend_url = (url or settings.backend_url).rstrip("/")
+    secret = settings.webhook_secret.get_secret_value()
+
+    def may_change_config(diff: str) -> bool:
+        typer.echo(diff)
+        return yes or typer.confirm("Change the labeling config like this?")
+
     if check:
         lines = connecting.check_project(client, project, backend_url)
     else:
         lines = connecting.connect_project(
-            client,
-            project,
-            backend_url,
-            settings.webhook_secret.get_secret_value(),
-            settings.basic_auth,
-            may_replace_config=lambda question: yes or typer.confirm(question),
+            client, project, backend_url, secret, settings.basic_auth, may_change_config
         )
+        lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} has all that it needs"]:
         typer.echo(line)
     if check and lines:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-from backend.errors import LabelingConfigError
+import requests
+
+from backend.errors import LabelingConfigError, LabelStudioBlocksError, LabelStudioError
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER, LabelStudioClient
-from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.labelstudio.completion import completed_config, config_diff
+from backend.labelstudio.config import LabelingConfig
 
 TITLE = "SSP-SAM Assist"
 EMPTY_CONFIG = "<View></View>"
 """What Label Studio gives a new project."""
+WEBHOOK_WAIT_S = 5.0
+"""How long a webhook may take; Label Studio gives it 1 s, after waiting for its own queue."""
+WEBHOOK_POLL_S = 0.2
+BACKEND_TIMEOUT_S = 3.0
 
 
 def check_project(client: LabelStudioClient, project_id: int, backend_url: str) -> list[str]:
@@ -30,7 +38,9 @@ def check_project(client: LabelStudioClient, project_id: int, backend_url: str) 
     elif not backend.get("is_interactive"):
         missing.append(f"the ML backend at {backend_url} is not interactive: no Auto-Annotation")
     elif backend.get("state") not in ("CO", "PR"):
-        missing.append(f"the ML backend at {backend_url} is {backend.get('readable_state')}")
+        missing.append(
+            f"the ML backend at {backend_url} is {backend.get('readable_state')}: {_why(client, backend)}"
+        )
     webhook = _of_url(client.webhooks(project_id), _webhook_url(backend_url))
     if webhook is None or not webhook.get("is_active"):
         missing.append(f"no active webhook to {_webhook_url(backend_url)}: corrections do not arrive")
@@ -43,7 +53,7 @@ def connect_project(
     backend_url: str,
     webhook_secret: str = "",
     basic_auth: tuple[str, str] | None = None,
-    may_replace_config: Callable[[str], bool] = lambda question: False,
+    may_change_config: Callable[[str], bool] = lambda diff: False,
 ) -> list[str]:
     """Makes a project work with this backend: labeling config, ML backend, webhook.
 
@@ -53,18 +63,19 @@ def connect_project(
         backend_url: As Label Studio reaches it.
         webhook_secret: What the webhook is to show in X-ML-Secret.
         basic_auth: What Label Studio has to send with each call but the webhook's.
-        may_replace_config: Asked, with a question, before a labeling config that lacks a needed tag is
-            replaced by the recommended one. An empty config is replaced without asking.
+        may_change_config: Shown, as a diff, what a labeling config that lacks parts would get; whether it
+            may. A new project's empty config becomes the recommended one without asking.
 
     Returns:
         What was done, a line each.
 
     Raises:
-        LabelingConfigError: tags are missing, and the config may not be replaced.
+        LabelingConfigError: needed tags are missing, and the config may not be changed.
+        LabelStudioBlocksError: its settings forbid the backend's address.
         LabelStudioError: Label Studio does not answer, refuses the key, or cannot reach the backend.
     """
     project = client.project(project_id)
-    done = _set_config(client, project, may_replace_config)
+    done = _set_config(client, project, may_change_config)
     if project.get("show_collab_predictions"):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are not shown to annotators any more: the model is asked by phrase alone")
@@ -82,21 +93,84 @@ def config_of(project: dict[str, Any]) -> LabelingConfig:
     return LabelingConfig.parse(project.get("label_config") or EMPTY_CONFIG)
 
 
+def probe_webhook(
+    client: LabelStudioClient,
+    project_id: int,
+    backend_url: str,
+    webhook_secret: str = "",
+    basic_auth: tuple[str, str] | None = None,
+    wait_s: float = WEBHOOK_WAIT_S,
+) -> str:
+    """Has Label Studio call the project's webhook, and looks whether that arrives at the backend.
+
+    The title of the project is set to what it is: an event, and no change.
+
+    Returns:
+        What was found, a line. That it cannot be told is no error: the backend may answer Label Studio only.
+
+    Raises:
+        LabelStudioError: Label Studio cannot be asked.
+    """
+
+    def last_event() -> str:
+        answer = requests.get(
+            f"{_webhook_url(backend_url)}?project={project_id}",
+            headers={WEBHOOK_SECRET_HEADER: webhook_secret} if webhook_secret else {},
+            auth=basic_auth,
+            timeout=BACKEND_TIMEOUT_S,
+        )
+        answer.raise_for_status()
+        return str(answer.json()["last_event"])
+
+    try:
+        before = last_event()
+        client.update_project(project_id, title=client.project(project_id).get("title", ""))
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s:
+            if last_event() != before:
+                return "a webhook event has arrived"
+            time.sleep(WEBHOOK_POLL_S)
+    except (requests.RequestException, ValueError, KeyError) as error:
+        return (
+            f"whether webhook events arrive cannot be told from here: {backend_url} ({type(error).__name__})"
+        )
+    return (
+        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: corrections are only found by "
+        "the schedule. Start Label Studio with SSRF_PROTECTION_ENABLED=false, without which it drops webhooks "
+        "to private addresses and says so only in its log; WEBHOOK_SECRET must be the backend's"
+    )
+
+
+def _why(client: LabelStudioClient, backend: dict[str, Any]) -> str:
+    """Why Label Studio cannot use a backend; its record does not tell that its own settings forbid it."""
+    try:
+        client.ml_backend_versions(int(backend["id"]))
+    except LabelStudioBlocksError as error:
+        return str(error)
+    except LabelStudioError:
+        pass
+    return str(backend.get("error_message") or "it does not answer Label Studio at this address")
+
+
 def _set_config(
-    client: LabelStudioClient, project: dict[str, Any], may_replace_config: Callable[[str], bool]
+    client: LabelStudioClient, project: dict[str, Any], may_change_config: Callable[[str], bool]
 ) -> list[str]:
-    needed = [tag for tag in config_of(project).missing() if tag.required]
-    if not needed:
-        return ["the labeling config has what is needed"]
-    reasons = "; ".join(tag.reason for tag in needed)
-    is_empty = "name=" not in (project.get("label_config") or "")
-    if not is_empty and not may_replace_config(
-        f"{reasons}. Replace the labeling config by the recommended one?"
-    ):
-        additions = "\n".join(tag.xml for tag in needed)
+    before = project.get("label_config") or EMPTY_CONFIG
+    config = LabelingConfig.parse(before)
+    missing = config.missing()
+    if not missing:
+        return ["the labeling config has all that is used"]
+    after = completed_config(before)
+    if config.has_names and not may_change_config(config_diff(before, after)):
+        needed = [tag for tag in missing if tag.required]
+        if not needed:
+            return [f"the labeling config stays as it is: {tag.reason}" for tag in missing]
+        reasons, additions = "; ".join(tag.reason for tag in needed), "\n".join(tag.xml for tag in needed)
         raise LabelingConfigError(f"labeling config of project {project['id']}: {reasons}. Add:\n{additions}")
-    client.update_project(int(project["id"]), label_config=RECOMMENDED_CONFIG)
-    return ["the project has the recommended labeling config now"]
+    client.update_project(int(project["id"]), label_config=after)
+    if not config.has_names:
+        return ["the project has the recommended labeling config now"]
+    return [f"the labeling config has a part more now: {tag.xml}" for tag in missing]
 
 
 def _connect_backend(

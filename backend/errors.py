@@ -16,6 +16,7 @@
             LabelStudioUnavailable    it cannot be reached: start it, or set LABEL_STUDIO_URL
             LabelStudioUnauthorized   it refuses our key: set LABEL_STUDIO_API_KEY
             LabelStudioNotFound       it has no such thing
+            LabelStudioBlocksError    its settings forbid our address: set ML_BLOCK_LOCAL_IP there
 
 Every message is one that an annotator may read: it says what to do, and holds no secret.
 """
@@ -105,3 +106,7 @@ class LabelStudioUnauthorized(LabelStudioError):
 
 class LabelStudioNotFound(LabelStudioError):
     """Label Studio has nothing under that id."""
+
+
+class LabelStudioBlocksError(LabelStudioError):
+    """Label Studio may not speak to the backend's address, as it is set up."""

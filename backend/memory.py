@@ -7,6 +7,7 @@ answer goes out without.
     sspsam:unmatched:<project>:<task>     set of phrase keys
     sspsam:shown:<project>:<task>         hash: region id -> JSON of ShownMask
     sspsam:said:<project>:<task>          there while the status line says something about a click
+    sspsam:heard                          hash: project id -> when its webhook last said something, ISO 8601
     sspsam:projects                       hash: project id -> JSON of KnownProject
     sspsam:decision:<project>             read only, the worker's: JSON
     sspsam:progress:<project>             read only, the worker's: JSON
@@ -19,6 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from redis import Redis, RedisError
@@ -35,6 +37,7 @@ _UNMATCHED = "sspsam:unmatched:"
 _SHOWN = "sspsam:shown:"
 _SAID = "sspsam:said:"
 _PROJECTS = "sspsam:projects"
+_HEARD = "sspsam:heard"
 _DECISION = "sspsam:decision:"
 _PROGRESS = "sspsam:progress:"
 _COMPLAIN_EVERY_S = 60.0
@@ -160,8 +163,12 @@ class Memory:
 
         self._try(write, None)
 
-    def note_project(self, project: KnownProject) -> None:
-        """Keeps what is known of a project; an empty title leaves the one that was known."""
+    def note_project(self, project: KnownProject) -> KnownProject | None:
+        """Keeps what is known of a project; an empty title leaves the one that was known.
+
+        Returns:
+            What was known before.
+        """
         known = self.project(project.project_id)
         values = asdict(project)
         if known is not None:
@@ -169,6 +176,7 @@ class Memory:
             if project.extra_params is None:
                 values["extra_params"] = known.extra_params
         self._try(lambda: self._redis.hset(_PROJECTS, project.project_id, json.dumps(values)), 0)
+        return known
 
     def project(self, project_id: str) -> KnownProject | None:
         return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)
@@ -179,6 +187,15 @@ class Memory:
         found = self._try(lambda: [_project(value) for value in self._redis.hvals(_PROJECTS)], nothing)
         known = [project for project in found if project is not None]
         return sorted(known, key=lambda project: project.seen_at, reverse=True)
+
+    def note_heard(self, project_id: str) -> None:
+        """Keeps that a project's webhook has arrived, now."""
+        self._try(lambda: self._redis.hset(_HEARD, project_id, datetime.now(UTC).isoformat()), 0)
+
+    def heard(self, project_id: str) -> str:
+        """Returns when a project's webhook last arrived, ISO 8601; empty if it never did."""
+        value = self._try(lambda: self._redis.hget(_HEARD, project_id), None)
+        return "" if value is None else _text(value)
 
     def decision(self, project_id: str) -> dict[str, Any]:
         """Returns the worker's last decision about a fine-tune: at, trigger, go, reason; {} at first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,14 @@ from redis.retry import Retry
 from backend.assistant import Assistant
 from backend.embeddings import EmbeddingCache
 from backend.engine import Engine, SwappablePredictor
+from backend.errors import LabelingConfigError
 from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, EventQueue
 from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
-from backend.memory import Memory
+from backend.labelstudio.config import LabelingConfig
+from backend.memory import KnownProject, Memory
 from backend.metrics import Metrics
+from backend.queries import project_number
 from backend.settings import Settings
 from sspsam.versions import VersionCard, VersionStore
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 REDIS_CONNECT_TIMEOUT_S = 2.0
 REDIS_TIMEOUT_S = 10.0
 _COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,30 @@ class Service:
         """Cards of the versions that may serve, oldest first."""
         return [card for card in self.versions.list() if card.status != "rejected"]
 
-    def count_event(self, event: Mapping[str, object]) -> None:
-        """Counts a webhook event; those that Label Studio may yet invent together."""
+    def meet(self, project: KnownProject) -> None:
+        """Keeps what Label Studio says of a project; what its form lacks is logged when that has changed."""
+        before = self.memory.note_project(project)
+        if before is not None and before.label_config == project.label_config:
+            return
+        try:
+            missing = LabelingConfig.parse(project.label_config).missing()
+        except LabelingConfigError as error:
+            logger.warning("project %s: %s", project.project_id, error)
+            return
+        for tag in missing:
+            level = logging.WARNING if tag.required else logging.INFO
+            logger.log(level, "project %s: %s. Add %s", project.project_id, tag.reason, tag.xml)
+
+    def note_event(self, event: Mapping[str, object]) -> None:
+        """Counts a webhook event, and keeps that its project's webhook works.
+
+        Actions that Label Studio may yet invent are counted together.
+        """
         action = str(event.get("action"))
         self.metrics.events.labels(action if action in _COUNTED_ACTIONS else "other").inc()
+        project = event.get("project")
+        if isinstance(project, Mapping) and action != START_TRAINING:  # which comes another way
+            self.memory.note_heard(project_number(project.get("id")))
 
 
 def build_service(

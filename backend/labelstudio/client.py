@@ -19,6 +19,7 @@ import requests
 from requests.auth import AuthBase
 
 from backend.errors import (
+    LabelStudioBlocksError,
     LabelStudioError,
     LabelStudioNotFound,
     LabelStudioUnauthorized,
@@ -34,6 +35,8 @@ ACCESS_TOKEN_AGE_S = 240.0
 """Access tokens are valid for 300 s."""
 WEBHOOK_SECRET_HEADER = "X-ML-Secret"
 _REASON_CHARACTERS = 300
+BLOCKED = "reserved network address"
+"""What Label Studio says of an address that its settings forbid."""
 _HTML_TAG = re.compile(r"<[^>]*>")
 
 
@@ -188,6 +191,10 @@ class LabelStudioClient:
         """Removes a backend; Label Studio leaves its webhook behind."""
         self._request("DELETE", f"/api/ml/{backend_id}")
 
+    def ml_backend_versions(self, backend_id: int) -> Json:
+        """Asks a backend, through Label Studio, for its versions: {"versions": [...]}."""
+        return self._json("GET", f"/api/ml/{backend_id}/versions")
+
     def start_training(self, backend_id: int) -> None:
         """What the "Start Training" menu entry does."""
         self._request("POST", f"/api/ml/{backend_id}/train")
@@ -334,6 +341,12 @@ def _check(response: requests.Response, url: str, what: str) -> None:
     if response.ok:
         return
     reason = _reason(response)
+    if BLOCKED in reason:
+        raise LabelStudioBlocksError(
+            f"Label Studio at {url} does not speak to private addresses ({reason}): start it with "
+            "ML_BLOCK_LOCAL_IP=false, and with SSRF_PROTECTION_ENABLED=false, without which its webhooks do "
+            "not arrive"
+        )
     if response.status_code in (401, 403) and "URL" not in reason:
         raise LabelStudioUnauthorized(
             f"Label Studio at {url} refuses our key ({response.status_code}: {reason}): "

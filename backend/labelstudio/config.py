@@ -149,6 +149,9 @@ class LabelingConfig:
     mask_names: frozenset[str] = frozenset()
     """Every brush tag, those on other images included."""
 
+    has_names: bool = False
+    """Whether any tag has a name: a new project's form has none."""
+
     @property
     def mask(self) -> MaskTag | None:
         """The main brush."""
@@ -198,6 +201,7 @@ class LabelingConfig:
             click=_tag(_choose(_smart(tags, "keypointlabels"), "click")),
             box=_tag(_choose(_smart(tags, "rectanglelabels"), "box")),
             mask_names=frozenset(tag.get("name", "") for tag in brushes),
+            has_names=bool(tags),
         )
 
     def missing(self) -> list[MissingTag]:

@@ -464,6 +464,21 @@ def test_health_and_setup_do_not_wait_for_the_model(settings: Settings, redis_se
     assert b"s3cret" not in b"".join(redis_server.hvals("sspsam:projects"))
 
 
+def test_what_a_form_lacks_is_logged_once(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    bare = {"project": "7.1", "schema": '<View><Image name="image" value="$image"/></View>'}
+    caplog.set_level("INFO")
+
+    for _ in range(3):  # Label Studio calls again and again
+        assert client.post("/setup", json=bare).status_code == 200
+    client.post("/setup", json={"project": "8.1", "schema": "<View>"})
+
+    required = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(required) == 3
+    assert required[0].startswith("project 7: there is no <TextArea> for the whole image")
+    assert "Add <BrushLabels" in required[1]
+    assert required[2].startswith("project 8: labeling config is not XML")
+
+
 def test_versions(client: FlaskClient) -> None:
     assert client.get("/versions").json == {"versions": [BASE]}
 

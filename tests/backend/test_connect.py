@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from werkzeug.wrappers import Request, Response
 
 from backend.commands import app as commands
-from backend.connect import check_project, connect_project
-from backend.errors import BackendError, LabelingConfigError, LabelStudioError
+from backend.connect import check_project, connect_project, probe_webhook
+from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from tests.backend.web import Web, as_json
@@ -84,6 +84,7 @@ def test_a_new_project_gets_everything(label_studio: OneProject, client: LabelSt
     done = connect_project(client, 3, BACKEND, "s3cret", ("user", "pass"))
 
     assert len(done) == 4
+    assert done[0] == "the project has the recommended labeling config now"
     assert check_project(client, 3, BACKEND) == []
     assert label_studio.project["label_config"] == RECOMMENDED_CONFIG
     assert label_studio.project["show_collab_predictions"] is False
@@ -132,25 +133,100 @@ def test_a_config_of_ones_own_is_not_replaced_unasked(
 
 
 @pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
-def test_a_config_of_ones_own_is_replaced_when_allowed(
+def test_a_config_of_ones_own_is_added_to_when_allowed(
     label_studio: OneProject, client: LabelStudioClient
 ) -> None:
-    asked: list[str] = []
+    shown: list[str] = []
 
-    connect_project(client, 3, BACKEND, may_replace_config=lambda question: not asked.append(question))
+    connect_project(client, 3, BACKEND, may_change_config=lambda diff: not shown.append(diff))
 
-    assert "nowhere to put a mask" in asked[0]
-    assert label_studio.project["label_config"] == RECOMMENDED_CONFIG
+    after = label_studio.project["label_config"]
+    assert '<Choices name="c" toName="image"/>' in after
+    assert check_project(client, 3, BACKEND) == []
+    assert [line[:14] for line in shown[0].splitlines() if "BrushLabels" in line] == ["+  <BrushLabel"]
+    assert "-<Choices" not in shown[0]
 
 
-def test_a_backend_out_of_reach(label_studio: OneProject, client: LabelStudioClient) -> None:
+WITHOUT_OPTIONAL = (
+    '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="cat"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [WITHOUT_OPTIONAL], indirect=True)
+def test_a_config_without_optional_parts_may_stay(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    done = connect_project(client, 3, BACKEND)
+
+    assert label_studio.project["label_config"] == WITHOUT_OPTIONAL
+    assert len([line for line in done if "stays as it is" in line]) == 3
+
+
+def refuse(label_studio: OneProject) -> None:
+    """As with ML_BLOCK_LOCAL_IP=true, which is the default."""
     reason = "URL resolves to a reserved network address (block: 127.0.0.0/8)"
     label_studio.answers["/api/ml"] = lambda request: (
-        as_json([]) if request.method == "GET" else as_json({"detail": reason}, 403)
+        as_json(label_studio.backends) if request.method == "GET" else as_json({"detail": reason}, 403)
     )
+    label_studio.answers["/api/ml/1/versions"] = as_json({"error": reason}, 500)
 
-    with pytest.raises(LabelStudioError, match="reserved network address"):
+
+def test_a_label_studio_that_blocks_private_addresses_is_told_with_its_settings(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    refuse(label_studio)
+
+    with pytest.raises(LabelStudioBlocksError, match=r"reserved network.*ML_BLOCK_LOCAL_IP=false.*SSRF_PROT"):
         connect_project(client, 3, BACKEND)
+
+
+def test_a_check_finds_that_addresses_are_blocked(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    connect_project(client, 3, BACKEND)
+    label_studio.backends[0] |= {"state": "DI", "readable_state": "Disconnected"}
+    assert "does not answer Label Studio" in check_project(client, 3, BACKEND)[0]
+    label_studio.backends[0]["error_message"] = "no such model"
+    assert "no such model" in check_project(client, 3, BACKEND)[0]
+    refuse(label_studio)
+
+    (problem,) = check_project(client, 3, BACKEND)
+
+    assert "Disconnected" in problem
+    assert "ML_BLOCK_LOCAL_IP=false" in problem
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_whether_webhook_events_arrive_is_tried(
+    label_studio: OneProject, client: LabelStudioClient, arrives: bool
+) -> None:
+    """The "backend" keeps when the last event came, and Label Studio sends one when a project changes."""
+    with Web() as backend:
+        events: list[str] = []
+        backend.answers["/webhook"] = lambda request: as_json({"last_event": events[-1] if events else ""})
+        label_studio.project["title"] = "Streets"
+        plain = label_studio.answers["/api/projects/3/"]
+        assert callable(plain)
+
+        def answer(request: Request) -> Response:
+            if request.method == "PATCH" and arrives:
+                events.append("2026-01-01T00:00:00+00:00")
+            return plain(request)
+
+        label_studio.answers["/api/projects/3/"] = answer
+        found = probe_webhook(client, 3, backend.url, "s3cret", wait_s=0.5)
+
+    assert label_studio.project["title"] == "Streets"
+    assert backend.asked[0].headers["X-Ml-Secret"] == "s3cret"
+    if arrives:
+        assert found == "a webhook event has arrived"
+    else:
+        assert "SSRF_PROTECTION_ENABLED=false" in found
+
+
+def test_a_backend_that_cannot_be_asked_from_here_is_no_error(client: LabelStudioClient) -> None:
+    assert "cannot be told from here" in probe_webhook(client, 3, "http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -182,7 +258,7 @@ def test_the_command_connects_and_then_finds_nothing_missing(
 
 
 @pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
-def test_the_command_asks_before_it_replaces_a_config(
+def test_the_command_asks_before_it_changes_a_config(
     label_studio: OneProject, environment: dict[str, str]
 ) -> None:
     runner = CliRunner(env=environment)
@@ -190,9 +266,11 @@ def test_the_command_asks_before_it_replaces_a_config(
     refused = runner.invoke(commands, ["connect", "--project", "3"], input="n\n")
     assert refused.exit_code == 1
     assert label_studio.project["label_config"] == OTHER_CONFIG
+    assert "+  <BrushLabels" in refused.output, "shown before it is asked"
 
     assert runner.invoke(commands, ["connect", "--project", "3", "--yes"]).exit_code == 0
-    assert label_studio.project["label_config"] == RECOMMENDED_CONFIG
+    assert "<BrushLabels" in label_studio.project["label_config"]
+    assert runner.invoke(commands, ["connect", "--project", "3"]).exit_code == 0, "nothing to ask any more"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,30 @@ def test_events_become_jobs(
 
     assert response.status_code == (201 if expected else 200)
     assert jobs(redis_server) == expected
+
+
+def test_that_a_projects_webhook_works_is_kept(settings: Settings, redis_server: Redis) -> None:
+    client = client_with(settings, redis_server, webhook_secret=SECRET)
+    shown = {"X-ML-Secret": SECRET}
+    event = {"action": "PROJECT_UPDATED", "project": {"id": 5}}
+
+    def last_event(project: int) -> str:
+        answer = client.get(f"/webhook?project={project}", headers=shown)
+        found: str = answer.json["last_event"]  # type: ignore[index]
+        return found
+
+    assert client.post("/webhook", json=event).status_code == 401
+    assert client.post("/webhook", json=START_TRAINING).status_code == 201, "which comes another way"
+    assert last_event(5) == ""
+
+    client.post("/webhook", json=event, headers=shown)
+
+    first = last_event(5)
+    assert datetime.fromisoformat(first).tzinfo is not None
+    assert last_event(6) == ""
+    client.post("/webhook", json=event, headers=shown)
+    assert last_event(5) > first
+    assert client.get("/webhook?project=5").status_code == 401
 
 
 def test_a_job_survives_its_worker_and_is_tried_again(app: Flask, redis_server: Redis) -> None:

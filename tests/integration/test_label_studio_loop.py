@@ -16,7 +16,7 @@ import requests
 from PIL import Image
 from pycocotools.coco import COCO
 
-from backend.connect import check_project, connect_project
+from backend.connect import check_project, connect_project, probe_webhook
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
@@ -154,6 +154,24 @@ def test_connecting_again_changes_nothing(project: Project) -> None:
     connect_project(project.client, project.number, project.service.url, webhook_secret=secret)
     assert len(project.client.ml_backends(project.number)) == 1
     assert len(project.client.webhooks(project.number)) == 1
+
+
+def test_a_webhook_event_arrives(project: Project) -> None:
+    secret = project.service.webhook_secret
+    found = probe_webhook(project.client, project.number, project.service.url, secret)
+    assert found == "a webhook event has arrived"
+
+
+def test_a_form_of_ones_own_is_added_to(label_studio: RunningLabelStudio, service: RunningService) -> None:
+    own = (
+        '<View><Image name="picture" value="$image"/><Choices name="weather" toName="picture" smart="false">'
+        '<Choice value="sun"/><Choice value="rain"/></Choices></View>'
+    )
+    client = label_studio.client
+    number = int(client.create_project("Own form", own)["id"])
+    connect_project(client, number, service.url, service.webhook_secret, may_change_config=lambda diff: True)
+    assert check_project(client, number, service.url) == []
+    assert '<Choices name="weather"' in client.project(number)["label_config"]
 
 
 def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:

@@ -1,0 +1,63 @@
+"""Labeling configs that lack a part -> the same with that part added. What is there stays as it is."""
+
+from __future__ import annotations
+
+import difflib
+from xml.parsers import expat
+
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig, MissingTag
+
+ON_TOP = frozenset({"prompt", "status"})
+"""Parts that go above the picture, where they are seen without scrolling; the others go to the end."""
+INDENT = "  "
+
+
+def completed_config(xml: str) -> str:
+    """Adds the parts that a labeling config lacks.
+
+    Args:
+        xml: Of a project. One without any named tag, as a new project has, becomes the recommended one.
+
+    Raises:
+        LabelingConfigError: it is not XML.
+    """
+    config = LabelingConfig.parse(xml)
+    missing = config.missing()
+    if not config.has_names:
+        return RECOMMENDED_CONFIG
+    top, end = _inside(xml)
+    above = [tag for tag in missing if tag.role in ON_TOP]
+    below = [tag for tag in missing if tag.role not in ON_TOP]
+    return "".join([xml[:top], _lines(xml, top, above), xml[top:end], _lines(xml, end, below), xml[end:]])
+
+
+def config_diff(before: str, after: str) -> str:
+    """What changes between two labeling configs, as a unified diff."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="")
+    return "\n".join(lines)
+
+
+def _lines(xml: str, at: int, tags: list[MissingTag]) -> str:
+    """The tags, each on a line of its own, to be put at a place that may be in the middle of a line."""
+    if not tags:
+        return ""
+    within = "\n" if xml[:at].rpartition("\n")[2].strip() else ""
+    return within + "".join(f"{INDENT}{tag.xml}\n" for tag in tags)
+
+
+def _inside(xml: str) -> tuple[int, int]:
+    """Where the root's first child and its closing tag begin: at the start of their lines where they can."""
+    data = xml.encode()
+    starts: list[int] = []
+    ends: list[int] = []
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = lambda name, attributes: starts.append(parser.CurrentByteIndex)
+    parser.EndElementHandler = lambda name: ends.append(parser.CurrentByteIndex)
+    parser.Parse(data, True)
+    first, last = (_line_start(xml, len(data[:at].decode())) for at in (starts[1], ends[-1]))
+    return first, last
+
+
+def _line_start(xml: str, at: int) -> int:
+    line = xml.rfind("\n", 0, at) + 1
+    return at if xml[line:at].strip() else line
