@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
 
+from backend.corrections import merged
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
 from backend.page import start_page
@@ -64,6 +65,7 @@ def versions() -> Response:
 @routes.get("/metrics")
 def metrics() -> Response:
     parts = service()
+    parts.metrics.set_corrections(merged(one.tally for one in parts.memory.corrections()))
     status, embeddings = parts.engine.status(), parts.engine.embeddings
     text = parts.metrics.render(status.version, status.state, len(embeddings), embeddings.size_bytes)
     return Response(text, content_type=Metrics.content_type)

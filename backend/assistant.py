@@ -198,7 +198,7 @@ class Assistant:
         """Keeps the masks that go out: for the worker, which looks for corrections, and for clicks."""
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
-        self._memory.note_served(proposed, outcome.version)
+        self._memory.note_served(project, task.task_id, proposed, outcome.version)
         shown = [ShownMask(region.region_id, region.phrase, rle) for region, rle in proposed]
         self._memory.note_shown(project, task.task_id, shown)
 

@@ -135,9 +135,9 @@ def probe_webhook(
             f"whether webhook events arrive cannot be told from here: {backend_url} ({type(error).__name__})"
         )
     return (
-        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: corrections are only found by "
-        "the schedule. Start Label Studio with SSRF_PROTECTION_ENABLED=false, without which it drops webhooks "
-        "to private addresses and says so only in its log; WEBHOOK_SECRET must be the backend's"
+        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: only the schedule finds "
+        "corrections. Start Label Studio with SSRF_PROTECTION_ENABLED=false, without which it drops "
+        "webhooks to private addresses and says so only in its log; WEBHOOK_SECRET must be the backend's"
     )
 
 

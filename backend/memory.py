@@ -4,6 +4,7 @@ All of it helps, none of it is needed to answer: when Redis is away, this is log
 answer goes out without.
 
     sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
+    sspsam:served-on:<project>:<task>     set of region ids
     sspsam:unmatched:<project>:<task>     set of phrase keys
     sspsam:shown:<project>:<task>         hash: region id -> JSON of ShownMask
     sspsam:said:<project>:<task>          there while the status line says something about a click
@@ -18,13 +19,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from redis import Redis, RedisError
 
+from backend.corrections import CorrectionLog, ProjectTally
 from backend.labelstudio.notes import phrase_key
 from backend.labelstudio.predictions import ProposedRegion
 from backend.shown import ShownMask
@@ -33,6 +35,7 @@ KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
 """For how long after the last answer on a task clicks correct what was shown on it."""
 _SERVED = "sspsam:served:"
+_SERVED_ON = "sspsam:served-on:"
 _UNMATCHED = "sspsam:unmatched:"
 _SHOWN = "sspsam:shown:"
 _SAID = "sspsam:said:"
@@ -87,10 +90,18 @@ class Memory:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._failed_s = -_PAUSE_S
 
-    def note_served(self, proposed: Iterable[tuple[ProposedRegion, Mapping[str, Any]]], version: str) -> None:
+    def note_served(
+        self,
+        project: str,
+        task: str,
+        proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
+        version: str,
+    ) -> None:
         """Keeps what the model proposed for phrases, so that corrections can be told from accepted masks.
 
         Args:
+            project: Where it is proposed.
+            task: Of the project.
             proposed: Each region with its mask as COCO RLE. Masks that clicks have changed are corrections:
                 they do not come here.
             version: Of the model.
@@ -103,9 +114,18 @@ class Memory:
                     values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
+                if proposed:
+                    on_task = f"{_SERVED_ON}{project}:{task}"
+                    pipeline.sadd(on_task, *(region.region_id for region, _ in proposed))
+                    pipeline.expire(on_task, KEPT_S)
                 pipeline.execute()
 
         self._try(write, None)
+
+    def served_on(self, project: str, task: str) -> set[str]:
+        """Returns the ids of all regions that were proposed on a task."""
+        key = f"{_SERVED_ON}{project}:{task}"
+        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def served(self, region_id: str) -> Served | None:
         """Returns the mask that was last served under a region's id."""
@@ -204,6 +224,11 @@ class Memory:
     def progress(self, project_id: str) -> dict[str, Any]:
         """Returns where the running fine-tune of a project is: run, step, steps; {} when none runs."""
         return self._json(_PROGRESS + project_id)
+
+    def corrections(self) -> list[ProjectTally]:
+        """Returns what became of proposed masks, as the worker counts it; see `backend.corrections`."""
+        nothing: list[ProjectTally] = []
+        return self._try(CorrectionLog(self._redis).sums, nothing)
 
     def alive(self) -> bool:
         """Whether Redis answers, now."""

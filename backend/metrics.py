@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from backend.corrections import Tally
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
 
@@ -48,6 +52,29 @@ class Metrics:
         self.cached_bytes = Gauge(
             "sspsam_embedding_cache_bytes", "Memory that embeddings take", registry=self.registry
         )
+
+        self.corrections = Gauge(
+            "sspsam_corrections",
+            "Masks in saved annotations: accepted, edited, deleted, added; annotations may be deleted again",
+            ["version", "label", "outcome"],
+            registry=self.registry,
+        )
+        self.correction_iou = Gauge(
+            "sspsam_corrections_mean_iou",
+            "Mean IoU of proposed and submitted masks",
+            ["version", "label"],
+            registry=self.registry,
+        )
+
+    def set_corrections(self, tallies: Iterable[Tally]) -> None:
+        """Takes the counts of corrections over, which the worker keeps."""
+        self.corrections.clear()
+        self.correction_iou.clear()
+        for tally in tallies:
+            for outcome in ("accepted", "edited", "deleted", "added"):
+                self.corrections.labels(tally.version, tally.label, outcome).set(getattr(tally, outcome))
+            if tally.mean_iou is not None:
+                self.correction_iou.labels(tally.version, tally.label).set(tally.mean_iou)
 
     def render(self, version: str, state: str, cached_images: int, cached_bytes: int) -> bytes:
         """Writes everything in Prometheus' text format."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.corrections import Tally, merged
 from backend.engine import EngineStatus
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
@@ -63,6 +64,10 @@ class StartPage:
     projects: Sequence[ProjectRow]
     label_studio_url: str
     backend_url: str
+    corrections: Sequence[Tally] = ()
+    """All labels and projects together, by version, the newest first."""
+    corrected_labels: Sequence[Tally] = ()
+    """By label, of the version that serves."""
     warnings: Sequence[str] = field(default=())
 
 
@@ -83,6 +88,7 @@ def start_page(service: Service) -> StartPage:
     except (VersionError, OSError) as error:
         rows = []
         warnings.append(f"The versions cannot be read: {error}")
+    tallies = [one.tally for one in service.memory.corrections()]
     return StartPage(
         status=status,
         serving=next((row for row in rows if row.serves), None),
@@ -90,8 +96,17 @@ def start_page(service: Service) -> StartPage:
         projects=[_project_row(project, service.memory) for project in service.memory.projects()],
         label_studio_url=service.settings.label_studio_url,
         backend_url=service.settings.backend_url,
+        corrections=_by_version(tallies, [row.card.version_id for row in rows]),
+        corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
         warnings=warnings,
     )
+
+
+def _by_version(tallies: Sequence[Tally], versions: Sequence[str]) -> list[Tally]:
+    """One row for each version, the newest first; versions that are gone come last."""
+    order = {version: place for place, version in enumerate(reversed(versions))}
+    rows = merged(replace(tally, label="") for tally in tallies)
+    return sorted(rows, key=lambda row: (order.get(row.version, len(order)), row.version))
 
 
 def _version_rows(

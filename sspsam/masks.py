@@ -117,12 +117,21 @@ def coco_rle_to_mask(rle: Mapping[str, Any]) -> BoolMask:
         MaskFormatError: A field is missing, or the counts do not add up to the size.
     """
     try:
-        height, width = (int(side) for side in rle["size"])
-        counts = rle["counts"]
-        encoded = {"size": [height, width], "counts": counts}
-        if isinstance(counts, list):
-            encoded = coco_mask.frPyObjects(encoded, height, width)
-        return np.asarray(coco_mask.decode(encoded), dtype=np.bool_)
+        return np.asarray(coco_mask.decode(_encoded(rle)), dtype=np.bool_)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MaskFormatError(f"not a COCO RLE: {error}") from error
+
+
+def coco_rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Intersection over union of two masks, 0..1, without decoding them; 0 when their sizes differ.
+
+    Raises:
+        MaskFormatError: one is not a COCO RLE.
+    """
+    try:
+        if list(one["size"]) != list(other["size"]):
+            return 0.0
+        return float(coco_mask.iou([_encoded(one)], [_encoded(other)], [0])[0, 0])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MaskFormatError(f"not a COCO RLE: {error}") from error
 
@@ -135,6 +144,13 @@ def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float
     if rows.size == 0:
         return (0.0, 0.0, 0.0, 0.0)
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def _encoded(rle: Mapping[str, Any]) -> Any:
+    """A COCO RLE as pycocotools takes it: compressed."""
+    height, width = (int(side) for side in rle["size"])
+    encoded = {"size": [height, width], "counts": rle["counts"]}
+    return coco_mask.frPyObjects(encoded, height, width) if isinstance(rle["counts"], list) else encoded
 
 
 def _as_mask(mask: npt.NDArray[Any]) -> BoolMask:

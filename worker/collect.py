@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from backend.corrections import Tally
 from backend.errors import (
     ImageError,
     ImageFetchError,
@@ -23,6 +24,7 @@ from finetune.records import RefRecord
 from worker.collection import Collection, ImageFacts, ServedMask, Source, make_records, remembered
 from worker.queues import RECORDS_LOCK, held
 from worker.services import Services
+from worker.tallies import tally_annotation
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,14 @@ class Collected:
     """Label Studio does not have it any more."""
     problem: str = ""
     """Why it gives no records, when it should."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an annotation says: to learn from, and about the model."""
+
+    records: list[RefRecord]
+    tallies: list[Tally]
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,14 @@ def reconcile(services: Services, project: int) -> Reconciled:
             except (ImageError, LabelingConfigError) as error:
                 logger.warning("annotation %s of project %d: %s", annotation["id"], project, error)
                 problems += 1
-    forgotten = collection.forget(collected_before - found)
+    forgotten = forget(services, project, collected_before - found)
     return Reconciled(project, changed, forgotten, problems)
+
+
+def forget(services: Services, project: int, annotations: Iterable[int]) -> int:
+    """Drops what is kept of deleted annotations; returns how many of these had been collected."""
+    services.corrections.forget(project, annotations)
+    return services.collection(project).forget(annotations)
 
 
 def exists(client: LabelStudioClient, annotation: int) -> bool:
@@ -118,19 +134,20 @@ def _collect(services: Services, project_id: int, annotation_id: int) -> Collect
         annotation = client.annotation(annotation_id)
         task = client.task(int(annotation["task"]))
     except LabelStudioNotFound:
-        forgotten = services.collection(project_id).forget([annotation_id])
+        forgotten = forget(services, project_id, [annotation_id])
         return Collected(project_id, annotation_id, forgotten=bool(forgotten))
     project = int(task["project"])
     try:
         config = LabelingConfig.parse(client.project(project)["label_config"])
-        records = _records(services, project, annotation, task, config)
+        reading = _read(services, project, annotation, task, config)
     except ImageFetchError:
         raise
     except (ImageError, LabelingConfigError) as error:
         logger.warning("annotation %d of project %d: %s", annotation_id, project, error)
         return Collected(project, annotation_id, problem=str(error))
-    services.collection(project).replace(annotation_id, records)
-    return Collected(project, annotation_id, len(records), sum(record.corrected for record in records))
+    _replace(services, project, annotation_id, reading)
+    corrected = sum(record.corrected for record in reading.records)
+    return Collected(project, annotation_id, len(reading.records), corrected)
 
 
 def _keep(
@@ -145,22 +162,25 @@ def _keep(
     with held(services.redis, RECORDS_LOCK.format(annotation=number), wait_s=0) as locked:
         if not locked:
             return False
-        before, after = (
-            collection.of_annotation(number),
-            _records(services, project, annotation, task, config),
-        )
-        collection.replace(number, after)
-    return after != before
+        before = collection.of_annotation(number)
+        after = _read(services, project, annotation, task, config)
+        _replace(services, project, number, after)
+    return after.records != before
 
 
-def _records(
+def _replace(services: Services, project: int, annotation: int, reading: Reading) -> None:
+    services.collection(project).replace(annotation, reading.records)
+    services.corrections.note(project, annotation, reading.tallies)
+
+
+def _read(
     services: Services,
     project: int,
     annotation: Mapping[str, Any],
     task: Mapping[str, Any],
     config: LabelingConfig,
-) -> list[RefRecord]:
-    """The records of an annotation; none for a skipped one, or one that says nothing.
+) -> Reading:
+    """Reads an annotation; nothing comes of a skipped one.
 
     Raises:
         ImageError, LabelingConfigError: its picture or the project's form cannot be read.
@@ -168,17 +188,22 @@ def _records(
     content = read_annotation(annotation, config)
     for problem in content.problems:
         logger.warning("annotation %s of project %d: %s", annotation["id"], project, problem)
-    if annotation.get("was_cancelled") or not (content.regions or content.no_target_phrases):
-        return []
+    if annotation.get("was_cancelled"):
+        return Reading([], [])
     number, task_id = int(annotation["id"]), int(task["id"])
-    image = _image_facts(services, task, config)
-    source = Source(project, task_id, number, str(annotation.get("updated_at") or ""), image)
     earlier = remembered(services.collection(project).of_annotation(number))
 
     def served(region_id: str) -> ServedMask | None:
         return services.served(region_id) or earlier.get(region_id)
 
-    return make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
+    on_task = services.memory.served_on(str(project), str(task_id))
+    tallies = tally_annotation(annotation, content, served, on_task, config, services.store.current())
+    if not (content.regions or content.no_target_phrases):
+        return Reading([], tallies)
+    image = _image_facts(services, task, config)
+    source = Source(project, task_id, number, str(annotation.get("updated_at") or ""), image)
+    records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
+    return Reading(records, tallies)
 
 
 def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:

@@ -36,6 +36,7 @@ class ServedMask:
     version: str
     served_at: datetime | None = None
     """None when it is not known."""
+    phrase: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _with_served(record: RefRecord, served: ServedMask) -> RefRecord:
 def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
     """What earlier records of an annotation know of served masks, for when the log of these has expired."""
     return {
-        record.region: ServedMask(record.served_rle, record.served_version or "")
+        record.region: ServedMask(record.served_rle, record.served_version or "", phrase=record.phrase)
         for record in earlier
         if record.region and record.served_rle is not None
     }

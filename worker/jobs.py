@@ -69,7 +69,7 @@ def forget_annotations(project_id: int, annotation_ids: Sequence[int]) -> JobRes
     """Removes the records of deleted annotations, unless Label Studio still has them."""
     services = Services(Settings())
     gone = [number for number in annotation_ids if not collect.exists(services.label_studio, number)]
-    return {"project": project_id, "forgotten": services.collection(project_id).forget(gone)}
+    return {"project": project_id, "forgotten": collect.forget(services, project_id, gone)}
 
 
 def reconcile_projects() -> JobResult:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from redis import Redis
 
+from backend.corrections import CorrectionLog
 from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.memory import KEPT_S, Memory
@@ -53,13 +54,18 @@ class Services:
     def memory(self) -> Memory:
         return Memory(self.redis)
 
+    @cached_property
+    def corrections(self) -> CorrectionLog:
+        return CorrectionLog(self.redis)
+
     def served(self, region_id: str) -> ServedMask | None:
         """What the backend served under a region id, and when: the log's entry lives KEPT_S from then on."""
         served = self.memory.served(region_id)
         if served is None:
             return None
         left_s = int(self.redis.ttl(SERVED_KEY.format(region=region_id)))
-        return ServedMask(served.rle, served.version, datetime.now(UTC) - timedelta(seconds=KEPT_S - left_s))
+        served_at = datetime.now(UTC) - timedelta(seconds=KEPT_S - left_s)
+        return ServedMask(served.rle, served.version, served_at, served.phrase)
 
     def known_projects(self) -> list[int]:
         """The projects that the backend was told of, and those of which anything was collected."""

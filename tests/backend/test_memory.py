@@ -28,12 +28,14 @@ def proposed(phrase: str, column: int) -> tuple[ProposedRegion, dict[str, Any]]:
 
 
 def test_the_mask_served_last_is_the_one_that_counts(memory: Memory) -> None:
-    memory.note_served([proposed("a cat", 1)], "v1")
-    memory.note_served([proposed("a cat", 2)], "v2")
+    memory.note_served("1", "2", [proposed("a cat", 1)], "v1")
+    memory.note_served("1", "2", [proposed("a cat", 2)], "v2")
 
     served = memory.served("r1")
 
     assert served is not None
+    assert memory.served_on("1", "2") == {"r1"}
+    assert memory.served_on("1", "3") == set()
     assert served.version == "v2"
     assert np.flatnonzero(coco_rle_to_mask(served.rle).any(axis=0)).tolist() == [2]
 
@@ -65,7 +67,7 @@ def test_without_redis_everything_is_empty_and_quick() -> None:
     since_s = time.monotonic()
 
     for _ in range(100):
-        memory.note_served([proposed("a cat", 1)], "v1")
+        memory.note_served("1", "2", [proposed("a cat", 1)], "v1")
         memory.note_unmatched("1", "2", ["zebra"], ["cat"])
         memory.note_project(KnownProject("7"))
         memory.note_shown("1", "2", [ShownMask("r1", "a cat", {})])

@@ -13,6 +13,7 @@ from sspsam.masks import (
     BoolMask,
     MaskFormatError,
     brush_rle_to_mask,
+    coco_rle_iou,
     coco_rle_to_mask,
     mask_to_box_xyxy,
     mask_to_brush_rle,
@@ -211,3 +212,18 @@ def test_uncompressed_coco_rle() -> None:
 )
 def test_box(boxes: list[tuple[int, int, int, int]], expected: tuple[float, ...]) -> None:
     assert mask_to_box_xyxy(_filled(*boxes)) == expected
+
+
+def test_iou_of_rles() -> None:
+    one, other = MASKS["hole"](), MASKS["parts"]()
+    expected = (one & other).sum() / (one | other).sum()
+
+    assert expected > 0
+    assert coco_rle_iou(mask_to_coco_rle(one), mask_to_coco_rle(other)) == pytest.approx(expected)
+    assert coco_rle_iou(mask_to_coco_rle(one), mask_to_coco_rle(one)) == 1
+    assert coco_rle_iou(mask_to_coco_rle(one), mask_to_coco_rle(one[:40])) == 0, "of another size"
+    uncompressed = {"size": [2, 2], "counts": [1, 2, 1]}
+    assert coco_rle_iou(uncompressed, mask_to_coco_rle(np.array([[0, 1], [1, 0]]))) == 1
+    assert coco_rle_iou(uncompressed, mask_to_coco_rle(np.array([[0, 1], [1, 1]]))) == pytest.approx(2 / 3)
+    with pytest.raises(MaskFormatError):
+        coco_rle_iou({"size": [2, 2]}, uncompressed)

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pytest
 from rq.job import JobStatus, Retry
 
+from backend.corrections import Tally
 from backend.errors import LabelStudioUnauthorized
 from backend.labelstudio import notes
 from backend.labelstudio.predictions import ProposedRegion, region_id_for
 from backend.memory import KnownProject
 from finetune.records import RefRecord, read_records
-from sspsam.masks import coco_rle_to_mask
+from sspsam.masks import coco_rle_to_mask, mask_to_coco_rle
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.queues import (
@@ -34,6 +35,10 @@ Mask = npt.NDArray[np.bool_]
 UInt8Image = npt.NDArray[np.uint8]
 
 PROJECT, TASK, ANNOTATION = 3, 7, 11
+BASE = "ssp-sam-test-base"
+NOW = datetime.now(UTC).isoformat()
+LATER = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+"""Masks are served before this, so that they were seen for a while."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +55,8 @@ def collect(services: Services, annotation: int = ANNOTATION) -> list[RefRecord]
 def serve(services: Services, phrase: str, mask: Mask) -> str:
     """Lets the backend's log say that it served a mask; returns the region's id."""
     region_id = region_id_for(str(PROJECT), str(TASK), phrase)
-    services.memory.note_served([ProposedRegion(region_id, phrase, mask, 0.9)], "ssp-sam-test-base")
+    proposed = [(ProposedRegion(region_id, phrase, mask, 0.9), mask_to_coco_rle(mask))]
+    services.memory.note_served(str(PROJECT), str(TASK), proposed, "ssp-sam-test-base")
     return region_id
 
 
@@ -384,3 +390,81 @@ def test_the_schedule_names_jobs_that_exist() -> None:
         module, _, function = name.rpartition(".")
         assert module == "worker.jobs"
         assert callable(getattr(jobs, function))
+
+
+# What becomes of proposals
+
+
+def tallies(services: Services) -> dict[str, Tally]:
+    return {one.tally.label: one.tally for one in services.corrections.sums()}
+
+
+def test_accepted_edited_and_added_masks_are_counted(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    taken, changed = serve(services, "the ring", mask), serve(services, "the dot", mask)
+    half = mask.copy()
+    half[:, :20] = False
+    drawn = region("WR_laGtqWv", "by hand", mask, "thing")
+    label_studio.save(
+        ANNOTATION, TASK, region(taken, "the ring", mask) + region(changed, "the dot", half) + drawn
+    )
+
+    for _ in range(2):
+        collect(services)
+
+    assert tallies(services) == {
+        "object": Tally(BASE, "object", accepted=1, edited=1, iou=pytest.approx(1 + half.sum() / mask.sum())),
+        "thing": Tally(BASE, "thing", added=1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "deleted"),
+    [
+        ({}, 1),
+        ({"created_at": LATER, "lead_time": 10}, 0),
+        ({"created_at": LATER, "lead_time": 7200}, 1),
+        ({"created_at": LATER, "lead_time": 10, "parent_prediction": 5}, 1),
+        ({"created_at": None, "updated_at": NOW}, 0),
+    ],
+    ids=[
+        "while it was made",
+        "for somebody earlier",
+        "it took hours",
+        "from a prediction",
+        "as it was saved",
+    ],
+)
+def test_a_mask_that_was_thrown_away_is_counted(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, fields: dict[str, Any], deleted: int
+) -> None:
+    kept = serve(services, "the ring", mask)
+    serve(services, "the dot", mask)
+    label_studio.save(ANNOTATION, TASK, region(kept, "the ring", mask), **({"updated_at": LATER} | fields))
+
+    collect(services)
+
+    assert tallies(services)["object"].deleted == deleted
+    assert tallies(services)["object"].accepted == 1
+
+
+def test_counts_follow_the_annotation(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
+    collect(services)
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", ~mask))
+    collect(services)
+    assert tallies(services) == {"object": Tally(BASE, "object", edited=1)}
+
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask), was_cancelled=True)
+    collect(services)
+    assert tallies(services) == {}
+
+    label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
+    collect(services)
+    del label_studio.annotations[ANNOTATION]
+    jobs.forget_annotations(PROJECT, [ANNOTATION])
+    assert tallies(services) == {}

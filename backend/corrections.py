@@ -1,0 +1,137 @@
+"""What became of the masks that the model proposed: counts in Redis, by project, version and label.
+
+The worker counts each annotation when it collects it, and again when it changes: an annotation's counts are
+kept, so that new ones take their place. The backend shows the sums, on the start page and in its metrics.
+
+    sspsam:corrections:<project>     hash: annotation id -> its counts, JSON
+    sspsam:corrections:sums          hash: JSON of [project, version, label, name of a count] -> number
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+
+from redis import Redis
+
+_OF_PROJECT = "sspsam:corrections:{project}"
+_SUMS = "sspsam:corrections:sums"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the masks of one version under one label."""
+
+    version: str
+    label: str
+    accepted: float = 0
+    """Submitted as they were proposed, to the pixel."""
+    edited: float = 0
+    """Submitted otherwise: by brush, by eraser, by clicks."""
+    deleted: float = 0
+    """Proposed and not submitted."""
+    added: float = 0
+    """Submitted and never proposed for a phrase: drawn, or pointed at. Counted under the serving version."""
+    iou: float = 0
+    """IoU of the proposed and the submitted mask, summed over the accepted and edited ones."""
+
+    @property
+    def submitted(self) -> float:
+        """Proposed masks that were submitted."""
+        return self.accepted + self.edited
+
+    @property
+    def mean_iou(self) -> float | None:
+        """Mean IoU of the proposed and the submitted mask, 0..1; None when none was submitted."""
+        return self.iou / self.submitted if self.submitted else None
+
+    @property
+    def accepted_share(self) -> float | None:
+        """How many of all masks of this label needed nothing, 0..1."""
+        masks = self.submitted + self.deleted + self.added
+        return self.accepted / masks if masks else None
+
+    def plus(self, other: Tally) -> Tally:
+        """The sums of both, under this one's version and label."""
+        added = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
+        return replace(self, **added)
+
+
+COUNTS = tuple(entry.name for entry in fields(Tally) if entry.name not in ("version", "label"))
+
+
+@dataclass(frozen=True)
+class ProjectTally:
+    """A tally, and the project that it is of."""
+
+    project: int
+    tally: Tally
+
+
+class CorrectionLog:
+    """Reads and writes the counts. Every method raises RedisError when Redis does not answer.
+
+    Args:
+        redis: Connected lazily.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def note(self, project: int, annotation: int, tallies: Sequence[Tally]) -> None:
+        """Puts an annotation's counts in the place of those that it had.
+
+        Whoever calls holds the annotation: two at once would count one of them twice.
+        """
+        key = _OF_PROJECT.format(project=project)
+        before = self._of(key, annotation)
+        if list(tallies) == before:
+            return
+        with self._redis.pipeline() as pipeline:
+            for sign, counted in ((-1, before), (1, tallies)):
+                for name, value in _numbers(project, counted):
+                    pipeline.hincrbyfloat(_SUMS, name, sign * value)
+            if tallies:
+                pipeline.hset(key, str(annotation), json.dumps([asdict(tally) for tally in tallies]))
+            else:
+                pipeline.hdel(key, str(annotation))
+            pipeline.execute()
+
+    def forget(self, project: int, annotations: Iterable[int]) -> None:
+        """Takes the counts of deleted annotations back."""
+        for annotation in annotations:
+            self.note(project, annotation, [])
+
+    def sums(self) -> list[ProjectTally]:
+        """Returns the sums of each project, version and label, in this order."""
+        found: dict[tuple[int, str, str], dict[str, float]] = {}
+        for name, value in self._redis.hgetall(_SUMS).items():
+            project, version, label, count = json.loads(name)
+            found.setdefault((project, version, label), {})[count] = round(float(value), 9)
+        tallies = [
+            ProjectTally(project, Tally(version, label, **counts))
+            for (project, version, label), counts in sorted(found.items())
+        ]
+        return [one for one in tallies if any(astuple(one.tally)[2:])]
+
+    def _of(self, key: str, annotation: int) -> list[Tally]:
+        value = self._redis.hget(key, str(annotation))
+        return [Tally(**counts) for counts in json.loads(value)] if value else []
+
+
+def merged(tallies: Iterable[Tally]) -> list[Tally]:
+    """Adds up the tallies of the same version and label, in the order in which these first come."""
+    sums: dict[tuple[str, str], Tally] = {}
+    for tally in tallies:
+        key = (tally.version, tally.label)
+        sums[key] = sums[key].plus(tally) if key in sums else tally
+    return list(sums.values())
+
+
+def _numbers(project: int, tallies: Iterable[Tally]) -> Iterable[tuple[str, float]]:
+    for tally in tallies:
+        counts: Mapping[str, float] = {name: getattr(tally, name) for name in COUNTS}
+        for name, value in counts.items():
+            if value:
+                yield json.dumps([project, tally.version, tally.label, name]), value
