@@ -107,6 +107,11 @@ class Assistant:
         context = query.context
         return [self._answer_annotator(query.project_id, task, context, config) for task in query.tasks]
 
+    @property
+    def version(self) -> str:
+        """The version that answers."""
+        return self._engine.version
+
     def _answer_annotator(
         self, project: str, task: Task, context: Results, config: LabelingConfig
     ) -> Prediction:
@@ -119,7 +124,7 @@ class Assistant:
             return self._answer_blank(prompt, context, config)
         known = self._known_unmatched(project, task, config)
         asked, kept = _split_entries(entries, _newest(prompt), known)
-        outcome = self._look(project, task, asked, config)
+        outcome = self.look(project, task, asked, config)
         self._note(project, task, outcome)
         self._memory.note_unmatched(
             project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
@@ -154,14 +159,17 @@ class Assistant:
         phrases = task.phrases(extra_params)
         if not phrases:
             return prediction([], self._engine.version)
-        outcome = self._look(project, task, phrases, config)
-        if outcome.passing:
-            return []
-        self._note(project, task, outcome)
-        prompt = {"id": fresh_id()}
-        return _written(outcome, [], prompt, [], config)
+        outcome = self.look(project, task, phrases, config)
+        return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
 
-    def _look(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
+    def write_prediction(
+        self, project: str, task: Task, outcome: Outcome, config: LabelingConfig
+    ) -> Prediction:
+        """Writes what became of a task's phrases as a prediction, and keeps what it proposes."""
+        self._note(project, task, outcome)
+        return _written(outcome, [], {"id": fresh_id()}, [], config)
+
+    def look(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
         """Looks for phrases in a task's picture; whatever goes wrong is in the outcome."""
         try:
             outcome = self._find(project, task, phrases, config)

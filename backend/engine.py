@@ -153,6 +153,10 @@ class Engine:
         for thread in self._threads:
             thread.join(timeout=2 * self._poll_s)
 
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until loading has ended, well or not; returns whether it has."""
+        return self._loaded.wait(timeout_s)
+
     @property
     def version(self) -> str:
         """The version that serves; before the model is loaded, the one that is to."""

@@ -11,6 +11,7 @@
         PhraseRefusedError        the phrase is empty or too long: type another (422)
         ModelUnavailableError     no model to ask: wait, or see the start page (503)
         QueueUnavailableError     Redis does not answer: start it (503)
+        PrelabelError             what is asked of a whole project cannot be done: ask otherwise
         SettingsError             the environment holds something that it cannot mean: change it
         LabelStudioError          Label Studio does not do what we asked (502)
             LabelStudioUnavailable    it cannot be reached: start it, or set LABEL_STUDIO_URL
@@ -84,6 +85,12 @@ class QueueUnavailableError(BackendError):
     """Redis does not take a job."""
 
     status = 503
+
+
+class PrelabelError(BackendError, ValueError):
+    """What is to be looked for in a whole project cannot be."""
+
+    status = 422
 
 
 class SettingsError(BackendError, ValueError):

@@ -1,4 +1,4 @@
-"""`sspsam worker`, `schedule`, `finetune`, `export`, `versions`; and, from their module, `up` and `demo`."""
+"""`sspsam worker`, `schedule`, `finetune`, `export`; and, from their modules, all others of the worker's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from worker.demo_commands import app as demo_app
+from worker.prelabel_commands import app as prelabel_app
 from worker.version_commands import app as versions_app
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.registered_commands += demo_app.registered_commands
+app.registered_commands += prelabel_app.registered_commands
 app.add_typer(versions_app, name="versions")
 
 Project = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1, show_default=False)]
@@ -27,12 +29,12 @@ DECISION_WAIT_S = 60.0
 def worker(
     queues: Annotated[
         str, typer.Option(help="Which queues to work on, with commas between them.")
-    ] = "events,training",
+    ] = "events,training,prelabel",
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
 ) -> None:
-    """Collect saved labels and run fine-tunes. Start as many as you like, on any machine.
+    """Collect saved labels, run fine-tunes, pre-label projects. Start as many as you like, on any machine.
 
-    A machine with a GPU takes the trainings with --queues training, another the events.
+    A machine with a GPU takes what needs the model with --queues training,prelabel, another the events.
     """
     from backend.settings import Settings
     from worker.logs import configure_logging

@@ -1,6 +1,6 @@
-"""The process of one fine-tune: `python -m worker.horse WORKER_KEY JOB_ID EXECUTION_ID`.
+"""The process of one job that needs the model: `python -m worker.horse WORKER_KEY JOB_ID EXECUTION_ID`.
 
-Started by worker.processes.TrainingWorker, not by people. Where Redis is comes from the environment.
+Started by worker.processes.ModelWorker, not by people. Where Redis is comes from the environment.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rq.serializers import JSONSerializer
 
 from backend.settings import Settings
 from worker.logs import configure_logging
-from worker.processes import TRAINING_NICENESS, TrainingWorker
-from worker.queues import connect, training_queue
+from worker.processes import MODEL_NICENESS, ModelWorker
+from worker.queues import connect, queue_named
 
 
 def main(worker_key: str, job_id: str, execution_id: str) -> None:
@@ -23,14 +23,14 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
     settings = Settings()
     configure_logging(settings.log_level)
     connection = connect(settings.redis_url)
-    worker = TrainingWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
+    worker = ModelWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
     if worker is None:
         sys.exit(f"no worker {worker_key} in Redis: it ended meanwhile")
-    assert isinstance(worker, TrainingWorker)
+    assert isinstance(worker, ModelWorker)
     job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
     worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
-    os.nice(TRAINING_NICENESS)
-    worker.main_work_horse(job, training_queue(connection))
+    os.nice(MODEL_NICENESS)
+    worker.main_work_horse(job, queue_named(job.origin, connection))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The backend enqueues by name: `collect_annotation` and `forget_annotations` for what Label Studio tells it,
 `maybe_finetune` for "Start Training". The schedule enqueues `check_projects` and `reconcile_projects`.
-`finetune` is enqueued by `maybe_finetune` alone. What an event says is only taken as a hint where to look:
-annotations are read again from Label Studio.
+`finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`. What an event says is
+only taken as a hint where to look: annotations are read again from Label Studio.
 
 When Label Studio does not answer, a job comes back later (`LABEL_STUDIO_RETRY`); what is missed even so, the
 next reconciliation finds.
@@ -22,12 +22,14 @@ from typing import Any
 from redis import Redis, RedisError
 from rq.job import Retry
 
-from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable
+from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable, ModelUnavailableError
+from backend.service import build_service
 from backend.settings import Settings
 from sspsam.versions import VERSIONS_CHANNEL
 from worker import collect
 from worker.decisions import ask_for_decision, consider, note_decision
 from worker.policy import EXPLICIT_TRIGGERS, Decision, Trigger
+from worker.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
 from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held
 from worker.runs import Run, discard_run, find_version, run_folder
 from worker.services import Services
@@ -42,6 +44,7 @@ LABEL_STUDIO_RETRY = Retry(max=len(LABEL_STUDIO_RETRY_S), interval=list(LABEL_ST
 """A quarter of an hour and more: a restart, an update."""
 TRAINING_BUSY_RETRY = Retry(max=10_000, interval=20)
 """For a fine-tune that waits for one of another project."""
+MODEL_LOAD_S = 600.0
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
 
@@ -120,6 +123,36 @@ def finetune(project_id: int, run_id: str) -> JobResult | Retry:
     discard_run(settings.model_dir, run_id)
     ask_for_decision(services.redis, project_id, "after-finetune")
     return result
+
+
+def prelabel_chunk(
+    project_id: int, run: str, chunk: str, source: JobResult, task_ids: Sequence[int]
+) -> JobResult:
+    """Looks for phrases in the pictures of tasks and posts what was found as predictions.
+
+    Args:
+        project_id: Of the tasks.
+        run: Under which progress is noted.
+        chunk: Of the run.
+        source: Of the phrases, as `PhraseSource.to_dict` writes it.
+        task_ids: Which tasks.
+    """
+    services = Services(Settings())
+    service = build_service(services.settings, services.redis)
+    service.engine.start()
+    if not service.engine.wait(MODEL_LOAD_S):
+        raise ModelUnavailableError(f"the model was not loaded within {MODEL_LOAD_S:.0f} s")
+    if service.engine.status().state == "failed":
+        raise ModelUnavailableError(f"the model could not be loaded: {service.engine.status().error}")
+    progress, report = Progress(services.redis, run), ChunkReport()
+    phrases = PhraseSource.from_dict(source)
+    prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
+    try:
+        for report in prelabeler.run(task_ids):
+            progress.note(chunk, report)
+    finally:
+        service.engine.stop()
+    return asdict(report)
 
 
 def _finetune(services: Services, project: int, run_id: str) -> JobResult:

@@ -1,6 +1,6 @@
 """RQ workers as processes: they end soon when asked to, and lose no job when they do.
 
-`EventsWorker` forks for each job: cheap, and fine for jobs that touch no GPU. `TrainingWorker` starts a fresh
+`EventsWorker` forks for each job: cheap, and fine for jobs that touch no GPU. `ModelWorker` starts a fresh
 interpreter for each job, so that CUDA starts clean and all memory comes back; unlike RQ's own SpawnWorker it
 keeps the Redis password off the command line.
 
@@ -27,7 +27,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.queues import EVENTS, QUEUES, TRAINING
+from worker.queues import EVENTS, PRELABEL, QUEUES, TRAINING
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ MAINTENANCE_INTERVAL_S = 60
 """How often jobs of workers that died without a word are looked for."""
 HEARTBEAT_S = 10
 EVENTS_GRACE_S = 3.0
-TRAINING_GRACE_S = 0.0
-"""A fine-tune goes on from its checkpoint."""
-TRAINING_NICENESS = 5
-"""Annotators wait for the backend on the same machine; nobody waits for a fine-tune."""
+MODEL_GRACE_S = 0.0
+"""A fine-tune goes on from its checkpoint, and of a chunk of tasks what is posted is posted."""
+MODEL_NICENESS = 5
+"""Annotators wait for the backend on the same machine; nobody waits for a fine-tune or a whole project."""
 PARENT_POLL_S = 1.0
 
 
@@ -99,10 +99,10 @@ class EventsWorker(StoppableWorker):
     """Forks for each job."""
 
 
-class TrainingWorker(StoppableWorker):
+class ModelWorker(StoppableWorker):
     """Starts a fresh interpreter for each job; see worker.horse for its other end."""
 
-    grace_s = TRAINING_GRACE_S
+    grace_s = MODEL_GRACE_S
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         assert self.execution is not None
@@ -111,7 +111,11 @@ class TrainingWorker(StoppableWorker):
         self._horse_pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
 
 
-WORKERS: dict[str, type[StoppableWorker]] = {EVENTS: EventsWorker, TRAINING: TrainingWorker}
+WORKERS: dict[str, type[StoppableWorker]] = {
+    EVENTS: EventsWorker,
+    TRAINING: ModelWorker,
+    PRELABEL: ModelWorker,
+}
 
 
 def make_worker(queue_name: str, connection: Redis) -> StoppableWorker:

@@ -1,4 +1,4 @@
-"""Redis: the connection, the two queues, and the names of all keys that the worker uses."""
+"""Redis: the connection, the queues, and the names of all keys that the worker uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 from rq import Queue
+from rq.job import Retry
 from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError
@@ -20,10 +21,15 @@ EVENTS = "events"
 """Short jobs: collect an annotation, decide about a fine-tune."""
 TRAINING = "training"
 """Fine-tunes, one at a time per worker."""
-QUEUES = (EVENTS, TRAINING)
+PRELABEL = "prelabel"
+"""Masks for many tasks at once, with a model of the worker's own."""
+QUEUES = (EVENTS, TRAINING, PRELABEL)
 
 EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
+PRELABEL_TIMEOUT_S = 4 * 3600
+PRELABEL_RETRY = Retry(max=3, interval=[10, 60, 300])
+"""For a chunk whose worker died, or while Label Studio was away."""
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 14 * 24 * 3600
 LOCK_TTL_S = 30
@@ -74,6 +80,22 @@ def training_queue(connection: Redis) -> Queue:
     return Queue(
         TRAINING, connection=connection, serializer=JSONSerializer, default_timeout=TRAINING_TIMEOUT_S
     )
+
+
+def prelabel_queue(connection: Redis) -> Queue:
+    return Queue(
+        PRELABEL, connection=connection, serializer=JSONSerializer, default_timeout=PRELABEL_TIMEOUT_S
+    )
+
+
+def queue_named(name: str, connection: Redis) -> Queue:
+    """One of QUEUES.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    makers = {EVENTS: events_queue, TRAINING: training_queue, PRELABEL: prelabel_queue}
+    return makers[name](connection)
 
 
 @contextmanager

@@ -129,8 +129,15 @@ class LabelStudioClient:
         query = {"project": project_id, "fields": "all", "page_size": PAGE_SIZE}
         return self._pages("/api/tasks", query, "tasks")
 
+    def task_list(self, project_id: int) -> Iterator[Json]:
+        """Yields the tasks of a project, by id, without what hangs on them."""
+        return self._pages("/api/tasks", {"project": project_id, "page_size": PAGE_SIZE}, "tasks")
+
     def task(self, task_id: int) -> Json:
         return self._json("GET", f"/api/tasks/{task_id}/")
+
+    def delete_task(self, task_id: int) -> None:
+        self._request("DELETE", f"/api/tasks/{task_id}/")
 
     def annotations(self, task_id: int) -> list[Json]:
         return self._list("GET", f"/api/tasks/{task_id}/annotations/")
@@ -156,6 +163,19 @@ class LabelStudioClient:
     ) -> Json:
         body = {"task": task_id, "result": list(result), "model_version": model_version, "score": score}
         return self._json("POST", "/api/predictions/", json=body)
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> Json:
+        """Adds predictions, each {"task", "result", "model_version", "score"}, in one request.
+
+        Returns:
+            Label Studio's count, {"created": N}.
+        """
+        return self._json(
+            "POST",
+            f"/api/projects/{project_id}/import/predictions",
+            json=[dict(prediction) for prediction in predictions],
+            timeout=UPLOAD_TIMEOUT_S,
+        )
 
     def predictions(self, task_id: int) -> list[Json]:
         return self._list("GET", "/api/predictions/", params={"task": task_id})

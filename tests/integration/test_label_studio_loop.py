@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from backend.connect import check_project, connect_project, probe_webhook
+from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
@@ -339,3 +340,32 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     listed = sspsam(project, "versions", "list")
     assert card.version_id in listed
     assert card.status in listed
+
+
+def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
+    broken = int(
+        project.client.import_tasks(project.number, [{"image": "/data/upload/1/nothing.png"}])["task_count"]
+    )
+    assert broken == 1
+    (bad,) = {task["id"] for task in project.client.tasks(project.number)} - set(project.tasks)
+    command = ["prelabel", "--project", str(project.number), "--phrase", "the crab; the fish"]
+
+    first = subprocess.run(
+        [str(Path(sysconfig.get_path("scripts")) / "sspsam"), *command],
+        env=project.service.environment, capture_output=True, text=True, timeout=TRAINING_WAIT_S,
+    )  # fmt: skip
+
+    assert first.returncode == 1, "one image is bad"
+    assert f"task {bad}: " in first.stderr
+    assert f"predictions: {PICTURES} with" in first.stdout
+    predictions = {task: project.client.predictions(task) for task in project.tasks}
+    assert {len(found) for found in predictions.values()} == {1}
+    for (prediction,) in predictions.values():
+        assert prediction["model_version"] == "ssp-sam-test-base"
+        content = read_annotation(prediction, CONFIG)
+        phrases = {region.phrase for region in content.regions} | set(content.no_target_phrases)
+        assert phrases == {"the crab", "the fish"}
+
+    project.client.delete_task(bad)
+    again = sspsam(project, *command)
+    assert f"predictions: 0 with 0 masks, tasks left alone: {PICTURES}, tasks with a problem: 0" in again

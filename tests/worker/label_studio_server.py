@@ -70,6 +70,10 @@ class LabelStudioServer:
     tasks: dict[int, Json] = field(default_factory=dict)
     annotations: dict[int, Json] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    predictions: list[Json] = field(default_factory=list)
+    posts: list[int] = field(default_factory=list)
+    """How many predictions came in each request."""
+    refuse_posts: bool = False
     requests: list[str] = field(default_factory=list)
     clock: int = 0
     """Minutes, for updated_at."""
@@ -120,7 +124,16 @@ class LabelStudioServer:
 
     def with_annotations(self, task: Json) -> Json:
         mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
-        return {**task, "annotations": mine}
+        predicted = [one for one in self.predictions if one["task"] == task["id"]]
+        return {**task, "annotations": mine, "predictions": predicted}
+
+    def post(self, path: str, body: Any) -> Json | None:
+        """The body of an answer to a POST; None is 404."""
+        if not re.fullmatch(r"/api/projects/\d+/import/predictions", path):
+            return None
+        self.predictions += body
+        self.posts.append(len(body))
+        return {"created": len(body)}
 
     def answer(self, path: str, query: dict[str, list[str]]) -> Json | list[Json] | None:
         """The body of a GET; None is 404."""
@@ -164,6 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
             found = body is not None
             text = json.dumps(body if found else {"detail": "Not found."})
             self._send(200 if found else 404, text.encode(), "application/json")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.label_studio.refuse_posts:
+            self._send(502, b"{}", "application/json")
+            return
+        answer = self.label_studio.post(self.path, body)
+        self._send(404 if answer is None else 201, json.dumps(answer).encode(), "application/json")
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
