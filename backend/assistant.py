@@ -189,7 +189,7 @@ class Assistant:
     def _find(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
         config.require("image", "mask")
         assert config.image is not None
-        digest = self._images.digest(task.data.get(config.image.value))
+        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
         answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases)
         outcome = Outcome(answer.version)
         for phrase, referent in zip(phrases, answer.referents, strict=True):

@@ -12,6 +12,7 @@
         ModelUnavailableError     no model to ask: wait, or see the start page (503)
         QueueUnavailableError     Redis does not answer: start it (503)
         PrelabelError             what is asked of a whole project cannot be done: ask otherwise
+        ExportError               labels cannot be written there: name another place
         SettingsError             the environment holds something that it cannot mean: change it
         LabelStudioError          Label Studio does not do what we asked (502)
             LabelStudioUnavailable    it cannot be reached: start it, or set LABEL_STUDIO_URL
@@ -91,6 +92,10 @@ class PrelabelError(BackendError, ValueError):
     """What is to be looked for in a whole project cannot be."""
 
     status = 422
+
+
+class ExportError(BackendError, ValueError):
+    """Labels cannot be written where they were to go."""
 
 
 class SettingsError(BackendError, ValueError):

@@ -1,11 +1,13 @@
 """The pictures of tasks: where they are, fetching them safely, their pixels.
 
-Only http and https are fetched. Our key goes to Label Studio's own origin and to no other, also not when a
-redirect leads away from it. Files are kept under the sha256 of their bytes.
+Only http and https are fetched; what lies in a cloud storage comes through Label Studio. Our key goes to
+Label Studio's own origin and to no other, also not when a redirect leads away from it. Files are kept under
+the sha256 of their bytes.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -15,7 +17,7 @@ from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,8 @@ from sspsam.pictures import picture_to_pixels
 UInt8Image = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+STORAGE_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "redis", "databricks"})
+"""What Label Studio's storages call their files; only it has the keys to them."""
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 5.0
 CHUNK_BYTES = 1 << 16
@@ -68,8 +72,12 @@ class ImageStore:
         self._digests: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._lock = Lock()
 
-    def resolve(self, value: object) -> str:
+    def resolve(self, value: object, task_id: str = "") -> str:
         """Returns the URL that a task's image value stands for.
+
+        Args:
+            value: What the task's data holds.
+            task_id: Through which Label Studio gives out what is in its storages: s3://, gs://, ...
 
         Raises:
             ImageMissingError: there is none, or it is not at an address that we fetch.
@@ -80,6 +88,9 @@ class ImageStore:
         if value.startswith("/"):
             return self._on_label_studio(value)
         parts = urlsplit(value)
+        if parts.scheme in STORAGE_SCHEMES and task_id:
+            uri = base64.urlsafe_b64encode(value.encode()).decode()
+            return f"{self._client.url}/tasks/{task_id}/resolve/?fileuri={uri}"
         if parts.scheme not in ("http", "https") or not parts.hostname:
             shown = f"{parts.scheme}:" if parts.scheme else value[:40]
             raise ImageMissingError(
@@ -87,11 +98,13 @@ class ImageStore:
             )
         return value
 
-    def digest(self, value: object) -> str:
+    def digest(self, value: object, task_id: str = "") -> str:
         """Fetches a task's image, unless it is here already.
 
         Args:
-            value: What the task's data holds: a URL, or a path on Label Studio.
+            value: What the task's data holds: a URL, a path on Label Studio, an address in one of its
+                storages, or the picture itself as a data URI.
+            task_id: As for `resolve`.
 
         Returns:
             sha256 of the file's bytes, in hex; `path` and `decode` take it.
@@ -99,14 +112,13 @@ class ImageStore:
         Raises:
             ImageMissingError, ImageFetchError, ImageFormatError: as they say.
         """
-        url = self.resolve(value)
+        if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
+            return self._keep_checked(_data_of(value.strip(), self._max_bytes))
+        url = self.resolve(value, task_id)
         known = self._remembered(url)
         if known is not None:
             return known
-        data = self._fetch(url)
-        self._open(data).close()
-        digest = hashlib.sha256(data).hexdigest()
-        self._keep(digest, data)
+        digest = self._keep_checked(self._fetch(url))
         with self._lock:
             self._digests[url] = (digest, time.monotonic())
             while len(self._digests) > REMEMBERED_URLS:
@@ -149,6 +161,14 @@ class ImageStore:
         stays = self._client.same_origin(url) and UPLOADS_PATH in url
         fresh = stays or time.monotonic() - since_s < URL_AGE_S
         return digest if digest and fresh and self.path(digest).is_file() else None
+
+    def _keep_checked(self, data: bytes) -> str:
+        """Keeps a file that is an image that we read; returns its digest."""
+        self._open(data).close()
+        digest = hashlib.sha256(data).hexdigest()
+        if not self.path(digest).is_file():
+            self._keep(digest, data)
+        return digest
 
     def _keep(self, digest: str, data: bytes) -> None:
         """Writes the file aside and moves it in, so that no reader sees a part of it."""
@@ -217,6 +237,23 @@ class ImageStore:
                 f"the image has {image.width} x {image.height} pixels; at most {self._max_pixels} are read"
             )
         return image
+
+
+def _data_of(uri: str, max_bytes: int) -> bytes:
+    """The bytes of a data URI (RFC 2397)."""
+    header, comma, content = uri[5:].partition(",")
+    if not comma:
+        raise ImageFormatError("the task's data URI is cut: it has no comma")
+    if len(content) > 4 * max_bytes:
+        raise ImageFormatError(f"the image is larger than {max_bytes} bytes")
+    try:
+        raw = unquote_to_bytes(content)
+        data = base64.b64decode(raw, validate=True) if header.endswith(";base64") else raw
+    except ValueError as error:
+        raise ImageFormatError(f"the task's data URI is damaged: {error}") from error
+    if len(data) > max_bytes:
+        raise ImageFormatError(f"the image is larger than {max_bytes} bytes")
+    return data
 
 
 def _host(url: str) -> str:

@@ -76,7 +76,7 @@ class Refiner:
     ) -> Prediction:
         config.require("image", "mask")
         assert config.image is not None
-        digest = self._images.digest(task.data.get(config.image.value))
+        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
         shown = _known_masks(self._memory.shown(project, task.task_id), task, config)
         target = target_of(gestures, shown)
         wanted = target or new_mask(project, task.task_id, gestures, gestures[0].label)

@@ -219,5 +219,13 @@ def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:
 
 def _image_facts(services: Services, task: Mapping[str, Any], config: LabelingConfig) -> ImageFacts:
     value = image_value(task, config)
-    digest = services.images.digest(value)
-    return ImageFacts(digest, services.images.resolve(value), services.image_hw(value))
+    task_id = str(task["id"])
+    digest = services.images.digest(value, task_id)
+    return ImageFacts(digest, _image_url(services, value, task_id), services.image_hw(value, task_id))
+
+
+def _image_url(services: Services, value: object, task_id: str) -> str:
+    """Where the image is, for people; a picture that is in the task itself is nowhere else."""
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
+        return f"{services.label_studio.url}/api/tasks/{task_id}"
+    return services.images.resolve(value, task_id)

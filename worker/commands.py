@@ -1,14 +1,14 @@
-"""`sspsam worker`, `schedule`, `finetune`, `export`; and, from their modules, all others of the worker's."""
+"""`sspsam worker`, `schedule`, `finetune`; and, from their modules, all others of the worker's."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.demo_commands import app as demo_app
+from worker.export_commands import app as export_app
 from worker.prelabel_commands import app as prelabel_app
 from worker.version_commands import app as versions_app
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.registered_commands += demo_app.registered_commands
+app.registered_commands += export_app.registered_commands
 app.registered_commands += prelabel_app.registered_commands
 app.add_typer(versions_app, name="versions")
 
@@ -90,32 +91,6 @@ def finetune(
         typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
     elif now:
         raise typer.Exit(1)
-
-
-@app.command()
-def export(
-    project: Project,
-    out: Annotated[Path, typer.Option(help="The file to write.", dir_okay=False, show_default=False)],
-    file_format: Annotated[Literal["coco"], typer.Option("--format", help="Of the file.")] = "coco",
-) -> None:
-    """Write a project's labels to a file: COCO with exact masks, each with its phrase.
-
-    Label Studio is found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
-    """
-    from backend.settings import Settings
-    from worker.export import export_coco, write_export
-    from worker.services import Services
-
-    services = Services(Settings())
-    exported = export_coco(services.label_studio, project, services.image_hw)
-    write_export(out, exported)
-    for problem in exported.problems:
-        typer.secho(problem, fg=typer.colors.YELLOW, err=True)
-    counts = {name: len(exported.coco[name]) for name in ("annotations", "images", "no_target")}
-    typer.echo(
-        f"{out}: masks: {counts['annotations']}, images: {counts['images']}, "
-        f"phrases that nothing fits: {counts['no_target']}"
-    )
 
 
 def _wait_for(job: Job) -> dict[str, object]:

@@ -1,118 +1,182 @@
-"""Labels out of Label Studio as COCO: exact masks, one annotation per region, each with its phrase.
+"""Labels out of Label Studio, a page of tasks at a time: what is read, and which of it.
 
-Format: https://cocodataset.org/#format-data . Segmentations are compressed RLE, so that holes and separate
-parts stay in one annotation and every pixel is the saved one. Beyond COCO's own fields:
-
-    annotations[]: `phrase` (or None), `region`, `label_studio_annotation`, `completed_by`
-    images[]: `label_studio_task`, `coco_url` (where Label Studio shows it)
-    referring_expressions[]: every phrase with the ids of the annotations it refers to; none: nothing fits
-    no_target[]: those phrases again that nothing in the image fits
+What it is written as is in `worker.export_coco` and `worker.export_png`. Several annotations of one task are
+never merged: each is written with its id and its annotator, and which to believe is for the reader to say.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
 from backend.errors import BackendError, LabelStudioNotFound
-from backend.labelstudio.annotations import AnnotationContent, Region, read_annotation
+from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
-from sspsam.files import replace_text
-from sspsam.masks import mask_to_box_xyxy, mask_to_coco_rle
 
 Json = dict[str, Any]
 
-NO_LABEL = "object"
-"""Category of masks without a label."""
-
-ImageSize = Callable[[object], tuple[int, int]]
-"""What a task says about where its image is, to the (H, W) of that; for tasks without a mask to tell it."""
+ImageSize = Callable[[object, str], tuple[int, int]]
+"""What a task says about where its image is, and the task's id, to the (H, W) of that image; for tasks
+without a mask to tell it."""
+TASKS_PER_PAGE = 20
+"""Each with all its masks: what is in memory at a time."""
+MAX_PROBLEMS = 1000
+"""Kept in words; more are only counted."""
 
 
 @dataclass(frozen=True)
-class Export:
-    """What came out, and what did not."""
+class Selection:
+    """Which annotations; without any limit all that were submitted. Skipped ones never are."""
 
-    coco: Json
-    problems: tuple[str, ...]
-    """What could not be read, in words; nothing else is missing."""
+    since: datetime | None = None
+    """Saved then or later."""
+    until: datetime | None = None
+    """Saved before."""
+    annotators: frozenset[int] = frozenset()
+    """Ids of users; empty for everybody."""
+    ground_truth: bool = False
+    """Only what was marked as ground truth."""
+
+    def takes(self, annotation: Mapping[str, Any]) -> bool:
+        if annotation.get("was_cancelled") or (self.ground_truth and not annotation.get("ground_truth")):
+            return False
+        if self.annotators and user_id(annotation.get("completed_by")) not in self.annotators:
+            return False
+        if self.since is None and self.until is None:
+            return True
+        saved = datetime.fromisoformat(str(annotation["updated_at"]))
+        saved = saved if saved.tzinfo else saved.replace(tzinfo=UTC)
+        late_enough = self.since is None or saved >= self.since
+        return late_enough and (self.until is None or saved < self.until)
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A task with the annotations that were chosen."""
+
+    task: int
+    file_name: str
+    """The last part of its address; unique in an export."""
+    url: str
+    """Where Label Studio shows it."""
+    hw: tuple[int, int] | None
+    """(H, W); None when it is not known."""
+    annotations: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
+    """As Label Studio gives each, and what it says."""
+
+
+class Writer(Protocol):
+    """Writes labelled images, one by one; what it has written is there when `close` returns."""
+
+    def add(self, image: LabelledImage) -> None: ...
+
+    def close(self) -> None: ...
+
+    def discard(self) -> None:
+        """Leaves nothing; what was there before stays."""
 
 
 @dataclass
-class CocoWriter:
-    """Collects tasks and their annotations into one COCO dict."""
+class Summary:
+    """What was read."""
 
-    project: Mapping[str, Any]
-    config: LabelingConfig
-    url: str
-    """Of Label Studio, for relative image addresses."""
-    image_size: ImageSize
+    images: int = 0
+    masks: int = 0
+    no_target: int = 0
+    several: int = 0
+    """Images with more than one annotation."""
+    problem_count: int = 0
     problems: list[str] = field(default_factory=list)
-    _images: list[Json] = field(init=False, default_factory=list)
-    _annotations: list[Json] = field(init=False, default_factory=list)
-    _expressions: list[Json] = field(init=False, default_factory=list)
-    _categories: dict[str, int] = field(init=False, default_factory=dict)
-    _file_names: set[str] = field(init=False, default_factory=set)
+    """What could not be read, in words; nothing else is missing."""
 
-    def add_task(self, task: Mapping[str, Any]) -> None:
-        """Adds a task with its submitted annotations; skipped ones are left out."""
-        submitted = [entry for entry in task.get("annotations") or [] if not entry.get("was_cancelled")]
-        contents = [(entry, read_annotation(entry, self.config)) for entry in submitted]
-        for entry, content in contents:
-            self.problems += [f"task {task['id']}, annotation {entry['id']}: {it}" for it in content.problems]
-        if contents:
-            self._add_image(task, [content for _, content in contents])
-        for entry, content in contents:
-            self._add_annotation(task, entry, content)
+    def note(self, problem: str) -> None:
+        self.problem_count += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
 
-    def result(self) -> Json:
-        """The COCO dict of all that was added."""
-        categories = [{"id": number, "name": name} for name, number in self._categories.items()]
-        nothing = [entry for entry in self._expressions if not entry["annotation_ids"]]
-        return {
-            "info": {
-                "description": f"{self.project.get('title', '')} (Label Studio project {self.project['id']})",
-                "url": f"{self.url}/projects/{self.project['id']}",
-                "date_created": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-            "licenses": [],
-            "categories": [{**category, "supercategory": ""} for category in categories],
-            "images": self._images,
-            "annotations": self._annotations,
-            "referring_expressions": self._expressions,
-            "no_target": [{key: entry[key] for key in ("id", "image_id", "phrase")} for entry in nothing],
-        }
 
-    def _add_image(self, task: Mapping[str, Any], contents: Iterable[AnnotationContent]) -> None:
-        masks = [region.mask for content in contents for region in content.regions]
-        height, width = masks[0].shape if masks else self._size_of(task)
-        url = urljoin(f"{self.url}/", str(self._image_url(task)))
-        self._images.append(
-            {
-                "id": task["id"],
-                "file_name": self._file_name(task["id"], url),
-                "width": width,
-                "height": height,
-                "coco_url": url,
-                "label_studio_task": task["id"],
-            }
-        )
+class ProjectReader:
+    """Reads the labels of a project.
 
-    def _size_of(self, task: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    Args:
+        client: To Label Studio.
+        project_id: Its number, as in the address of the project's page.
+        image_size: Asked for images on which nothing was found, whose size no mask tells.
+        selection: Which annotations.
+
+    Raises:
+        LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: nothing can be read.
+        LabelStudioNotFound: there is no such project.
+        LabelingConfigError: the project has no brush tag.
+    """
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        project_id: int,
+        image_size: ImageSize,
+        selection: Selection = EVERYTHING,
+    ) -> None:
         try:
-            return self.image_size(self._image_url(task))
-        except BackendError as error:
-            self.problems.append(f"task {task['id']}: the size of its image is not known: {error}")
-            return None, None
+            self.project = client.project(project_id)
+        except LabelStudioNotFound as error:
+            raise LabelStudioNotFound(f"Label Studio at {client.url} has no project {project_id}") from error
+        self.config = LabelingConfig.parse(self.project["label_config"])
+        self.config.require("mask", "image")
+        self.url = client.url
+        self.summary = Summary()
+        self._client = client
+        self._image_size = image_size
+        self._selection = selection
+        self._file_names: set[str] = set()
 
-    def _image_url(self, task: Mapping[str, Any]) -> Any:
-        return (task.get("data") or {}).get(self.config.image.value if self.config.image else "", "")
+    @property
+    def task_count(self) -> int:
+        """Of the project, labelled or not: what a progress bar counts up to."""
+        return int(self.project.get("task_number") or 0)
+
+    def images(self, on_task: Callable[[], None] = lambda: None) -> Iterator[LabelledImage]:
+        """Yields the tasks that have a chosen annotation, by id.
+
+        Args:
+            on_task: Called after each task of the project.
+        """
+        for task in self._client.tasks(int(self.project["id"]), TASKS_PER_PAGE):
+            chosen = [entry for entry in task.get("annotations") or [] if self._selection.takes(entry)]
+            if chosen:
+                yield self._image(task, chosen)
+            on_task()
+
+    def _image(self, task: Mapping[str, Any], chosen: list[Mapping[str, Any]]) -> LabelledImage:
+        contents = tuple((entry, read_annotation(entry, self.config)) for entry in chosen)
+        for entry, content in contents:
+            for problem in content.problems:
+                self.summary.note(f"task {task['id']}, annotation {entry['id']}: {problem}")
+        masks = [region.mask for _, content in contents for region in content.regions]
+        self.summary.images += 1
+        self.summary.several += len(contents) > 1
+        self.summary.masks += len(masks)
+        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
+        assert self.config.image is not None
+        value = (task.get("data") or {}).get(self.config.image.value, "")
+        url = urljoin(f"{self.url}/", str(value))
+        name = self._file_name(task["id"], url)
+        hw = (masks[0].shape[0], masks[0].shape[1]) if masks else self._size_of(task["id"], value)
+        return LabelledImage(task["id"], name, url, hw, contents)
+
+    def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:
+        try:
+            return self._image_size(value, str(task_id))
+        except BackendError as error:
+            self.summary.note(f"task {task_id}: the size of its image is not known: {error}")
+            return None
 
     def _file_name(self, task_id: int, url: str) -> str:
         """The last part of the address; of two that are the same, the second gets the task's id in front."""
@@ -122,84 +186,24 @@ class CocoWriter:
         self._file_names.add(name)
         return name
 
-    def _add_annotation(
-        self, task: Mapping[str, Any], entry: Mapping[str, Any], content: AnnotationContent
-    ) -> None:
-        by_phrase: dict[str, list[int]] = {}
-        for region in content.regions:
-            number = self._add_region(task, entry, region)
-            if region.phrase:
-                by_phrase.setdefault(region.phrase, []).append(number)
-        by_phrase |= {phrase: [] for phrase in content.no_target_phrases}
-        for phrase, numbers in by_phrase.items():
-            self._expressions.append(
-                {
-                    "id": len(self._expressions) + 1,
-                    "image_id": task["id"],
-                    "phrase": phrase,
-                    "annotation_ids": numbers,
-                    "label_studio_annotation": entry["id"],
-                }
-            )
 
-    def _add_region(self, task: Mapping[str, Any], entry: Mapping[str, Any], region: Region) -> int:
-        x0, y0, x1, y1 = mask_to_box_xyxy(region.mask)
-        number = len(self._annotations) + 1
-        self._annotations.append(
-            {
-                "id": number,
-                "image_id": task["id"],
-                "category_id": self._categories.setdefault(
-                    region.label or NO_LABEL, len(self._categories) + 1
-                ),
-                "segmentation": mask_to_coco_rle(region.mask),
-                "area": int(region.mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "phrase": region.phrase,
-                "region": region.region_id,
-                "label_studio_annotation": entry["id"],
-                "completed_by": _user_id(entry.get("completed_by")),
-            }
-        )
-        return number
-
-
-def export_coco(client: LabelStudioClient, project_id: int, image_size: ImageSize) -> Export:
-    """Reads all submitted annotations of a project.
-
-    Args:
-        client: To Label Studio.
-        project_id: Its number, as in the address of the project's page.
-        image_size: Asked for images on which nothing was found, whose size no mask tells.
+def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = lambda: None) -> Summary:
+    """Writes a project's labels; leaves nothing when that fails.
 
     Raises:
-        LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: nothing could be read.
-        LabelStudioNotFound: there is no such project.
-        LabelingConfigError: the project has no brush tag.
+        BackendError, OSError: it cannot be read to the end, or written.
     """
     try:
-        project = client.project(project_id)
-    except LabelStudioNotFound as error:
-        raise LabelStudioNotFound(f"Label Studio at {client.url} has no project {project_id}") from error
-    config = LabelingConfig.parse(project["label_config"])
-    config.require("mask", "image")
-    writer = CocoWriter(project, config, client.url, image_size)
-    for task in client.export(project_id):
-        writer.add_task(task)
-    return Export(writer.result(), tuple(writer.problems))
+        for image in reader.images(on_task):
+            writer.add(image)
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    return reader.summary
 
 
-def write_export(path: Path, export: Export) -> None:
-    """Writes the COCO file, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    replace_text(path, json.dumps(export.coco, ensure_ascii=False))
-
-
-def _user_id(completed_by: Any) -> int | None:
+def user_id(completed_by: Any) -> int | None:
     """Label Studio writes the id, or in some places a user with an id."""
     value = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
     return value if isinstance(value, int) else None

@@ -30,6 +30,9 @@ CHUNK_TASKS = 100
 """Tasks of one job: a model is loaded for each."""
 POST_BATCH = 10
 """Predictions in one request: a ragged mask of 12 megapixels is some megabytes."""
+SURELY_READ_BYTES = 74
+"""A CLIP token is a byte at least, and three of 77 are not the phrase's: so short a one need not be counted,
+for which torch would be loaded."""
 PROGRESS_KEY = "sspsam:prelabel:{run}"
 PROGRESS_TTL_S = 7 * 24 * 3600
 
@@ -207,15 +210,17 @@ def check_source(source: PhraseSource, config: LabelingConfig) -> None:
     Raises:
         PrelabelError: there is none, or one that the model cannot read.
     """
-    from sspsam import PhraseError
-    from sspsam.phrases import tokenize
-
     if source.kind == "column":
         return
     phrases = source.phrases_of({}, config)
     if not phrases:
         what = "no label of the project's brushes" if source.kind == "labels" else "an empty phrase"
         raise PrelabelError(f"nothing to look for: {what}")
+    if all(len(phrase.encode()) <= SURELY_READ_BYTES for phrase in phrases):
+        return
+    from sspsam import PhraseError
+    from sspsam.phrases import tokenize
+
     try:
         tokenize(phrases)
     except PhraseError as error:

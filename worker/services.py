@@ -72,14 +72,15 @@ class Services:
         told = [int(it.project_id) for it in self.memory.projects() if it.project_id.isdecimal()]
         return sorted({*told, *collected_projects(self.settings.model_dir)})
 
-    def image_hw(self, value: object) -> tuple[int, int]:
+    def image_hw(self, value: object, task_id: str = "") -> tuple[int, int]:
         """Fetches the image of a task and returns its (H, W).
 
         Args:
             value: What the task's data says about where it is.
+            task_id: Of the task, through which Label Studio reads its storages.
 
         Raises:
             ImageError: it cannot be fetched or read.
         """
-        height, width = self.images.decode(self.images.digest(value)).shape[:2]
+        height, width = self.images.decode(self.images.digest(value, task_id)).shape[:2]
         return height, width

@@ -25,6 +25,8 @@ class Region:
     mask: BoolMask
     """(H, W) in the original frame."""
     label: str | None
+    score: float | None = None
+    """The model's, where the mask began as one of its own."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,12 @@ def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConf
     brush = next((result for result in group if _is_brush(result, config)), None)
     if brush is None:
         return None
-    return Region(region_id, _phrase(brush, group, config), _mask(brush), _label(brush))
+    return Region(region_id, _phrase(brush, group, config), _mask(brush), _label(brush), _score(brush))
+
+
+def _score(brush: Mapping[str, Any]) -> float | None:
+    score = brush.get("score")
+    return float(score) if isinstance(score, int | float) else None
 
 
 def _label(brush: Mapping[str, Any]) -> str | None:

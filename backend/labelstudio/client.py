@@ -124,9 +124,13 @@ class LabelStudioClient:
                 "POST", f"/api/projects/{project_id}/import", files=parts, timeout=UPLOAD_TIMEOUT_S
             )
 
-    def tasks(self, project_id: int) -> Iterator[Json]:
-        """Yields the tasks of a project with their annotations, by id."""
-        query = {"project": project_id, "fields": "all", "page_size": PAGE_SIZE}
+    def users(self) -> list[Json]:
+        """Returns the users of the organization."""
+        return self._list("GET", "/api/users/")
+
+    def tasks(self, project_id: int, page_size: int = PAGE_SIZE) -> Iterator[Json]:
+        """Yields the tasks of a project with their annotations, by id; a page of them is in memory."""
+        query = {"project": project_id, "fields": "all", "page_size": page_size}
         return self._pages("/api/tasks", query, "tasks")
 
     def task_list(self, project_id: int) -> Iterator[Json]:

@@ -149,6 +149,8 @@ class LabelStudioServer:
         if shape == "/api/projects/N/export":
             tasks = [self.with_annotations(task) for task in self._tasks_of(parts[0])]
             return [task for task in tasks if task["annotations"]]
+        if shape == "/api/users":
+            return [{"id": 1, "email": "a@example.com"}, {"id": 9, "email": "B@example.com"}]
         if shape == "/api/tasks":
             return self._page(int(query["project"][0]), int(query["page"][0]), int(query["page_size"][0]))
         return None

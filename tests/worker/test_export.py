@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from backend.errors import (
+    ExportError,
     LabelingConfigError,
     LabelStudioNotFound,
     LabelStudioUnauthorized,
     LabelStudioUnavailable,
 )
-from sspsam.masks import mask_to_brush_rle
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from sspsam.masks import coco_rle_to_mask, mask_to_brush_rle
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker.commands import app
-from worker.export import export_coco
+from worker.export import ProjectReader, Selection
+from worker.export import export as write
+from worker.export_coco import CocoWriter, PickledList, RefCocoWriter
 from worker.services import Services
 
 Mask = npt.NDArray[np.bool_]
@@ -38,8 +49,17 @@ def project(label_studio: LabelStudioServer, image: UInt8Image) -> None:
         label_studio.add_task(task, PROJECT, image)
 
 
-def export(services: Services) -> dict[str, Any]:
-    return export_coco(services.label_studio, PROJECT, services.image_hw).coco
+def export(services: Services, **selection: Any) -> dict[str, Any]:
+    """The COCO file that comes out."""
+    path = services.settings.model_dir.parent / "export.json"
+    reader = ProjectReader(services.label_studio, PROJECT, services.image_hw, Selection(**selection))
+    write(reader, CocoWriter(path, reader))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def command(*options: str) -> Result:
+    return CliRunner().invoke(app, ["export", "--project", str(PROJECT), *options])
 
 
 def shapes() -> dict[str, Mask]:
@@ -165,10 +185,10 @@ def test_a_mask_that_cannot_be_read_is_named_and_the_others_are_written(
     broken = region("broken", "the dot", mask)
     broken[0]["value"]["rle"] = mask_to_brush_rle(mask)[:20]
     label_studio.save(1, 1, broken + region("a", "the ring", mask))
-    exported = export_coco(services.label_studio, PROJECT, services.image_hw)
-    assert [entry["region"] for entry in exported.coco["annotations"]] == ["a"]
-    assert len(exported.problems) == 1
-    assert "task 1, annotation 1: region broken" in exported.problems[0]
+    assert [entry["region"] for entry in export(services)["annotations"]] == ["a"]
+    done = command("--out", str(services.settings.model_dir.parent / "labels.json"))
+    assert done.exit_code == 0
+    assert "task 1, annotation 1: region broken" in done.stderr
 
 
 def test_an_empty_project_gives_an_empty_file(services: Services) -> None:
@@ -180,10 +200,10 @@ def test_errors_say_what_to_do(
     services: Services, label_studio: LabelStudioServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(LabelStudioNotFound, match="has no project 77"):
-        export_coco(services.label_studio, 77, services.image_hw)
+        ProjectReader(services.label_studio, 77, services.image_hw)
     label_studio.add_project(4, '<View><Text name="t" value="$text"/></View>')
     with pytest.raises(LabelingConfigError, match="<Image>"):
-        export_coco(services.label_studio, 4, services.image_hw)
+        ProjectReader(services.label_studio, 4, services.image_hw)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +224,157 @@ def test_nothing_is_written_when_label_studio_refuses(
         monkeypatch.setenv(name, value)
     out = tmp_path / "labels.json"
     out.write_text("what was there")
-    done = CliRunner().invoke(app, ["export", "--project", str(PROJECT), "--out", str(out)])
+    done = command("--out", str(out))
     assert isinstance(done.exception, error)
+    assert [path.name for path in tmp_path.glob("*labels*")] == ["labels.json"]
     assert next(iter(change)) in str(done.exception)
     assert out.read_text() == "what was there"
+
+
+def test_polygons_are_filled_to_the_same_pixels(
+    services: Services, label_studio: LabelStudioServer, tmp_path: Path
+) -> None:
+    masks = shapes()
+    results = [result for name, mask in masks.items() for result in region(name, name, mask)]
+    label_studio.save(1, 1, results)
+    done = command("--format", "coco-polygons", "--out", str(tmp_path / "labels.json"))
+    assert done.exit_code == 0, done.output
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "labels.json"))
+    for entry in coco.loadAnns(coco.getAnnIds()):
+        assert isinstance(entry["segmentation"], list)
+        np.testing.assert_array_equal(coco.annToMask(entry).astype(bool), masks[entry["phrase"]])
+
+
+def test_refcocos_layout(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    two = region("b", "The rings", mask) + region("c", "The rings", ~mask)
+    label_studio.save(1, 1, [*region("a", "the ring", mask, "ring"), *two, prompt("a zebra")])
+    out = tmp_path / "refcoco"
+    for _ in range(2):
+        done = command("--format", "refcoco", "--out", str(out), "--split", "val")
+        assert done.exit_code == 0, done.output
+
+    assert sorted(path.name for path in out.iterdir()) == ["grefs(unc).json", "instances.json", "refs(unc).p"]
+    instances = json.loads((out / "instances.json").read_text())
+    refs = pickle.loads((out / "refs(unc).p").read_bytes())
+    grefs = json.loads((out / "grefs(unc).json").read_text())
+    by_id = {entry["id"]: entry for entry in instances["annotations"]}
+    (ref,) = refs
+    assert (ref["split"], ref["image_id"], ref["file_name"]) == ("val", 1, "00000001-scene.png")
+    assert by_id[ref["ann_id"]]["region"] == "a"
+    assert by_id[ref["ann_id"]]["category_id"] == ref["category_id"]
+    assert ref["sentences"] == [
+        {"tokens": ["the", "ring"], "raw": "the ring", "sent": "the ring", "sent_id": ref["ref_id"]}
+    ]
+    found = {entry["sentences"][0]["raw"]: entry["ann_id"] for entry in grefs}
+    assert found == {"the ring": [1], "The rings": [2, 3], "a zebra": [-1]}
+    np.testing.assert_array_equal(coco_rle_to_mask(by_id[3]["segmentation"]), ~mask)
+
+
+def test_a_list_is_pickled_value_by_value(tmp_path: Path) -> None:
+    values: list[Any] = [{"a": [1, -1, None], "b": {"c": "é" * 300}}, {}, {"a": "b", "b": "b"}]
+    for count in (0, 1, 3):
+        pickled = PickledList(tmp_path / "refs")
+        for value in values[:count]:
+            pickled.append(value)
+        pickled.close()
+        assert pickle.loads((tmp_path / "refs").read_bytes()) == values[:count]
+
+
+def test_pictures_of_masks(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    label_studio.save(4, 1, [*region("../a b", "the ring", mask), prompt("a zebra")])
+    out = tmp_path / "masks"
+    assert command("--format", "png", "--out", str(out)).exit_code == 0
+
+    ring, zebra = (json.loads(line) for line in (out / "masks.jsonl").read_text().splitlines())
+    assert ring["file"] == "task-1-annotation-4-0-___a_b.png"
+    with Image.open(out / ring["file"]) as picture:
+        np.testing.assert_array_equal(np.array(picture, dtype=bool), mask)
+    assert (ring["phrase"], ring["region"], ring["completed_by"]) == ("the ring", "../a b", 1)
+    assert (zebra["file"], zebra["phrase"], zebra["image"]) == (None, "a zebra", "00000001-scene.png")
+    again = command("--format", "png", "--out", str(out))
+    assert isinstance(again.exception, ExportError)
+    assert sorted(path.name for path in tmp_path.iterdir() if "masks" in path.name) == ["masks"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, [1, 2, 3]),
+        ({"since": datetime(2026, 1, 1, 0, 2, tzinfo=UTC)}, [2, 3]),
+        ({"until": datetime(2026, 1, 1, 0, 2, tzinfo=UTC)}, [1]),
+        ({"annotators": frozenset({9})}, [2]),
+        ({"ground_truth": True}, [3]),
+        ({"ground_truth": True, "annotators": frozenset({9})}, []),
+    ],
+)
+def test_annotations_are_chosen(
+    services: Services,
+    label_studio: LabelStudioServer,
+    mask: Mask,
+    selection: dict[str, Any],
+    expected: list[int],
+) -> None:
+    label_studio.save(1, 1, region("a", "the ring", mask))
+    label_studio.save(2, 1, region("b", "a ring", mask), completed_by={"id": 9})
+    label_studio.save(3, 2, region("c", "the ring", mask), ground_truth=True)
+
+    found = export(services, **selection)["annotations"]
+
+    assert [entry["label_studio_annotation"] for entry in found] == expected
+
+
+def test_the_command_chooses_and_says_that_annotators_are_not_merged(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    label_studio.save(1, 1, region("a", "the ring", mask))
+    label_studio.save(2, 1, region("b", "a ring", mask), completed_by={"id": 9})
+    out = str(tmp_path / "labels.json")
+
+    both = command("--out", out)
+    one = command("--out", out, "--annotator", "b@example.com", "--since", "2026-01-01")
+    nobody = command("--out", out, "--annotator", "c@example.com")
+
+    assert "masks: 2, images: 1" in both.stdout
+    assert "1 images have several annotations" in both.stderr
+    assert "masks: 1, images: 1" in one.stdout
+    assert "several" not in one.stderr
+    assert nobody.exit_code == 2
+    assert "b@example.com" in nobody.output
+
+
+def test_memory_does_not_grow_with_the_project(tmp_path: Path) -> None:
+    """Ten times the regions: the same memory, but for names of files and the like."""
+
+    class ManyTasks(LabelStudioClient):
+        def __init__(self, count: int) -> None:
+            super().__init__("http://127.0.0.1:9", "key")
+            self.count = count
+
+        def project(self, project_id: int) -> dict[str, Any]:
+            return {"id": project_id, "title": "", "label_config": RECOMMENDED_CONFIG}
+
+        def tasks(self, project_id: int, page_size: int = 20) -> Iterator[dict[str, Any]]:
+            mask = np.random.default_rng(0).random((48, 64)) < 0.3
+            results = [result for name in "abcdefghij" for result in region(name, f"the {name}", mask)]
+            for number in range(self.count):
+                annotation = {"id": number, "result": results, "completed_by": 1}
+                yield {"id": number, "data": {"image": f"/{number}.png"}, "annotations": [annotation]}
+
+    def peak_of(count: int) -> int:
+        tracemalloc.start()
+        reader = ProjectReader(ManyTasks(count), 1, lambda value, task: (48, 64))
+        summary = write(reader, RefCocoWriter(tmp_path / str(count), reader))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert summary.masks == 10 * count
+        return peak
+
+    peak_of(1)
+    small, large = peak_of(10), peak_of(100)
+    assert large < small + 300_000, "1.6 kB of JSON for each of 900 regions would be 1.4 MB"
