@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
+import uuid
 
 from flask import Flask, Response, g, jsonify, request
 from redis import Redis
@@ -14,11 +16,14 @@ from backend.api import routes
 from backend.engine import SwappablePredictor
 from backend.errors import AccessError, BackendError
 from backend.page import short_time
+from backend.request_ids import REQUEST_ID_HEADER, request_id
 from backend.service import build_service
 from backend.settings import Settings
 
 MAX_REQUEST_BYTES = 512 * 2**20
 """A batch carries every task with its annotations, masks and all."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ def create_app(
     @app.before_request
     def start() -> None:
         g.since_s = time.monotonic()
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        request_id.set(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex[:12])
         check_access(request, settings)
 
     @app.after_request
@@ -57,6 +64,7 @@ def create_app(
         endpoint = (request.endpoint or "unknown").rpartition(".")[2]
         service.metrics.requests.labels(endpoint, response.status_code).inc()
         service.metrics.latency.labels(endpoint).observe(time.monotonic() - g.since_s)
+        response.headers[REQUEST_ID_HEADER] = request_id.get()
         return response
 
     return app
@@ -64,17 +72,18 @@ def create_app(
 
 def _answer_error(error: BackendError) -> tuple[Response, int]:
     logger.warning("%s %s: %s", request.method, request.path, error)
-    response = jsonify(error=str(error))
+    response = jsonify(error=str(error), request_id=request_id.get())
     if isinstance(error, AccessError):
         response.headers["WWW-Authenticate"] = 'Basic realm="SSP-SAM Assist"'
     return response, error.status
 
 
 def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
-    return jsonify(error=error.description), error.code or 500
+    return jsonify(error=error.description, request_id=request_id.get()), error.code or 500
 
 
 def _answer_bug(error: Exception) -> tuple[Response, int]:
     """A traceback is for the log."""
     logger.error("%s %s", request.method, request.path, exc_info=error)
-    return jsonify(error="an error inside the backend: its log says more"), 500
+    message = "an error inside the backend: its log says more"
+    return jsonify(error=message, request_id=request_id.get()), 500

@@ -43,7 +43,7 @@ from backend.labelstudio.predictions import (
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
-from backend.refining import INTERNAL_ERROR, Refiner
+from backend.refining import Refiner, internal_error
 from backend.shown import ShownMask
 from sspsam.masks import mask_to_coco_rle
 
@@ -179,7 +179,7 @@ class Assistant:
             outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
-            reasons = dict.fromkeys(phrases, INTERNAL_ERROR)
+            reasons = dict.fromkeys(phrases, internal_error())
             outcome = Outcome(self._engine.version, failed=reasons, passing=True)
         self._metrics.phrases.labels("mask").inc(len(outcome.regions))
         self._metrics.phrases.labels("no_match").inc(len(outcome.no_match))

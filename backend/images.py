@@ -35,6 +35,9 @@ from sspsam.pictures import picture_to_pixels
 
 UInt8Image = npt.NDArray[np.uint8]
 
+Image.MAX_IMAGE_PIXELS = None
+"""Pillow's own bound: ours, `max_pixels`, is looked at before anything is decoded."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 STORAGE_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "redis", "databricks"})
 """What Label Studio's storages call their files; only it has the keys to them."""
@@ -228,7 +231,7 @@ class ImageStore:
         """Reads the header alone."""
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        except (UnidentifiedImageError, OSError, ValueError) as error:
             raise ImageFormatError(
                 f"the file is not an image that can be read ({', '.join(FORMATS)})"
             ) from error

@@ -23,6 +23,7 @@ from backend.labelstudio.predictions import ProposedRegion, prediction, region_r
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import Task
+from backend.request_ids import request_id
 from backend.shown import ShownMask, new_mask, target_of
 from sspsam.masks import mask_to_coco_rle
 
@@ -31,11 +32,16 @@ if TYPE_CHECKING:
 
 Prediction = dict[str, Any]
 
-INTERNAL_ERROR = "an error inside the backend: its log says more"
+INTERNAL_ERROR = "an error inside the backend: its log says more under {request_id}"
 NOTHING_LEFT = "with this click nothing would be left of the mask: click elsewhere, or use the brush"
 NOTHING_THERE = "nothing was found there: click elsewhere, or draw a box"
 
 logger = logging.getLogger(__name__)
+
+
+def internal_error() -> str:
+    """What an annotator reads when we have made a mistake: where whoever runs the backend finds it."""
+    return INTERNAL_ERROR.format(request_id=request_id.get())
 
 
 class Refiner:
@@ -69,7 +75,7 @@ class Refiner:
             return self._say(project, task, f"The click was not used: {error}.", config, "failed")
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
-            return self._say(project, task, f"The click was not used: {INTERNAL_ERROR}.", config, "failed")
+            return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
 
     def _refine(
         self, project: str, task: Task, gestures: Sequence[Gesture], config: LabelingConfig

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from backend.app import create_app
+from backend.request_ids import configure_logging
 from backend.service import Service
 from backend.settings import Settings
 
@@ -54,7 +54,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
 
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; requests that are under way are answered first."""
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_level)
     Server(settings).run()
 
 

@@ -53,8 +53,8 @@ class Settings(BaseSettings):
     public_url: Url = ""
     """Where Label Studio reaches this backend; by default http://HOST:PORT."""
     image_max_bytes: Annotated[int, Field(ge=1)] = 100 * 2**20
-    image_max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
-    """Pillow's own bound, a third of a gigabyte of RGB."""
+    image_max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    """A third of a gigabyte of RGB."""
     image_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """For the whole of one image."""
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from backend.labelstudio import notes
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.memory import Memory, Served
+from backend.request_ids import add_request_id
 from backend.service import Service
 from backend.settings import Settings
 from sspsam.masks import brush_rle_to_mask, coco_rle_to_mask
@@ -240,7 +243,8 @@ def test_a_phrase_of_80_words_is_told_and_the_others_are_answered(client: FlaskC
     [
         ("/data/upload/2/nothing.png", "answers 404"),
         ("http://127.0.0.1:9/a.png", "does not answer"),
-        ("data:image/png;base64,AAAA", "only http"),
+        ("data:image/png;base64,AAAA", "not an image"),
+        ("ftp://example.com/a.png", "only http"),
         (None, "has no image"),
     ],
 )
@@ -299,10 +303,14 @@ def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None
     app = create_app(settings, redis_server, Broken())
     service_of(app).engine.start()
 
-    prediction = ask(app.test_client(), prompt("the red square"))
+    headers = {"X-Request-Id": "from-a-proxy"}
+    body = predict_body([task()], {"result": [prompt("the red square")]})
+    response = app.test_client().post("/predict", json=body, headers=headers)
 
+    (prediction,) = response.json["results"]  # type: ignore[index]
     (said,) = texts(prediction, "status") or []
-    assert "its log says more" in said
+    assert "its log says more under from-a-proxy" in said
+    assert response.headers["X-Request-Id"] == "from-a-proxy"
     assert "CUDA" not in json.dumps(prediction)
     service_of(app).engine.stop()
 
@@ -497,6 +505,40 @@ def test_metrics_count_what_was_asked(client: FlaskClient) -> None:
         "sspsam_embedding_cache_images 1.0",
     ):
         assert line in text
+
+
+@pytest.mark.parametrize("given", [None, "a b", "x" * 65, "\u00e9"])
+def test_answers_carry_an_id_that_the_log_has(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, given: str | None
+) -> None:
+    handler = caplog.handler
+    handler.addFilter(add_request_id)
+    headers = {} if given is None else {"X-Request-Id": given}
+
+    response = client.post("/predict", data=b"[]", headers=headers)
+
+    number = response.headers["X-Request-Id"]
+    assert number != given
+    assert re.fullmatch(r"[0-9a-f]{12}", number)
+    assert response.json["request_id"] == number  # type: ignore[index]
+    (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert line.request_id == number  # type: ignore[attr-defined]
+    assert client.get("/health").headers["X-Request-Id"] != number
+    handler.removeFilter(add_request_id)
+
+
+def test_health_setup_and_webhook_are_quick(client: FlaskClient) -> None:
+    """The median of a few: another process may have the processor at any moment."""
+    event = {"action": "ANNOTATION_CREATED", "annotation": {"id": 1, "task": 2}, "project": {"id": 5}}
+    setup = {"project": "5.1", "schema": RECOMMENDED_CONFIG}
+    for path, body in (("/health", None), ("/setup", setup), ("/webhook", event)):
+        took_s = []
+        for _ in range(9):
+            since_s = time.monotonic()
+            answer = client.get(path) if body is None else client.post(path, json=body)
+            took_s.append(time.monotonic() - since_s)
+            assert answer.status_code < 300
+        assert sorted(took_s)[4] < 0.05, path
 
 
 def test_unknown_pages_are_json(client: FlaskClient) -> None:

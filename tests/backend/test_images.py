@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from backend.errors import (
 )
 from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
+from backend.settings import Settings
 from tests.backend.colours import encoded, picture
 from tests.backend.web import Web, slowly
 
@@ -128,7 +131,6 @@ def test_redirects_end(store: ImageStore, label_studio: Web) -> None:
         "  ",
         7,
         ["/data/upload/a.png"],
-        "data:image/png;base64,AAAA",
         "file:///etc/passwd",
         "s3://bucket/a.png",
         "a.png",
@@ -155,6 +157,96 @@ def test_what_is_no_address_that_we_fetch(store: ImageStore, label_studio: Web, 
 )
 def test_resolve(tmp_path: Path, base: str, value: str, url: str) -> None:
     assert make_store(tmp_path, base).resolve(value) == url
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "azure-blob"])
+def test_what_lies_in_a_storage_comes_through_label_studio(
+    store: ImageStore, label_studio: Web, elsewhere: Web, scheme: str
+) -> None:
+    """Label Studio passes the file on, or redirects to a signed address, which must not see our key."""
+    uri = f"{scheme}://bucket/a folder/ü.png"
+    label_studio.answers["/tasks/7/resolve/"] = redirect(f"{elsewhere.url}/a.png")
+
+    digest = store.digest(uri, "7")
+
+    assert store.path(digest).is_file()
+    (asked,) = label_studio.asked
+    encoded_uri = parse_qs(urlsplit(asked.path).query)["fileuri"][0]
+    assert base64.urlsafe_b64decode(encoded_uri).decode() == uri
+    assert label_studio.authorizations == [f"Token {KEY}"]
+    assert elsewhere.authorizations == [None]
+
+
+def test_local_files_come_through_label_studio(store: ImageStore, label_studio: Web) -> None:
+    label_studio.answers["/data/local-files/"] = Response(encoded(picture()))
+
+    store.digest("/data/local-files/?d=pictures/a.png")
+
+    assert label_studio.asked[0].path == "/data/local-files/?d=pictures/a.png"
+    assert label_studio.authorizations == [f"Token {KEY}"]
+
+
+@pytest.mark.parametrize("form", ["base64", "percent", "spaces"])
+def test_a_picture_in_the_task_itself(store: ImageStore, label_studio: Web, form: str) -> None:
+    data = encoded(picture())
+    text = base64.b64encode(data).decode()
+    value = {
+        "base64": f"data:image/png;base64,{text}",
+        "percent": f"data:image/png,{quote(data)}",
+        "spaces": f" DATA:image/png;charset=x;base64,{text}\n",
+    }[form]
+
+    digest = store.digest(value)
+
+    np.testing.assert_array_equal(store.decode(digest), picture())
+    assert label_studio.asked == []
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,%%%", "damaged"),
+        ("data:image/png;base64,AAAA", "not an image"),
+        ("data:text/html,<p>", "not an image"),
+        ("data:image/png;base64," + "A" * 5_000_000, "larger than"),
+    ],
+)
+def test_a_data_uri_that_is_no_picture(tmp_path: Path, label_studio: Web, value: str, reason: str) -> None:
+    with pytest.raises(ImageFormatError, match=reason):
+        make_store(tmp_path, label_studio.url, max_bytes=1_000_000).digest(value)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_read(store: ImageStore, label_studio: Web, kind: str) -> None:
+    file = BytesIO()
+    first, second = Image.new("RGB", (9, 7), "red"), Image.new("RGB", (9, 7), "blue")
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    first.save(file, kind, save_all=True, append_images=[second], **lossless)
+    label_studio.answers[PATH] = Response(file.getvalue())
+
+    pixels = store.decode(store.digest(PATH))
+
+    assert pixels.shape == (7, 9, 3)
+    assert (pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_of_a_tiff(store: ImageStore, label_studio: Web, order: str) -> None:
+    file = BytesIO()
+    Image.fromarray(np.array([[0, 256 * 200, 65535]], dtype=order)).save(file, "TIFF")
+    label_studio.answers[PATH] = Response(file.getvalue())
+
+    assert store.decode(store.digest(PATH))[0, :, 0].tolist() == [0, 200, 255]
+
+
+def test_a_hundred_megapixels_are_read(tmp_path: Path, label_studio: Web) -> None:
+    store = make_store(tmp_path, label_studio.url, max_pixels=Settings().image_max_pixels, timeout_s=60)
+    file = BytesIO()
+    Image.new("1", (12_500, 8_000)).save(file, "PNG")
+    label_studio.answers[PATH] = Response(file.getvalue())
+
+    assert store.decode(store.digest(PATH)).shape == (8_000, 12_500, 3)
 
 
 @pytest.mark.parametrize("status", [401, 403])
