@@ -99,6 +99,8 @@ class EngineStatus:
     """Whose weights serve; while loading, whose weights will."""
     error: str = ""
     """Why there is no model."""
+    device: str = ""
+    """What the model runs on; empty while it is not known."""
     refused: dict[str, str] = field(default_factory=dict)
     """Versions that were to serve and could not be loaded -> why."""
 
@@ -166,7 +168,8 @@ class Engine:
         """Says how things are; never waits for the model."""
         if self._loaded.is_set():
             state: State = "failed" if self._predictor is None else "ready"
-            return EngineStatus(state, self._version, self._error, dict(self._refused))
+            device = str(getattr(self._predictor, "device", ""))
+            return EngineStatus(state, self._version, self._error, device, dict(self._refused))
         return EngineStatus("loading", self._version if self._predictor else self._wanted())
 
     def predict(self, image_key: str, read_image: Callable[[], UInt8Image], phrases: Sequence[str]) -> Answer:

@@ -43,6 +43,8 @@ _PROJECTS = "sspsam:projects"
 _HEARD = "sspsam:heard"
 _DECISION = "sspsam:decision:"
 _PROGRESS = "sspsam:progress:"
+QUEUES = ("events", "training", "prelabel")
+"""The worker's; RQ keeps each in a list."""
 _COMPLAIN_EVERY_S = 60.0
 _PAUSE_S = 5.0
 """After a failure Redis is not asked for so long: each try may take seconds, and an annotator waits."""
@@ -229,6 +231,15 @@ class Memory:
         """Returns what became of proposed masks, as the worker counts it; see `backend.corrections`."""
         nothing: list[ProjectTally] = []
         return self._try(CorrectionLog(self._redis).sums, nothing)
+
+    def waiting_jobs(self) -> dict[str, int]:
+        """Returns how many jobs wait in each queue of the worker; {} when Redis does not answer."""
+
+        def count() -> dict[str, int]:
+            return {name: int(self._redis.llen(f"rq:queue:{name}")) for name in QUEUES}
+
+        nothing: dict[str, int] = {}
+        return self._try(count, nothing)
 
     def alive(self) -> bool:
         """Whether Redis answers, now."""

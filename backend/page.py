@@ -51,6 +51,8 @@ class ProjectRow:
     missing: Sequence[MissingTag]
     last_decision: str
     training: str
+    last_event: str
+    """When its webhook last arrived, ISO 8601; empty if it never did."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class StartPage:
     projects: Sequence[ProjectRow]
     label_studio_url: str
     backend_url: str
+    waiting_jobs: Mapping[str, int]
+    """By queue."""
     corrections: Sequence[Tally] = ()
     """All labels and projects together, by version, the newest first."""
     corrected_labels: Sequence[Tally] = ()
@@ -96,6 +100,7 @@ def start_page(service: Service) -> StartPage:
         projects=[_project_row(project, service.memory) for project in service.memory.projects()],
         label_studio_url=service.settings.label_studio_url,
         backend_url=service.settings.backend_url,
+        waiting_jobs=service.memory.waiting_jobs(),
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
         corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
         warnings=warnings,
@@ -140,7 +145,8 @@ def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
         missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
     except LabelingConfigError as error:
         missing, problem = [], str(error)
-    return ProjectRow(project, problem, missing, _decision_text(decision), _progress_text(progress))
+    heard = memory.heard(project.project_id)
+    return ProjectRow(project, problem, missing, _decision_text(decision), _progress_text(progress), heard)
 
 
 def short_time(text: str) -> str:

@@ -115,6 +115,19 @@ def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Red
     assert "step 20 of 300" in page
 
 
+def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_server: Redis) -> None:
+    client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
+    redis_server.rpush("rq:queue:prelabel", "a", "b")
+    before = " ".join(client.get("/").text.split())
+    client.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 7}})
+    after = client.get("/").text
+
+    assert "Jobs that wait: events 0, training 0, prelabel 2." in before
+    assert "Its webhook has never arrived" in before
+    assert "Its webhook last arrived" in after
+    assert "never arrived" not in after
+
+
 def test_an_unreadable_store_does_not_close_the_page(app: Flask, client: FlaskClient) -> None:
     folder = service_of(app).versions.folder
     folder.mkdir(parents=True)
