@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 import sspsam
-from sspsam.checkpoints import is_trainable
+from sspsam.checkpoints import is_trainable, load_strictly
+from sspsam.phrases import tokenize
+from sspsam.presets import get_preset
 from tests.sspsam.golden import golden_checkpoint, golden_inputs, golden_record, golden_shapes
 
 TOLERANCE = 2e-4
+FULL_STOP = 269
+"""CLIP's token of "."."""
 UNUSED_BUT_COUNTED = ("img2img_attn.", "norm_text_cond_img.")
 
 
@@ -74,6 +78,7 @@ def test_taps_match_the_reference(run: GoldenRun) -> None:
     assert_tap(run.fused, taps["fused_multimodal_token_b_channel"])
     sequence = torch.cat([run.prompts.box_token[:, None], run.prompts.prompt_tokens], dim=1)
     assert_tap(sequence, taps["prompt_tokens_normed_token_b_channel"])
+    assert len(taps) == 6, "a tap is not compared"
 
 
 def test_outputs_match_the_reference(run: GoldenRun) -> None:
@@ -87,11 +92,46 @@ def test_outputs_match_the_reference(run: GoldenRun) -> None:
     assert_near(run.output.iou_predictions, run.record["iou_prediction"])
 
 
-def test_batching_changes_nothing(run: GoldenRun) -> None:
+def test_the_golden_phrases_become_the_golden_tokens(run: GoldenRun) -> None:
+    templated = tokenize(run.record["phrases"])  # with the full stop that the record leaves out
+    for row, ids in zip(templated.tolist(), run.record["tokens"], strict=True):
+        assert row[: len(ids) + 1] == [*ids[:-1], FULL_STOP, ids[-1]]
+        assert not any(row[len(ids) + 1 :])
+
+
+@pytest.mark.parametrize("order", [[0], [1], [1, 0], [0, 1, 0]])
+def test_batching_images_changes_nothing(run: GoldenRun, order: list[int]) -> None:
     with torch.inference_mode():
-        single = run.model(run.clip_images[1:], run.image_embeddings[1:], run.tokens[1:])
-    for together, alone in zip(run.output, single, strict=True):
-        torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+        output = run.model(run.clip_images[order], run.image_embeddings[order], run.tokens[order])
+    for got, expected in zip(output, run.output, strict=True):
+        torch.testing.assert_close(got, expected[order], atol=1e-4, rtol=0)
+
+
+def test_batching_phrases_changes_nothing(run: GoldenRun) -> None:
+    """Several phrases on one picture, whose features are computed once, as the predictor does it."""
+    phrases = tokenize(["the man in red on the left", "zebra", "a dog"])
+    with torch.inference_mode():
+        patches, embedding = run.model.encode_image(run.clip_images[:1]), run.image_embeddings[:1]
+        together = run.model.decode(
+            embedding.expand(3, -1, -1, -1),
+            run.model.make_prompts(patches.expand(3, -1, -1), run.model.encode_phrase(phrases)),
+        )
+        for number in range(3):
+            alone = run.model(run.clip_images[:1], embedding, phrases[number : number + 1])
+            for got, expected in zip(together, alone, strict=True):
+                torch.testing.assert_close(got[number : number + 1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["ssp-sam-224", "ssp-sam-336"])
+def test_a_preset_alone_makes_a_variant(variant: str) -> None:
+    """The key list of a reference checkpoint fits the model and its image encoder: names, shapes, all of them."""
+    preset = get_preset(variant)
+    with torch.device("meta"):
+        model, encoder = sspsam.build_model(variant), sspsam.build_image_encoder(preset.image_encoder)
+        state = {key: torch.empty(shape) for key, shape in golden_shapes(variant).items()}
+    sspsam.load_checkpoint(model, {"model": state})
+    prefix = "sam.image_encoder."
+    load_strictly(encoder, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 @pytest.mark.parametrize(("variant", "expected"), [("ssp-sam-224", 18_373_611), ("ssp-sam-336", 18_733_035)])
