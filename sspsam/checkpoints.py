@@ -1,4 +1,4 @@
-"""Checkpoint files: ours (safetensors) and the reference implementation's layout.
+"""Checkpoint files, read without running code from them, and loaded strictly; what is trainable.
 
 Errors:
     CheckpointError: the file cannot be read, is not a checkpoint, or its tensors do not fit the model.
@@ -9,60 +9,30 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sspsam.layouts import IMAGE_ENCODER_PREFIX, Layout, find_layout, to_ours
 from sspsam.model import SSPSAM
+from sspsam.torchscript import is_torchscript, read_torchscript
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says why."""
 
 
-REFERENCE_PREFIXES = {
-    "encoder.": "clip.towers.",
-    "clip_proj.": "linguistic_adapter.word_projection.",
-    "text_proj.": "linguistic_adapter.gru.",
-    "phrase_attn.fc.": "linguistic_adapter.attention_score.",
-    "clip_img_proj.": "visual_adapter.patch_projection.",
-    "img2text_attn.": "visual_adapter.words_attention.",
-    "img_proj.layers.0.": "visual_adapter.patch_verification.",
-    "imgtext_proj.layers.0.": "visual_adapter.words_verification.",
-    "tf_scale": "visual_adapter.verification_scale",
-    "tf_sigma": "visual_adapter.verification_sigma",
-    "norm_img.": "visual_adapter.patch_norm.",
-    "mlp.": "fusion.",
-    "reg_token.": "prompt_generator.box_token.",
-    "prompt_token.": "prompt_generator.prompt_tokens.",
-    "vl_pos_embed.": "prompt_generator.position.",
-    "vl_transformer.encoder.layers.": "prompt_generator.layers.",
-    "norm.": "prompt_generator.norm.",
-    "bbox_embed.": "box_head.",
-    "sam.prompt_encoder.": "sam.prompt_encoder.",
-    "sam.mask_decoder.": "sam.mask_decoder.",
-}
-"""Reference layout to ours, longest prefix first where two could match (none do)."""
+PARTS: Mapping[Layout, str] = {"clip": "clip.", "sam": "sam."}
+"""Layouts that hold a part of the model -> the prefix of that part."""
 
-UNUSED_REFERENCE_PREFIXES = (
-    "img2img_attn.",  # two modules that released checkpoints carry and the forward pass never uses
-    "norm_text_cond_img.",
-    "sam.image_encoder.",  # stock; lives outside the model
-    "sam.pixel_",
-    "encoder.visual.attn.",  # a copy that the reference's lazy surgery leaves behind
-)
-
-SURGERY_RENAMES = {
-    ".attn.qkv.weight": ".attn.in_proj_weight",
-    ".attn.qkv.bias": ".attn.in_proj_bias",
-    ".attn.proj.weight": ".attn.out_proj.weight",
-    ".attn.proj.bias": ".attn.out_proj.bias",
-}
-"""How the reference's surgery renames the attention of the last image blocks."""
+_DISTRIBUTED_PREFIX = "module."
+"""Before every name in what a model wrapped for several processes saved."""
 
 
 def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) -> None:
@@ -70,41 +40,73 @@ def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) ->
 
     Args:
         model: as from build_model.
-        source: a path (ours: `.safetensors`; the authors': a pickle) or a dict of tensors in the authors'
-            layout, with or without the `model` wrapper. CLIP may be missing: then the model's own stays.
+        source: a path or a dict of tensors, with or without a wrapper (`model`, `state_dict`), of
+            - our own, or the authors' training: everything but SAM's image encoder, which is no part of the
+              model. CLIP may be missing: then the model's own stays;
+            - OpenAI's CLIP (its TorchScript archive or a state dict) or open_clip's: CLIP only;
+            - segment_anything: SAM's prompt encoder and mask decoder only.
 
     Raises:
         CheckpointError: unreadable, or tensors are missing, unexpected or of another shape; all are listed.
     """
     state = read_tensors(source) if isinstance(source, str | Path) else _unwrap(source)
-    if is_reference_layout(state):
-        state = reference_to_ours(state)
-    state = {key: value for key, value in state.items() if not key.startswith("image_encoder.")}
-    load_strictly(model, state, optional_prefix="clip.")
+    layout, state = rename(state)
+    part = PARTS.get(layout, "")
+    state = {key: value for key, value in state.items() if not key.startswith(IMAGE_ENCODER_PREFIX)}
+    _copy(model, state, part=part, optional_prefix="" if part else "clip.")
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], optional_prefix: str | None = None) -> None:
-    """Copies tensors into a module; all of its tensors, and no others.
+def rename(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
+    """Whose layout it is, and the tensors under our names.
+
+    Raises:
+        CheckpointError: nobody's that is known.
+    """
+    try:
+        layout = find_layout(state.keys())
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return layout, to_ours(state, layout)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], assign: bool = False) -> None:
+    """Puts tensors into a module; all of its tensors, and no others.
 
     Args:
         module: any module.
         state: tensors by name.
-        optional_prefix: tensors under this prefix may be missing, if all of them are.
+        assign: they become the module's own, in its types, instead of being copied into what it has; for a
+            module on the meta device.
 
     Raises:
         CheckpointError: names or shapes do not fit; they are listed.
     """
-    expected = module.state_dict()
+    _copy(module, state, assign=assign)
+
+
+def _copy(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    part: str = "",
+    optional_prefix: str = "",
+    assign: bool = False,
+) -> None:
+    """Expects the tensors under `part`; those under `optional_prefix` may be missing, if all of them are."""
+    expected = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
     if optional_prefix and not any(key.startswith(optional_prefix) for key in state):
         expected = {key: value for key, value in expected.items() if not key.startswith(optional_prefix)}
-    problems = _differences(expected, state)
-    if problems:
+    if problems := differences(expected, state):
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
-    module.load_state_dict(dict(state), strict=False)
+    if assign:
+        state = {key: value.to(expected[key].dtype) for key, value in state.items()}
+    module.load_state_dict(dict(state), strict=False, assign=assign)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Reads a checkpoint file into tensors on the CPU, without ever running code from it.
+
+    The tensors are mapped from the file where its format allows it (all but pickles from before torch 1.6):
+    they take memory when they are used. The file must not be changed meanwhile; replacing it is fine.
 
     Raises:
         CheckpointError: missing, damaged, or a pickle that holds more than tensors and plain values.
@@ -118,13 +120,51 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return _unwrap(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return read_torchscript(path) if is_torchscript(path) else _unwrap(_read_pickle(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged, and was not loaded: {reason}"
+            f"{path} holds more than tensors and was not loaded: {_surplus(path, error)}"
         ) from error
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged, or no checkpoint, and was not loaded: {reason}") from error
+
+
+_DAMAGED = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError, KeyError, OSError)
+
+
+def _read_pickle(path: Path) -> object:
+    """What torch.save wrote: tensors, plain values, and the authors' command line arguments."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _surplus(path: Path, error: pickle.UnpicklingError) -> str:
+    """What a refused pickle would have had to run."""
+    if not zipfile.is_zipfile(path) or is_torchscript(path):
+        return str(error).splitlines()[0]
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    needed = ", ".join(sorted(name for name in names if name != "argparse.Namespace"))
+    return (
+        f"it needs {needed or 'code'}, and code from a checkpoint is never run. Where it was made, load it "
+        "and save its state_dict() alone"
+    )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text values in a safetensors file's header.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def write_tensors(
@@ -154,7 +194,7 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes do not fit, or a value is not finite.
     """
     own = trainable_state(model)
-    problems = _differences(own, state)
+    problems = differences(own, state)
     problems += [f"not finite: {key}" for key, value in state.items() if not value.isfinite().all()]
     if problems:
         raise CheckpointError("the weights do not fit the model: " + "; ".join(problems))
@@ -163,51 +203,29 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
             parameter.copy_(state[name])
 
 
-def is_reference_layout(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the reference implementation."""
-    return "tf_scale" in state
-
-
-def reference_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames a reference checkpoint's tensors; unknown names are kept, for the strict loader to report."""
-    ours = {}
-    for key, value in state.items():
-        if key.startswith(UNUSED_REFERENCE_PREFIXES):
-            continue
-        ours[_rename(key)] = value
-    return ours
-
-
 def sha256_of_file(path: Path) -> str:
     """The file's sha256, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rename(key: str) -> str:
-    for prefix, replacement in REFERENCE_PREFIXES.items():
-        if key.startswith(prefix):
-            key = replacement + key.removeprefix(prefix)
-            break
-    if key.startswith("clip.towers.visual."):
-        for old, new in SURGERY_RENAMES.items():
-            key = key.replace(old, new)
-    return key
-
-
 def _unwrap(checkpoint: object) -> dict[str, Tensor]:
-    if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get("model"), Mapping):
-        checkpoint = checkpoint["model"]
+    for wrapper in ("model", "state_dict"):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"expected a dict of tensors, got {type(checkpoint).__name__}")
     tensors = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
     if len(tensors) != len(checkpoint):
         others = sorted(str(key) for key in checkpoint if str(key) not in tensors)
         raise CheckpointError(f"expected only tensors, found other values under: {', '.join(others[:10])}")
+    if tensors and all(key.startswith(_DISTRIBUTED_PREFIX) for key in tensors):
+        tensors = {key.removeprefix(_DISTRIBUTED_PREFIX): value for key, value in tensors.items()}
     return tensors
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, what is unexpected, and which shapes differ, in words."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"missing: {', '.join(missing)}")

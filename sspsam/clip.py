@@ -65,6 +65,11 @@ class CLIPTowers(nn.Module):
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 
+    def restore_attention_mask(self) -> None:
+        """Makes the causal mask, which is no weight, again: after a build on the meta device."""
+        mask = torch.full((CONTEXT_LENGTH, CONTEXT_LENGTH), float("-inf")).triu_(1)
+        self.towers.register_buffer("attn_mask", mask, persistent=False)
+
     def _embed_patches(self, clip_images: Tensor) -> Tensor:
         visual = self.towers.visual
         patches = visual.conv1(clip_images)  # (B, width, G, G)

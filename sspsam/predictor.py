@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sspsam import checkpoints, frames
 from sspsam.frames import BoolMask, ClipFrame, Hw, UInt8Image
+from sspsam.layouts import IMAGE_ENCODER_PREFIX
 from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
-from sspsam.presets import IMAGE_ENCODERS, get_preset
+from sspsam.presets import IMAGE_ENCODERS, PRESETS, get_preset
 from sspsam.prompts import Prompts
 from sspsam.sam import build_image_encoder
 
@@ -85,15 +86,15 @@ class Predictor:
         """
         preset = get_preset(name)
         path = weights or (WEIGHTS_FOLDER / preset.weights if preset.weights else None)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TEST_SEED)
-            model, image_encoder = build_model(name), build_image_encoder(preset.image_encoder)
         if path is not None:
-            load_bundle(model, image_encoder, path)
-        elif name != "ssp-sam-test":
+            return cls(*load_bundle(name, path), name, device)
+        if preset != PRESETS["ssp-sam-test"]:
             raise checkpoints.CheckpointError(
                 f"no weights for {name} ship in the package: give a converted file (sspsam weights convert)"
             )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(TEST_SEED)
+            model, image_encoder = build_model(name), build_image_encoder(preset.image_encoder)
         return cls(model, image_encoder, name, device)
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
@@ -234,19 +235,38 @@ class Predictor:
         return sparse  # type: ignore[no-any-return]  # segment_anything is not typed
 
 
-def load_bundle(model: SSPSAM, image_encoder: nn.Module, path: Path) -> None:
-    """Loads a file that holds the model and, under `image_encoder.`, the image encoder.
+def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:
+    """Makes the model and its image encoder out of a file that holds both.
+
+    The tensors are the file's own, mapped into memory: float32 weights exist once, and are read when they are
+    used. The file must not be changed in place while they are; replacing it is fine.
+
+    Args:
+        preset: key of PRESETS.
+        path: safetensors, the image encoder's tensors under `image_encoder.`.
 
     Raises:
-        CheckpointError: it is missing, damaged or does not fit.
+        CheckpointError: it is missing, damaged, made for another preset, or does not fit.
     """
-    state = {key: value.float() for key, value in checkpoints.read_tensors(path).items()}
-    prefix = "image_encoder."
-    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    checkpoints.load_strictly(image_encoder, encoder)
-    checkpoints.load_strictly(
-        model, {key: value for key, value in state.items() if not key.startswith(prefix)}
-    )
+    if path.suffix != ".safetensors":
+        raise checkpoints.CheckpointError(f"{path} is no safetensors file: sspsam weights convert makes one")
+    state = checkpoints.read_tensors(path)
+    made_for = checkpoints.read_metadata(path).get("preset", preset)
+    if made_for != preset:
+        raise checkpoints.CheckpointError(f"{path} was made for {made_for}, expected {preset}")
+    encoder = {
+        key.removeprefix(IMAGE_ENCODER_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(IMAGE_ENCODER_PREFIX)
+    }
+    rest = {key: value for key, value in state.items() if not key.startswith(IMAGE_ENCODER_PREFIX)}
+    with torch.device("meta"):
+        model = build_model(preset)
+        image_encoder = build_image_encoder(model.preset.image_encoder)
+    checkpoints.load_strictly(image_encoder, encoder, assign=True)
+    checkpoints.load_strictly(model, rest, assign=True)
+    model.clip.restore_attention_mask()
+    return model, image_encoder
 
 
 def choose_device(device: str) -> torch.device:

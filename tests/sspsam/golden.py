@@ -40,7 +40,7 @@ def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
             noise = 1 + 0.1 * noise if key.endswith("weight") else 0.02 * noise
         else:
             noise = noise / math.sqrt(math.prod(shape[1:]))
-    return torch.from_numpy(noise.astype(np.float32))
+    return torch.from_numpy(np.asarray(noise, np.float32))
 
 
 def golden_checkpoint(variant: str) -> dict[str, Tensor]:

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import sspsam
-from sspsam.checkpoints import REFERENCE_PREFIXES, CheckpointError, read_tensors, write_tensors
-
-PRESET = "ssp-sam-test"
-Tensors = dict[str, Tensor]
-
-
-def reference_checkpoint(model: sspsam.SSPSAM) -> Tensors:
-    """The model's tensors under the names of the reference implementation, with what else it saves."""
-    inverse = {ours: theirs for theirs, ours in REFERENCE_PREFIXES.items()}
-    state = {}
-    for key, value in model.state_dict().items():
-        prefix = next(prefix for prefix in inverse if key.startswith(prefix))
-        state[inverse[prefix] + key.removeprefix(prefix)] = value
-    state["img2img_attn.in_proj_weight"] = torch.zeros(3, 3)
-    state["norm_text_cond_img.weight"] = torch.ones(3)
-    state["sam.image_encoder.pos_embed"] = torch.ones(3)
-    return state
+from sspsam.checkpoints import CheckpointError, read_tensors, write_tensors
+from tests.sspsam.published_files import (
+    PRESET,
+    Tensors,
+    reference_state,
+    training_pickle,
+    with_surgery_names,
+    without,
+)
 
 
-def with_surgery_names(state: Tensors) -> Tensors:
-    """Renamed as after the reference's first forward pass, with the copy that it leaves behind."""
-    last = "encoder.visual.transformer.resblocks.2.attn."
-    names = {last + "in_proj_": last + "qkv.", last + "out_proj.": last + "proj."}
-    renamed = {}
-    for key, value in state.items():
-        old = next((old for old in names if key.startswith(old)), "")
-        renamed[names.get(old, "") + key.removeprefix(old)] = value
-    renamed["encoder.visual.attn.qkv.weight"] = torch.ones(3)
-    return renamed
-
-
-def without_clip(state: Tensors) -> Tensors:
-    return {key: value for key, value in state.items() if not key.startswith("encoder.")}
+def reference_of(model: sspsam.SSPSAM) -> Tensors:
+    """The model's tensors as the authors' training saves them."""
+    state = dict(model.state_dict())
+    return reference_state(state | {"image_encoder.pos_embed": torch.ones(3)})
 
 
 @pytest.fixture
@@ -54,7 +34,7 @@ def trained() -> sspsam.SSPSAM:
 
 FORMS = {
     "plain": lambda state: state,
-    "wrapped": lambda state: {"model": state, "epoch": 3, "args": argparse.Namespace(lr=1e-4)},
+    "wrapped": training_pickle,
     "surgery": with_surgery_names,
 }
 
@@ -62,7 +42,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_reference_checkpoints_load(trained: sspsam.SSPSAM, form: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
-    torch.save(FORMS[form](reference_checkpoint(trained)), path)
+    torch.save(FORMS[form](reference_of(trained)), path)
     model = sspsam.build_model(PRESET)
     sspsam.load_checkpoint(model, path)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in trained.state_dict().items())
@@ -71,7 +51,7 @@ def test_reference_checkpoints_load(trained: sspsam.SSPSAM, form: str, tmp_path:
 def test_without_clip_the_models_own_stays(trained: sspsam.SSPSAM) -> None:
     model = sspsam.build_model(PRESET)
     own = model.state_dict()["clip.towers.visual.proj"].clone()
-    sspsam.load_checkpoint(model, without_clip(reference_checkpoint(trained)))
+    sspsam.load_checkpoint(model, without("encoder.", reference_of(trained)))
     assert torch.equal(model.state_dict()["clip.towers.visual.proj"], own)
     assert torch.equal(model.fusion.weight, trained.fusion.weight)
 
@@ -84,7 +64,7 @@ def test_our_own_file_loads(trained: sspsam.SSPSAM, tmp_path: Path) -> None:
 
 
 def test_every_misfit_is_listed(trained: sspsam.SSPSAM) -> None:
-    state = reference_checkpoint(trained)
+    state = reference_of(trained)
     del state["mlp.bias"]
     del state["encoder.visual.proj"]
     state["surprise"] = torch.zeros(1)

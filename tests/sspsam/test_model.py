@@ -124,7 +124,7 @@ def test_batching_phrases_changes_nothing(run: GoldenRun) -> None:
 
 @pytest.mark.parametrize("variant", ["ssp-sam-224", "ssp-sam-336"])
 def test_a_preset_alone_makes_a_variant(variant: str) -> None:
-    """The key list of a reference checkpoint fits the model and its image encoder: names, shapes, all of them."""
+    """A reference checkpoint's key list fits the model and its image encoder: all names, all shapes."""
     preset = get_preset(variant)
     with torch.device("meta"):
         model, encoder = sspsam.build_model(variant), sspsam.build_image_encoder(preset.image_encoder)

@@ -1,0 +1,175 @@
+"""Published checkpoints to one safetensors file, the bundle, with a card beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sspsam import checkpoints
+from sspsam.checkpoints import CheckpointError
+from sspsam.files import replace_text
+from sspsam.layouts import CLIP_PREFIX, IMAGE_ENCODER_PREFIX, Layout
+from sspsam.model import build_model
+from sspsam.presets import get_preset
+from sspsam.published import find_by_sha256
+from sspsam.sam import build_image_encoder
+
+LICENCES: Mapping[Layout, str] = {"clip": "MIT", "sam": "Apache-2.0", "ssp-sam": "Apache-2.0"}
+"""What the owners of a layout publish their own weights under."""
+_PRECEDENCE: Sequence[Layout] = ("sam", "ours", "ssp-sam", "clip")
+"""Later over earlier: a trained decoder over SAM's, and CLIP from its own file, as the authors evaluate."""
+_FROZEN_PREFIXES = (CLIP_PREFIX, "sam.", IMAGE_ENCODER_PREFIX)
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """One file that went into a bundle."""
+
+    file: str
+    layout: Layout
+    sha256: str
+    size_bytes: int
+    tensors: int
+    """How many of the bundle's tensors are from it."""
+    licence: str
+    published_as: str
+    """Its name in `sspsam weights list`, by sha256; empty when it is none of those."""
+    url: str
+
+
+@dataclass(frozen=True)
+class BundleCard:
+    """What a bundle holds and where it is from."""
+
+    preset: str
+    complete: bool
+    """It can serve; otherwise it holds only what training leaves as it is."""
+    sha256: str
+    size_bytes: int
+    tensors: int
+    created_at: str
+    """ISO 8601, UTC."""
+    sources: tuple[SourceCard, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: Path
+    layout: Layout
+    tensors: dict[str, Tensor]
+
+
+def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool = False) -> BundleCard:
+    """Joins checkpoints into one file.
+
+    Tensors keep the type that they have (CLIP is published in float16) and go from file to file without being
+    held together in memory.
+
+    Args:
+        sources: a checkpoint of the authors' training and, for what it leaves out, CLIP (OpenAI's archive or
+            open_clip's) and SAM; at most one of each, in any order.
+        preset: the variant that they belong to.
+        out: the safetensors file; its card goes beside it, as `.json`.
+        for_training: write only what training starts from: CLIP and SAM, no prompt encoder.
+
+    Raises:
+        ValueError: there is no such preset, or `out` is not named as safetensors.
+        CheckpointError: a file cannot be used; tensors are missing, unexpected or of another shape.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"expected a file named .safetensors to write, got {out}")
+    expected = _expected(preset, for_training)
+    opened = [_open(path) for path in sources]
+    merged, owner = _merge(opened)
+    if for_training:
+        merged = {key: value for key, value in merged.items() if key.startswith(_FROZEN_PREFIXES)}
+    if problems := checkpoints.differences(expected, merged):
+        found = ", ".join(f"{source.path.name} ({source.layout})" for source in opened)
+        raise CheckpointError(f"{found} do not make up {preset}: " + "; ".join(problems))
+    cards = tuple(_describe(source, sum(owner[key] is source for key in merged)) for source in opened)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_tensors(
+        out, merged, {"preset": preset, "sources": json.dumps([asdict(c) for c in cards])}
+    )
+    card = BundleCard(
+        preset=preset,
+        complete=not for_training,
+        sha256=checkpoints.sha256_of_file(out),
+        size_bytes=out.stat().st_size,
+        tensors=len(merged),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        sources=cards,
+    )
+    replace_text(card_path(out), card.to_json())
+    return card
+
+
+def card_path(bundle: Path) -> Path:
+    """Where a bundle's card lies."""
+    return bundle.with_suffix(".json")
+
+
+def _expected(preset: str, for_training: bool) -> dict[str, Tensor]:
+    """Every tensor of a bundle, without its values."""
+    with torch.device("meta"):
+        model = build_model(preset)
+        image_encoder = build_image_encoder(get_preset(preset).image_encoder)
+    expected = model.state_dict()
+    expected |= {IMAGE_ENCODER_PREFIX + key: value for key, value in image_encoder.state_dict().items()}
+    if for_training:
+        return {key: value for key, value in expected.items() if key.startswith(_FROZEN_PREFIXES)}
+    return dict(expected)
+
+
+def _open(path: Path) -> _Source:
+    state = checkpoints.read_tensors(path)
+    try:
+        layout, tensors = checkpoints.rename(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return _Source(path, layout, tensors)
+
+
+def _merge(sources: Sequence[_Source]) -> tuple[dict[str, Tensor], dict[str, _Source]]:
+    """All tensors, and which file each is from."""
+    merged: dict[str, Tensor] = {}
+    owner: dict[str, _Source] = {}
+    for layout in _PRECEDENCE:
+        same = [source for source in sources if source.layout == layout]
+        if len(same) > 1:
+            names = ", ".join(str(source.path) for source in same)
+            raise CheckpointError(f"expected one file of a kind, got several of {layout}: {names}")
+        for source in same:
+            merged |= source.tensors
+            owner |= dict.fromkeys(source.tensors, source)
+    return merged, owner
+
+
+def _describe(source: _Source, tensors: int) -> SourceCard:
+    sha256 = checkpoints.sha256_of_file(source.path)
+    published = find_by_sha256(sha256)
+    return SourceCard(
+        file=source.path.name,
+        layout=source.layout,
+        sha256=sha256,
+        size_bytes=source.path.stat().st_size,
+        tensors=tensors,
+        licence=published.licence
+        if published
+        else f"unknown file; published ones of this kind: {_usual(source)}",
+        published_as=published.name if published else "",
+        url=published.url if published else "",
+    )
+
+
+def _usual(source: _Source) -> str:
+    return LICENCES.get(source.layout, "as its own card says")

@@ -1,0 +1,116 @@
+"""The table of public weights: where they are, how large, under which licence, and their sha256."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HUB = "https://huggingface.co"
+HUB_REPOSITORY = "wayneicloud/SSP-SAM"
+"""Where the authors of SSP-SAM release checkpoints."""
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """One published file."""
+
+    name: str
+    """What it is called on the command line."""
+    what: str
+    url: str
+    licence: str
+    size_bytes: int | None
+    """None where the server's answer is what counts."""
+    sha256: str | None
+    """None where nobody publishes it: then the one that the hub states, else the first download's."""
+    sha256_from: str
+
+    @property
+    def file_name(self) -> str:
+        """What it is saved as: SSP-SAM's checkpoints share one file name, so theirs is the whole path."""
+        if self.url.startswith(f"{HUB}/"):
+            repository, _, path = self.url.removeprefix(f"{HUB}/").partition("/resolve/main/")
+            return "_".join([repository.rpartition("/")[2], *path.split("/")])
+        return self.url.rpartition("/")[2]
+
+
+def hub_file(
+    path: str, name: str = "", size_bytes: int | None = None, sha256: str | None = None
+) -> PublicFile:
+    """A file of the authors' repository on the hub.
+
+    Args:
+        path: inside the repository.
+        name: what it is called here; by default `hub:<path>`.
+        size_bytes: as the hub lists it.
+        sha256: as the hub lists it.
+    """
+    return PublicFile(
+        name=name or f"{HUB_PREFIX}{path}",
+        what=f"{HUB_REPOSITORY}: {path}",
+        url=f"{HUB}/{HUB_REPOSITORY}/resolve/main/{path}",
+        licence="Apache-2.0",
+        size_bytes=size_bytes,
+        sha256=sha256,
+        sha256_from="the hub states it (X-Linked-ETag)",
+    )
+
+
+HUB_PREFIX = "hub:"
+"""Before the path of any file in the authors' repository."""
+
+_CLIP = "https://openaipublic.azureedge.net/clip/models"
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
+_BY_OPENAI = "OpenAI: part of the address"
+_BY_OTHERS = (
+    "not Meta, whose file names hold the beginning of the MD5: recorded alike by independent projects "
+    "(micro-sam, the SAM extension of 3D Slicer)"
+)
+
+PUBLIC_FILES: tuple[PublicFile, ...] = (
+    PublicFile(
+        "sam-vit-b", "SAM ViT-B", f"{_SAM}/sam_vit_b_01ec64.pth", "Apache-2.0", 375_042_383,
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", _BY_OTHERS,
+    ),
+    PublicFile(
+        "sam-vit-l", "SAM ViT-L", f"{_SAM}/sam_vit_l_0b3195.pth", "Apache-2.0", 1_249_524_607,
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", _BY_OTHERS,
+    ),
+    PublicFile(
+        "sam-vit-h", "SAM ViT-H, of both variants", f"{_SAM}/sam_vit_h_4b8939.pth",
+        "Apache-2.0", 2_564_550_879,
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", _BY_OTHERS,
+    ),
+    PublicFile(
+        "clip-vit-b-16", "OpenAI CLIP ViT-B/16, of ssp-sam-224",
+        f"{_CLIP}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+        "MIT", 350_837_078,
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", _BY_OPENAI,
+    ),
+    PublicFile(
+        "clip-vit-l-14-336", "OpenAI CLIP ViT-L/14@336px, of ssp-sam-336",
+        f"{_CLIP}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+        "MIT", 934_088_680,
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", _BY_OPENAI,
+    ),
+    hub_file("output/grefcoco/224/checkpoint_best_miou.pth", "ssp-sam-224-grefcoco"),
+)  # fmt: skip
+
+
+def find_public_file(name: str) -> PublicFile:
+    """Looks a file up by its name in the table, or `hub:<path>` of another file of the authors' repository.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    for file in PUBLIC_FILES:
+        if file.name == name:
+            return file
+    if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
+        return hub_file(name.removeprefix(HUB_PREFIX))
+    known = ", ".join(file.name for file in PUBLIC_FILES)
+    raise ValueError(f"unknown weights {name!r}, expected one of: {known}, or {HUB_PREFIX}<path on the hub>")
+
+
+def find_by_sha256(sha256: str) -> PublicFile | None:
+    """The published file of that content, if it is one."""
+    return next((file for file in PUBLIC_FILES if file.sha256 == sha256), None)

@@ -1,0 +1,148 @@
+"""The tensors of a TorchScript archive, as OpenAI publishes CLIP, read without loading its program.
+
+`torch.jit.load` compiles what is in the archive. Here only its pickle of attributes is read, by an unpickler
+that knows tensors and containers and nothing else: modules become plain holders of attributes, and any other
+name in the pickle is refused. Storages are mapped from the file, not copied.
+
+Layout of the archive: https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_LOCAL_HEADER_SIZE = 30
+_CODE = "__torch__"
+"""Where TorchScript puts the classes of the archive."""
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is an archive that torch.jit.save wrote."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Reads parameters and buffers, named as in `torch.jit.load(path).state_dict()`.
+
+    Raises:
+        pickle.UnpicklingError: the archive holds anything but tensors and plain values.
+        zipfile.BadZipFile, KeyError, ValueError, RuntimeError, struct.error: it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        root = archive.namelist()[0].partition("/")[0]
+        storages = _Storages(archive, file, f"{root}/data/")
+        program = io.BytesIO(archive.read(f"{root}/data.pkl"))
+        try:
+            module = _TensorUnpickler(program, storages).load()
+        except (TypeError, AttributeError, IndexError) as error:
+            raise pickle.UnpicklingError(
+                f"its attributes are not pickled as TorchScript does: {error}"
+            ) from error
+    return dict(_tensors(module, "", set()))
+
+
+class _ScriptObject:
+    """Stands in for every class of the archive: holds attributes, does nothing."""
+
+    def __init__(self, *_arguments: object) -> None:
+        self.attributes: dict[str, Any] = {}
+
+    def __new__(cls, *_arguments: object) -> _ScriptObject:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        self.attributes = dict(state) if isinstance(state, dict) else {}
+
+
+class _Storages:
+    """The archive's storages, as one-dimensional tensors."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: io.BufferedReader, folder: str) -> None:
+        self._archive, self._file, self._folder = archive, file, folder
+        # Copy on write: a change to a tensor never reaches the file.
+        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def read(self, dtype: torch.dtype, key: str, count: int) -> Tensor:
+        info = self._archive.getinfo(self._folder + key)
+        size = count * dtype.itemsize
+        if size > info.file_size:
+            raise ValueError(f"storage {key} has {info.file_size} bytes, expected {size}")
+        if count == 0:
+            return torch.empty(0, dtype=dtype)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype, count=count)
+        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=self._offset(info))
+
+    def _offset(self, info: zipfile.ZipInfo) -> int:
+        """Where the stored bytes begin: behind the local header, which is longer than the directory says."""
+        self._file.seek(info.header_offset)
+        name_length, extra_length = struct.unpack("<26x2H", self._file.read(_LOCAL_HEADER_SIZE))
+        return int(info.header_offset + _LOCAL_HEADER_SIZE + name_length + extra_length)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Knows what a TorchScript archive may hold; nothing that it can name does more than build a tensor."""
+
+    def __init__(self, file: io.BytesIO, storages: _Storages) -> None:
+        super().__init__(file)
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == _CODE:
+            return _ScriptObject
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch.jit._pickle" and name.startswith("build_"):  # lists of one type
+            return list
+        raise pickle.UnpicklingError(f"a TorchScript archive of tensors does not need {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _device, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError(f"expected a storage, got {kind!r}")
+        return self._storages.read(dtype, str(key), int(count))
+
+
+def _rebuild_tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_rest: object
+) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _tensors(value: object, name: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Walks the modules; `above` are those that lead here, so that a cycle ends."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, _ScriptObject) and id(value) not in above:
+        for attribute, held in value.attributes.items():
+            yield from _tensors(held, f"{name}.{attribute}" if name else str(attribute), above | {id(value)})
