@@ -7,7 +7,6 @@ Errors:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import struct
 import zipfile
@@ -173,8 +172,11 @@ def write_tensors(
     """Writes a safetensors file: aside first, then moved into place."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     aside = path.with_name(path.name + ".part")
-    save_file(contiguous, aside, dict(metadata or {}))
-    aside.replace(path)
+    try:
+        save_file(contiguous, aside, dict(metadata or {}))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def trainable_state(model: SSPSAM) -> dict[str, Tensor]:
@@ -201,12 +203,6 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
-
-
-def sha256_of_file(path: Path) -> str:
-    """The file's sha256, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unwrap(checkpoint: object) -> dict[str, Tensor]:

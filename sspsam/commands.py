@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sspsam.weight_commands import app as weights_app
+
 if TYPE_CHECKING:
     from sspsam.predictor import Predictor, Referent
 
 app = typer.Typer()
+app.add_typer(weights_app, name="weights")
 
 DEFAULT_PRESET = "ssp-sam-demo"
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sspsam import checkpoints
 from sspsam.checkpoints import CheckpointError
-from sspsam.files import replace_text
+from sspsam.files import replace_text, sha256_of_file
 from sspsam.layouts import CLIP_PREFIX, IMAGE_ENCODER_PREFIX, Layout
 from sspsam.model import build_model
 from sspsam.presets import get_preset
@@ -103,7 +104,7 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
     card = BundleCard(
         preset=preset,
         complete=not for_training,
-        sha256=checkpoints.sha256_of_file(out),
+        sha256=sha256_of_file(out),
         size_bytes=out.stat().st_size,
         tensors=len(merged),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,6 +112,17 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
     )
     replace_text(card_path(out), card.to_json())
     return card
+
+
+def verify_bundle(bundle: Path) -> Literal["good", "damaged", "absent", "unknown"]:
+    """Compares a bundle with the sha256 on its card; `unknown` without a card."""
+    if not bundle.is_file():
+        return "absent"
+    try:
+        expected = json.loads(card_path(bundle).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+    return "good" if sha256_of_file(bundle) == expected else "damaged"
 
 
 def card_path(bundle: Path) -> Path:
@@ -155,7 +167,7 @@ def _merge(sources: Sequence[_Source]) -> tuple[dict[str, Tensor], dict[str, _So
 
 
 def _describe(source: _Source, tensors: int) -> SourceCard:
-    sha256 = checkpoints.sha256_of_file(source.path)
+    sha256 = sha256_of_file(source.path)
     published = find_by_sha256(sha256)
     return SourceCard(
         file=source.path.name,

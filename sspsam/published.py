@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 HUB = "https://huggingface.co"
 HUB_REPOSITORY = "wayneicloud/SSP-SAM"
@@ -23,13 +24,14 @@ class PublicFile:
     sha256: str | None
     """None where nobody publishes it: then the one that the hub states, else the first download's."""
     sha256_from: str
+    """Who states it."""
 
     @property
     def file_name(self) -> str:
         """What it is saved as: SSP-SAM's checkpoints share one file name, so theirs is the whole path."""
         if self.url.startswith(f"{HUB}/"):
             repository, _, path = self.url.removeprefix(f"{HUB}/").partition("/resolve/main/")
-            return "_".join([repository.rpartition("/")[2], *path.split("/")])
+            return "_".join([repository.rpartition("/")[2], *unquote(path).split("/")])
         return self.url.rpartition("/")[2]
 
 
@@ -47,11 +49,11 @@ def hub_file(
     return PublicFile(
         name=name or f"{HUB_PREFIX}{path}",
         what=f"{HUB_REPOSITORY}: {path}",
-        url=f"{HUB}/{HUB_REPOSITORY}/resolve/main/{path}",
+        url=f"{HUB}/{HUB_REPOSITORY}/resolve/main/{quote(path)}",
         licence="Apache-2.0",
         size_bytes=size_bytes,
         sha256=sha256,
-        sha256_from="the hub states it (X-Linked-ETag)",
+        sha256_from="the hub, in X-Linked-ETag",
     )
 
 
@@ -60,10 +62,10 @@ HUB_PREFIX = "hub:"
 
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
-_BY_OPENAI = "OpenAI: part of the address"
+_BY_OPENAI = "OpenAI, in the address"
 _BY_OTHERS = (
-    "not Meta, whose file names hold the beginning of the MD5: recorded alike by independent projects "
-    "(micro-sam, the SAM extension of 3D Slicer)"
+    "recorded alike by independent projects (micro-sam, the SAM extension of 3D Slicer); Meta publishes "
+    "no more than the beginning of the MD5, in the file names"
 )
 
 PUBLIC_FILES: tuple[PublicFile, ...] = (

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import builtins
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sspsam.files import replace_text, sync_folder
+from sspsam.files import replace_text, sha256_of_file, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -243,7 +242,7 @@ class VersionStore:
         for name, expected in {WEIGHTS: "", **card.sha256}.items():
             if not (folder / name).is_file():
                 raise DamagedVersionError(f"{version_id}: {name} is missing")
-            if _sha256(folder / name) != expected:
+            if sha256_of_file(folder / name) != expected:
                 raise DamagedVersionError(f"{version_id}: {name} differs from what was published (sha256)")
 
     def promote(self, version_id: str, reason: str = "promoted by hand") -> VersionCard:
@@ -387,12 +386,7 @@ def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
 
 
 def _now() -> str:

@@ -1,0 +1,242 @@
+"""Large files over HTTP: resumed where they broke off, checked, and put in place only when they are right.
+
+Proxies, certificates and .netrc are taken from the environment, as by every program that uses requests
+(HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE).
+
+Errors:
+    DownloadError                 the reason in words: refused, gone, disk full, or broken off too often; what
+                                  has come is kept, and the next try goes on from there
+        WrongContentError         the file is not the one that was asked for; nothing is kept
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+from requests import codes
+from requests.exceptions import ChunkedEncodingError
+
+from sspsam.files import sha256_of_file, sync_folder
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are here and, where it is known, the size."""
+
+CONNECT_TIMEOUT_S = 15.0
+READ_TIMEOUT_S = 60.0
+"""Of silence."""
+ATTEMPTS = 5
+"""In a row that bring nothing."""
+PAUSE_S = 1.0
+"""After the first of these; then twice as long each time."""
+CHUNK_BYTES = 1 << 16
+"""What is lost at most when a connection breaks."""
+_WORTH_TRYING_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
+
+
+class DownloadError(Exception):
+    """A file could not be downloaded."""
+
+
+class WrongContentError(DownloadError):
+    """What came is not what was asked for."""
+
+
+class _BrokenOffError(Exception):
+    """One attempt failed in a way that may pass."""
+
+
+def download(
+    url: str,
+    target: Path,
+    sha256: str | None = None,
+    size_bytes: int | None = None,
+    progress: Progress = lambda done, total: None,
+    pause_s: float = PAUSE_S,
+) -> str:
+    """Downloads a file.
+
+    It is collected beside its place, in `.<name>.part`. With a sha256, a later call goes on with that;
+    without, nothing tells whether the server still has the same file, and a later call begins again.
+
+    Args:
+        url: http or https.
+        target: where it goes; an existing file is replaced when all has come.
+        sha256: what it must have, in hex.
+        size_bytes: what it should have; for the progress and the disk.
+        progress: called as bytes come.
+        pause_s: before the second attempt.
+
+    Returns:
+        Its sha256.
+
+    Raises:
+        DownloadError, WrongContentError: see the module.
+    """
+    with requests.Session() as session, _unfinished(target, url) as file:
+        if sha256 is None:
+            file.truncate(0)
+        _check_space(target.parent, (size_bytes or 0) - _length(file))
+        transfer = _Transfer(session, url, file, size_bytes, progress, pause_s)
+        resumed = _length(file) > 0
+        transfer.run()
+        if resumed and _sha256(file) != sha256:  # what lay here was of another file
+            file.truncate(0)
+            transfer.run()
+        return _put_in_place(file, target, sha256, url)
+
+
+def place_copy(source: Path, target: Path, sha256: str | None = None) -> str:
+    """Copies a file out of a local mirror, with the same checks.
+
+    Returns:
+        Its sha256.
+
+    Raises:
+        DownloadError: the mirror has no such file, or it cannot be copied.
+        WrongContentError: it is another file.
+    """
+    if not source.is_file():
+        raise DownloadError(f"the mirror has no {source.name}: looked for {source}")
+    with _unfinished(target, str(source)) as file, source.open("rb") as original:
+        file.truncate(0)
+        _check_space(target.parent, source.stat().st_size)
+        shutil.copyfileobj(original, file, CHUNK_BYTES)
+        return _put_in_place(file, target, sha256, str(source))
+
+
+@dataclass
+class _Transfer:
+    """Fills a file from an address."""
+
+    session: requests.Session
+    url: str
+    file: BinaryIO
+    size_bytes: int | None
+    progress: Progress
+    pause_s: float
+    etag: str = ""
+    """The server's name for the content that came so far."""
+
+    def run(self) -> None:
+        """Attempt after attempt; one that brings something counts as the first again."""
+        failures = 0
+        while True:
+            before = _length(self.file)
+            try:
+                return self._attempt()
+            except (
+                requests.ConnectionError,
+                requests.Timeout,
+                ChunkedEncodingError,
+                _BrokenOffError,
+            ) as error:
+                reason = f"{type(error).__name__}: {error}"
+            except requests.RequestException as error:
+                raise DownloadError(f"{self.url} cannot be asked for: {error}") from error
+            here = _length(self.file)
+            failures = 1 if here > before else failures + 1
+            if failures >= ATTEMPTS:
+                raise DownloadError(
+                    f"{self.url} broke off {failures} times in a row, {here} bytes are here; last: {reason}"
+                )
+            time.sleep(self.pause_s * 2 ** (failures - 1))
+
+    def _attempt(self) -> None:
+        """Asks for what is missing, and writes what comes."""
+        have = _length(self.file)
+        headers = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if self.etag:
+                headers["If-Range"] = self.etag
+        timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+        with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
+            start, total = self._place(response, have)
+            self.file.truncate(start)
+            etag = response.headers.get("ETag", "")
+            self.etag = "" if etag.startswith("W/") else etag
+            if start != total:
+                self._write(response, start, total)
+
+    def _write(self, response: requests.Response, start: int, total: int | None) -> None:
+        done = start
+        self.progress(done, total or self.size_bytes)
+        for chunk in response.iter_content(CHUNK_BYTES):
+            self.file.write(chunk)
+            done += len(chunk)
+            self.progress(done, total or self.size_bytes)
+        self.file.flush()
+        if total is not None and done != total:
+            raise _BrokenOffError(f"{done} of {total} bytes came")
+
+    def _place(self, response: requests.Response, have: int) -> tuple[int, int | None]:
+        """Where in the file the answer's bytes belong, and how long the whole is."""
+        status, length = response.status_code, response.headers.get("Content-Length", "")
+        if status == codes.ok:
+            return 0, int(length) if length.isdecimal() else None
+        if status in _WORTH_TRYING_AGAIN:
+            raise _BrokenOffError(f"the server answered {status} {response.reason}")
+        if status not in (codes.partial_content, codes.requested_range_not_satisfiable):
+            raise DownloadError(f"{response.url} was refused: {status} {response.reason}")
+        place = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        total = int(place["total"]) if place and place["total"].isdecimal() else None
+        if status == codes.partial_content and place and place["start"] == str(have):
+            return have, total
+        if status == codes.requested_range_not_satisfiable and have == total:
+            return have, total
+        self.file.truncate(0)  # what is here does not fit what is there
+        raise _BrokenOffError(f"the server has other bytes than {have}-")
+
+
+def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str) -> str:
+    found = _sha256(file)
+    part = Path(file.name)
+    if sha256 is not None and found != sha256:
+        part.unlink()
+        raise WrongContentError(f"{source} is not the file that was expected: sha256 {found}, not {sha256}")
+    os.fsync(file.fileno())
+    part.replace(target)
+    sync_folder(target.parent)
+    return found
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.flush()
+    return sha256_of_file(Path(file.name))
+
+
+def _length(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+
+
+@contextmanager
+def _unfinished(target: Path, source: str) -> Iterator[BinaryIO]:
+    """Opens the file in which the target is collected, for this process alone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = part.samefile(f"/dev/fd/{file.fileno()}")
+        except (BlockingIOError, FileNotFoundError):
+            ours = False  # in use, or moved into place a moment ago
+        if not ours:
+            raise DownloadError(f"another process is downloading {source} to {target.parent}")
+        yield file

@@ -1,0 +1,199 @@
+"""`sspsam weights`: public weights listed, downloaded, checked, and converted into what serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sspsam.downloads import Progress
+    from sspsam.published import PublicFile
+    from sspsam.weights import WeightsFolder
+
+app = typer.Typer(help="Public weights: list, pull, verify, convert.", no_args_is_help=True)
+
+SUBFOLDER = "weights"
+"""Of MODEL_DIR, for what is pulled."""
+
+ModelDir = Annotated[
+    Path,
+    typer.Option(envvar="MODEL_DIR", help="Downloads lie in its folder `weights`.", file_okay=False),
+]
+Mirror = Annotated[
+    str,
+    typer.Option(
+        envvar="WEIGHTS_MIRROR",
+        metavar="FOLDER|URL",
+        help="Take files from here, under the names that they are saved as, and not from the internet.",
+    ),
+]
+Hub = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="Address of the Hugging Face hub.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_MODEL_DIR = Path("models")
+DEFAULT_HUB = "https://huggingface.co"
+
+
+@app.command("list")
+def list_weights(
+    hub_files: Annotated[
+        bool, typer.Option("--hub-files", help="Ask the hub for all files of SSP-SAM's authors.")
+    ] = False,
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    hub: Hub = DEFAULT_HUB,
+    as_json: AsJson = False,
+) -> None:
+    """List public weights: size, licence, address, sha256 and who states it, and whether they are here."""
+    folder = _folder(model_dir, hub=hub)
+    files = folder.hub_files() if hub_files else folder.files()
+    rows = [
+        {**asdict(file), "file": str(folder.path(file)), "here": folder.path(file).is_file()}
+        for file in files
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for file, row in zip(files, rows, strict=True):
+        typer.secho(file.name, bold=True)
+        typer.echo(f"  {file.what}; {_size(file.size_bytes)}; {file.licence}")
+        typer.echo(f"  {file.url}")
+        typer.echo(f"  sha256 {file.sha256 or 'not in this table'} ({file.sha256_from})")
+        typer.echo(f"  {'here: ' + str(row['file']) if row['here'] else 'not here'}")
+
+
+@app.command()
+def pull(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="As in the list, or hub:<path>.", show_default=False),
+    ],
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    mirror: Mirror = "",
+    hub: Hub = DEFAULT_HUB,
+) -> None:
+    """Download weights; an unfinished download goes on where it stopped.
+
+    Example: sspsam weights pull clip-vit-b-16 sam-vit-h ssp-sam-224-grefcoco
+    """
+    from sspsam.published import find_public_file
+
+    folder = _folder(model_dir, mirror, hub)
+    for file in [find_public_file(name) for name in names]:
+        with _progress(file) as progress:
+            record = folder.pull(file, progress)
+        typer.echo(f"{file.name}: {folder.path(file)}")
+        typer.echo(f"  sha256 {record.sha256} ({record.sha256_from})")
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME|FILE]...",
+            help="Names as in the list, or converted files; by default all that was pulled.",
+            show_default=False,
+        ),
+    ] = None,
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+) -> None:
+    """Compare files with the sha256 that they should have; ends with 1 if one differs or is missing."""
+    from sspsam.convert import verify_bundle
+    from sspsam.published import find_public_file
+
+    folder = _folder(model_dir)
+    here = [file.name for file in folder.files() if folder.path(file).is_file()]
+    answers = {
+        name: verify_bundle(Path(name))
+        if name.endswith(".safetensors")
+        else folder.verify(find_public_file(name))
+        for name in names or here
+    }
+    for name, condition in answers.items():
+        typer.echo(f"{name}: {condition}")
+    if not answers:
+        typer.echo(f"nothing to verify in {folder.folder}")
+    if any(condition != "good" for condition in answers.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A checkpoint of SSP-SAM's authors, and CLIP and SAM for what it leaves out: files, or "
+            "names of what was pulled.",
+            show_default=False,
+        ),
+    ],
+    preset: Annotated[str, typer.Option(help="Variant that they belong to.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="The .safetensors file to write.", dir_okay=False, show_default=False)
+    ],
+    for_training: Annotated[
+        bool, typer.Option("--for-training", help="Only CLIP and SAM, for training the rest from scratch.")
+    ] = False,
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+) -> None:
+    """Make one safetensors file that serves, and a card beside it. No code in a source is ever run.
+
+    Example: sspsam weights convert ssp-sam-224-grefcoco clip-vit-b-16 sam-vit-h --preset ssp-sam-224
+    --out ssp-sam-224.safetensors
+    """
+    from sspsam.convert import card_path
+    from sspsam.convert import convert as convert_files
+
+    card = convert_files(_find(sources, _folder(model_dir)), preset, out, for_training)
+    typer.echo(f"{out}: {card.tensors} tensors, {_size(card.size_bytes)}, of {card.preset}")
+    for source in card.sources:
+        typer.echo(f"  {source.tensors} from {source.file} ({source.layout}; {source.licence})")
+    typer.echo(f"Card: {card_path(out)}")
+    if card.complete:
+        typer.echo(f'Try it: sspsam predict PICTURE "PHRASE" --preset {preset} --weights {out}')
+
+
+def _folder(model_dir: Path, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:
+    from sspsam.weights import WeightsFolder
+
+    return WeightsFolder(model_dir / SUBFOLDER, mirror, hub)
+
+
+def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
+    """Files by their paths, or by the names under which they were pulled."""
+    from sspsam.published import find_public_file
+
+    paths = []
+    for source in sources:
+        path = Path(source)
+        if not path.exists() and not path.suffix:
+            path = folder.path(find_public_file(source))
+            if not path.is_file():
+                raise typer.BadParameter(f"{source} is not here: sspsam weights pull {source}")
+        paths.append(path)
+    return paths
+
+
+@contextmanager
+def _progress(file: PublicFile) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=False),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(file.name, total=file.size_bytes)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _size(size_bytes: int | None) -> str:
+    return "size unknown" if size_bytes is None else f"{size_bytes / 1e6:,.0f} MB"
