@@ -98,7 +98,7 @@ def build_service(
     client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     metrics, memory = Metrics(), Memory(redis)
     versions = VersionStore(settings.model_dir, settings.preset)
-    load = partial(load_preset, settings.preset, settings.device) if predictor is None else lambda: predictor
+    load = partial(load_preset, settings) if predictor is None else lambda: predictor
     embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(settings.embedding_cache_bytes)
     engine = Engine(load, versions, embeddings, redis, on_swap=lambda version: metrics.swaps.inc())
     images = ImageStore(
@@ -123,8 +123,8 @@ def connect_redis(url: str) -> Redis:
     return client
 
 
-def load_preset(preset: str, device: str) -> SwappablePredictor:
-    """Loads a preset with the weights that it ships with. Imports torch."""
+def load_preset(settings: Settings) -> SwappablePredictor:
+    """Loads the preset with its weights: the operator's, or those that ship with it. Imports torch."""
     from sspsam import Predictor
 
-    return Predictor.from_preset(preset, device)
+    return Predictor.from_preset(settings.preset, settings.device, settings.weights)

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     preset: str = "ssp-sam-demo"
+    weights: Path | None = None
+    """The preset's weights, as `sspsam weights convert` writes them; without it, those in the package."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9090

@@ -30,6 +30,15 @@ VersionOption = Annotated[
         "fine-tuned tensors. Without it: the weights that ship with the preset.",
     ),
 ]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WEIGHTS",
+        metavar="FILE",
+        dir_okay=False,
+        help="The preset's weights, as `sspsam weights convert` writes them; else those in the package.",
+    ),
+]
 ModelDirOption = Annotated[
     Path, typer.Option(envvar="MODEL_DIR", file_okay=False, help="Folder of the fine-tuned versions.")
 ]
@@ -49,6 +58,7 @@ def predict(
     ] = False,
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
+    weights: WeightsOption = None,
     model_dir: ModelDirOption = Path("models"),
     device: DeviceOption = "auto",
 ) -> None:
@@ -60,7 +70,7 @@ def predict(
     from sspsam.pictures import read_picture, write_picture
 
     pixels = read_picture(image)
-    predictor = open_predictor(preset, device, version, model_dir)
+    predictor = open_predictor(preset, device, version, model_dir, weights)
     referents = predictor.predict(predictor.embed(pixels), phrases)
     if out is not None:
         write_picture(draw_referents(pixels, referents), out)
@@ -71,7 +81,11 @@ def predict(
 
 
 def open_predictor(
-    preset: str, device: str = "auto", version: str | None = None, model_dir: Path = Path("models")
+    preset: str,
+    device: str = "auto",
+    version: str | None = None,
+    model_dir: Path = Path("models"),
+    weights: Path | None = None,
 ) -> Predictor:
     """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
 
@@ -79,7 +93,8 @@ def open_predictor(
         preset: Name of the variant.
         device: As the predictor takes it.
         version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
-        model_dir: Root of the store of versions.
+        model_dir: root of the store of versions.
+        weights: the preset's own; None for those in the package.
 
     Raises:
         typer.BadParameter: no such preset, device or file.
@@ -96,7 +111,7 @@ def open_predictor(
         choose_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    predictor = Predictor.from_preset(preset, device)
+    predictor = Predictor.from_preset(preset, device, weights)
     if version is None:
         return predictor
     if version.endswith(".safetensors"):

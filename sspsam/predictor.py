@@ -85,7 +85,7 @@ class Predictor:
             CheckpointError: no weights for it, or they do not fit.
         """
         preset = get_preset(name)
-        path = weights or (WEIGHTS_FOLDER / preset.weights if preset.weights else None)
+        path = weights or packaged_weights(name)
         if path is not None:
             return cls(*load_bundle(name, path), name, device)
         if preset != PRESETS["ssp-sam-test"]:
@@ -233,6 +233,12 @@ class Predictor:
         clicks = None if coordinates is None else (coordinates, labels)
         sparse, _ = self.model.sam.prompt_encoder(points=clicks, boxes=corners, masks=None)
         return sparse  # type: ignore[no-any-return]  # segment_anything is not typed
+
+
+def packaged_weights(preset: str) -> Path | None:
+    """The file of weights that ships with a preset, if one does."""
+    name = get_preset(preset).weights
+    return None if name is None else WEIGHTS_FOLDER / name
 
 
 def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:

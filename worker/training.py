@@ -6,7 +6,6 @@ Errors:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from urllib.parse import quote
 from backend.settings import Settings
 from finetune.data.demo import SCENES
 from finetune.records import RefRecord, read_records, write_records
+from sspsam.files import sha256_of_file
 from sspsam.versions import VersionCard, VersionStore
 from worker.policy import GATE_METRIC, judge
 from worker.runs import HELD_OUT_FILE, RUN_FILE, TRAIN_FILE, Run, run_folder
@@ -177,6 +177,7 @@ def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConf
         output_dir=folder / "training",
         data=records_spec(folder / TRAIN_FILE, settings.images_dir),
         replay=recipe.replay,
+        weights=() if settings.weights is None else (settings.weights.resolve(),),
         init=store.weights_path(run.base_version),
         steps=recipe.steps(len(read_records(folder / TRAIN_FILE))),
         batch_size=recipe.batch_size,
@@ -217,7 +218,7 @@ def _measure(
 
     folder = run_folder(settings.model_dir, run.run_id)
     held_out = open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir))
-    predictor = Predictor.from_preset(run.preset, settings.device)
+    predictor = Predictor.from_preset(run.preset, settings.device, settings.weights)
     if run.base_version != store.base_version:
         predictor.load_trainable(store.load(run.base_version))
     incumbent = evaluate(predictor, held_out)
@@ -248,7 +249,7 @@ def _publish(
     }
     card = VersionCard(
         parent=run.base_version,
-        parents_sha256=frozen_weights(run.preset),
+        parents_sha256=frozen_weights(run.preset, settings.weights),
         metrics=metrics,
         data={
             "run": run.run_id,
@@ -269,12 +270,9 @@ def _publish(
     return store.publish(read_tensors(weights), card, files)
 
 
-def frozen_weights(preset: str) -> dict[str, str]:
+def frozen_weights(preset: str, weights: Path | None) -> dict[str, str]:
     """The weights that a fine-tune of the preset leaves as they are: file name -> sha256."""
-    from sspsam.predictor import WEIGHTS_FOLDER
-    from sspsam.presets import get_preset
+    from sspsam.predictor import packaged_weights
 
-    name = get_preset(preset).weights
-    if name is None:
-        return {}
-    return {name: hashlib.sha256((WEIGHTS_FOLDER / name).read_bytes()).hexdigest()}
+    path = weights or packaged_weights(preset)
+    return {} if path is None else {path.name: sha256_of_file(path)}

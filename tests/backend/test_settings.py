@@ -19,6 +19,8 @@ def test_names_that_label_studio_users_know(monkeypatch: pytest.MonkeyPatch) -> 
         "MODEL_DIR": "/models",
         "REDIS_URL": "unix:///tmp/r.sock",
         "DEVICE": "cuda",
+        "PRESET": "ssp-sam-224",
+        "WEIGHTS": "/models/ssp-sam-224.safetensors",
         "LOG_LEVEL": "DEBUG",
         "PORT": "9999",
         "FINETUNE_AFTER": "8",
@@ -29,6 +31,7 @@ def test_names_that_label_studio_users_know(monkeypatch: pytest.MonkeyPatch) -> 
     settings = Settings()
 
     assert settings.label_studio_url == "https://ls.example.com/studio"
+    assert (settings.preset, settings.weights) == ("ssp-sam-224", Path("/models/ssp-sam-224.safetensors"))
     assert settings.images_dir == Path("/models/images")
     assert settings.basic_auth == ("user", "pass")
     assert settings.backend_url == "http://backend:9090"
@@ -39,12 +42,21 @@ def test_names_that_label_studio_users_know(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_empty_variables_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docker compose passes them when .env does not set them."""
-    for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS", "PUBLIC_URL", "LABEL_STUDIO_URL", "HOST", "PORT"):
+    for name in (
+        "BASIC_AUTH_USER",
+        "BASIC_AUTH_PASS",
+        "PUBLIC_URL",
+        "LABEL_STUDIO_URL",
+        "HOST",
+        "PORT",
+        "WEIGHTS",
+    ):
         monkeypatch.setenv(name, "")
 
     settings = Settings()
 
     assert settings.basic_auth is None
+    assert settings.weights is None
     assert settings.backend_url == "http://127.0.0.1:9090"
     assert settings.label_studio_url == "http://127.0.0.1:8080"
 

@@ -15,9 +15,11 @@ from PIL import Image
 
 from finetune.data.dataset import open_dataset
 from finetune.records import RefRecord, read_records, write_records
+from sspsam.checkpoints import write_tensors
 from sspsam.masks import mask_to_coco_rle
 from sspsam.presets import PRESETS
 from sspsam.versions import VersionCard
+from tests.sspsam.published_files import golden_bundle
 from worker import jobs
 from worker.policy import Side
 from worker.runs import (
@@ -31,7 +33,7 @@ from worker.runs import (
     run_folder,
 )
 from worker.services import Services
-from worker.training import RECIPES, Recipe, RunError, keep_usable, train_config
+from worker.training import RECIPES, Recipe, RunError, keep_usable, perform, train_config
 
 PROJECT = 8
 
@@ -121,6 +123,20 @@ def test_the_training_starts_from_the_version_that_serves(services: Services) ->
     config = train_config(prepare(services), services.store, services.settings)
     assert config.init == services.store.path(card.version_id) / "weights.safetensors"
     assert config.device == "cpu"
+
+
+def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path) -> None:
+    """It starts from them, is measured with them, and its version names them."""
+    weights = tmp_path / "own.safetensors"
+    write_tensors(weights, golden_bundle(), {"preset": "ssp-sam-test"})
+    settings = services.settings.model_copy(update={"weights": weights})
+    run = prepare(services)
+    assert train_config(run, services.store, settings).weights == (weights,)
+    card = perform(run, services.store, settings)
+    assert card.parents_sha256 == {"own.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    trained = services.store.load(card.version_id)
+    change = (trained["fusion.weight"] - golden_bundle()["fusion.weight"]).abs().max()
+    assert 0 < change < 0.2, "it went on from the weights, a little"
 
 
 def test_recipes_are_for_presets_that_exist() -> None:
