@@ -55,10 +55,8 @@ def unit_variance(model: SSPSAM, forward: Callable[[], Tensor]) -> None:
 
     Source: *All you need is a good init* (arXiv 1511.06422).
     """
-    visual = model.visual_adapter
-    layers: list[nn.Linear] = [model.linguistic_adapter.word_projection, *visual.patch_projection.layers]
-    layers += [visual.patch_verification, visual.words_verification, model.fusion]
-    for layer in layers:
+    adapters = model.linguistic_adapter, model.visual_adapter
+    for layer in [*adapters[0].projections(), *adapters[1].projections(), model.fusion]:
         layer.bias.zero_()  # no constant may count as signal
         layer.weight /= _output_of(layer, forward).std()
         # Without biases the projection would be homogeneous, and LayerNorm would undo the similarity map.

@@ -84,5 +84,4 @@ class SSPStage:
         self.model.sam.mask_decoder.requires_grad_(learns)
 
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        phrase = self.model.linguistic_adapter(batch.text.words, batch.tokens)
-        return EncodedPhrase(batch.text.sentence, phrase)
+        return self.model.adapt_phrase(batch.text, batch.tokens)

@@ -1,4 +1,4 @@
-"""The linguistic and the visual attention adapter."""
+"""The linguistic and the visual attention adapter, and what stands in for each where it is left out."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
+from sspsam.clip import TextFeatures
+from sspsam.presets import Preset, Verification
+
 
 class PhraseFeatures(NamedTuple):
-    """What the linguistic adapter makes of a phrase."""
+    """What becomes of a phrase's text features."""
 
-    words: Tensor
-    """(B, 77, adapter dim): projected word features."""
+    words: Tensor | None
+    """(B, L, adapter dim): projected word features; None where nothing attends to them."""
     phrase: Tensor
-    """(B, adapter dim): their sum, weighted by attention."""
-    attention: Tensor
-    """(B, 77): the weights; 0 at padding, 1 in sum."""
+    """(B, adapter dim): the phrase vector."""
+    attention: Tensor | None
+    """(B, L): the words' weights in it, 0 at padding, 1 in sum; None without the linguistic adapter."""
     padding: Tensor
-    """(B, 77) bool: True at padding."""
+    """(B, L) bool: True at padding."""
 
 
 class LinguisticAttentionAdapter(nn.Module):
@@ -32,30 +35,60 @@ class LinguisticAttentionAdapter(nn.Module):
         self.gru = nn.GRU(dim, dim, batch_first=True, bidirectional=True)
         self.attention_score = nn.Linear(2 * dim, 1)
 
-    def forward(self, word_features: Tensor, tokens: Tensor) -> PhraseFeatures:
-        """Adapts (B, 77, text width) word features of (B, 77) tokens."""
+    def forward(self, text: TextFeatures, tokens: Tensor) -> PhraseFeatures:
+        """Adapts the features of (B, L) tokens."""
         padding = tokens == 0
-        words = self.word_projection(word_features)  # (B, 77, dim)
-        context, _ = self.gru(words)  # (B, 77, 2 * dim)
-        score = self.attention_score(context).squeeze(-1)  # (B, 77)
+        words = self.word_projection(text.words)  # (B, L, dim)
+        context, _ = self.gru(words)  # (B, L, 2 * dim)
+        score = self.attention_score(context).squeeze(-1)  # (B, L)
         # The released weights were trained with a softmax that sees the padding, zeroed afterwards.
         attention = score.softmax(dim=-1).masked_fill(padding, 0.0)
         attention = attention / attention.sum(dim=-1, keepdim=True)
         phrase = torch.einsum("bl,bld->bd", attention, words)
         return PhraseFeatures(words, phrase, attention, padding)
 
+    def projections(self) -> list[nn.Linear]:
+        """Its linear layers on the way to the patches, in the order in which they run."""
+        return [self.word_projection]
+
+
+class SentenceAdapter(nn.Module):
+    """In place of the linguistic adapter: the sentence feature is the phrase vector.
+
+    It is projected where its width is not the adapters', and where no words are projected either.
+    """
+
+    def __init__(self, text_width: int, clip_dim: int, dim: int, with_words: bool) -> None:
+        super().__init__()
+        self.word_projection = nn.Linear(text_width, dim) if with_words else None
+        as_it_is = with_words and clip_dim == dim
+        self.sentence_projection = nn.Identity() if as_it_is else nn.Linear(clip_dim, dim)
+
+    def forward(self, text: TextFeatures, tokens: Tensor) -> PhraseFeatures:
+        """Adapts the features of (B, L) tokens."""
+        words = None if self.word_projection is None else self.word_projection(text.words)  # (B, L, dim)
+        return PhraseFeatures(words, self.sentence_projection(text.sentence), None, tokens == 0)
+
+    def projections(self) -> list[nn.Linear]:
+        """Its linear layers."""
+        layers = (self.word_projection, self.sentence_projection)
+        return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
 
 class VisualAttentionAdapter(nn.Module):
     """Keeps the patches that the words confirm: similarity, cross attention, verification score."""
 
-    def __init__(self, clip_dim: int, dim: int, heads: int) -> None:
+    def __init__(self, clip_dim: int, dim: int, heads: int, verification: Verification = "gaussian") -> None:
         super().__init__()
+        self.verification = verification
         self.patch_projection = MLP(clip_dim, dim, dim, 3)
-        self.words_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.patch_verification = nn.Linear(dim, dim)
-        self.words_verification = nn.Linear(dim, dim)
-        self.verification_scale = nn.Parameter(torch.ones(1))
-        self.verification_sigma = nn.Parameter(torch.full((1,), 0.5))
+        if verification != "none":
+            self.words_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+            self.patch_verification = nn.Linear(dim, dim)
+            self.words_verification = nn.Linear(dim, dim)
+        if verification == "gaussian":
+            self.verification_scale = nn.Parameter(torch.ones(1))
+            self.verification_sigma = nn.Parameter(torch.full((1,), 0.5))
         self.patch_norm = nn.LayerNorm(dim)
 
     def forward(self, patch_features: Tensor, sentence_feature: Tensor, phrase: PhraseFeatures) -> Tensor:
@@ -71,6 +104,8 @@ class VisualAttentionAdapter(nn.Module):
         """
         similarity = similarity_map(patch_features, sentence_feature)  # (B, G*G, 1)
         patches = self.patch_projection(patch_features * similarity)  # (B, G*G, dim)
+        if self.verification == "none":
+            return cast(Tensor, self.patch_norm(patches))
         attended = self.attend_words(patches, phrase)
         score = self.verification_score(patches, attended)
         return cast(Tensor, self.patch_norm(patches) * score)
@@ -83,12 +118,56 @@ class VisualAttentionAdapter(nn.Module):
         return cast(Tensor, attended)
 
     def verification_score(self, patches: Tensor, attended: Tensor) -> Tensor:
-        """A learned Gaussian of the cosine between a patch and the words it attended to: (B, G*G, 1)."""
+        """The cosine of a patch and the words it attended to, or a learned Gaussian of it: (B, G*G, 1)."""
         cosine = F.cosine_similarity(
             self.patch_verification(patches), self.words_verification(attended), dim=-1, eps=1e-12
         )
+        if self.verification == "cosine":
+            return cosine.unsqueeze(-1)
         distance = (1 - cosine).pow(2) / (2 * self.verification_sigma.pow(2))
         return (self.verification_scale * torch.exp(-distance)).unsqueeze(-1)
+
+    def projections(self) -> list[nn.Linear]:
+        """Its linear layers, in the order in which they run."""
+        layers: list[nn.Linear] = [*self.patch_projection.layers]
+        if self.verification != "none":
+            layers += [self.patch_verification, self.words_verification]
+        return layers
+
+
+class PatchProjection(nn.Module):
+    """In place of the visual adapter: the patches in the adapters' width, whatever the phrase says."""
+
+    def __init__(self, clip_dim: int, dim: int) -> None:
+        super().__init__()
+        self.patch_projection = MLP(clip_dim, dim, dim, 3)
+
+    def forward(self, patch_features: Tensor, _sentence_feature: Tensor, _phrase: PhraseFeatures) -> Tensor:
+        """(B, G*G, D) to (B, G*G, adapter dim)."""
+        return cast(Tensor, self.patch_projection(patch_features))
+
+    def projections(self) -> list[nn.Linear]:
+        """Its linear layers, in the order in which they run."""
+        return [*self.patch_projection.layers]
+
+
+def build_linguistic_adapter(preset: Preset) -> LinguisticAttentionAdapter | SentenceAdapter:
+    """The linguistic adapter, or its stand-in."""
+    clip, prompt = preset.clip, preset.prompt
+    if prompt.linguistic_adapter:
+        return LinguisticAttentionAdapter(clip.text_width, prompt.adapter_dim)
+    with_words = prompt.visual_adapter and prompt.verification != "none"
+    return SentenceAdapter(clip.text_width, clip.embed_dim, prompt.adapter_dim, with_words)
+
+
+def build_visual_adapter(preset: Preset) -> VisualAttentionAdapter | PatchProjection:
+    """The visual adapter, or its stand-in."""
+    clip, prompt = preset.clip, preset.prompt
+    if not prompt.visual_adapter:
+        return PatchProjection(clip.embed_dim, prompt.adapter_dim)
+    return VisualAttentionAdapter(
+        clip.embed_dim, prompt.adapter_dim, prompt.adapter_heads, prompt.verification
+    )
 
 
 def similarity_map(patch_features: Tensor, sentence_feature: Tensor) -> Tensor:

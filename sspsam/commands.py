@@ -100,14 +100,14 @@ def open_predictor(
         typer.BadParameter: no such preset, device or file.
         CheckpointError, VersionError: weights that are missing, damaged or do not fit.
     """
-    from sspsam import PRESETS, Predictor
+    from sspsam import Predictor
     from sspsam.checkpoints import read_tensors
     from sspsam.predictor import choose_device
+    from sspsam.presets import get_preset
     from sspsam.versions import VersionStore
 
-    if preset not in PRESETS:
-        raise typer.BadParameter(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
     try:
+        get_preset(preset)
         choose_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

@@ -10,8 +10,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sspsam.adapters import LinguisticAttentionAdapter, PhraseFeatures, VisualAttentionAdapter
-from sspsam.clip import CLIPTowers
+from sspsam.adapters import PhraseFeatures, build_linguistic_adapter, build_visual_adapter
+from sspsam.clip import CLIPTowers, TextFeatures
 from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
 from sspsam.prompts import BoxHead, PromptGenerator, Prompts
 from sspsam.sam import SAMDecoder
@@ -22,8 +22,8 @@ class SSPSAMOutput(NamedTuple):
 
     mask_logits: Tensor
     """(B, 1, 4h, 4w) over the padded SAM square."""
-    boxes: Tensor
-    """(B, 4) cxcywh in 0..1 of the CLIP canvas."""
+    boxes: Tensor | None
+    """(B, 4) cxcywh in 0..1 of the CLIP canvas; None in a variant without the REC head."""
     iou_predictions: Tensor
     """(B,): the decoder's own estimate of its mask's IoU."""
 
@@ -51,15 +51,11 @@ class SSPSAM(nn.Module):
         image_encoder = IMAGE_ENCODERS[preset.image_encoder]
         dim = image_encoder.embedding_dim
         self.clip = CLIPTowers(preset.clip)
-        self.linguistic_adapter = LinguisticAttentionAdapter(
-            preset.clip.text_width, preset.prompt.adapter_dim
-        )
-        self.visual_adapter = VisualAttentionAdapter(
-            preset.clip.embed_dim, preset.prompt.adapter_dim, preset.prompt.adapter_heads
-        )
+        self.linguistic_adapter = build_linguistic_adapter(preset)
+        self.visual_adapter = build_visual_adapter(preset)
         self.fusion = nn.Linear(preset.prompt.adapter_dim, dim)
         self.prompt_generator = PromptGenerator(preset.prompt, dim, patches=preset.clip.grid_size**2)
-        self.box_head = BoxHead(dim)
+        self.box_head = BoxHead(dim) if preset.prompt.box_head else None
         self.sam = SAMDecoder(preset.decoder, image_encoder)
         self.clip.requires_grad_(False)
         self.sam.prompt_encoder.requires_grad_(False)
@@ -89,8 +85,11 @@ class SSPSAM(nn.Module):
 
     def encode_phrase(self, tokens: Tensor) -> EncodedPhrase:
         """CLIP text features through the linguistic adapter."""
-        text = self.clip.encode_text(tokens)
-        return EncodedPhrase(text.sentence, self.linguistic_adapter(text.words, tokens))
+        return self.adapt_phrase(self.clip.encode_text(tokens), tokens)
+
+    def adapt_phrase(self, text: TextFeatures, tokens: Tensor) -> EncodedPhrase:
+        """CLIP text features of (B, L) tokens through the linguistic adapter."""
+        return EncodedPhrase(text.sentence, self.linguistic_adapter(text, tokens))
 
     def make_prompts(self, patch_features: Tensor, encoded: EncodedPhrase) -> Prompts:
         """The semantic-spatial prompts for (B, G*G, D) patch features and B phrases."""
@@ -116,7 +115,8 @@ class SSPSAM(nn.Module):
         if extra_prompts is not None:
             sparse = torch.cat([sparse, extra_prompts], dim=1)
         mask_logits, iou_predictions = self.sam(image_embeddings, sparse)
-        return SSPSAMOutput(mask_logits, self.box_head(prompts.box_token), iou_predictions)
+        boxes = None if self.box_head is None else self.box_head(prompts.box_token)
+        return SSPSAMOutput(mask_logits, boxes, iou_predictions)
 
 
 def build_model(preset: str) -> SSPSAM:

@@ -17,7 +17,7 @@ from sspsam.layouts import IMAGE_ENCODER_PREFIX
 from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
-from sspsam.presets import IMAGE_ENCODERS, PRESETS, get_preset
+from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
 from sspsam.prompts import Prompts
 from sspsam.sam import build_image_encoder
 
@@ -55,7 +55,7 @@ class Referent:
     score: float
     """The decoder's estimate of the mask's IoU, 0..1."""
     box_xyxy: tuple[float, float, float, float]
-    """The box head's answer, px of the original frame."""
+    """The REC head's answer, px of the original frame; without the head, the box around the mask."""
     no_target: bool
     """Nothing in the picture fits the phrase."""
 
@@ -88,7 +88,7 @@ class Predictor:
         path = weights or packaged_weights(name)
         if path is not None:
             return cls(*load_bundle(name, path), name, device)
-        if preset != PRESETS["ssp-sam-test"]:
+        if base_preset(name) != "ssp-sam-test":
             raise checkpoints.CheckpointError(
                 f"no weights for {name} ship in the package: give a converted file (sspsam weights convert)"
             )
@@ -205,8 +205,12 @@ class Predictor:
         )
         masks = self._masks(output.mask_logits, embedding)
         scores = output.iou_predictions.clamp(0, 1).tolist()
-        boxes = [embedding.clip_frame.box_to_original(box) for box in output.boxes.cpu()]
-        answers = zip(phrases, masks, scores, boxes, strict=True)
+        boxes_xyxy = (
+            [mask_to_box_xyxy(mask) for mask in masks]
+            if output.boxes is None
+            else [embedding.clip_frame.box_to_original(box) for box in output.boxes.cpu()]
+        )
+        answers = zip(phrases, masks, scores, boxes_xyxy, strict=True)
         return [_referent(*answer, is_there=is_there) for answer in answers]
 
     def _masks(self, mask_logits: Tensor, embedding: ImageEmbedding) -> BoolMask:

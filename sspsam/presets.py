@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class ImageEncoderConfig:
         return self.image_size // self.patch_size
 
 
+Verification = Literal["gaussian", "cosine", "none"]
+
+
 @dataclass(frozen=True)
 class PromptConfig:
     """Sizes of the semantic-spatial prompt encoder."""
@@ -69,6 +74,14 @@ class PromptConfig:
     feedforward_dim: int = 2048
     placed_patches: bool = False
     """Patches carry their positions into the sequence, not only into queries and keys."""
+    linguistic_adapter: bool = True
+    """Otherwise CLIP's sentence feature stands in for the phrase vector."""
+    visual_adapter: bool = True
+    """Otherwise patches are projected and nothing more."""
+    verification: Verification = "gaussian"
+    """How a patch's agreement with the words scales it: by a learned Gaussian, as it is, or not at all."""
+    box_head: bool = True
+    """Otherwise no REC box is predicted, nor learned from."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +156,49 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "linguistic-adapter": {"linguistic_adapter": False},
+    "verification-gaussian": {"verification": "cosine"},
+    "verification-score": {"verification": "none"},
+    "visual-adapter": {"visual_adapter": False, "verification": "none"},
+    "rec-head": {"box_head": False},
+}
+"""What can be left out -> the PromptConfig fields that do it; `ssp-sam-224-without-rec-head` is a preset.
+
+Applied in this order, so that leaving out the more goes before leaving out the less.
+"""
+
+_WITHOUT = "-without-"
+
+
+def base_preset(name: str) -> str:
+    """The entry of PRESETS that a name begins with."""
+    return name.partition(_WITHOUT)[0]
+
+
 def get_preset(name: str) -> Preset:
     """Looks a preset up.
 
+    Args:
+        name: key of PRESETS, followed by any number of `-without-<ablation>`.
+
     Raises:
-        ValueError: there is no preset of that name.
+        ValueError: there is no preset of that name, or no such ablation.
     """
-    if name not in PRESETS:
+    base, *left_out = name.split(_WITHOUT)
+    if base not in PRESETS:
         raise ValueError(f"unknown preset {name!r}, expected one of: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if unknown := [part for part in left_out if part not in ABLATIONS]:
+        raise ValueError(
+            f"unknown ablation {unknown[0]!r} in {name!r}, expected one of: {', '.join(ABLATIONS)}"
+        )
+    preset = PRESETS[base]
+    for part in sorted(left_out, key=list(ABLATIONS).index):
+        preset = _without(preset, part)
+    return preset
+
+
+def _without(preset: Preset, part: str) -> Preset:
+    """As the authors do it: without the visual adapter, CLIP runs without surgery too."""
+    clip = replace(preset.clip, surgery_blocks=0) if part == "visual-adapter" else preset.clip
+    return replace(preset, clip=clip, prompt=replace(preset.prompt, **ABLATIONS[part]), weights=None)

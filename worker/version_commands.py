@@ -95,11 +95,13 @@ def held_out_figure(card: VersionCard) -> str:
 
 
 def _store(model_dir: Path, preset: str) -> VersionStore:
-    from sspsam.presets import PRESETS
+    from sspsam.presets import get_preset
     from sspsam.versions import VersionStore
 
-    if preset not in PRESETS:
-        raise typer.BadParameter(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+    try:
+        get_preset(preset)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     return VersionStore(model_dir, preset)
 
 
