@@ -78,12 +78,14 @@ class SentenceAdapter(nn.Module):
 class VisualAttentionAdapter(nn.Module):
     """Keeps the patches that the words confirm: similarity, cross attention, verification score."""
 
-    def __init__(self, clip_dim: int, dim: int, heads: int, verification: Verification = "gaussian") -> None:
+    def __init__(
+        self, clip_dim: int, dim: int, heads: int, dropout: float, verification: Verification
+    ) -> None:
         super().__init__()
         self.verification = verification
         self.patch_projection = MLP(clip_dim, dim, dim, 3)
         if verification != "none":
-            self.words_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+            self.words_attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
             self.patch_verification = nn.Linear(dim, dim)
             self.words_verification = nn.Linear(dim, dim)
         if verification == "gaussian":
@@ -166,7 +168,7 @@ def build_visual_adapter(preset: Preset) -> VisualAttentionAdapter | PatchProjec
     if not prompt.visual_adapter:
         return PatchProjection(clip.embed_dim, prompt.adapter_dim)
     return VisualAttentionAdapter(
-        clip.embed_dim, prompt.adapter_dim, prompt.adapter_heads, prompt.verification
+        clip.embed_dim, prompt.adapter_dim, prompt.adapter_heads, prompt.adapter_dropout, prompt.verification
     )
 
 

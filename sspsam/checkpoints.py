@@ -173,7 +173,10 @@ def write_tensors(
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     aside = path.with_name(path.name + ".part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # safetensors would leave a file that only its owner can read
         save_file(contiguous, aside, dict(metadata or {}))
+        aside.chmod(mode)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

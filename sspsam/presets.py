@@ -74,6 +74,8 @@ class PromptConfig:
     feedforward_dim: int = 2048
     placed_patches: bool = False
     """Patches carry their positions into the sequence, not only into queries and keys."""
+    adapter_dropout: float = 0.0
+    """Of the patches' attention to words, while training."""
     linguistic_adapter: bool = True
     """Otherwise CLIP's sentence feature stands in for the phrase vector."""
     visual_adapter: bool = True
@@ -122,6 +124,7 @@ PRESETS: dict[str, Preset] = {
             embed_dim=512, text_width=512, text_layers=12, text_heads=8,
         ),
         image_encoder="vit_h",
+        prompt=PromptConfig(adapter_dropout=0.1),
     ),
     "ssp-sam-336": Preset(
         clip=CLIPConfig(
@@ -129,6 +132,7 @@ PRESETS: dict[str, Preset] = {
             embed_dim=768, text_width=768, text_layers=12, text_heads=12,
         ),
         image_encoder="vit_h",
+        prompt=PromptConfig(adapter_dropout=0.1),
     ),
     "ssp-sam-demo": Preset(
         clip=CLIPConfig(

@@ -369,10 +369,9 @@ class VersionStore:
 
 
 def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping[str, Path | str]) -> None:
-    import safetensors.torch
+    from sspsam.checkpoints import write_tensors
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(contiguous, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, state)
     for name, content in files.items():
         if name in (WEIGHTS, CARD) or Path(name).name != name:
             raise ValueError(f"a version cannot hold a file named {name!r}")

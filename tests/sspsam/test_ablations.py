@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,13 @@ def test_a_checkpoint_of_the_whole_model_is_refused() -> None:
         sspsam.load_checkpoint(
             sspsam.build_model(f"{TEST}-without-rec-head"), reference_state(golden_bundle())
         )
+
+
+def test_the_documentation_tells_each() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    for part, fewer in LEFT_OUT.items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{part}` |")]
+        assert f"| {fewer:,} |" in row
 
 
 def test_names() -> None:

@@ -89,6 +89,14 @@ class Payload:
         return os.mkdir, (str(self.trace),)
 
 
+def test_others_may_read_what_was_written(trained: sspsam.SSPSAM, tmp_path: Path) -> None:
+    """As far as the umask allows: a worker writes versions, a backend of another user reads them."""
+    (tmp_path / "ordinary").touch()
+    write_tensors(tmp_path / "model.safetensors", trained.state_dict())
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["ordinary"]
+
+
 def test_code_in_a_pickle_does_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "evil.pth", tmp_path / "trace"
     torch.save({"model": {"tf_scale": Payload(trace)}}, path)

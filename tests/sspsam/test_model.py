@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,7 @@ def test_trainable_parameters_as_the_paper_counts(variant: str, expected: int) -
     with torch.device("meta"):
         model = sspsam.build_model(variant)
     own = sum(p.numel() for name, p in model.named_parameters() if is_trainable(name))
+    assert f" {own:,} |" in (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
     unused = {k: v for k, v in golden_shapes(variant).items() if k.startswith(UNUSED_BUT_COUNTED)}
     counted = sum(torch.Size(shape).numel() for key, shape in unused.items() if ".pos_" not in key)
     assert own + counted == expected
