@@ -18,7 +18,7 @@ from sspsam.files import replace_text, sha256_of_file
 from sspsam.layouts import CLIP_PREFIX, IMAGE_ENCODER_PREFIX, Layout
 from sspsam.model import build_model
 from sspsam.presets import get_preset
-from sspsam.published import find_by_sha256
+from sspsam.published import Record, find_by_sha256, record_path
 from sspsam.sam import build_image_encoder
 
 LICENCES: Mapping[Layout, str] = {"clip": "MIT", "sam": "Apache-2.0", "ssp-sam": "Apache-2.0"}
@@ -168,7 +168,9 @@ def _merge(sources: Sequence[_Source]) -> tuple[dict[str, Tensor], dict[str, _So
 
 def _describe(source: _Source, tensors: int) -> SourceCard:
     sha256 = sha256_of_file(source.path)
-    published = find_by_sha256(sha256)
+    published = find_by_sha256(sha256) or Record.read(record_path(source.path))
+    if published is not None and published.sha256 != sha256:
+        published = None  # the file was changed after its download
     return SourceCard(
         file=source.path.name,
         layout=source.layout,

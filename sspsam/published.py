@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 HUB = "https://huggingface.co"
@@ -33,6 +35,33 @@ class PublicFile:
             repository, _, path = self.url.removeprefix(f"{HUB}/").partition("/resolve/main/")
             return "_".join([repository.rpartition("/")[2], *unquote(path).split("/")])
         return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known about a downloaded file; kept beside it, as `<file>.json`."""
+
+    name: str
+    url: str
+    """Where it is published."""
+    fetched_from: str
+    """Where it came from: that, or a mirror."""
+    licence: str
+    size_bytes: int
+    sha256: str
+    sha256_from: str
+    """Who says that it must be this one."""
+    fetched_at: str
+    """ISO 8601, UTC."""
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """The record in a file; None where there is none that can be read."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{entry.name: values[entry.name] for entry in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 def hub_file(
@@ -116,3 +145,8 @@ def find_public_file(name: str) -> PublicFile:
 def find_by_sha256(sha256: str) -> PublicFile | None:
     """The published file of that content, if it is one."""
     return next((file for file in PUBLIC_FILES if file.sha256 == sha256), None)
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of a downloaded file lies."""
+    return path.with_name(path.name + ".json")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -35,6 +36,10 @@ STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 _LOCAL_HEADER_SIZE = 30
+_CLASS = re.compile(
+    r"^class (?P<name>\w+)\(Module\):\n(?P<state>(?:  __(?:parameters|buffers)__ = \[.*\]\n)+)", re.M
+)
+_QUOTED = re.compile(r'"([^"]+)"')
 _CODE = "__torch__"
 """Where TorchScript puts the classes of the archive."""
 
@@ -59,16 +64,19 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         storages = _Storages(archive, file, f"{root}/data/")
         program = io.BytesIO(archive.read(f"{root}/data.pkl"))
         try:
-            module = _TensorUnpickler(program, storages).load()
+            module = _TensorUnpickler(program, storages, _script_classes(archive, root)).load()
         except (TypeError, AttributeError, IndexError) as error:
             raise pickle.UnpicklingError(
                 f"its attributes are not pickled as TorchScript does: {error}"
             ) from error
-    return dict(_tensors(module, "", set()))
+    return dict(_state(module, "", set()))
 
 
 class _ScriptObject:
     """Stands in for every class of the archive: holds attributes, does nothing."""
+
+    state_names: frozenset[str] | None = None
+    """Which of its tensors are parameters or buffers; None where the program does not say: all."""
 
     def __init__(self, *_arguments: object) -> None:
         self.attributes: dict[str, Any] = {}
@@ -78,6 +86,20 @@ class _ScriptObject:
 
     def __setstate__(self, state: object) -> None:
         self.attributes = dict(state) if isinstance(state, dict) else {}
+
+
+def _script_classes(archive: zipfile.ZipFile, root: str) -> dict[tuple[str, str], type[_ScriptObject]]:
+    """The archive's classes by module and name; what is state is read off the text of its program."""
+    classes = {}
+    for file in archive.namelist():
+        folder, _, module = file.partition(f"{root}/code/")
+        if folder or not module.endswith(".py"):
+            continue
+        for found in _CLASS.finditer(archive.read(file).decode()):
+            names = frozenset(_QUOTED.findall(found["state"]))
+            where = module.removesuffix(".py").replace("/", ".")
+            classes[where, found["name"]] = type(found["name"], (_ScriptObject,), {"state_names": names})
+    return classes
 
 
 class _Storages:
@@ -109,13 +131,15 @@ class _Storages:
 class _TensorUnpickler(pickle.Unpickler):
     """Knows what a TorchScript archive may hold; nothing that it can name does more than build a tensor."""
 
-    def __init__(self, file: io.BytesIO, storages: _Storages) -> None:
+    def __init__(
+        self, file: io.BytesIO, storages: _Storages, classes: dict[tuple[str, str], type[_ScriptObject]]
+    ) -> None:
         super().__init__(file)
-        self._storages = storages
+        self._storages, self._classes = storages, classes
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == _CODE:
-            return _ScriptObject
+            return self._classes.get((module, name), _ScriptObject)
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -124,6 +148,8 @@ class _TensorUnpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch.jit._pickle" and name.startswith("build_"):  # lists of one type
             return list
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):  # containers of one type
+            return lambda container, _type: container
         raise pickle.UnpicklingError(f"a TorchScript archive of tensors does not need {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -139,10 +165,12 @@ def _rebuild_tensor(
     return storage.as_strided(size, stride, offset)
 
 
-def _tensors(value: object, name: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _state(value: object, prefix: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Walks the modules; `above` are those that lead here, so that a cycle ends."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, _ScriptObject) and id(value) not in above:
-        for attribute, held in value.attributes.items():
-            yield from _tensors(held, f"{name}.{attribute}" if name else str(attribute), above | {id(value)})
+    if not isinstance(value, _ScriptObject) or id(value) in above:
+        return
+    for name, held in value.attributes.items():
+        if isinstance(held, Tensor) and (value.state_names is None or name in value.state_names):
+            yield f"{prefix}{name}", held
+        else:
+            yield from _state(held, f"{prefix}{name}.", above | {id(value)})

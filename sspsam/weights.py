@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,16 @@ from sspsam.downloads import (
     place_copy,
 )
 from sspsam.files import replace_text, sha256_of_file
-from sspsam.published import HUB, HUB_REPOSITORY, PUBLIC_FILES, PublicFile, find_public_file, hub_file
+from sspsam.published import (
+    HUB,
+    HUB_REPOSITORY,
+    PUBLIC_FILES,
+    PublicFile,
+    Record,
+    find_public_file,
+    hub_file,
+    record_path,
+)
 
 Condition = Literal["good", "damaged", "absent", "unknown"]
 """`unknown`: there is no sha256 to compare with."""
@@ -29,33 +38,6 @@ Condition = Literal["good", "damaged", "absent", "unknown"]
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 RECORDED = "nobody states it: recorded at the first download"
 _SHA256_LENGTH = 64
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known about a downloaded file; kept beside it, as `<file>.json`."""
-
-    name: str
-    url: str
-    """Where it is published."""
-    fetched_from: str
-    """Where it came from: that, or a mirror."""
-    licence: str
-    size_bytes: int
-    sha256: str
-    sha256_from: str
-    """Who says that it must be this one."""
-    fetched_at: str
-    """ISO 8601, UTC."""
-
-    @classmethod
-    def read(cls, path: Path) -> Record | None:
-        """The record in a file; None where there is none that can be read."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{entry.name: values[entry.name] for entry in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
 
 class WeightsFolder:
@@ -80,7 +62,7 @@ class WeightsFolder:
 
     def record(self, file: PublicFile) -> Record | None:
         """What is known about a downloaded file; None if it was not downloaded."""
-        return Record.read(_record_path(self.path(file))) if self.path(file).is_file() else None
+        return Record.read(record_path(self.path(file))) if self.path(file).is_file() else None
 
     def pull(self, file: PublicFile, progress: Progress = lambda done, total: None) -> Record:
         """Downloads a file, unless it is here and as it should be.
@@ -153,7 +135,7 @@ class WeightsFolder:
             return file.sha256, file.sha256_from
         if not self._mirror and (stated := self._stated_by_hub(file)):
             return stated, file.sha256_from
-        if earlier := Record.read(_record_path(self.path(file))):
+        if earlier := Record.read(record_path(self.path(file))):
             return earlier.sha256, earlier.sha256_from
         return None, RECORDED
 
@@ -183,7 +165,7 @@ class WeightsFolder:
             sha256_from=sha256_from,
             fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        replace_text(_record_path(self.path(file)), json.dumps(asdict(record), indent=2))
+        replace_text(record_path(self.path(file)), json.dumps(asdict(record), indent=2))
         return record
 
     def _address(self, file: PublicFile) -> str:
@@ -192,10 +174,6 @@ class WeightsFolder:
         if self._mirror:
             return f"{self._mirror.rstrip('/')}/{quote(file.file_name)}"
         return self._hub + file.url.removeprefix(HUB) if file.url.startswith(HUB) else file.url
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
 
 
 def _is_address(mirror: str) -> bool:

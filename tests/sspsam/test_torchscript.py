@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sspsam.checkpoints import CheckpointError, read_tensors
 from sspsam.torchscript import is_torchscript, read_torchscript
@@ -33,6 +34,35 @@ def test_the_tensors_are_those_that_torch_reads(archive: Path) -> None:
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value), name
+
+
+class Mixed(nn.Module):
+    """What a scripted module may hold beside its state: containers, numbers, tensors that are none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.factors, self.flags, self.pair = [1, 2], [0.5], [True], (1, 2.0)
+        self.table = {"a": 1}
+        self.plain, self.others = torch.zeros(3), [torch.ones(1)]
+        self.weight = nn.Parameter(torch.arange(6.0)[2:4])
+        self.register_buffer("steps", torch.tensor(7))
+        self.layers = nn.ModuleList([nn.Linear(2, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        numbers = self.sizes[0] + self.factors[0] + len(self.flags) + self.pair[1] + self.table["a"]
+        return x * self.weight + numbers + self.plain.sum() + self.others[0] + self.steps
+
+
+def test_only_the_state_is_read(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Mixed()).save(str(tmp_path / "mixed.pt"))
+        expected = torch.jit.load(str(tmp_path / "mixed.pt")).state_dict()
+    found = read_torchscript(tmp_path / "mixed.pt")
+    assert found.keys() == expected.keys() == {"weight", "steps", "layers.0.weight", "layers.0.bias"}
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_other_files_are_no_archives(tmp_path: Path, archive: Path) -> None:
