@@ -12,7 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from sspsam.cli import build_app
+from sspsam.convert import card_path
 from sspsam.downloads import DownloadError, WrongContentError
+from sspsam.predictor import Predictor
+from sspsam.presets import PRESETS
 from sspsam.published import HUB_REPOSITORY, PUBLIC_FILES, PublicFile, find_public_file
 from sspsam.weights import RECORDED, WeightsFolder
 from tests.sspsam.file_server import Behaviour, FileServer, hub_listing
@@ -164,8 +167,8 @@ def test_commands(server: FileServer, tmp_path: Path) -> None:
     assert run("verify", "sam-vit-b", "--model-dir", str(tmp_path)) == (1, "sam-vit-b: absent\n")
 
 
-def test_pull_convert_verify_predict(server: FileServer, tmp_path: Path) -> None:
-    """A released checkpoint from the hub to a file that answers."""
+def test_pull_convert_verify_load(server: FileServer, tmp_path: Path) -> None:
+    """A released checkpoint from the hub to a file that serves."""
     torch.save({"model": reference_state(golden_bundle())}, tmp_path / "released.pth")
     server.files[ON_HUB] = Behaviour((tmp_path / "released.pth").read_bytes(), hub=True)
     run("pull", f"hub:{PATH}", "--model-dir", str(tmp_path), "--hub", server.url)
@@ -174,6 +177,9 @@ def test_pull_convert_verify_predict(server: FileServer, tmp_path: Path) -> None
     code, output = run("convert", str(pulled), "--preset", PRESET, "--out", str(bundle))
     assert code == 0
     assert "tensors" in output
+    (source,) = json.loads(card_path(bundle).read_text())["sources"]
+    assert (source["published_as"], source["licence"]) == (f"hub:{PATH}", "Apache-2.0")
+    assert Predictor.from_preset(PRESET, "cpu", bundle).model.preset is PRESETS[PRESET]
     assert run("verify", str(bundle)) == (0, f"{bundle}: good\n")
     bundle.write_bytes(bundle.read_bytes() + b"x")
     assert run("verify", str(bundle))[0] == 1
