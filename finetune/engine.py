@@ -120,8 +120,11 @@ class TrainingLoop:
         return True
 
     def _learning_state(self) -> dict[str, Tensor]:
+        """What learns, and the running statistics beside it."""
         learning = {id(parameter) for parameter in self._learning}
-        return {name: p.detach() for name, p in self.stage.module.named_parameters() if id(p) in learning}
+        module = self.stage.module
+        state = {name: p.detach() for name, p in module.named_parameters() if id(p) in learning}
+        return state | dict(module.named_buffers())
 
     def _learning_rate_factor(self, step: int) -> float:
         config = self.config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.dataset import Dataset, Sample
@@ -35,6 +36,8 @@ class Batch:
     text: TextFeatures
     masks: Tensor
     """(B, 1, T, T) float32 in 0..1, sam frame."""
+    patch_coverage: Tensor
+    """(B, G*G) share of each CLIP patch that the target covers."""
     boxes: Tensor
     """(B, 4) cxcywh in 0..1 of the CLIP canvas; zeros without a target."""
     has_target: Tensor
@@ -47,6 +50,7 @@ class _Example:
     phrase: str
     embedding: ImageEmbedding
     mask_rle: dict[str, object]
+    patch_coverage: Tensor
     box: Tensor
     has_target: bool
 
@@ -154,6 +158,7 @@ class ExampleStream:
                 torch.stack([features.sentence for features in text]).to(device).float(),
             ),
             masks=masks[:, None].to(device),
+            patch_coverage=torch.stack([example.patch_coverage for example in examples]).to(device).float(),
             boxes=torch.stack([example.box for example in examples]).to(device),
             has_target=torch.tensor([example.has_target for example in examples], device=device),
         )
@@ -169,7 +174,15 @@ def concatenate(first: Batch, second: Batch) -> Batch:
         text=TextFeatures(*map(torch.cat, zip(first.text, second.text, strict=True))),
         **{
             name: torch.cat([getattr(first, name), getattr(second, name)])
-            for name in ("patch_features", "image_embeddings", "tokens", "masks", "boxes", "has_target")
+            for name in (
+                "patch_features",
+                "image_embeddings",
+                "tokens",
+                "masks",
+                "patch_coverage",
+                "boxes",
+                "has_target",
+            )
         },
     )
 
@@ -180,9 +193,16 @@ def _make_example(sample: Sample, embedding: ImageEmbedding) -> _Example:
         phrase=sample.phrase,
         embedding=embedding,
         mask_rle=mask_to_coco_rle(sample.mask),
+        patch_coverage=_patch_coverage(sample.mask, embedding),
         box=_canvas_box(sample.mask, embedding.clip_frame),
         has_target=bool(sample.mask.any()),
     )
+
+
+def _patch_coverage(mask: BoolMask, embedding: ImageEmbedding) -> Tensor:
+    canvas = embedding.clip_frame.mask_to_canvas(mask)
+    grid = int(embedding.patch_features.shape[1] ** 0.5)
+    return F.adaptive_avg_pool2d(canvas[None, None], grid).flatten().half()
 
 
 def _canvas_box(mask: BoolMask, frame: ClipFrame) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.examples import Batch
@@ -98,7 +97,7 @@ def attend_to_target(model: SSPSAM, multimodal_patches: Tensor, batch: Batch) ->
     patches = multimodal_patches.shape[1]
     position = generator.position.weight[-patches:]
     keys = (multimodal_patches + (1 + generator.placed_patches) * position).flatten(0, 1)  # (B*G*G, C)
-    probe = fit_probe(keys, _covered(batch.masks, model.preset.clip.grid_size).flatten())
+    probe = fit_probe(keys, _covered(batch.patch_coverage).flatten())
     attention = cast(FusionLayer, generator.layers[0]).self_attn
     width, head = attention.embed_dim, attention.head_dim
     attention.in_proj_weight[: 2 * width] *= OTHER_LOGITS
@@ -120,9 +119,8 @@ def fit_probe(features: Tensor, target: Tensor) -> Tensor:
     return probe / distance
 
 
-def _covered(masks: Tensor, grid: int) -> Tensor:
-    """(B, 1, T, T) masks as (B, G*G) of 0 and 1."""
-    share = F.adaptive_avg_pool2d(masks, grid).flatten(1)
+def _covered(share: Tensor) -> Tensor:
+    """(B, G*G) shares of patches as 0 and 1."""
     peak = share.amax(dim=1, keepdim=True).clamp(min=1e-6)
     return (share >= COVERED * peak).float()
 

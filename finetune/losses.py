@@ -43,6 +43,9 @@ class LossWeights:
     generalized_box_iou: float = 2.0
     iou_prediction: float = 0.0
     """SAM trains its IoU head (weight 1 in its paper); SSP-SAM's recipe does not."""
+    patch: float = 0.0
+    """Whether each fused patch knows how much of it the target covers; not in the paper. A prompt encoder
+    that is trained from nothing learns many times faster when its patches are told, not the mask alone."""
 
     def __post_init__(self) -> None:
         negative = {name: weight for name, weight in asdict(self).items() if weight < 0}
@@ -74,6 +77,8 @@ class Criterion(nn.Module):
         has_target: Tensor,
         *,
         iou_predictions: Tensor | None = None,
+        patch_logits: Tensor | None = None,
+        patch_coverage: Tensor | None = None,
         sample_weights: Tensor | None = None,
         sample_ids: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
@@ -86,6 +91,8 @@ class Criterion(nn.Module):
             target_boxes: (B, 4) as `boxes`; ignored without a target.
             has_target: (B,) bool.
             iou_predictions: (B,) the decoder's own estimate, 0..1; used when its weight is above 0.
+            patch_logits: (B, G*G) whether patches show the target; needs `patch_coverage`.
+            patch_coverage: (B, G*G) share of each patch that the target covers, 0..1.
             sample_weights: (B,) at least 0, how much each sample counts in the means.
             sample_ids: B names for the error message.
 
@@ -101,6 +108,8 @@ class Criterion(nn.Module):
             per_sample |= self._mask_terms(mask_logits, target_masks, iou_predictions)
         if boxes is not None:
             per_sample |= self._box_terms(boxes, target_boxes, has_target)
+        if patch_logits is not None:
+            per_sample["patch"] = patch_loss(patch_logits, patch_coverage)
         if not per_sample:
             raise ValueError("nothing to compare: neither mask_logits nor boxes were given")
         counts = (
@@ -155,6 +164,20 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     probabilities = logits.sigmoid()
     overlap = 2 * (probabilities * truth).sum(1)
     return 1 - (overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)
+
+
+def patch_loss(logits: Tensor, coverage: Tensor | None) -> Tensor:
+    """Dice and ten times focal loss of (B, P) patch logits with (B, P) coverage in 0..1. (B,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if coverage is None or coverage.shape != logits.shape:
+        got = None if coverage is None else tuple(coverage.shape)
+        raise ValueError(f"patch_coverage is {got}, expected {tuple(logits.shape)} as patch_logits")
+    logits, coverage = logits.float(), coverage.float()
+    focal: Tensor = sigmoid_focal_loss(logits, coverage, alpha=-1, gamma=FOCAL_GAMMA).mean(1)
+    return dice_loss(logits, coverage) + 10 * focal
 
 
 def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:

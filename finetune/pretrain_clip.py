@@ -6,6 +6,8 @@ the ordinary path and the patch tokens of the surgery path learn to lie close to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import TrainConfig
+from finetune.data.colours import COLOURS
 from finetune.data.stickers import STYLES, Scene, StickerDataset, make_scene, nouns, render_crop
 from finetune.data.vocabulary import vocabulary
 from finetune.losses import TOTAL
@@ -21,34 +24,75 @@ from sspsam import frames
 from sspsam.clip import CLIPTowers
 from sspsam.phrases import tokenize
 
-CROP_SIDE = 96
+CROP_SIDE = 64
 """Side of a crop, px: a whole number of patches."""
-CROP_SHARE = 0.63
+CROP_SHARE = 0.6
 """Part of the steps that see crops; the rest sees scenes."""
-SCENE_BATCH_DIVISOR = 6
-"""A scene costs as much as about six crops."""
-SCENE_SIDES = (192, 448)
+SCENE_BATCH_DIVISOR = 8
+"""So many crops stand for one scene, which costs about twice as much."""
+SCENE_SIDES = (224, 448)
 """Shortest and longest side of a scene, px."""
-COVERED = 0.5
+COVERED = 0.4
 """A patch shows an object when at least this share of it is covered."""
 BACKGROUND_WEIGHT = 0.3
+TEXT_BATCH = 96
+"""Sentences of one step."""
+MAX_LOGIT_SCALE = 100.0
 TEMPLATES = (
-    "{noun}", "the {noun}", "a {noun}", "{plural}", "all {plural}", "the {plural}", "both {plural}",
-    "{noun} on the left", "the {noun} on the right", "{noun} at the top", "the bottom {noun}",
-    "the leftmost {noun}", "the biggest {noun}", "small {noun}", "second {noun} from the left",
-    "the red {noun}", "the {noun} in the middle",
+    "{noun}", "the {noun}", "a {noun}", "{noun}", "the {noun}", "{plural}", "the {plural}", "all {plural}",
+    "all the {plural}", "each {noun}", "every {noun}", "both {plural}", "the {number} {plural}",
+    "all {number} {plural}", "the {number} {extreme} {plural}", "all {plural} {place}", "{noun} and {other}",
+    "{noun} {place}", "the {noun} {place}", "the {noun} {place}", "{side} {noun}", "the {side} {noun}",
+    "{extreme} {noun}", "the {extreme} {noun}", "the {noun} furthest to the {across}", "{noun} furthest down",
+    "far {across} {noun}", "the {size} {noun}", "{size} {noun}", "the {size} of the two {plural}",
+    "the {ordinal} {noun} from the {side}", "{ordinal} {noun} from {side}", "{ordinal} {noun}",
+    "middle {noun}",
+    "the {colour} {noun}", "{colour} {noun}", "{noun} that is {colour}",
+    "the {noun} {relation} the {other}", "{noun} {relation} {other}", "the {noun} {relation} the {other}",
+    "the {noun} that is not next to the {other}", "{noun} between the {other} and the {third}",
+    "the {noun} in between the two {others}",
 )  # fmt: skip
+"""What a thing's name stands in: the noun that comes first is the one that counts."""
+FILLERS = {
+    "number": ("two", "three", "four", "five"),
+    "side": ("left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"),
+    "across": ("left", "right"),
+    "extreme": ("leftmost", "rightmost", "topmost", "bottommost", "highest", "lowest", "uppermost"),
+    "place": (
+        "on the left", "on the right", "at the left", "at the right", "at the top", "at the bottom", "on top",
+        "in the middle", "in the center", "in the centre", "in the upper part", "in the lower part",
+        "in the top left", "at the bottom right", "in the upper right", "in the lower left",
+        "on the left side", "on the right side", "on the bottom",
+    ),
+    "size": (
+        "biggest", "largest", "bigger", "larger", "big", "large", "huge", "smallest", "tiniest", "smaller",
+        "littler", "small", "little", "tiny",
+    ),
+    "ordinal": ("first", "1st", "second", "2nd", "third", "3rd", "fourth", "4th", "fifth", "5th"),
+    "colour": (*COLOURS, "gray"),
+    "relation": (
+        "left of", "to the left of", "right of", "to the right of", "above", "over", "below", "under",
+        "beneath", "next to", "beside", "near", "close to", "by", "closest to", "nearest to", "not near", "away from",
+    ),
+}  # fmt: skip
+"""What else a template may be filled with."""
 
 
 class CLIPStage(nn.Module):
-    """Learns both CLIP towers and a throw-away background vector."""
+    """Learns both CLIP towers, and what is thrown away: a vector for each noun and for the background.
+
+    Image and text do not wait for each other: features of pictures learn to lie close to the vector of the
+    noun that they show, and sentences to that of the noun that they are about. A head on the convolutional stem
+    alone, if there is one, lets it learn at the pace of a plain convolutional network.
+    """
 
     def __init__(self, clip: CLIPTowers, config: TrainConfig, data: StickerDataset) -> None:
         super().__init__()
         self.clip = clip.requires_grad_(True)
-        self.background = nn.Parameter(torch.randn(clip.config.embed_dim) * 0.02)
-        self.config = config
         self.nouns = data.nouns or nouns("core", "base")
+        self.class_vectors = nn.Parameter(torch.randn(len(self.nouns) + 1, clip.config.embed_dim))
+        self.stem_head = nn.Linear(clip.config.width, len(self.nouns) + 1) if clip.config.stem else None
+        self.config = config
         self.styles = tuple(data.styles or STYLES)
         self.crop_steps = int(config.steps * CROP_SHARE)
 
@@ -65,37 +109,46 @@ class CLIPStage(nn.Module):
         return [{"params": decays}, {"params": others, "weight_decay": 0.0}]
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Cross-entropy of class tokens and patches with the nouns they show."""
+        """Cross-entropy of class tokens, patches and sentences with the nouns that they are about."""
         rng = np.random.default_rng((self.config.seed, step))
-        device = self.background.device
-        text = self._text_features(rng).to(device)  # (C, D)
-        crops = step < self.crop_steps
-        images, labels, patch_labels = self._crops(rng) if crops else self._scenes(rng, step)
-        features = self.clip.encode_image(images.to(device))  # (B, 1 + G*G, D)
-        features = F.normalize(features.float(), dim=-1)
-        scale = self.clip.towers.logit_scale.exp().clamp(max=100)
-        terms = {"patch": self._patch_loss(scale * features[:, 1:], text, patch_labels.to(device))}
-        terms[TOTAL] = terms["patch"]
+        device = self.class_vectors.device
+        classes = F.normalize(self.class_vectors, dim=-1)  # (C + 1, D), the background last
+        scale = self.clip.towers.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        images, labels, patch_labels = self._crops(rng) if step < self.crop_steps else self._scenes(rng, step)
+        stem: list[Tensor] = []
+        with _watch(self.clip.towers.visual.conv1, stem):
+            features = self.clip.encode_image(images.to(device))  # (B, 1 + G*G, D)
+        logits = scale * F.normalize(features.float(), dim=-1) @ classes.T
+        terms = {
+            "patch": _patch_loss(logits[:, 1:], patch_labels.to(device)),
+            "text": self._text_loss(classes[:-1].detach(), scale.detach(), rng),
+        }
         if labels is not None:
-            terms["image"] = F.cross_entropy(scale * features[:, 0] @ text.T, labels.to(device))
-            terms[TOTAL] = terms[TOTAL] + terms["image"]
+            terms["image"] = F.cross_entropy(logits[:, 0], labels.to(device))
+        if self.stem_head is not None:
+            patches = self.stem_head(stem[0].flatten(2).transpose(1, 2)).float()  # (B, G*G, C + 1)
+            terms["stem"] = _patch_loss(patches, patch_labels.to(device))
+            if labels is not None:
+                terms["stem"] = terms["stem"] + F.cross_entropy(patches.mean(1)[:, :-1], labels.to(device))
+        terms[TOTAL] = torch.stack(list(terms.values())).sum()
         return terms
 
-    def _text_features(self, rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(TEMPLATES), size=len(self.nouns))
-        phrases = [
-            TEMPLATES[i].format(noun=noun, plural=vocabulary()[noun].plural)
-            for i, noun in zip(chosen, self.nouns, strict=True)
-        ]
-        return self.clip.encode_text(tokenize(phrases).to(self.background.device)).sentence.float()
+    def _text_loss(self, classes: Tensor, scale: Tensor, rng: np.random.Generator) -> Tensor:
+        chosen = rng.integers(len(self.nouns), size=TEXT_BATCH)
+        tokens = tokenize([self._phrase(self.nouns[i], rng) for i in chosen]).to(classes.device)
+        longest = int((tokens != 0).sum(dim=1).max())  # what follows changes no sentence feature
+        sentences = self.clip.encode_text(tokens[:, :longest]).sentence.float()
+        target = torch.from_numpy(chosen).to(classes.device)
+        near = 1 - (sentences * classes[target]).sum(-1).mean()
+        return F.cross_entropy(scale * sentences @ classes.T, target) + near
 
-    def _patch_loss(self, patches: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-        """Labels are (B, G*G): a noun, C for background, -1 for neither."""
-        classes = torch.cat([text, F.normalize(self.background, dim=0)[None]])
-        logits = (patches @ classes.T).flatten(0, 1)
-        weight = torch.ones(len(classes), device=logits.device)
-        weight[-1] = BACKGROUND_WEIGHT
-        return F.cross_entropy(logits, labels.flatten(), weight=weight, ignore_index=-1)
+    def _phrase(self, noun: str, rng: np.random.Generator) -> str:
+        """A phrase whose head is that noun."""
+        template = TEMPLATES[rng.integers(len(TEMPLATES))]
+        other, third = (self.nouns[i] for i in rng.integers(len(self.nouns), size=2))
+        fillers = {name: options[rng.integers(len(options))] for name, options in FILLERS.items()}
+        plural, others = vocabulary()[noun].plural, vocabulary()[other].plural
+        return template.format(noun=noun, plural=plural, other=other, third=third, others=others, **fillers)
 
     def _crops(self, rng: np.random.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         labels = rng.integers(len(self.nouns), size=self.config.batch_size)
@@ -133,3 +186,21 @@ class CLIPStage(nn.Module):
         labels = torch.full(covered.shape, -1, dtype=torch.long)
         labels[covered == 0] = len(self.nouns)
         return torch.where(covered >= COVERED, nouns, labels)
+
+
+def _patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (B, P, C + 1) logits; labels are (B, P): a noun, C for background, -1 for neither."""
+    classes = logits.shape[-1]
+    weight = torch.ones(classes, device=logits.device)
+    weight[-1] = BACKGROUND_WEIGHT
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight, ignore_index=-1)
+
+
+@contextmanager
+def _watch(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Notes what a module hands on."""
+    handle = module.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()

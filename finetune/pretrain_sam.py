@@ -19,8 +19,10 @@ from sspsam.sam import SAMDecoder
 PROMPTS_PER_SCENE = 6
 SCENE_SIDES = (256, 512)
 """Shortest and longest side of a scene, px: about what the encoder sees."""
-POINTS = 2
-"""Points of one prompt: the first inside the object, the others anywhere."""
+POINTS = 6
+"""Points of one prompt: the first inside each object, the others anywhere."""
+TOGETHER = (1, 1, 1, 2, 3)
+"""How many objects points mean at once: the answer to "all dogs" is one mask too."""
 BOX_JITTER = 0.1
 """Standard deviation of a box corner, as a share of the box's side."""
 SAM_LOSS = LossWeights(dice=1.0, focal=20.0, l1=0.0, generalized_box_iou=0.0, iou_prediction=1.0)
@@ -71,13 +73,19 @@ class SAMStage(nn.Module):
         ]
         images = torch.stack([frames.image_to_sam(scene.image, self.side) for scene in scenes])
         embeddings = self.image_encoder(images.to(device))  # (B, C, h, w)
-        masks = [self._choose(scene, rng) for scene in scenes]
-        sparse = torch.cat([self._prompts(scene_masks, rng, step) for scene_masks in masks])
+        chosen = [self._choose(scene, rng, together=step % 2 == 0) for scene in scenes]
+        sparse = torch.cat(
+            [self._prompts(scene, groups, rng, step) for scene, groups in zip(scenes, chosen, strict=True)]
+        )
         mask_logits, iou_predictions = self.sam(
             embeddings.repeat_interleave(PROMPTS_PER_SCENE, dim=0), sparse.to(embeddings.dtype)
         )
         targets = torch.stack(
-            [frames.mask_to_sam(mask, mask_logits.shape[-1]) for group in masks for mask in group]
+            [
+                frames.mask_to_sam(scene.mask_of(group), mask_logits.shape[-1])
+                for scene, groups in zip(scenes, chosen, strict=True)
+                for group in groups
+            ]
         )
         terms: dict[str, Tensor] = self.criterion(
             mask_logits, None, targets[:, None].to(device), None, targets.flatten(1).any(1).to(device),
@@ -85,24 +93,32 @@ class SAMStage(nn.Module):
         )  # fmt: skip
         return terms
 
-    def _choose(self, scene: Scene, rng: np.random.Generator) -> list[frames.BoolMask]:
-        chosen = rng.integers(len(scene.objects), size=PROMPTS_PER_SCENE)
-        return [scene.objects[i].mask for i in chosen]
+    def _choose(self, scene: Scene, rng: np.random.Generator, together: bool) -> list[tuple[int, ...]]:
+        """Objects to ask for: one at a time, or several together."""
+        groups = []
+        for _ in range(PROMPTS_PER_SCENE):
+            count = min(int(rng.choice(TOGETHER)) if together else 1, len(scene.objects))
+            groups.append(tuple(int(i) for i in rng.permutation(len(scene.objects))[:count]))
+        return groups
 
-    def _prompts(self, masks: list[frames.BoolMask], rng: np.random.Generator, step: int) -> Tensor:
-        """SAM's embeddings of one kind of prompt for each mask: (P, 2 or 3, C)."""
-        encoder, hw = self.sam.prompt_encoder, masks[0].shape
+    def _prompts(
+        self, scene: Scene, groups: list[tuple[int, ...]], rng: np.random.Generator, step: int
+    ) -> Tensor:
+        """SAM's embeddings of one kind of prompt for each group: (P, 2 or POINTS + 1, C)."""
+        hw = scene.image.shape
+        encoder = self.sam.prompt_encoder
         device = next(self.sam.parameters()).device
         original_hw = (hw[0], hw[1])
         if step % 2:
-            corners = np.stack([_jittered_box(mask, rng) for mask in masks]).reshape(-1, 2)
-            boxes = frames.points_to_sam(corners, original_hw, self.side).reshape(-1, 4)
-            sparse, _ = encoder(points=None, boxes=boxes.to(device), masks=None)
+            boxes = [_jittered_box(scene.mask_of(group), rng) for group in groups]
+            corners = np.stack(boxes).reshape(-1, 2)
+            placed = frames.points_to_sam(corners, original_hw, self.side).reshape(-1, 4)
+            sparse, _ = encoder(points=None, boxes=placed.to(device), masks=None)
         else:
-            picked = np.stack([_random_points(mask, rng) for mask in masks])  # (P, POINTS, 3)
+            picked = np.stack([_random_points(scene, group, rng) for group in groups])  # (P, POINTS, 3)
             xy = frames.points_to_sam(picked[..., :2].reshape(-1, 2), original_hw, self.side)
             labels = torch.from_numpy(picked[..., 2])
-            points = (xy.reshape(len(masks), POINTS, 2).to(device), labels.to(device))
+            points = (xy.reshape(len(groups), POINTS, 2).to(device), labels.to(device))
             sparse, _ = encoder(points=points, boxes=None, masks=None)
         return sparse  # type: ignore[no-any-return]  # segment_anything is not typed
 
@@ -113,13 +129,17 @@ def _jittered_box(mask: frames.BoolMask, rng: np.random.Generator) -> np.ndarray
     return box + np.clip(rng.normal(0, BOX_JITTER, 4), -0.2, 0.2).astype(np.float32) * size
 
 
-def _random_points(mask: frames.BoolMask, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _random_points(
+    scene: Scene, group: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """(POINTS, 3) x, y, label."""
+    mask = scene.mask_of(group)
     inside = np.argwhere(mask)
     rows = []
     for i in range(POINTS):
-        if i == 0 or rng.random() < 0.5:
-            y, x = inside[rng.integers(len(inside))]
+        if i < len(group) or rng.random() < 0.5:
+            among = np.argwhere(scene.objects[group[i]].mask) if i < len(group) else inside
+            y, x = among[rng.integers(len(among))]
         else:
             y, x = rng.integers(mask.shape[0]), rng.integers(mask.shape[1])
         rows.append((x, y, int(mask[y, x])))

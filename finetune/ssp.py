@@ -31,6 +31,9 @@ class SSPStage:
         self.device = predictor.device
         self.config = config
         self.criterion = Criterion(config.loss)
+        dim = self.model.sam.prompt_encoder.embed_dim
+        self.localiser = nn.Linear(dim, 1).to(self.device) if config.loss.patch > 0 else None
+        self._module = nn.ModuleList([self.model] if self.localiser is None else [self.model, self.localiser])
         from_replay = round(config.batch_size * config.replay_fraction) if replay is not None else 0
         self.stream = self._stream(data, predictor, config.batch_size - from_replay)
         self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
@@ -41,14 +44,14 @@ class SSPStage:
 
     @property
     def module(self) -> nn.Module:
-        """The model; frozen parts are left out by `parameter_groups`."""
-        return self.model
+        """The model, frozen parts and all, and what is thrown away after training."""
+        return self._module
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The mask decoder learns more slowly than the prompts."""
         decoder = list(self.model.sam.mask_decoder.parameters())
         chosen = {id(parameter) for parameter in decoder}
-        prompts = [p for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
+        prompts = [p for p in self._module.parameters() if p.requires_grad and id(p) not in chosen]
         return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
 
     def loss(self, step: int) -> dict[str, Tensor]:
@@ -63,6 +66,8 @@ class SSPStage:
         terms: dict[str, Tensor] = self.criterion(
             mask_logits, output.boxes, batch.masks, batch.boxes, batch.has_target,
             iou_predictions=output.iou_predictions, sample_ids=batch.sample_ids,
+            patch_logits=None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0],
+            patch_coverage=batch.patch_coverage,
         )  # fmt: skip
         return terms
 

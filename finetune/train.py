@@ -73,7 +73,10 @@ def write_bundle(preset: str, files: list[Path], path: Path) -> None:
     expected = set(model.state_dict()) | {IMAGE_ENCODER_PREFIX + key for key in image_encoder.state_dict()}
     if missing := sorted(expected - merged.keys()):
         raise checkpoints.CheckpointError(f"no file holds: {', '.join(missing)}")
-    checkpoints.write_tensors(path, {key: merged[key].half() for key in sorted(expected)}, {"preset": preset})
+    compact = {
+        key: merged[key].half() if merged[key].is_floating_point() else merged[key] for key in expected
+    }
+    checkpoints.write_tensors(path, compact, {"preset": preset})
 
 
 def _load_predictor(config: TrainConfig) -> Predictor:
@@ -107,8 +110,7 @@ def _read_all(files: list[Path]) -> dict[str, Tensor]:
 
 def _overwrite(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Replaces some of a module's tensors."""
-    state = module.state_dict()
-    checkpoints.load_strictly(module, state | {key: value.float() for key, value in tensors.items()})
+    checkpoints.load_strictly(module, module.state_dict() | dict(tensors))
 
 
 def _clip_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:

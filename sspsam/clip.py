@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sspsam.presets import CLIPConfig
+from sspsam.stem import ConvStem
 
 CONTEXT_LENGTH = 77
 """Tokens that the text tower reads."""
@@ -58,10 +59,11 @@ class CLIPTowers(nn.Module):
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Runs the text tower on (B, 77) int64 tokens."""
-        towers = self.towers
-        embedded = towers.token_embedding(tokens) + towers.positional_embedding
-        words = towers.ln_final(towers.transformer(embedded, attn_mask=towers.attn_mask))  # (B, 77, width)
+        """Runs the text tower on (B, L) int64 tokens; padding changes no sentence feature."""
+        towers, length = self.towers, tokens.shape[1]
+        embedded = towers.token_embedding(tokens) + towers.positional_embedding[:length]
+        mask = towers.attn_mask[:length, :length]
+        words = towers.ln_final(towers.transformer(embedded, attn_mask=mask))  # (B, L, width)
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 
@@ -128,27 +130,6 @@ def _build_towers(config: CLIPConfig) -> open_clip.CLIP:
         ),
         quick_gelu=config.quick_gelu,
     )
-    if config.conv_stem:
-        towers.visual.conv1 = build_conv_stem(config.width, config.patch_size)
+    if config.stem:
+        towers.visual.conv1 = ConvStem(config.stem, config.width, config.patch_size)
     return towers
-
-
-def build_conv_stem(width: int, stride: int) -> nn.Sequential:
-    """A stack of 3x3 convolutions of stride 2 that stands in for a patch projection of the same stride.
-
-    Source: *Early Convolutions Help Transformers See Better* (arXiv 2106.14881).
-
-    Raises:
-        ValueError: the stride is not a power of two, or not above one.
-    """
-    steps = stride.bit_length() - 1
-    if steps < 1 or stride != 1 << steps:
-        raise ValueError(f"a convolutional stem needs a stride of 2, 4, 8, ..., got {stride}")
-    layers: list[nn.Module] = []
-    channels = 3
-    for step in range(steps):
-        out_channels = width >> (steps - 1 - step)
-        layers += [nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False)]
-        layers += [nn.GroupNorm(1, out_channels), nn.GELU()]
-        channels = out_channels
-    return nn.Sequential(*layers, nn.Conv2d(width, width, 1, bias=False))

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+StemConfig = tuple[tuple[int, int], ...]
+"""Stages of a convolutional stem: (channels, residual blocks). Each stage halves the grid."""
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -28,8 +31,8 @@ class CLIPConfig:
     """OpenAI's weights were trained with the sigmoid approximation of GELU."""
     centred: bool = True
     """The picture lies in the middle of the canvas; otherwise at its top left, as on SAM's."""
-    conv_stem: bool = False
-    """Replace the patch projection by a stack of strided convolutions (small ViTs learn faster with it)."""
+    stem: StemConfig = ()
+    """Convolutions in place of the patch projection, for small towers; empty: stock."""
 
     @property
     def grid_size(self) -> int:
@@ -50,6 +53,8 @@ class ImageEncoderConfig:
     window_size: int = 14
     patch_size: int = 16
     embedding_dim: int = 256
+    stem: StemConfig = ()
+    """Convolutions in place of the patch projection, for small encoders; empty: stock."""
 
     @property
     def embedding_size(self) -> int:
@@ -113,9 +118,11 @@ IMAGE_ENCODERS: dict[str, ImageEncoderConfig] = {
     "vit_b": ImageEncoderConfig(1024, 768, 12, 12, (2, 5, 8, 11)),
     "vit_l": ImageEncoderConfig(1024, 1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": ImageEncoderConfig(1024, 1280, 32, 16, (7, 15, 23, 31)),
-    "vit_demo": ImageEncoderConfig(320, 192, 6, 4, (2, 5), window_size=10, embedding_dim=128),
+    "vit_demo": ImageEncoderConfig(
+        256, 128, 2, 4, (), window_size=8, patch_size=8, embedding_dim=128, stem=((32, 0), (64, 1), (128, 3)),
+    ),
     "vit_test": ImageEncoderConfig(64, 32, 2, 2, (1,), window_size=2, embedding_dim=32),
-}
+}  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
     "ssp-sam-224": Preset(
@@ -136,13 +143,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "ssp-sam-demo": Preset(
         clip=CLIPConfig(
-            image_size=224, patch_size=16, width=192, layers=6, heads=4,
+            image_size=256, patch_size=16, width=192, layers=4, heads=4,
             embed_dim=192, text_width=128, text_layers=4, text_heads=4,
-            surgery_blocks=3, quick_gelu=False, conv_stem=True, centred=False,
+            surgery_blocks=2, quick_gelu=False, centred=False, stem=((24, 0), (48, 1), (96, 2), (192, 3)),
         ),
         image_encoder="vit_demo",
         prompt=PromptConfig(
-            adapter_dim=192, adapter_heads=4, tokens=16, layers=3, heads=4, feedforward_dim=512,
+            adapter_dim=192, adapter_heads=4, tokens=16, layers=4, heads=4, feedforward_dim=512,
             placed_patches=True,
         ),
         decoder=DecoderConfig(heads=4, feedforward_dim=512),

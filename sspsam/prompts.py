@@ -18,6 +18,8 @@ class Prompts(NamedTuple):
     """(B, dim): read by the box head."""
     prompt_tokens: Tensor
     """(B, N, dim): the semantic-spatial prompts."""
+    fused_patches: Tensor
+    """(B, G*G, dim): what became of the patches beside them; training may look at it."""
 
 
 class FusionLayer(nn.Module):
@@ -66,7 +68,8 @@ class PromptGenerator(nn.Module):
         for layer in self.layers:
             sequence = layer(sequence, self.position.weight)
         sequence = self.norm(sequence)
-        return Prompts(sequence[:, 0], sequence[:, 1 : learned.shape[1]])
+        first_patch = learned.shape[1]
+        return Prompts(sequence[:, 0], sequence[:, 1:first_patch], sequence[:, first_patch:])
 
 
 class BoxHead(MLP):  # type: ignore[misc]  # segment_anything is not typed

@@ -10,6 +10,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from sspsam.presets import IMAGE_ENCODERS, DecoderConfig, ImageEncoderConfig
+from sspsam.stem import ConvStem, PatchEmbedding
 
 
 def build_image_encoder(name: str) -> ImageEncoderViT:
@@ -21,7 +22,7 @@ def build_image_encoder(name: str) -> ImageEncoderViT:
     if name not in IMAGE_ENCODERS:
         raise ValueError(f"unknown image encoder {name!r}, expected one of: {', '.join(IMAGE_ENCODERS)}")
     config = IMAGE_ENCODERS[name]
-    return ImageEncoderViT(
+    encoder = ImageEncoderViT(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
@@ -34,6 +35,9 @@ def build_image_encoder(name: str) -> ImageEncoderViT:
         window_size=config.window_size,
         global_attn_indexes=config.global_attention_blocks,
     )
+    if config.stem:
+        encoder.patch_embed = PatchEmbedding(ConvStem(config.stem, config.width, config.patch_size))
+    return encoder
 
 
 class SAMDecoder(nn.Module):

@@ -161,7 +161,7 @@ def render_crop(noun: str, style: str, rng: np.random.Generator, size: int = 96)
     Returns:
         (size, size, 3) uint8 RGB, and the (size, size) mask of the sticker.
     """
-    longest_px = size * rng.uniform(0.45, 1.0)
+    longest_px = size * rng.uniform(0.3, 1.0)
     sticker = draw_sticker(noun, style, longest_px, rng.uniform(-1, 1) * MAX_ANGLE_DEG, rng.random() < 0.4)
     sticker = tint(rng, sticker, vocabulary()[noun].category in RECOLOURED)
     crop = draw_background(rng, size, size)
