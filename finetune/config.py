@@ -52,6 +52,8 @@ class TrainConfig:
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
     """Of SAM's mask decoder."""
+    box_only_steps: int = 0
+    """First steps, in which only boxes and patches are learned, without SAM."""
     decoder_frozen_steps: int = 0
     """First steps in which the mask decoder does not learn."""
     final_learning_rate: float = 1e-6

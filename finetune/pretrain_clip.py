@@ -6,7 +6,7 @@ the ordinary path and the patch tokens of the surgery path learn to lie close to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import TrainConfig
-from finetune.data.colours import COLOURS
+from finetune.data.sentences import make_sentence
 from finetune.data.stickers import STYLES, Scene, StickerDataset, make_scene, nouns, render_crop
-from finetune.data.vocabulary import vocabulary
 from finetune.losses import TOTAL
 from sspsam import frames
 from sspsam.clip import CLIPTowers
@@ -38,52 +37,15 @@ BACKGROUND_WEIGHT = 0.3
 TEXT_BATCH = 96
 """Sentences of one step."""
 MAX_LOGIT_SCALE = 100.0
-TEMPLATES = (
-    "{noun}", "the {noun}", "a {noun}", "{noun}", "the {noun}", "{plural}", "the {plural}", "all {plural}",
-    "all the {plural}", "each {noun}", "every {noun}", "both {plural}", "the {number} {plural}",
-    "all {number} {plural}", "the {number} {extreme} {plural}", "all {plural} {place}", "{noun} and {other}",
-    "{noun} {place}", "the {noun} {place}", "the {noun} {place}", "{side} {noun}", "the {side} {noun}",
-    "{extreme} {noun}", "the {extreme} {noun}", "the {noun} furthest to the {across}", "{noun} furthest down",
-    "far {across} {noun}", "the {size} {noun}", "{size} {noun}", "the {size} of the two {plural}",
-    "the {ordinal} {noun} from the {side}", "{ordinal} {noun} from {side}", "{ordinal} {noun}",
-    "middle {noun}",
-    "the {colour} {noun}", "{colour} {noun}", "{noun} that is {colour}",
-    "the {noun} {relation} the {other}", "{noun} {relation} {other}", "the {noun} {relation} the {other}",
-    "the {noun} that is not next to the {other}", "{noun} between the {other} and the {third}",
-    "the {noun} in between the two {others}",
-)  # fmt: skip
-"""What a thing's name stands in: the noun that comes first is the one that counts."""
-FILLERS = {
-    "number": ("two", "three", "four", "five"),
-    "side": ("left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"),
-    "across": ("left", "right"),
-    "extreme": ("leftmost", "rightmost", "topmost", "bottommost", "highest", "lowest", "uppermost"),
-    "place": (
-        "on the left", "on the right", "at the left", "at the right", "at the top", "at the bottom", "on top",
-        "in the middle", "in the center", "in the centre", "in the upper part", "in the lower part",
-        "in the top left", "at the bottom right", "in the upper right", "in the lower left",
-        "on the left side", "on the right side", "on the bottom",
-    ),
-    "size": (
-        "biggest", "largest", "bigger", "larger", "big", "large", "huge", "smallest", "tiniest", "smaller",
-        "littler", "small", "little", "tiny",
-    ),
-    "ordinal": ("first", "1st", "second", "2nd", "third", "3rd", "fourth", "4th", "fifth", "5th"),
-    "colour": (*COLOURS, "gray"),
-    "relation": (
-        "left of", "to the left of", "right of", "to the right of", "above", "over", "below", "under",
-        "beneath", "next to", "beside", "near", "close to", "by", "closest to", "nearest to", "not near", "away from",
-    ),
-}  # fmt: skip
-"""What else a template may be filled with."""
 
 
 class CLIPStage(nn.Module):
     """Learns both CLIP towers, and what is thrown away: a vector for each noun and for the background.
 
     Image and text do not wait for each other: features of pictures learn to lie close to the vector of the
-    noun that they show, and sentences to that of the noun that they are about. A head on the convolutional stem
-    alone, if there is one, lets it learn at the pace of a plain convolutional network.
+    noun that they show, sentences to that of the noun that they are about, and words to that of their own.
+    A head on the convolutional stem alone, if there is one, lets it learn as fast as a plain convolutional
+    network.
     """
 
     def __init__(self, clip: CLIPTowers, config: TrainConfig, data: StickerDataset) -> None:
@@ -134,21 +96,26 @@ class CLIPStage(nn.Module):
         return terms
 
     def _text_loss(self, classes: Tensor, scale: Tensor, rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(self.nouns), size=TEXT_BATCH)
-        tokens = tokenize([self._phrase(self.nouns[i], rng) for i in chosen]).to(classes.device)
+        """Sentences to what they are about, and each noun in them, where it ends, to what it means."""
+        sentences = [make_sentence(self.nouns, rng) for _ in range(TEXT_BATCH)]
+        tokens = tokenize([sentence.text for sentence in sentences]).to(classes.device)
         longest = int((tokens != 0).sum(dim=1).max())  # what follows changes no sentence feature
-        sentences = self.clip.encode_text(tokens[:, :longest]).sentence.float()
-        target = torch.from_numpy(chosen).to(classes.device)
-        near = 1 - (sentences * classes[target]).sum(-1).mean()
-        return F.cross_entropy(scale * sentences @ classes.T, target) + near
+        text = self.clip.encode_text(tokens[:, :longest])
+        about = torch.stack([self._meaning(sentence.head) for sentence in sentences]).to(classes.device)
+        rows = [row for row, sentence in enumerate(sentences) for _ in sentence.mentions]
+        mentions = [mention for sentence in sentences for mention in sentence.mentions]
+        ends = text.words[rows, [mention.token for mention in mentions]]  # (M, width)
+        words = F.normalize((ends @ self.clip.towers.text_projection).float(), dim=-1)
+        meant = torch.stack([self._meaning(mention.nouns) for mention in mentions]).to(classes.device)
+        return _alignment(text.sentence.float(), about, classes, scale) + _alignment(
+            words, meant, classes, scale
+        )
 
-    def _phrase(self, noun: str, rng: np.random.Generator) -> str:
-        """A phrase whose head is that noun."""
-        template = TEMPLATES[rng.integers(len(TEMPLATES))]
-        other, third = (self.nouns[i] for i in rng.integers(len(self.nouns), size=2))
-        fillers = {name: options[rng.integers(len(options))] for name, options in FILLERS.items()}
-        plural, others = vocabulary()[noun].plural, vocabulary()[other].plural
-        return template.format(noun=noun, plural=plural, other=other, third=third, others=others, **fillers)
+    def _meaning(self, names: Sequence[str]) -> Tensor:
+        """(C,) shares of the nouns that a word stands for."""
+        meaning = torch.zeros(len(self.nouns))
+        meaning[[self.nouns.index(name) for name in names]] = 1 / len(names)
+        return meaning
 
     def _crops(self, rng: np.random.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         labels = rng.integers(len(self.nouns), size=self.config.batch_size)
@@ -186,6 +153,12 @@ class CLIPStage(nn.Module):
         labels = torch.full(covered.shape, -1, dtype=torch.long)
         labels[covered == 0] = len(self.nouns)
         return torch.where(covered >= COVERED, nouns, labels)
+
+
+def _alignment(features: Tensor, target: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy and distance of (N, D) unit features with what they mean: (N, C) shares of classes."""
+    near = 1 - (features * F.normalize(target @ classes, dim=-1)).sum(-1).mean()
+    return F.cross_entropy(scale * features @ classes.T, target) + near
 
 
 def _patch_loss(logits: Tensor, labels: Tensor) -> Tensor:

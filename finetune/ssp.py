@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,18 @@ from finetune.initialise import initialise
 from finetune.losses import Criterion
 from sspsam.model import EncodedPhrase
 from sspsam.predictor import Predictor
+from sspsam.prompts import Prompts
 
 PROBED_BATCHES = 8
 """Batches that a fresh prompt encoder is initialised from."""
+
+
+class _Masks(NamedTuple):
+    logits: Tensor | None = None
+    iou_predictions: Tensor | None = None
+
+
+_NO_MASKS = _Masks()
 
 
 class SSPStage:
@@ -55,21 +64,24 @@ class SSPStage:
         return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Mask and box terms of the step's batch."""
+        """Mask and box terms of the step's batch; without the mask's in the first `box_only_steps`."""
         self._freeze(step)
         batch = self.batch(step)
         prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
-        output = self.model.decode(batch.image_embeddings, prompts)
-        mask_logits = F.interpolate(
-            output.mask_logits.float(), batch.masks.shape[-2:], mode="bilinear", align_corners=False
-        )
+        masks = self._decode(batch, prompts) if step >= self.config.box_only_steps else _NO_MASKS
         terms: dict[str, Tensor] = self.criterion(
-            mask_logits, output.boxes, batch.masks, batch.boxes, batch.has_target,
-            iou_predictions=output.iou_predictions, sample_ids=batch.sample_ids,
+            masks.logits, self.model.box_head(prompts.box_token), batch.masks, batch.boxes, batch.has_target,
+            iou_predictions=masks.iou_predictions, sample_ids=batch.sample_ids,
             patch_logits=None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0],
             patch_coverage=batch.patch_coverage,
         )  # fmt: skip
         return terms
+
+    def _decode(self, batch: Batch, prompts: Prompts) -> _Masks:
+        output = self.model.decode(batch.image_embeddings, prompts)
+        size = batch.masks.shape[-2:]
+        logits = F.interpolate(output.mask_logits.float(), size, mode="bilinear", align_corners=False)
+        return _Masks(logits, output.iou_predictions)
 
     def batch(self, step: int) -> Batch:
         """The step's batch: new data and replay. Frozen features are computed as they are when serving."""

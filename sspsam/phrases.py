@@ -40,6 +40,11 @@ def normalise(phrase: str) -> str:
     return " ".join(phrase.lower().split())
 
 
+def count_tokens(text: str) -> int:
+    """How many tokens a text has, without the ones that begin and end a phrase."""
+    return len(_tokenizer().encode(normalise(text)))
+
+
 def _encode(phrase: str) -> list[int]:
     text = normalise(phrase)
     if not text:

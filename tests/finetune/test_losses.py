@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.losses import Criterion, LossWeights, NonFiniteLossError, dice_loss, mask_iou
+from finetune.losses import Criterion, LossWeights, NonFiniteLossError, dice_loss, mask_iou, patch_loss
 
 ALL = LossWeights(iou_prediction=1.0)
 BOX = torch.tensor([[0.5, 0.5, 0.4, 0.4]])
@@ -158,3 +158,30 @@ def test_what_does_not_fit_is_refused() -> None:
         Criterion()(None, None, None, None, yes)
     with pytest.raises(ValueError, match="must not be negative"):
         LossWeights(dice=-1)
+
+
+def test_patches_cost_nothing_when_they_are_right_and_much_when_wrong() -> None:
+    coverage = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    right, wrong = (
+        patch_loss((coverage * 2 - 1) * 12, coverage),
+        patch_loss((1 - coverage * 2) * 12, coverage),
+    )
+    assert float(right) == pytest.approx(0, abs=1e-3)
+    assert float(wrong) > 10
+    half = patch_loss(torch.zeros(1, 4), coverage)  # all say 1/2: dice 1 - 3/5, focal ln 2 / 4
+    assert float(half) == pytest.approx(1 - (2 + 1) / (2 + 2 + 1) + 10 * math.log(2) / 4)
+
+
+def test_patch_logits_need_their_coverage() -> None:
+    with pytest.raises(ValueError, match="patch_coverage is None, expected"):
+        patch_loss(torch.zeros(1, 4), None)
+
+
+def test_the_patch_term_joins_the_total() -> None:
+    criterion = Criterion(LossWeights(patch=3.0))
+    logits, coverage = torch.zeros(1, 4), torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    terms = criterion(
+        None, BOX, None, BOX, torch.tensor([True]), patch_logits=logits, patch_coverage=coverage
+    )
+    assert set(terms) == {"l1", "generalized_box_iou", "patch", "total"}
+    assert float(terms["total"]) == pytest.approx(3 * float(patch_loss(logits, coverage)), abs=1e-4)

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from finetune.data.dataset import Sample
 from finetune.data.stickers import StickerDataset
 from finetune.engine import CHECKPOINT_NAME, LOG_NAME, TrainingLoop, read_log
 from finetune.examples import ExampleStream
+from finetune.losses import LossWeights
 from finetune.ssp import SSPStage
 from finetune.train import train, write_bundle
 from sspsam import CheckpointError, Predictor
@@ -134,6 +136,34 @@ def test_a_fresh_prompt_encoder_attends_to_the_target(config: TrainConfig) -> No
         logits = (patches + position) @ first.in_proj_weight[first.embed_dim]
     covered = torch.nn.functional.adaptive_avg_pool2d(batch.masks, 4).flatten(1)
     assert logits[covered > 0].mean() > logits[covered == 0].mean()
+
+
+def test_boxes_and_patches_are_learned_before_masks(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, box_only_steps=3, loss=LossWeights(patch=1.0))
+    seen: list[set[str]] = []
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    stage = SSPStage(predictor, config, StickerDataset("train", count=2, families=["noun"]))
+    loop = TrainingLoop(stage, config, predictor.device)
+    decoder = {k: v.clone() for k, v in predictor.model.sam.mask_decoder.state_dict().items()}
+    for _ in range(4):
+        seen.append(set(loop.train_step()))
+        same = all(
+            torch.equal(decoder[k], v) for k, v in predictor.model.sam.mask_decoder.state_dict().items()
+        )
+        assert same == (len(seen) <= config.box_only_steps)
+    assert seen[0] == seen[2] == {"l1", "generalized_box_iou", "patch", "total"}
+    assert seen[3] == {"l1", "generalized_box_iou", "patch", "dice", "focal", "total"}
+
+
+def test_patches_know_how_much_of_them_the_target_covers() -> None:
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    sample: Sample = StickerDataset("train", count=1, families=["noun"])[0]
+    batch = ExampleStream([sample], predictor, 1, 1, target_size=256, seed=0).batch(0)
+    grid = predictor.model.preset.clip.grid_size
+    assert batch.patch_coverage.shape == (1, grid**2)
+    frame = predictor.embed(sample.image).clip_frame
+    share = sample.mask.mean() * np.prod(frame.resized_hw) / frame.side**2
+    assert batch.patch_coverage.mean().item() == pytest.approx(share, rel=0.1)
 
 
 def test_the_log_can_be_read_back(config: TrainConfig) -> None:
