@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.config import TrainConfig
-from finetune.data.demo import NOUNS
 from finetune.engine import ProgressFn
 from finetune.losses import LossWeights
 from finetune.train import WEIGHTS_NAME, train, write_bundle
 
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
+SSP_DATA = (
+    "stickers/train?phrases=16&count=100000"
+    "&families=noun,size,place,place,ordinal,ordinal,relation,relation,colour,several,none"
+)
+"""Scenes of all nouns; the harder families more often."""
 
 
 def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
@@ -30,12 +34,12 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
         weight_decay=0.01, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
     ssp = TrainConfig(
-        preset=PRESET, stage="ssp", output_dir=folder / "ssp",
-        data=f"stickers/train?nouns={NOUNS}&families=noun,place,place,none&phrases=16&count=100000",
+        preset=PRESET, stage="ssp", output_dir=folder / "ssp", data=SSP_DATA,
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
-        steps=850, batch_size=32, window=6000, target_size=160,
-        learning_rate=6e-4, decoder_learning_rate=2e-4, final_learning_rate=1e-5, warmup_steps=50,
-        from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(iou_prediction=1.0), precision="bfloat16",
+        steps=8000, batch_size=32, window=6400, target_size=128, box_only_steps=2500,
+        learning_rate=6e-4, decoder_learning_rate=2e-4, final_learning_rate=1e-5, warmup_steps=100,
+        from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(iou_prediction=1.0, patch=4.0),
+        precision="bfloat16",
     )  # fmt: skip
     return clip, sam, ssp
 

@@ -1,8 +1,7 @@
 """The demo's pictures: sticker scenes, the same on every machine, with phrases that fit them."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from finetune.data.demo import NOUNS
 from finetune.data.stickers import Scene, ScenePhrase, make_phrases, make_scene, select_nouns
+from finetune.data.vocabulary import also_called
 
 SPLIT = "val"
 FIRST_SEED = 7_000_000
@@ -23,7 +23,9 @@ WIDTH_PER_HEIGHT = (1.0, 1.7)
 STICKERS = (3, 6)
 LEAST_SIDE = 0.12
 """Of a sticker, as a part of the picture's shorter side: easy to see, and to paint over."""
-PLACES = re.compile(r"\b(left|right|top|bottom)\b")
+FAMILIES = ("place", "size", "several", "ordinal", "colour", "relation")
+"""Beside a plain name; each picture has phrases of PER_PICTURE of them, in turn."""
+PER_PICTURE = 2
 INDEX = "pictures.json"
 
 
@@ -38,7 +40,7 @@ class DemoPhrase:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on disk, and a name, a place and a thing that is not there, to type."""
+    """A picture on disk, and what to type: a name, phrases of two other kinds, a thing that is not there."""
 
     path: Path
     seed: int
@@ -65,7 +67,7 @@ def read_picture(folder: Path, entry: Mapping[str, Any]) -> Picture:
 
 def demo_scene(seed: int) -> Scene:
     """The scene of one picture."""
-    return make_scene(seed, SPLIT, (NOUNS,), size_range=SIZE_RANGE_PX, max_stickers=STICKERS[1])
+    return make_scene(seed, SPLIT, NOUNS, size_range=SIZE_RANGE_PX, max_stickers=STICKERS[1])
 
 
 def draw_pictures(folder: Path) -> Iterator[Picture]:
@@ -73,7 +75,11 @@ def draw_pictures(folder: Path) -> Iterator[Picture]:
     shown = 0
     for seed in count(FIRST_SEED):
         scene = demo_scene(seed)
-        phrases = phrases_for(scene, np.random.default_rng(seed)) if fits_the_editor(scene) else None
+        turn = PER_PICTURE * shown
+        families = [FAMILIES[(turn + number) % len(FAMILIES)] for number in range(PER_PICTURE)]
+        phrases = (
+            phrases_for(scene, families, np.random.default_rng(seed)) if fits_the_editor(scene) else None
+        )
         if phrases:
             shown += 1
             path = folder / f"scene-{shown:02d}.png"
@@ -91,24 +97,18 @@ def fits_the_editor(scene: Scene) -> bool:
     return shape_fits and large and STICKERS[0] <= len(scene.objects) <= STICKERS[1]
 
 
-def phrases_for(scene: Scene, rng: np.random.Generator) -> tuple[DemoPhrase, ...] | None:
-    """A noun of the scene, another thing by its place, and a noun that is not there; None if it has none."""
-    known = set(select_nouns((NOUNS,)))
-    names = [said for said in make_phrases(scene, rng, ["noun"], count=4) if bare(said) in known]
-    places = [said for said in make_phrases(scene, rng, ["place"], count=6) if is_simple_place(said, known)]
-    pairs = [(name, place) for name in names for place in places if name.targets != place.targets]
-    if not pairs:
-        return None
-    nothing = DemoPhrase(f"the {rng.choice(sorted(known - set(scene.by_noun)))}", ())
-    return (*(DemoPhrase(said.phrase.lower(), said.targets) for said in pairs[0]), nothing)
-
-
-def bare(phrase: ScenePhrase) -> str:
-    """A phrase without its article."""
-    return re.sub(r"^(the|an?) ", "", phrase.phrase.lower())
-
-
-def is_simple_place(phrase: ScenePhrase, nouns: set[str]) -> bool:
-    """Whether a phrase names a noun and one of the four sides."""
-    words = phrase.phrase.lower()
-    return PLACES.search(words) is not None and any(noun in words.split() for noun in nouns)
+def phrases_for(
+    scene: Scene, families: Sequence[str], rng: np.random.Generator
+) -> tuple[DemoPhrase, ...] | None:
+    """A name in the scene, a phrase of each family, a noun that is not there; None if there is none of one."""
+    chosen: dict[tuple[int, ...], ScenePhrase] = {}
+    for family in ("noun", *families):
+        said = make_phrases(scene, rng, [family], count=4)
+        new = next((phrase for phrase in said if phrase.targets not in chosen), None)
+        if new is None:
+            return None
+        chosen[new.targets] = new
+    there = set(scene.by_noun).union(*(also_called(noun) for noun in scene.by_noun))
+    absent = sorted(set(select_nouns(NOUNS)) - there)
+    nothing = DemoPhrase(f"the {rng.choice(absent)}", ())
+    return (*(DemoPhrase(said.phrase.lower(), said.targets) for said in chosen.values()), nothing)

@@ -9,7 +9,7 @@ from PIL import Image
 from finetune.data.demo import NOUNS
 from finetune.data.stickers import select_nouns
 from worker.demo import PICTURES
-from worker.demo_pictures import PLACES, Picture, demo_pictures, demo_scene
+from worker.demo_pictures import PER_PICTURE, Picture, demo_pictures, demo_scene
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,29 @@ def test_a_file_shows_its_scene(pictures: list[Picture]) -> None:
 
 
 def test_all_that_is_shown_is_known_to_the_weights(pictures: list[Picture]) -> None:
-    known = set(select_nouns((NOUNS,)))
+    known = set(select_nouns(NOUNS))
     shown = {thing.noun for picture in pictures for thing in demo_scene(picture.seed).objects}
     assert shown <= known
 
 
-def test_phrases_are_a_name_a_place_and_something_that_is_not_there(pictures: list[Picture]) -> None:
+def test_phrases_are_a_name_other_kinds_and_something_that_is_not_there(pictures: list[Picture]) -> None:
     for picture in pictures:
-        name, place, nothing = picture.phrases
+        name, *others, nothing = picture.phrases
         scene = demo_scene(picture.seed)
-        (named,) = {scene.objects[index].noun for index in name.targets}
-        assert named in name.text
-        assert PLACES.search(place.text)
-        assert scene.mask_of(place.targets).any()
-        assert name.targets != place.targets
+        assert len(name.targets) == 1
+        assert len(others) == PER_PICTURE
+        assert len({phrase.targets for phrase in (name, *others)}) == 1 + PER_PICTURE
+        assert all(scene.mask_of(phrase.targets).any() for phrase in others)
         assert nothing.targets == ()
         assert not any(nothing.text == f"the {thing.noun}" for thing in scene.objects)
+
+
+def test_every_family_is_shown(pictures: list[Picture]) -> None:
+    """Told by words that no other family uses."""
+    texts = " ".join(phrase.text for picture in pictures for phrase in picture.phrases)
+    for words in (("all", "both"), ("first", "1st", "second", "2nd"), ("between", "away from", "next to")):
+        assert any(word in texts for word in words), words
+    assert any(len(phrase.targets) > 1 for picture in pictures for phrase in picture.phrases)
 
 
 def test_the_second_start_draws_nothing_anew(folder: Path, pictures: list[Picture]) -> None:
