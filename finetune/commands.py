@@ -1,4 +1,4 @@
-"""`sspsam evaluate` and the other commands about training and its data."""
+"""`sspsam evaluate`, `sspsam gallery` and the other commands about training and its data."""
 
 from __future__ import annotations
 
@@ -61,6 +61,30 @@ def evaluate(
     if out is not None:
         write_evaluation(out, result, about)
         typer.echo(f"Written to {out}")
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Option(help="Picture to write.", dir_okay=False, show_default=False)],
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="As for evaluate; the first phrase of each picture is asked.")
+    ] = "stickers/test?count=24&phrases=1",
+    preset: PresetOption = DEFAULT_PRESET,
+    version: VersionOption = None,
+    model_dir: ModelDirOption = Path("models"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a model's answers side by side: right ones in green frames, wrong ones in red.
+
+    Example: sspsam gallery --out gallery.png
+    """
+    from finetune.data.dataset import open_dataset
+    from finetune.gallery import draw_gallery
+    from sspsam.pictures import write_picture
+
+    samples = open_dataset(dataset)
+    write_picture(draw_gallery(open_predictor(preset, device, version, model_dir), samples), out)
+    typer.echo(f"Written to {out}")
 
 
 def _evaluate_with_progress(predictor: Predictor, dataset: Dataset) -> EvaluationResult:

@@ -25,12 +25,12 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
     """
     clip = TrainConfig(
         preset=PRESET, stage="clip", output_dir=folder / "clip", data="stickers/train",
-        steps=2400, batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100,
+        steps=2100, batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100,
         weight_decay=0.05, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
     sam = TrainConfig(
         preset=PRESET, stage="sam", output_dir=folder / "sam", data="stickers/train",
-        steps=2400, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
+        steps=3000, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
         weight_decay=0.01, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
     ssp = TrainConfig(

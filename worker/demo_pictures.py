@@ -100,7 +100,7 @@ def fits_the_editor(scene: Scene) -> bool:
 def phrases_for(
     scene: Scene, families: Sequence[str], rng: np.random.Generator
 ) -> tuple[DemoPhrase, ...] | None:
-    """A name in the scene, a phrase of each family, a noun that is not there; None if there is none of one."""
+    """A name in the scene, a phrase of each family, a noun that is not there; None where one is lacking."""
     chosen: dict[tuple[int, ...], ScenePhrase] = {}
     for family in ("noun", *families):
         said = make_phrases(scene, rng, [family], count=4)

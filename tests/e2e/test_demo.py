@@ -102,10 +102,17 @@ def understood(demo: Demo) -> Picture:
 
 
 def understands(predictor: Predictor, picture: Picture) -> bool:
-    """Whether the phrases of a picture that mean something get the masks of what they mean."""
+    """Whether the phrases of a picture get the masks of what they mean, and the last one none."""
     truth = true_masks(picture)
-    referents = predictor.predict(predictor.embed(read_picture(picture.path)), list(truth))
-    return all(overlap(referent.mask, truth[referent.phrase]) > UNDERSTOOD_IOU for referent in referents)
+    referents = predictor.predict(
+        predictor.embed(read_picture(picture.path)), [phrase.text for phrase in picture.phrases]
+    )
+    return all(
+        overlap(referent.mask, truth[referent.phrase]) > UNDERSTOOD_IOU
+        if referent.phrase in truth
+        else referent.no_target
+        for referent in referents
+    )
 
 
 def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo) -> None:
@@ -118,19 +125,23 @@ def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo) -> None:
 
 def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, understood: Picture) -> None:
     targets = true_masks(understood)
-    noun, place = targets
+    nothing = understood.phrases[-1].text
     task = task_of(demo, understood)
     editor.open_task(demo.project, task)
-    for count, phrase in enumerate((noun, place), start=1):
+    for count, phrase in enumerate(targets, start=1):
         assert editor.type_phrase(phrase), f"no mask for {phrase!r}"
         expect(editor.regions).to_have_count(count)
     keep_for_readme(editor)
+    assert not editor.type_phrase(nothing), f"a mask for {nothing!r}, which is not there"
+    expect(editor.regions).to_have_count(len(targets))
+    expect(editor.page.get_by_text(f"Nothing here fits “{nothing}”")).to_be_visible()
     editor.submit()
 
     saved = saved_regions(demo, task)
-    assert set(saved) == {noun, place}
-    assert overlap(saved[noun], targets[noun]) > UNDERSTOOD_IOU
-    assert overlap(saved[place], targets[place]) > UNDERSTOOD_IOU
+    assert saved.keys() == targets.keys()
+    assert all(overlap(saved[phrase], target) > UNDERSTOOD_IOU for phrase, target in targets.items())
+    (annotation,) = demo.client.annotations(task)
+    assert read_annotation(annotation, CONFIG).no_target_phrases == (nothing,)
 
 
 def keep_for_readme(editor: Editor) -> None:
