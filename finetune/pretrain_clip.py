@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import TrainConfig
-from finetune.data.sentences import make_sentence
+from finetune.data.sentences import make_sentence, spoken_tokens
 from finetune.data.stickers import STYLES, Scene, StickerDataset, make_scene, nouns, render_crop
 from finetune.losses import TOTAL
 from sspsam import frames
@@ -54,6 +54,12 @@ class CLIPStage(nn.Module):
         self.nouns = data.nouns or nouns("core", "base")
         self.class_vectors = nn.Parameter(torch.randn(len(self.nouns) + 1, clip.config.embed_dim))
         self.stem_head = nn.Linear(clip.config.width, len(self.nouns) + 1) if clip.config.stem else None
+        spoken = spoken_tokens(self.nouns)
+        self.token_heads = nn.Linear(clip.config.text_width, 2 * len(spoken))
+        self.token_index: Tensor
+        index = torch.full((clip.towers.vocab_size,), len(spoken) - 1)
+        index[spoken] = torch.arange(len(spoken))
+        self.register_buffer("token_index", index, persistent=False)
         self.config = config
         self.styles = tuple(data.styles or STYLES)
         self.crop_steps = int(config.steps * CROP_SHARE)
@@ -81,10 +87,8 @@ class CLIPStage(nn.Module):
         with _watch(self.clip.towers.visual.conv1, stem):
             features = self.clip.encode_image(images.to(device))  # (B, 1 + G*G, D)
         logits = scale * F.normalize(features.float(), dim=-1) @ classes.T
-        terms = {
-            "patch": _patch_loss(logits[:, 1:], patch_labels.to(device)),
-            "text": self._text_loss(classes[:-1].detach(), scale.detach(), rng),
-        }
+        terms = {"patch": _patch_loss(logits[:, 1:], patch_labels.to(device))}
+        terms |= self.text_terms(classes[:-1].detach(), scale.detach(), rng)
         if labels is not None:
             terms["image"] = F.cross_entropy(logits[:, 0], labels.to(device))
         if self.stem_head is not None:
@@ -95,20 +99,43 @@ class CLIPStage(nn.Module):
         terms[TOTAL] = torch.stack(list(terms.values())).sum()
         return terms
 
-    def _text_loss(self, classes: Tensor, scale: Tensor, rng: np.random.Generator) -> Tensor:
-        """Sentences to what they are about, and each noun in them, where it ends, to what it means."""
+    def text_terms(self, classes: Tensor, scale: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Losses of sentences alone.
+
+        "text": sentences come close to what they are about, and each noun in them, where it ends, to what it
+        means. "words": each word can be told from its features, and the one before it too; else the tower
+        would forget all words but the nouns.
+
+        Args:
+            classes: (C, D) unit vectors of the nouns.
+            scale: of the logits.
+            rng: where sentences come from.
+        """
         sentences = [make_sentence(self.nouns, rng) for _ in range(TEXT_BATCH)]
         tokens = tokenize([sentence.text for sentence in sentences]).to(classes.device)
         longest = int((tokens != 0).sum(dim=1).max())  # what follows changes no sentence feature
-        text = self.clip.encode_text(tokens[:, :longest])
+        tokens = tokens[:, :longest]
+        text = self.clip.encode_text(tokens)
         about = torch.stack([self._meaning(sentence.head) for sentence in sentences]).to(classes.device)
         rows = [row for row, sentence in enumerate(sentences) for _ in sentence.mentions]
         mentions = [mention for sentence in sentences for mention in sentence.mentions]
         ends = text.words[rows, [mention.token for mention in mentions]]  # (M, width)
         words = F.normalize((ends @ self.clip.towers.text_projection).float(), dim=-1)
         meant = torch.stack([self._meaning(mention.nouns) for mention in mentions]).to(classes.device)
-        return _alignment(text.sentence.float(), about, classes, scale) + _alignment(
-            words, meant, classes, scale
+        return {
+            "text": _alignment(text.sentence.float(), about, classes, scale)
+            + _alignment(words, meant, classes, scale),
+            "words": self._words_loss(text.words, tokens),
+        }
+
+    def _words_loss(self, words: Tensor, tokens: Tensor) -> Tensor:
+        """Cross-entropy of (B, L, width) word features with their own token and with the one before."""
+        own, before = self.token_heads(words).float().chunk(2, dim=-1)  # (B, L, known tokens)
+        labels = self.token_index[tokens]  # (B, L)
+        said = (tokens != 0) & (tokens < self.clip.towers.vocab_size - 2)  # neither padding, begin nor end
+        follows = said[:, 1:] & said[:, :-1]
+        return F.cross_entropy(own[said], labels[said]) + F.cross_entropy(
+            before[:, 1:][follows], labels[:, :-1][follows]
         )
 
     def _meaning(self, names: Sequence[str]) -> Tensor:

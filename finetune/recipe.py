@@ -36,7 +36,7 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
     ssp = TrainConfig(
         preset=PRESET, stage="ssp", output_dir=folder / "ssp", data=SSP_DATA,
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
-        steps=8000, batch_size=32, window=6400, target_size=128, box_only_steps=2500,
+        steps=4000, batch_size=32, window=6400, target_size=128, box_only_steps=1000,
         learning_rate=6e-4, decoder_learning_rate=2e-4, final_learning_rate=1e-5, warmup_steps=100,
         from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(iou_prediction=1.0, patch=4.0),
         precision="bfloat16",

@@ -40,9 +40,10 @@ def normalise(phrase: str) -> str:
     return " ".join(phrase.lower().split())
 
 
-def count_tokens(text: str) -> int:
-    """How many tokens a text has, without the ones that begin and end a phrase."""
-    return len(_tokenizer().encode(normalise(text)))
+def token_ids(text: str) -> list[int]:
+    """Ids of a text's tokens, without the ones that begin and end a phrase."""
+    ids: list[int] = _tokenizer().encode(normalise(text))
+    return ids
 
 
 def _encode(phrase: str) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.data.colours import COLOURS
 from finetune.data.vocabulary import kinds, vocabulary
-from sspsam.phrases import count_tokens
+from sspsam.phrases import token_ids
 
 KIND_SHARE = 0.12
 """How often a word for many nouns ("animal") stands in the place of a noun."""
@@ -96,8 +96,17 @@ def make_sentence(nouns: Sequence[str], rng: np.random.Generator) -> Sentence:
         elif field is not None:
             role = {"plural": "noun", "others": "other"}.get(field, field)
             text += names[role].plural if field in ("plural", "others") else names[role].singular
-            mentions.append(Mention(names[role].nouns, count_tokens(text)))
+            mentions.append(Mention(names[role].nouns, len(token_ids(text))))
     return Sentence(text, names["noun"].nouns, tuple(mentions))
+
+
+def spoken_tokens(nouns: Sequence[str]) -> list[int]:
+    """Ids of all tokens that sentences about the nouns may have, in order."""
+    literals = [" ".join(literal for literal, *_ in Formatter().parse(template)) for template in TEMPLATES]
+    fillers = [option for options in FILLERS.values() for option in options]
+    names = [word for noun in nouns for word in (noun, vocabulary()[noun].plural)]
+    names += [word for kind in kinds() for word in (kind.name, kind.plural)] + ["object", "objects"]
+    return sorted({token for text in (*literals, *fillers, *names) for token in token_ids(text)})
 
 
 def _choose_name(nouns: Sequence[str], rng: np.random.Generator) -> _Name:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.data.sentences import FILLERS, TEMPLATES, Sentence, make_sentence
+from finetune.data.sentences import FILLERS, TEMPLATES, Sentence, make_sentence, spoken_tokens
 from finetune.data.stickers import nouns
 from finetune.data.vocabulary import kinds, vocabulary
-from sspsam.phrases import tokenize
+from sspsam.phrases import token_ids, tokenize
 
 NOUNS = nouns("core")
 
@@ -60,6 +60,11 @@ def test_templates_use_known_fillers() -> None:
     for template in TEMPLATES:
         fields = {part.split("}")[0] for part in template.split("{")[1:]}
         assert fields <= known, template
+
+
+def test_all_that_is_said_is_known(sentences: list[Sentence]) -> None:
+    known = set(spoken_tokens(NOUNS))
+    assert all(set(token_ids(sentence.text)) <= known for sentence in sentences)
 
 
 def _is_word_end(text: str, end: int) -> bool:
