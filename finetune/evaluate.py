@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from finetune.data.dataset import Dataset, Sample, samples_by_image
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
-from sspsam.masks import mask_to_box_xyxy
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding, Referent
@@ -143,7 +142,7 @@ class _Tally:
             self.by_family.setdefault(sample.family, SegmentationMetrics()).update(mask, sample.mask)
         if sample.has_target:
             box_xyxy = NO_BOX_XYXY if referent is None else referent.box_xyxy
-            self.boxes.update(box_xyxy, mask_to_box_xyxy(sample.mask))
+            self.boxes.update(box_xyxy, sample.true_box_xyxy)
         self.baselines[NOTHING].update(nothing, sample.mask)
         if sample.all_objects is not None:
             self.baselines[ALL_OBJECTS].update(sample.all_objects, sample.mask)

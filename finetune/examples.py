@@ -14,7 +14,7 @@ from finetune.data.dataset import Dataset, Sample
 from sspsam import frames
 from sspsam.clip import TextFeatures
 from sspsam.frames import BoolMask, ClipFrame
-from sspsam.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_coco_rle
+from sspsam.masks import coco_rle_to_mask, mask_to_coco_rle
 from sspsam.phrases import tokenize
 from sspsam.predictor import ImageEmbedding, Predictor
 
@@ -194,7 +194,7 @@ def _make_example(sample: Sample, embedding: ImageEmbedding) -> _Example:
         embedding=embedding,
         mask_rle=mask_to_coco_rle(sample.mask),
         patch_coverage=_patch_coverage(sample.mask, embedding),
-        box=_canvas_box(sample.mask, embedding.clip_frame),
+        box=_canvas_box(sample, embedding.clip_frame),
         has_target=bool(sample.mask.any()),
     )
 
@@ -205,5 +205,5 @@ def _patch_coverage(mask: BoolMask, embedding: ImageEmbedding) -> Tensor:
     return F.adaptive_avg_pool2d(canvas[None, None], grid).flatten().half()
 
 
-def _canvas_box(mask: BoolMask, frame: ClipFrame) -> Tensor:
-    return frame.box_from_original(mask_to_box_xyxy(mask)) if mask.any() else torch.zeros(4)
+def _canvas_box(sample: Sample, frame: ClipFrame) -> Tensor:
+    return frame.box_from_original(sample.true_box_xyxy) if sample.has_target else torch.zeros(4)

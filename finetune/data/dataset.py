@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.records import RecordFormatError, RefRecord, read_records
-from sspsam.masks import MaskFormatError, coco_rle_to_mask
+from sspsam.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
 from sspsam.pictures import PictureError, read_picture
 
 RECORDS_PREFIX = "records:"
+JOINT = " + "
+"""Between the names of data sets that are read one after the other."""
+
+BoxXyxy = tuple[float, float, float, float]
 
 
 class DatasetError(ValueError):
@@ -47,6 +51,13 @@ class Sample:
     """Kind of phrase ("noun", "ordinal", ...), for figures by family; empty where there are no kinds."""
     all_objects: npt.NDArray[np.bool_] | None = None
     """(H, W), every object of the picture at once, where the data set knows them: a trivial baseline."""
+    box_xyxy: BoxXyxy | None = None
+    """The published box of the target, px, where the data set has one that need not be the mask's."""
+
+    @property
+    def true_box_xyxy(self) -> BoxXyxy:
+        """The published box, or the mask's; all zero without a target."""
+        return mask_to_box_xyxy(self.mask) if self.box_xyxy is None else self.box_xyxy
 
     @property
     def has_target(self) -> bool:
@@ -103,18 +114,40 @@ class RecordDataset:
         return self._last[1]
 
 
+class JointDataset:
+    """Several data sets, one after the other."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self.parts[number]
+        return part[index - int(self._ends[number]) + len(part)]
+
+
 def open_dataset(spec: str) -> Dataset:
     """Opens a data set by name.
 
     Args:
         spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
-            needed, for `count` pictures with `phrases` samples each; or
-            `records:<file.jsonl>?images=<folder>`.
+            needed, for `count` pictures with `phrases` samples each; a published data set's name and split
+            such as `refcoco/testA`, with `root=<folder>` in place of SSPSAM_DATA, `without=refcoco/val,...`
+            to leave out the pictures of other splits; or `records:<file.jsonl>?images=<folder>`.
+            Several, with " + " between them, are one.
 
     Raises:
         DatasetNameError: no such name, split or option.
         DatasetFileError: a named file or folder does not exist.
     """
+    if JOINT in spec:
+        return JointDataset([open_dataset(part.strip()) for part in spec.split(JOINT)])
     name, _, query = spec.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if name.startswith(RECORDS_PREFIX):
@@ -167,6 +200,30 @@ def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
         raise DatasetNameError(f"{spec!r}: {error}") from error
 
 
+def _open_published(spec: str, split: str, options: dict[str, str]) -> Dataset:
+    from finetune.data.files import data_root
+    from finetune.data.grefcoco import open_grefcoco
+    from finetune.data.phrasecut import open_phrasecut
+    from finetune.data.refcoco import open_refcoco
+    from finetune.data.referring import ReferringDataset
+
+    root = data_root(options.pop("root", None))
+    without = _names(options, "without") or ()
+    _refuse_unknown(spec, options)
+
+    def open_split(name: str, split: str) -> ReferringDataset:
+        if name == "grefcoco":
+            return open_grefcoco(split, root)
+        return open_phrasecut(split, root) if name == "phrasecut" else open_refcoco(name, split, root)
+
+    opened = open_split(spec.partition("?")[0].partition("/")[0], split)
+    for name, _, other_split in (other.partition("/") for other in without):
+        if name not in PUBLISHED:
+            raise DatasetNameError(f"{spec!r}: without={name!r}, expected one of: {', '.join(PUBLISHED)}")
+        opened = opened.without(open_split(name, other_split))
+    return opened
+
+
 def _integer(spec: str, options: dict[str, str], name: str) -> int | None:
     text = options.pop(name, None)
     if text is None:
@@ -195,4 +252,19 @@ def _record_mask(record: RefRecord) -> npt.NDArray[np.bool_]:
         raise DatasetFileError(f"record {record.sample_id}: {error}") from error
 
 
-_OPENERS: dict[str, Callable[[str, str, dict[str, str]], Dataset]] = {"stickers": _open_stickers}
+PUBLISHED = (
+    "refcoco",
+    "refcoco+",
+    "refcocog-umd",
+    "refcocog-google",
+    "refclef-unc",
+    "refclef-berkeley",
+    "grefcoco",
+    "phrasecut",
+)
+"""Names of data sets that are read from disk in their published layout."""
+
+_OPENERS: dict[str, Callable[[str, str, dict[str, str]], Dataset]] = {
+    "stickers": _open_stickers,
+    **dict.fromkeys(PUBLISHED, _open_published),
+}

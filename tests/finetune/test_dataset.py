@@ -144,7 +144,7 @@ def test_records_open_by_name(tmp_path: Path, images: Path, hole: Mask) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mnist/train", "no data set is named 'mnist/train'; known: stickers/<split>, records:<file>"),
+        ("mnist/train", "no data set is named 'mnist/train'; known: stickers/<split>, refcoco/<split>, "),
         ("stickers/val?cuont=3", "unknown option cuont"),
         ("stickers/val?count=many", "count is 'many', expected a whole number"),
         ("stickers/nowhere?count=1", "nowhere"),
