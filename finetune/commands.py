@@ -21,6 +21,7 @@ from sspsam.commands import (
 if TYPE_CHECKING:
     from finetune.data.dataset import Dataset
     from finetune.evaluate import EvaluationResult
+    from finetune.processes import Processes
     from sspsam.predictor import Predictor
 
 app = typer.Typer()
@@ -33,12 +34,20 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            help="stickers/val?count=200 (pictures), or records:FILE.jsonl?images=FOLDER.",
+            help="stickers/val?count=200 (pictures); refcoco/testA, grefcoco/val, phrasecut/test, ..., "
+            "under SSPSAM_DATA or ?root=FOLDER; or records:FILE.jsonl?images=FOLDER.",
             show_default=False,
         ),
     ],
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="How masks are compared: `original`, at the pictures' own size; `paper`, on 512 px squares "
+            "as the paper's code does. The figures differ."
+        ),
+    ] = "original",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for evaluation.json and evaluation.md.", file_okay=False),
@@ -48,14 +57,23 @@ def evaluate(
 ) -> None:
     """Measure a model on a data set, beside trivial answers.
 
-    Example: sspsam evaluate --dataset "stickers/val?count=200" --out reports/val
+    Several processes (`torchrun --nproc-per-node 8 --no-python sspsam evaluate ...`) share the samples.
+
+    Example: sspsam evaluate --dataset refcoco/testA --protocol paper --out reports/testA
     """
     from finetune.data.dataset import open_dataset
+    from finetune.processes import join_processes
+    from finetune.protocols import PROTOCOLS
     from finetune.report import write_evaluation
 
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     samples = open_dataset(dataset)
-    predictor = open_predictor(preset, device, version, model_dir)
-    result = _evaluate_with_progress(predictor, samples)
+    processes = join_processes(device)
+    predictor = open_predictor(preset, processes.device_name(device), version, model_dir)
+    result = _evaluate_with_progress(predictor, samples, protocol, processes)
+    if not processes.is_first:
+        return
     about = {"model": version or f"{preset}-base", "data set": dataset, "device": str(predictor.device)}
     _print_result(result, about)
     if out is not None:
@@ -87,7 +105,9 @@ def gallery(
     typer.echo(f"Written to {out}")
 
 
-def _evaluate_with_progress(predictor: Predictor, dataset: Dataset) -> EvaluationResult:
+def _evaluate_with_progress(
+    predictor: Predictor, dataset: Dataset, protocol: str, processes: Processes
+) -> EvaluationResult:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -96,7 +116,11 @@ def _evaluate_with_progress(predictor: Predictor, dataset: Dataset) -> Evaluatio
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(dataset))
         return evaluation.evaluate(
-            predictor, dataset, lambda done, total: bar.update(task, completed=done, total=total)
+            predictor,
+            dataset,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            protocol=protocol,
+            processes=processes,
         )
 
 
@@ -112,7 +136,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
         box=SIMPLE,
         padding=(0, 0, 0, 1),
         pad_edge=False,
-        title=", ".join(about.values()),
+        title=", ".join([*about.values(), result.protocol]),
         caption=f"percent; {counts['samples']} phrases on {counts['images']} pictures, "
         f"{counts['no target']} with nothing to find",
     )
@@ -122,7 +146,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
         table.add_row(*row, style="bold" if row[0] == "all" else "", end_section=row[0] == "all")
     console = Console()
     console.print(table)
-    figures = ("gIoU", "cIoU", "Acc@0.5")
+    figures = ("Pr@0.6", "Pr@0.7", "Pr@0.8", "gIoU", "cIoU", "Acc@0.5")
     console.print(
         ", ".join(f"{name} {percent(result.overall.get(name))}" for name in figures), highlight=False
     )

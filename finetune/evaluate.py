@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from finetune.data.dataset import Dataset, Sample, samples_by_image
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
+from finetune.processes import Processes
+from finetune.protocols import Answer, MaskProtocol, PhraseModel, choose_protocol
 
 if TYPE_CHECKING:
-    from sspsam import ImageEmbedding, Referent
+    from sspsam import ImageEmbedding
 
 NOTHING = "nothing"
 """Baseline that answers every phrase with an empty mask."""
@@ -25,14 +27,6 @@ NO_BOX_XYXY = (0.0, 0.0, 0.0, 0.0)
 
 Progress = Callable[[int, int], None]
 """Called with (samples measured, samples in the data set)."""
-
-
-class PhraseModel(Protocol):
-    """What is measured: `sspsam.Predictor`, or anything that answers as it does."""
-
-    def embed(self, image: npt.NDArray[np.uint8], /) -> ImageEmbedding: ...
-
-    def predict(self, embedding: ImageEmbedding, phrases: list[str], /) -> Sequence[Referent]: ...
 
 
 class SampleResult(NamedTuple):
@@ -63,6 +57,8 @@ class EvaluationResult:
     """Medians: "phrase, image embedded", "embed image", and "phrase, image not embedded", their sum."""
     refused: dict[str, str] = field(default_factory=dict)
     """Sample id -> why its phrase cannot be read; such a sample counts as answered with nothing."""
+    protocol: str = "original"
+    """Key of finetune.protocols.PROTOCOLS: in which frame masks were compared."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -74,8 +70,15 @@ class EvaluationResult:
         return cls(**{**values, "per_sample": [SampleResult(*row) for row in values["per_sample"]]})
 
 
-def evaluate(predictor: PhraseModel, dataset: Dataset, progress: Progress | None = None) -> EvaluationResult:
-    """Asks about every sample, one phrase at a time, and compares masks at the pictures' own size.
+def evaluate(
+    predictor: PhraseModel,
+    dataset: Dataset,
+    progress: Progress | None = None,
+    *,
+    protocol: str = "original",
+    processes: Processes | None = None,
+) -> EvaluationResult:
+    """Asks about every sample, one phrase at a time, and compares the masks.
 
     Each picture is embedded once for the samples that follow each other.
 
@@ -83,77 +86,121 @@ def evaluate(predictor: PhraseModel, dataset: Dataset, progress: Progress | None
         predictor: The model.
         dataset: What to measure on.
         progress: Called after each picture.
+        protocol: `original`, at the pictures' own size, or `paper`, as the paper's code does.
+        processes: Share the work; each gets the result of all.
 
     Raises:
         DatasetError: a sample cannot be read.
-        ValueError: the data set is empty.
+        ValueError: the data set is empty, or there is no such protocol.
     """
     if len(dataset) == 0:
         raise ValueError("the data set has no samples to measure on")
-    tally = _Tally()
-    for samples in samples_by_image(dataset):
+    processes = processes or Processes()
+    rules = choose_protocol(protocol, predictor)
+    tally = _Tally(rules)
+    share = processes.share(len(dataset))
+    for samples in samples_by_image(dataset, share):
         started = time.perf_counter()
         embedding = predictor.embed(samples[0].image)
-        tally.embed_s.append(time.perf_counter() - started)
+        _wait_for_device(embedding)
+        tally.counted.embed_s.append(time.perf_counter() - started)
         for sample in samples:
             tally.add(sample, _answer(predictor, embedding, sample, tally))
         if progress is not None:
-            progress(len(tally.per_sample), len(dataset))
-    return tally.result()
+            progress(len(tally.counted.per_sample), len(share))
+    merged, *others = processes.gather(tally.counted)
+    for other in others:
+        merged.merge(other)
+    return merged.result(protocol)
 
 
 def _answer(
     predictor: PhraseModel, embedding: ImageEmbedding, sample: Sample, tally: _Tally
-) -> Referent | None:
+) -> Answer | None:
     """The model's answer, or None if it refuses the phrase."""
     from sspsam import PhraseError
 
     started = time.perf_counter()
     try:
-        [referent] = predictor.predict(embedding, [sample.phrase])
+        answer = tally.rules.answer(predictor, embedding, sample.phrase)
     except PhraseError as error:
-        tally.refused[sample.sample_id] = str(error)
+        tally.counted.refused[sample.sample_id] = str(error)
         return None
-    tally.phrase_s.append(time.perf_counter() - started)
-    return referent
+    tally.counted.phrase_s.append(time.perf_counter() - started)
+    return answer
+
+
+def _wait_for_device(embedding: ImageEmbedding) -> None:
+    """Lets a GPU finish, so that its work is timed where it was asked for."""
+    if embedding.image_embedding.is_cuda:
+        torch.cuda.synchronize(embedding.image_embedding.device)
+
+
+class _Tally:
+    """What has been seen so far, by the rules of a protocol."""
+
+    def __init__(self, rules: MaskProtocol) -> None:
+        self.rules = rules
+        self.counted = Counted(self._metrics(), {name: self._metrics() for name in (ALL_OBJECTS, NOTHING)})
+
+    def add(self, sample: Sample, answer: Answer | None) -> None:
+        counted, truth = self.counted, self.rules.truth(sample.mask)
+        nothing = np.zeros_like(truth)
+        mask = nothing if answer is None else answer.mask
+        iou = counted.overall.update(mask, truth)
+        counted.per_sample.append(SampleResult(sample.sample_id, sample.image_id, iou))
+        if sample.family:
+            counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth)
+        if sample.has_target:
+            box_xyxy = NO_BOX_XYXY if answer is None else answer.box_xyxy
+            counted.boxes.update(box_xyxy, sample.true_box_xyxy)
+        counted.baselines[NOTHING].update(nothing, truth)
+        if sample.all_objects is not None:
+            counted.baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth)
+
+    def _metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(no_target_min_pixels=self.rules.no_target_min_pixels)
 
 
 @dataclass
-class _Tally:
-    """What has been seen so far."""
+class Counted:
+    """What one process has seen, ready to be merged with what others have."""
 
-    overall: SegmentationMetrics = field(default_factory=SegmentationMetrics)
+    overall: SegmentationMetrics
+    baselines: dict[str, SegmentationMetrics]
     boxes: BoxAccuracy = field(default_factory=BoxAccuracy)
     by_family: dict[str, SegmentationMetrics] = field(default_factory=dict)
-    baselines: dict[str, SegmentationMetrics] = field(
-        default_factory=lambda: {ALL_OBJECTS: SegmentationMetrics(), NOTHING: SegmentationMetrics()}
-    )
     per_sample: list[SampleResult] = field(default_factory=list)
     embed_s: list[float] = field(default_factory=list)
     phrase_s: list[float] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def add(self, sample: Sample, referent: Referent | None) -> None:
-        nothing = np.zeros_like(sample.mask)
-        mask = nothing if referent is None else referent.mask
-        iou = self.overall.update(mask, sample.mask)
-        self.per_sample.append(SampleResult(sample.sample_id, sample.image_id, iou))
-        if sample.family:
-            self.by_family.setdefault(sample.family, SegmentationMetrics()).update(mask, sample.mask)
-        if sample.has_target:
-            box_xyxy = NO_BOX_XYXY if referent is None else referent.box_xyxy
-            self.boxes.update(box_xyxy, sample.true_box_xyxy)
-        self.baselines[NOTHING].update(nothing, sample.mask)
-        if sample.all_objects is not None:
-            self.baselines[ALL_OBJECTS].update(sample.all_objects, sample.mask)
+    def merge(self, other: Counted) -> Counted:
+        """Adds what another has seen of the samples after these, and returns itself."""
+        self.overall.merge(other.overall)
+        self.boxes.merge(other.boxes)
+        for name, metrics in other.baselines.items():
+            self.baselines[name].merge(metrics)
+        for family, metrics in other.by_family.items():
+            if family in self.by_family:
+                self.by_family[family].merge(metrics)
+            else:
+                self.by_family[family] = metrics
+        self.per_sample += other.per_sample
+        self.embed_s += other.embed_s
+        self.phrase_s += other.phrase_s
+        self.refused |= other.refused
+        return self
 
-    def result(self) -> EvaluationResult:
+    def result(self, protocol: str) -> EvaluationResult:
+        """The figures so far."""
         return EvaluationResult(
+            protocol=protocol,
             overall={**self.overall.compute(), **self.boxes.compute()},
             by_family={family: metrics.compute() for family, metrics in self.by_family.items()},
             counts={
                 "samples": self.overall.samples,
-                "images": len(self.embed_s),
+                "images": len({result.image_id for result in self.per_sample}),
                 "no target": self.overall.samples - self.overall.samples_with_target,
             },
             family_samples={family: metrics.samples for family, metrics in self.by_family.items()},
@@ -168,6 +215,8 @@ class _Tally:
         )
 
     def _timings_ms(self) -> dict[str, float]:
+        if not self.embed_s:
+            return {}
         embed = 1000 * float(np.median(self.embed_s))
         if not self.phrase_s:
             return {"embed image": embed}

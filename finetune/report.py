@@ -23,6 +23,11 @@ CONFIDENCE = 0.95
 SAME_IOU = 1e-3
 """Samples whose IoU changed by no more than this count as unchanged."""
 
+PROTOCOLS_IN_WORDS = {
+    "original": "at the pictures' own size (protocol `original`)",
+    "paper": "on padded squares of 512 px, fewer than 50 px counting as nothing (protocol `paper`)",
+}
+
 FAMILY_COLUMNS = ("mIoU", "oIoU", "Pr@0.5", "Pr@0.9", "N-acc", "T-acc")
 
 
@@ -140,6 +145,7 @@ def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -
         "# Evaluation",
         "",
         *(f"- {name}: {value}" for name, value in about.items()),
+        f"- masks compared {PROTOCOLS_IN_WORDS[result.protocol]}",
         f"- {counts['samples']} phrases on {counts['images']} pictures, "
         f"{counts['no target']} of them with nothing to find",
         "",

@@ -20,6 +20,11 @@ from torch import Tensor
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
+PAPER_CANVAS = 1024
+"""Side of the padded square on which the paper's code brings masks together, px."""
+PAPER_SIDE = 512
+"""Side of the one on which it compares them."""
+
 Hw = tuple[int, int]
 UInt8Image = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
@@ -132,6 +137,28 @@ def mask_to_sam(mask: BoolMask, side: int) -> Tensor:
     hw = resized_hw(_hw(mask), side)
     target[: hw[0], : hw[1]] = _resize_mask(mask, hw)
     return target
+
+
+def mask_to_paper_square(mask: BoolMask) -> BoolMask:
+    """A (H, W) mask of the original frame as the paper's code compares it: (512, 512).
+
+    Resized to a longest side of 1024, everything above 0 kept, padded, then every other pixel taken.
+
+    Source: WayneTomas/SSP-SAM:datasets/transforms.py (SAMMaskResize), datasets/dataset.py.
+    """
+    height, width = resized_hw(_hw(mask), PAPER_CANVAS)
+    picture = Image.fromarray(mask.astype(np.float32))
+    resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR)) > 0
+    canvas = np.zeros((PAPER_CANVAS, PAPER_CANVAS), dtype=bool)
+    canvas[:height, :width] = resized
+    step = PAPER_CANVAS // PAPER_SIDE
+    return canvas[::step, ::step]
+
+
+def sam_logits_to_paper_square(mask_logits: Tensor) -> Tensor:
+    """(B, 1, h, h) logits over the padded square as the paper's code compares them: (B, 512, 512)."""
+    canvas = F.interpolate(mask_logits.float(), size=(PAPER_CANVAS, PAPER_CANVAS), mode="bilinear")
+    return F.interpolate(canvas, size=(PAPER_SIDE, PAPER_SIDE), mode="bilinear")[:, 0]
 
 
 def points_to_sam(points: npt.ArrayLike, original_hw: Hw, side: int) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from finetune.metrics import MaskMismatchError
+from finetune.metrics import FIGURE_NAMES, MaskMismatchError
 from sspsam import Predictor
 from sspsam.checkpoints import write_tensors
 from sspsam.cli import COMMANDS_GROUP, build_app, describe, exit_code, is_expected, main
@@ -206,3 +206,21 @@ def test_evaluate_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_evaluate_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", "--dataset", "mnist/train", *TEST_PRESET) == 2
     assert capsys.readouterr().err.startswith("sspsam: no data set is named 'mnist/train'")
+
+
+def test_evaluate_writes_both_protocols_and_refuses_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = "stickers/val?count=1&phrases=2&nouns=first"
+    for protocol in ("original", "paper"):
+        out = tmp_path / protocol
+        assert (
+            run("evaluate", "--dataset", dataset, *TEST_PRESET, "--protocol", protocol, "--out", str(out))
+            == 0
+        )
+        values = json.loads((out / "evaluation.json").read_text())
+        assert values["protocol"] == protocol
+        assert set(FIGURE_NAMES) | {"Acc@0.5"} <= set(values["overall"])
+        assert f"protocol `{protocol}`" in (out / "evaluation.md").read_text()
+    assert run("evaluate", "--dataset", dataset, *TEST_PRESET, "--protocol", "mine") == 2
+    assert "expected one of original, paper" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from sspsam.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
 from sspsam.pictures import PictureError, read_picture
 
 RECORDS_PREFIX = "records:"
+DATA_ROOT_VARIABLE = "SSPSAM_DATA"
+"""Environment: folder of the published data sets."""
 JOINT = " + "
 """Between the names of data sets that are read one after the other."""
 
@@ -159,10 +161,15 @@ def open_dataset(spec: str) -> Dataset:
     return _OPENERS[family](spec, split, options)
 
 
-def samples_by_image(dataset: Dataset) -> Iterator[list[Sample]]:
-    """Yields the samples of one picture at a time, as long as they follow each other."""
+def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -> Iterator[list[Sample]]:
+    """Yields the samples of one picture at a time, as long as they follow each other.
+
+    Args:
+        dataset: Where they come from.
+        positions: Which of its samples; all when None.
+    """
     group: list[Sample] = []
-    for index in range(len(dataset)):
+    for index in range(len(dataset)) if positions is None else positions:
         sample = dataset[index]
         if group and group[0].image_id != sample.image_id:
             yield group

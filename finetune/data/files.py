@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from finetune.data.dataset import DatasetFileError
+from finetune.data.dataset import DATA_ROOT_VARIABLE, DatasetFileError
 
-DATA_ROOT_VARIABLE = "SSPSAM_DATA"
 DEFAULT_DATA_ROOT = "data"
 
 

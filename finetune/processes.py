@@ -1,0 +1,90 @@
+"""Several processes that work on one thing, as accelerate or torchrun start them; or just this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+WORLD_SIZE_VARIABLE = "WORLD_SIZE"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is, and how they speak with each other."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device | None = None
+    """Of this process, where the launcher gave each its own."""
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes files and speaks to people."""
+        return self.rank == 0
+
+    def device_name(self, wanted: str) -> str:
+        """The device of this process: what the launcher meant for it, or else what a person wants."""
+        return wanted if self.device is None else str(self.device)
+
+    def share(self, length: int) -> range:
+        """This process's positions of 0..length: runs that follow each other and differ by at most one."""
+        return range(length * self.rank // self.count, length * (self.rank + 1) // self.count)
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object([value])
+        return gathered
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of every process's tensor."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import reduce
+
+        mean: Tensor = reduce(value, reduction="mean")
+        return mean
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replaces the gradients by their mean over the processes.
+
+        They must agree on which parameters have one. All of them travel as one tensor per type.
+        """
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for kind in sorted({gradient.dtype for gradient in gradients}, key=str):
+            own = [gradient for gradient in gradients if gradient.dtype == kind]
+            mean = self.mean(torch.cat([gradient.flatten() for gradient in own]))
+            sizes = [gradient.numel() for gradient in own]
+            for gradient, part in zip(own, torch.split(mean, sizes), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def wait(self) -> None:
+        """Until all of them are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def join_processes(device: str = "auto") -> Processes:
+    """Joins the processes that a launcher has started, if it has.
+
+    Args:
+        device: `cpu`, or anything else to let each process have the GPU that the launcher meant for it.
+    """
+    if int(os.environ.get(WORLD_SIZE_VARIABLE, "1")) == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    return Processes(state.process_index, state.num_processes, state.device)
