@@ -6,13 +6,18 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from finetune.losses import LossWeights
 from sspsam.presets import get_preset
 
-Stage = Literal["clip", "sam", "ssp"]
+Stage = Literal["clip", "sam", "rec", "ssp"]
 Precision = Literal["float32", "bfloat16"]
+
+
+LOSS_PREFIX = "loss."
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+"""Configurations of the paper's trainings."""
 
 
 class ConfigError(ValueError):
@@ -28,7 +33,8 @@ class TrainConfig:
     output_dir: Path
     """Where checkpoints, the log and the result go; a run that finds its checkpoint there goes on from it."""
     stage: Stage = "ssp"
-    """`clip` and `sam` pre-train a small preset's towers from scratch; `ssp` is the paper's training."""
+    """`clip` and `sam` pre-train a small preset's towers from scratch; `rec` and `ssp` are the paper's
+    training: first boxes only, without SAM, then masks."""
     data: str = "stickers/train"
     """Data set to train on, as for finetune.data.dataset.open_dataset."""
     replay: str | None = None
@@ -44,16 +50,28 @@ class TrainConfig:
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 32
-    """Samples per step."""
+    """Samples per step, of all processes together."""
+    accumulate: int = 1
+    """Parts that a process's share of a batch goes through the model in, one after the other; the gradient is
+    that of the whole. Stages `rec` and `ssp`."""
     window: int = 6000
     """Samples whose pictures are embedded and shuffled together; bounds the memory."""
+    stream: bool = False
+    """Read and encode the pictures of each step when it comes, instead of window by window: for data sets of
+    any size, and needed to place and flip pictures. Always so in stage `rec`."""
+    random_placement: bool = False
+    """Put pictures at random places of the CLIP canvas; where they lie when serving, otherwise."""
+    flip_probability: float = 0.0
+    """How often pictures are mirrored, 0..1; left and right change places in the phrase as well."""
+    embeddings: Path | None = None
+    """Folder that keeps SAM's image embeddings, float16, so that each picture is encoded once."""
+    workers: int = 0
+    """Processes that read pictures ahead; 0: none but this one."""
     target_size: int = 512
     """Side of the square, px, on which mask losses are computed."""
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
     """Of SAM's mask decoder."""
-    box_only_steps: int = 0
-    """First steps, in which only boxes and patches are learned, without SAM."""
     decoder_frozen_steps: int = 0
     """First steps in which the mask decoder does not learn."""
     final_learning_rate: float = 1e-6
@@ -71,12 +89,39 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         get_preset(self.preset)
+        _require(self.stage in get_args(Stage), f"stage is {self.stage!r}, expected {_one_of(Stage)}")
+        _require(
+            self.precision in get_args(Precision),
+            f"precision is {self.precision!r}, expected {_one_of(Precision)}",
+        )
         if self.steps < 1 or self.batch_size < 1 or self.window < 1 or self.checkpoint_every < 1:
             raise ConfigError("steps, batch_size, window and checkpoint_every must be at least 1")
         if not 0 <= self.replay_fraction < 1:
             raise ConfigError(f"replay_fraction must be in 0..1, 1 excluded, got {self.replay_fraction}")
         if self.learning_rate < self.final_learning_rate:
             raise ConfigError(f"learning_rate {self.learning_rate} lies below final_learning_rate")
+        self._check_stream()
+
+    def _check_stream(self) -> None:
+        _require(
+            0 <= self.flip_probability <= 1, f"flip_probability must be in 0..1, got {self.flip_probability}"
+        )
+        _require(
+            self.accumulate >= 1 and self.workers >= 0, "accumulate must be at least 1, workers at least 0"
+        )
+        _require(
+            self.accumulate == 1 or self.stage in ("rec", "ssp"),
+            f"stage {self.stage} cannot accumulate gradients",
+        )
+        streams = self.stream
+        varied = self.random_placement or self.flip_probability > 0 or self.embeddings is not None
+        _require(
+            streams or not varied, "random_placement, flip_probability and embeddings need stream = true"
+        )
+        _require(
+            not (streams and self.from_scratch),
+            "from_scratch needs whole windows: it does not go with a stream",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for cards and logs."""
@@ -84,17 +129,27 @@ class TrainConfig:
 
 
 def read_config(path: Path, overrides: Mapping[str, Any]) -> TrainConfig:
-    """Reads a TOML file whose keys are TrainConfig's fields; `overrides` win over the file.
+    """Reads a TOML file whose keys are TrainConfig's fields.
+
+    Args:
+        path: The file, or the name of a recipe that ships with the package, such as `refcoco-224`.
+        overrides: Win over the file; `loss.dice` and the like win over parts of it.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type.
     """
+    recipe = RECIPES_FOLDER / f"{path}.toml"
+    if not path.exists() and recipe.is_file():
+        path = recipe
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        recipes = ", ".join(sorted(file.stem for file in RECIPES_FOLDER.glob("*.toml")))
+        raise ConfigError(f"cannot read {path}: {error.strerror}; known recipes: {recipes}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    if isinstance(values.get("loss"), dict):
+        values |= {f"{LOSS_PREFIX}{name}": weight for name, weight in values.pop("loss").items()}
     return make_config(values | dict(overrides))
 
 
@@ -105,6 +160,7 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: a key is unknown, a needed one is missing, or a value has the wrong type.
     """
     known = {field.name for field in fields(TrainConfig)}
+    values = _nest(values)
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     hints = get_type_hints(TrainConfig)
@@ -114,14 +170,38 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(str(error)) from error
 
 
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`loss.dice` becomes an entry of `loss`, over what a file says of it."""
+    nested = {key: value for key, value in values.items() if not key.startswith(LOSS_PREFIX)}
+    weights = {
+        key.removeprefix(LOSS_PREFIX): value for key, value in values.items() if key.startswith(LOSS_PREFIX)
+    }
+    if weights:
+        nested["loss"] = {**nested.get("loss", {}), **weights}
+    return nested
+
+
 def _convert(hint: object, value: Any) -> Any:
     if hint == tuple[Path, ...]:
-        return tuple(Path(item) for item in ([value] if isinstance(value, str) else value))
+        return tuple(Path(item) for item in (value.split(",") if isinstance(value, str) else value))
     if hint in (Path, Path | None):
         return Path(value)
     if hint is LossWeights:
-        return LossWeights(**value)
+        return LossWeights(**{name: float(weight) for name, weight in value.items()})
+    if hint is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError(f"expected true or false, got {value!r}")
+        return str(value).lower() == "true"
     return hint(value) if hint in (int, float) else value
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _one_of(literal: object) -> str:
+    return "one of: " + ", ".join(get_args(literal))
 
 
 def _plain(value: object) -> object:

@@ -30,7 +30,7 @@ class Batch:
     patch_features: Tensor
     """(B, G*G, D)."""
     image_embeddings: Tensor
-    """(B, C, h, w)."""
+    """(B, C, h, w); (B, 0, 0, 0) where SAM takes no part."""
     tokens: Tensor
     """(B, 77)."""
     text: TextFeatures
@@ -167,23 +167,34 @@ class ExampleStream:
         return (frames.mask_to_sam(mask, self.target_size) > 0.5).float()
 
 
+TENSOR_FIELDS = (
+    "patch_features",
+    "image_embeddings",
+    "tokens",
+    "masks",
+    "patch_coverage",
+    "boxes",
+    "has_target",
+)
+"""Fields of a batch that are tensors of B rows."""
+
+
 def concatenate(first: Batch, second: Batch) -> Batch:
     """Joins two batches."""
     return Batch(
         sample_ids=first.sample_ids + second.sample_ids,
         text=TextFeatures(*map(torch.cat, zip(first.text, second.text, strict=True))),
-        **{
-            name: torch.cat([getattr(first, name), getattr(second, name)])
-            for name in (
-                "patch_features",
-                "image_embeddings",
-                "tokens",
-                "masks",
-                "patch_coverage",
-                "boxes",
-                "has_target",
-            )
-        },
+        **{name: torch.cat([getattr(first, name), getattr(second, name)]) for name in TENSOR_FIELDS},
+    )
+
+
+def take(batch: Batch, rows: range) -> Batch:
+    """Some rows of a batch that follow each other."""
+    part = slice(rows.start, rows.stop)
+    return Batch(
+        sample_ids=batch.sample_ids[part],
+        text=TextFeatures(*(features[part] for features in batch.text)),
+        **{name: getattr(batch, name)[part] for name in TENSOR_FIELDS},
     )
 
 

@@ -25,12 +25,12 @@ class NonFiniteLossError(ArithmeticError):
         sample_ids: The samples whose own terms are not finite.
     """
 
+    what = "the loss is not finite"
+
     def __init__(self, terms: dict[str, float], sample_ids: Sequence[str]) -> None:
         self.sample_ids = tuple(sample_ids)
         values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        super().__init__(
-            f"the loss is not finite ({values}) on samples: {', '.join(sample_ids) or 'unknown'}"
-        )
+        super().__init__(f"{self.what} ({values}) on samples: {', '.join(sample_ids) or 'unknown'}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Criterion(nn.Module):
         patch_coverage: Tensor | None = None,
         sample_weights: Tensor | None = None,
         sample_ids: Sequence[str] | None = None,
+        totals: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Computes the terms whose predictions are given: box-only pre-training passes no masks.
 
@@ -95,6 +96,8 @@ class Criterion(nn.Module):
             patch_coverage: (B, G*G) share of each patch that the target covers, 0..1.
             sample_weights: (B,) at least 0, how much each sample counts in the means.
             sample_ids: B names for the error message.
+            totals: (2,) how many samples, and how many with a target, the means are over, in place of this
+                batch's own: the shares of one large batch then add up to exactly its gradient.
 
         Returns:
             Term name -> unweighted scalar, and "total", the weighted sum to minimise.
@@ -115,8 +118,13 @@ class Criterion(nn.Module):
         counts = (
             torch.ones_like(has_target, dtype=torch.float32) if sample_weights is None else sample_weights
         )
+        with_target = counts * has_target
+        if totals is None:
+            totals = torch.stack([counts.sum(), with_target.sum()])
         terms = {
-            name: _weighted_mean(values, counts * has_target if name in BOX_TERMS else counts)
+            name: _weighted_mean(values, with_target, totals[1])
+            if name in BOX_TERMS
+            else _weighted_mean(values, counts, totals[0])
             for name, values in per_sample.items()
         }
         terms[TOTAL] = torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
@@ -189,9 +197,8 @@ def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
     )
 
 
-def _weighted_mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of (B,) values; 0, with a gradient path, where nothing counts."""
-    counted = counts.sum()
+def _weighted_mean(values: Tensor, counts: Tensor, counted: Tensor) -> Tensor:
+    """Mean of (B,) values over as many as counted; 0, with a gradient path, where nothing counts."""
     return (values * counts).sum() / torch.where(counted > 0, counted, torch.ones_like(counted))
 
 

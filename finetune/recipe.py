@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import TrainConfig
@@ -11,15 +12,12 @@ from finetune.train import WEIGHTS_NAME, train, write_bundle
 
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
-SSP_DATA = (
-    "stickers/train?phrases=16&count=100000"
-    "&families=noun,size,place,place,ordinal,ordinal,relation,relation,colour,several,none"
-)
-"""Scenes of all nouns; the harder families more often."""
+PHRASES = "stickers/train?phrases=16&count=100000&families=noun,place,place,place,ordinal,size,several,none"
+"""Scenes of all nouns; places more often, since they are learned slowest."""
 
 
-def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
-    """The three stages: recognition, segmentation from points and boxes, then phrases to masks.
+def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
+    """The four stages: recognition, segmentation from points and boxes, phrases to places, phrases to masks.
 
     The first two do not depend on each other.
     """
@@ -33,15 +31,18 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
         steps=3000, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
         weight_decay=0.01, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
-    ssp = TrainConfig(
-        preset=PRESET, stage="ssp", output_dir=folder / "ssp", data=SSP_DATA,
+    phrases = TrainConfig(
+        preset=PRESET, stage="rec", output_dir=folder / "rec", data=PHRASES,
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
-        steps=4000, batch_size=32, window=6400, target_size=128, box_only_steps=1000,
-        learning_rate=6e-4, decoder_learning_rate=2e-4, final_learning_rate=1e-5, warmup_steps=100,
-        from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(iou_prediction=1.0, patch=4.0),
-        precision="bfloat16",
+        steps=1100, batch_size=32, window=6400, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
+        from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(patch=4.0), precision="bfloat16",
     )  # fmt: skip
-    return clip, sam, ssp
+    masks = replace(
+        phrases, stage="ssp", output_dir=folder / "ssp", init=folder / "rec" / WEIGHTS_NAME, from_scratch=False,
+        steps=2300, target_size=128, decoder_learning_rate=2e-4, seed=1,
+        loss=LossWeights(iou_prediction=1.0, patch=4.0),
+    )  # fmt: skip
+    return clip, sam, phrases, masks
 
 
 def train_demo(folder: Path, progress: ProgressFn | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from finetune.config import TrainConfig
 from finetune.data.dataset import Dataset
-from finetune.examples import Batch, ExampleStream, concatenate
+from finetune.examples import Batch, ExampleStream, concatenate, take
 from finetune.initialise import initialise
 from finetune.losses import Criterion
+from finetune.processes import Processes
+from finetune.streaming import SampleStream
 from sspsam.model import EncodedPhrase
 from sspsam.predictor import Predictor
 from sspsam.prompts import Prompts
@@ -22,23 +24,21 @@ PROBED_BATCHES = 8
 """Batches that a fresh prompt encoder is initialised from."""
 
 
-class _Masks(NamedTuple):
-    logits: Tensor | None = None
-    iou_predictions: Tensor | None = None
-
-
-_NO_MASKS = _Masks()
-
-
 class SSPStage:
     """Everything but CLIP and SAM's image and prompt encoders learns."""
 
     def __init__(
-        self, predictor: Predictor, config: TrainConfig, data: Dataset, replay: Dataset | None = None
+        self,
+        predictor: Predictor,
+        config: TrainConfig,
+        data: Dataset,
+        replay: Dataset | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.model = predictor.model
         self.device = predictor.device
         self.config = config
+        self.processes = processes or Processes()
         self.criterion = Criterion(config.loss)
         dim = self.model.sam.prompt_encoder.embed_dim
         self.localiser = nn.Linear(dim, 1).to(self.device) if config.loss.patch > 0 else None
@@ -46,6 +46,7 @@ class SSPStage:
         from_replay = round(config.batch_size * config.replay_fraction) if replay is not None else 0
         self.stream = self._stream(data, predictor, config.batch_size - from_replay)
         self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
+        self._share: tuple[int, Batch, Tensor] | None = None
 
         if config.from_scratch:
             probed = reduce(concatenate, (self.batch(step) for step in range(PROBED_BATCHES)))
@@ -56,6 +57,11 @@ class SSPStage:
         """The model, frozen parts and all, and what is thrown away after training."""
         return self._module
 
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """This process's samples of the last step."""
+        return () if self._share is None else self._share[1].sample_ids
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The mask decoder learns more slowly than the prompts."""
         decoder = list(self.model.sam.mask_decoder.parameters())
@@ -63,34 +69,56 @@ class SSPStage:
         prompts = [p for p in self._module.parameters() if p.requires_grad and id(p) not in chosen]
         return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
 
-    def loss(self, step: int) -> dict[str, Tensor]:
-        """Mask and box terms of the step's batch; without the mask's in the first `box_only_steps`."""
-        self._freeze(step)
-        batch = self.batch(step)
-        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
-        masks = self._decode(batch, prompts) if step >= self.config.box_only_steps else _NO_MASKS
-        terms: dict[str, Tensor] = self.criterion(
-            masks.logits, self.model.box_head(prompts.box_token), batch.masks, batch.boxes, batch.has_target,
-            iou_predictions=masks.iou_predictions, sample_ids=batch.sample_ids,
-            patch_logits=None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0],
-            patch_coverage=batch.patch_coverage,
-        )  # fmt: skip
-        return terms
+    def loss(self, step: int, part: int = 0) -> dict[str, Tensor]:
+        """Mask and box terms of one part of this process's share of the step's batch.
 
-    def _decode(self, batch: Batch, prompts: Prompts) -> _Masks:
-        output = self.model.decode(batch.image_embeddings, prompts)
-        size = batch.masks.shape[-2:]
-        logits = F.interpolate(output.mask_logits.float(), size, mode="bilinear", align_corners=False)
-        return _Masks(logits, output.iou_predictions)
+        Means are over the whole batch: those of all parts and processes average to that of the batch at once.
+        """
+        self._freeze(step)
+        share, totals = self._load(step)
+        rows = Processes(part, self.config.accumulate).share(len(share.sample_ids))
+        return self._terms(take(share, rows), totals)
 
     def batch(self, step: int) -> Batch:
-        """The step's batch: new data and replay. Frozen features are computed as they are when serving."""
+        """The step's batch: new data and replay. Frozen features are computed as they are when serving.
+
+        Whole where pictures are embedded window by window; this process's share where they are streamed.
+        """
         with torch.autocast(self.device.type, enabled=False):
             batch = self.stream.batch(step)
             return batch if self.replay is None else concatenate(batch, self.replay.batch(step))
 
-    def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream:
+    def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
+        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
+        output = self.model.decode(batch.image_embeddings, prompts)
+        mask_logits = F.interpolate(
+            output.mask_logits.float(), batch.masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        terms: dict[str, Tensor] = self.criterion(
+            mask_logits, output.boxes, batch.masks, batch.boxes, batch.has_target,
+            iou_predictions=output.iou_predictions, sample_ids=batch.sample_ids,
+            patch_logits=self.patch_logits(prompts), patch_coverage=batch.patch_coverage, totals=totals,
+        )  # fmt: skip
+        return terms
+
+    def patch_logits(self, prompts: Prompts) -> Tensor | None:
+        """(B, G*G): whether the fused patches show the target; None where that is not learned."""
+        return None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0]
+
+    def _load(self, step: int) -> tuple[Batch, Tensor]:
+        """This process's share of a step's batch, and what the means of each of its parts are over."""
+        if self._share is None or self._share[0] != step:
+            share = self.batch(step)
+            if isinstance(self.stream, ExampleStream):
+                share = take(share, self.processes.share(len(share.sample_ids)))
+            counts = torch.stack([torch.ones_like(share.has_target).sum(), share.has_target.sum()]).float()
+            self._share = step, share, self.processes.mean(counts) / self.config.accumulate
+        return self._share[1:]
+
+    def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream | SampleStream:
         config = self.config
+        if config.stream:
+            return SampleStream(data, predictor, config, max(1, batch_size), self.processes)
         return ExampleStream(
             data, predictor, max(1, batch_size), config.window, config.target_size, config.seed
         )
@@ -101,4 +129,5 @@ class SSPStage:
         self.model.sam.mask_decoder.requires_grad_(learns)
 
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        return self.model.adapt_phrase(batch.text, batch.tokens)
+        phrase = self.model.linguistic_adapter(batch.text.words, batch.tokens)
+        return EncodedPhrase(batch.text.sentence, phrase)

@@ -12,9 +12,11 @@ from torch import Tensor
 from finetune.config import ConfigError, TrainConfig
 from finetune.data.dataset import Dataset, open_dataset
 from finetune.data.stickers import StickerDataset
-from finetune.engine import LOG_NAME, ProgressFn, Stage, TrainingLoop, read_log
+from finetune.engine import LOG_FRAME, LOG_NAME, ProgressFn, Stage, TrainingLoop, read_log
 from finetune.pretrain_clip import CLIPStage
 from finetune.pretrain_sam import SAMStage
+from finetune.processes import Processes, join_processes
+from finetune.rec import RECStage
 from finetune.ssp import SSPStage
 from sspsam import checkpoints
 from sspsam.model import build_model
@@ -24,6 +26,9 @@ from sspsam.sam import build_image_encoder
 
 WEIGHTS_NAME = "weights.safetensors"
 IMAGE_ENCODER_PREFIX = "image_encoder."
+
+Prepared = tuple[Stage, Callable[[], dict[str, Tensor]]]
+"""A stage, and what makes the tensors that it leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class TrainResult:
 def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResult:
     """Runs one stage to its end, going on from its last checkpoint if there is one.
 
+    Under `accelerate launch` or torchrun, every process calls it, and they share each batch.
+
     Args:
         config: what to do; `config.output_dir` receives the checkpoint, the log and the weights.
         progress: called after every step.
@@ -50,16 +57,17 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
     torch.manual_seed(config.seed)
-    predictor = _load_predictor(config)
-    stage, result = _STAGES[config.stage](predictor, config)
-    loop = TrainingLoop(stage, config, predictor.device)
+    processes = join_processes(config.device)
+    predictor = _load_predictor(config, processes.device_name(config.device))
+    stage, result = _STAGES[config.stage](predictor, config, processes)
+    loop = TrainingLoop(stage, config, predictor.device, processes)
     loop.run(progress)
     weights = config.output_dir / WEIGHTS_NAME
-    checkpoints.write_tensors(weights, result())
+    if processes.is_first:
+        checkpoints.write_tensors(weights, result())
+    processes.wait()
     last = read_log(config.output_dir / LOG_NAME)[-1]
-    return TrainResult(
-        weights, {k: v for k, v in last.items() if k not in ("step", "lr", "elapsed_s")}, loop.step
-    )
+    return TrainResult(weights, {k: v for k, v in last.items() if k not in LOG_FRAME}, loop.step)
 
 
 def write_bundle(preset: str, files: list[Path], path: Path) -> None:
@@ -79,15 +87,16 @@ def write_bundle(preset: str, files: list[Path], path: Path) -> None:
     checkpoints.write_tensors(path, compact, {"preset": preset})
 
 
-def _load_predictor(config: TrainConfig) -> Predictor:
+def _load_predictor(config: TrainConfig, device: str) -> Predictor:
     """The preset with its packaged weights, if any, and the tensors of the config's files."""
     preset = get_preset(config.preset)
-    model, image_encoder = build_model(config.preset), build_image_encoder(preset.image_encoder)
+    learns_phrases = config.stage in ("rec", "ssp")
     packaged = WEIGHTS_FOLDER / preset.weights if preset.weights else None
-    files = (
-        [packaged] if packaged and packaged.is_file() and not config.weights and config.stage == "ssp" else []
-    )
+    files = [packaged] if packaged and packaged.is_file() and not config.weights and learns_phrases else []
     merged = _read_all([*files, *config.weights])
+    if learns_phrases and config.preset != "ssp-sam-test":
+        _require_frozen(config, merged)
+    model, image_encoder = build_model(config.preset), build_image_encoder(preset.image_encoder)
     _overwrite(model, {k: v for k, v in merged.items() if not k.startswith(IMAGE_ENCODER_PREFIX)})
     encoder = {
         k.removeprefix(IMAGE_ENCODER_PREFIX): v
@@ -95,10 +104,21 @@ def _load_predictor(config: TrainConfig) -> Predictor:
         if k.startswith(IMAGE_ENCODER_PREFIX)
     }
     _overwrite(image_encoder, encoder)
-    predictor = Predictor(model, image_encoder, config.preset, config.device)
+    predictor = Predictor(model, image_encoder, config.preset, device)
     if config.init is not None:
         predictor.load_trainable(checkpoints.read_tensors(config.init))
     return predictor
+
+
+def _require_frozen(config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Nothing can be learned on frozen towers that are random."""
+    needed = ("clip.", "sam.") if config.stage == "rec" else ("clip.", "sam.", IMAGE_ENCODER_PREFIX)
+    missing = [prefix for prefix in needed if not any(key.startswith(prefix) for key in tensors)]
+    if missing:
+        raise checkpoints.CheckpointError(
+            f"{config.preset} learns on pre-trained parts, but no file of `weights` has tensors of: "
+            + ", ".join(prefix.rstrip(".") for prefix in missing)
+        )
 
 
 def _read_all(files: list[Path]) -> dict[str, Tensor]:
@@ -113,12 +133,14 @@ def _overwrite(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     checkpoints.load_strictly(module, module.state_dict() | dict(tensors))
 
 
-def _clip_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+def _clip_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
+    _refuse_several(config, processes)
     stage = CLIPStage(predictor.model.clip, config, _open_stickers(config)).to(predictor.device)
     return stage, lambda: _prefixed("clip.", predictor.model.clip)
 
 
-def _sam_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
+    _refuse_several(config, processes)
     sam, encoder = predictor.model.sam, predictor.image_encoder
     stage = SAMStage(encoder, sam, config, _open_stickers(config), predictor.model.preset.image_encoder).to(
         predictor.device
@@ -126,10 +148,16 @@ def _sam_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callab
     return stage, lambda: _prefixed("sam.", sam) | _prefixed(IMAGE_ENCODER_PREFIX, encoder)
 
 
-def _ssp_stage(predictor: Predictor, config: TrainConfig) -> tuple[Stage, Callable[[], dict[str, Tensor]]]:
+def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
     replay: Dataset | None = open_dataset(config.replay) if config.replay else None
-    stage = SSPStage(predictor, config, open_dataset(config.data), replay)
+    make = RECStage if config.stage == "rec" else SSPStage
+    stage = make(predictor, config, open_dataset(config.data), replay, processes)
     return stage, predictor.trainable_state
+
+
+def _refuse_several(config: TrainConfig, processes: Processes) -> None:
+    if processes.count > 1:
+        raise ConfigError(f"stage {config.stage} runs in one process, got {processes.count}")
 
 
 def _open_stickers(config: TrainConfig) -> StickerDataset:
@@ -145,4 +173,9 @@ def _prefixed(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in module.state_dict().items()}
 
 
-_STAGES = {"clip": _clip_stage, "sam": _sam_stage, "ssp": _ssp_stage}
+_STAGES: dict[str, Callable[[Predictor, TrainConfig, Processes], Prepared]] = {
+    "clip": _clip_stage,
+    "sam": _sam_stage,
+    "rec": _phrase_stage,
+    "ssp": _phrase_stage,
+}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +19,12 @@ app = typer.Typer()
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Option(help="TOML file; keys are the fields of finetune.config.TrainConfig.")
+        Path | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="TOML file whose keys are the fields of finetune.config.TrainConfig, or one of the paper's "
+            "recipes: pretrain-224, refcoco-224, grefcoco-224, ...",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; they win over the file.")
@@ -32,7 +40,11 @@ def train(
 ) -> None:
     """Train the model; a run that was stopped goes on from its last checkpoint.
 
+    Several processes (`torchrun --nproc-per-node 8 --no-python sspsam train ...`) share each batch.
+
     Example: sspsam train preset=ssp-sam-demo data=stickers/train output_dir=runs/first steps=500
+
+    Example: sspsam train --config refcoco-224 weights=clip.safetensors,sam.safetensors
     """
     from finetune.config import make_config, read_config
     from finetune.recipe import train_demo
@@ -43,7 +55,9 @@ def train(
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)
-    result = run(options, _progress())
+    result = run(options, _progress(options.steps))
+    if int(os.environ.get("RANK", "0")):
+        return
     typer.echo(f"Step {result.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
     typer.echo(f"Written to {result.weights}")
 
@@ -55,9 +69,20 @@ def _key_and_value(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _progress(every: int = 20) -> ProgressFn:
+def _progress(steps: int | None = None, every: int = 20) -> ProgressFn:
+    """Prints a line now and then: the step, what is left of them and of the time, the loss terms."""
+    begun: list[tuple[int, float]] = []
+
     def show(step: int, means: dict[str, float]) -> None:
-        if step % every == 0:
-            typer.echo(f"{step:6d}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), err=True)
+        if not begun:
+            begun.append((step, time.monotonic()))
+        if step % every or int(os.environ.get("RANK", "0")):
+            return
+        first, started = begun[0]
+        where = f"{step:6d}"
+        if steps is not None and step > first:
+            left_s = (time.monotonic() - started) / (step - first) * (steps - step)
+            where += f"/{steps}  {timedelta(seconds=round(left_s))} left"
+        typer.echo(f"{where}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), err=True)
 
     return show

@@ -151,7 +151,7 @@ def open_dataset(spec: str) -> Dataset:
     if JOINT in spec:
         return JointDataset([open_dataset(part.strip()) for part in spec.split(JOINT)])
     name, _, query = spec.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # refcoco+ is a name
     if name.startswith(RECORDS_PREFIX):
         return _open_records(spec, Path(name.removeprefix(RECORDS_PREFIX)), options)
     family, _, split = name.partition("/")

@@ -1,0 +1,91 @@
+"""Curves of a run: for TensorBoard always, for MLflow where MLFLOW_TRACKING_URI says where it listens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from finetune.config import ConfigError, TrainConfig
+
+TENSORBOARD_FOLDER = "tensorboard"
+MLFLOW_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+MLFLOW_RUN_FILE = "mlflow-run"
+"""In the output folder: id of the run, so that a resumed training goes on with its curves."""
+
+
+class Curves(Protocol):
+    """Where figures go as training proceeds."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Adds a point to each named curve."""
+
+    def close(self) -> None:
+        """Makes what was written last."""
+
+
+class TensorBoardCurves:
+    """Event files, to be seen with `tensorboard --logdir <output_dir>`."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflowCurves:
+    """A run of an MLflow server, with the configuration as its parameters."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise ConfigError(
+                f"{MLFLOW_URI_VARIABLE} is set, but mlflow is not installed: "
+                "pip install 'ssp-sam-assist[mlflow]'"
+            ) from error
+
+        self._client = mlflow.MlflowClient()
+        kept = config.output_dir / MLFLOW_RUN_FILE
+        if kept.is_file():
+            self._run_id = kept.read_text(encoding="utf-8").strip()
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        run = self._client.create_run(experiment_id, run_name=config.output_dir.name)
+        self._run_id = run.info.run_id
+        for key, value in config.to_dict().items():
+            self._client.log_param(self._run_id, key, value)
+        kept.write_text(self._run_id, encoding="utf-8")
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._client.log_metric(self._run_id, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+
+def open_curves(config: TrainConfig, first_step: int) -> list[Curves]:
+    """Opens what a run draws its curves with.
+
+    Args:
+        config: Of the run.
+        first_step: Where it starts or goes on; later points of an earlier attempt are dropped.
+
+    Raises:
+        ConfigError: MLflow is asked for and not installed.
+    """
+    curves: list[Curves] = [TensorBoardCurves(config.output_dir / TENSORBOARD_FOLDER, first_step)]
+    if os.environ.get(MLFLOW_URI_VARIABLE):
+        curves.append(MLflowCurves(config))
+    return curves

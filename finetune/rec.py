@@ -1,0 +1,32 @@
+"""What the paper does first: learning to say where, with boxes (and patches) alone. SAM takes no part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from finetune.examples import Batch
+from finetune.ssp import SSPStage
+
+
+class RECStage(SSPStage):
+    """Referring expression comprehension: the adapters, the prompt generator and the box head learn."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything that learns but the mask decoder."""
+        prompts, _ = super().parameter_groups()
+        return [prompts]
+
+    def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
+        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
+        terms: dict[str, Tensor] = self.criterion(
+            None, self.model.box_head(prompts.box_token), None, batch.boxes, batch.has_target,
+            sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),
+            patch_coverage=batch.patch_coverage,
+        )  # fmt: skip
+        return terms
+
+    def _freeze(self, step: int) -> None:
+        self.model.clip.eval()
+        self.model.sam.requires_grad_(False)
