@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from finetune.config import RECIPES_FOLDER, ConfigError, read_config
+from finetune.config import RECIPES_FOLDER, ConfigError, TrainConfig, read_config
 from finetune.data.dataset import JOINT, PUBLISHED
 from finetune.losses import LossWeights
 
@@ -71,3 +73,15 @@ def test_a_recipe_opens_by_its_name_and_yields_to_settings() -> None:
         read_config(Path("mnist"), {})
     with pytest.raises(ConfigError, match="expected true or false, got 'maybe'"):
         read_config(Path("refcoco-224"), {"stream": "maybe"})
+
+
+def test_the_document_names_recipes_and_settings_that_exist() -> None:
+    text = (RECIPES_FOLDER.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    commands = " ".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    assert set(re.findall(r"--config (\S+)", commands)) <= {path.stem for path in RECIPES}
+    named = {path.stem for path in RECIPES if f"`{path.stem}`" in text}
+    assert named == {path.stem for path in RECIPES}
+    settings = set(re.findall(r"\b([a-z_]+)=", commands)) - {"count"}
+    assert settings <= {field.name for field in fields(TrainConfig)}
+    assert {"init", "weights", "accumulate", "precision"} <= settings
+    assert all(f"`{name}" in text for name in PUBLISHED)

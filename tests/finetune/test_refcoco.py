@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.config import TrainConfig
 from finetune.data.dataset import DatasetFileError, DatasetNameError, open_dataset, samples_by_image
 from finetune.data.files import DATA_ROOT_VARIABLE, read_plain_pickle
 from finetune.data.refcoco import PUBLICATIONS
 from finetune.data.referring import segmentation_to_region
+from finetune.evaluate import evaluate
+from finetune.train import train
+from sspsam import Predictor
+from sspsam.checkpoints import read_tensors
 from tests.finetune.published import (
     FIRST,
     HEIGHT,
@@ -433,3 +438,24 @@ def test_what_is_wrong_with_phrasecut_is_said(phrasecut: Path) -> None:
 def test_the_written_pickle_is_python_2s() -> None:
     value = [{"a": [1, "b", 2.5, None, True]}]
     assert pickle.loads(python2_pickle(value), encoding="utf-8") == value
+
+
+def test_a_published_data_set_is_learned_and_measured(root: Path) -> None:
+    """Boxes, then masks, then figures: the way of the paper's recipes, on a model that fits here."""
+    write_refs(root / "refcoco/refs(unc).p", [ref(0, FIRST, 1, ["left dog"]), ref(1, SECOND, 3, ["ring"])])
+    common: dict[str, Any] = {
+        "preset": "ssp-sam-test", "data": "refcoco/train", "steps": 2, "batch_size": 2, "target_size": 64,
+        "random_placement": True, "flip_probability": 0.5, "device": "cpu",
+    }  # fmt: skip
+    boxes = train(TrainConfig(stage="rec", output_dir=root / "rec", **common))
+    masks = train(
+        TrainConfig(
+            output_dir=root / "ssp", init=boxes.weights, stream=True, embeddings=root / "kept", **common
+        )
+    )
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    predictor.load_trainable(read_tensors(masks.weights))
+    for protocol in ("original", "paper"):
+        result = evaluate(predictor, open_dataset("refcoco/train"), protocol=protocol)
+        assert result.counts == {"samples": 2, "images": 2, "no target": 0}
+    assert list((root / "kept").rglob("*.npy"))
