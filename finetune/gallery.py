@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from finetune.data.dataset import Dataset, samples_by_image
-from finetune.evaluate import PhraseModel
 from finetune.metrics import SegmentationMetrics
+from finetune.protocols import PhraseModel
 from sspsam.drawing import Rgb, draw_referents
 
 TILE_PX = 320

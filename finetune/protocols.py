@@ -11,6 +11,7 @@ import torch
 
 from finetune.metrics import NO_TARGET_MIN_PIXELS
 from sspsam import frames
+from sspsam.masks import mask_to_box_xyxy
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding, Predictor, Referent
@@ -87,7 +88,10 @@ class PaperSquare:
         )
         logits = frames.sam_logits_to_paper_square(output.mask_logits)
         mask = (logits[0].sigmoid() >= PAPER_THRESHOLD).cpu().numpy()
-        return Answer(mask, embedding.clip_frame.box_to_original(output.boxes[0].cpu()))
+        if output.boxes is not None:
+            return Answer(mask, embedding.clip_frame.box_to_original(output.boxes[0].cpu()))
+        original = frames.sam_logits_to_original(output.mask_logits, embedding.original_hw)[0]
+        return Answer(mask, mask_to_box_xyxy((original > network.mask_threshold).cpu().numpy()))
 
     def truth(self, mask: BoolMask) -> BoolMask:
         return frames.mask_to_paper_square(mask)

@@ -21,7 +21,7 @@ class RECStage(SSPStage):
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
         prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
         terms: dict[str, Tensor] = self.criterion(
-            None, self.model.box_head(prompts.box_token), None, batch.boxes, batch.has_target,
+            None, self.model.locate(prompts), None, batch.boxes, batch.has_target,
             sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),
             patch_coverage=batch.patch_coverage,
         )  # fmt: skip

@@ -34,12 +34,14 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     phrases = TrainConfig(
         preset=PRESET, stage="rec", output_dir=folder / "rec", data=PHRASES,
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
-        steps=1100, batch_size=32, window=6400, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
+        steps=1100, batch_size=32, window=6400,
+        learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
         from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(patch=4.0), precision="bfloat16",
     )  # fmt: skip
     masks = replace(
-        phrases, stage="ssp", output_dir=folder / "ssp", init=folder / "rec" / WEIGHTS_NAME, from_scratch=False,
-        steps=2300, target_size=128, decoder_learning_rate=2e-4, seed=1,
+        phrases, stage="ssp", output_dir=folder / "ssp",
+        init=folder / "rec" / WEIGHTS_NAME, from_scratch=False, steps=2300,
+        target_size=128, decoder_learning_rate=2e-4, seed=1,
         loss=LossWeights(iou_prediction=1.0, patch=4.0),
     )  # fmt: skip
     return clip, sam, phrases, masks

@@ -101,6 +101,10 @@ class SSPSAM(nn.Module):
         gate = encoded.phrase.phrase.tanh().unsqueeze(1)  # (B, 1, adapter dim)
         return cast(Tensor, self.fusion(adapted.tanh() * gate))
 
+    def locate(self, prompts: Prompts) -> Tensor | None:
+        """Boxes (B, 4), cxcywh in 0..1 of the CLIP canvas; None without a box head."""
+        return None if self.box_head is None else self.box_head(prompts.box_token)
+
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, extra_prompts: Tensor | None = None
     ) -> SSPSAMOutput:
@@ -115,7 +119,7 @@ class SSPSAM(nn.Module):
         if extra_prompts is not None:
             sparse = torch.cat([sparse, extra_prompts], dim=1)
         mask_logits, iou_predictions = self.sam(image_embeddings, sparse)
-        boxes = None if self.box_head is None else self.box_head(prompts.box_token)
+        boxes = self.locate(prompts)
         return SSPSAMOutput(mask_logits, boxes, iou_predictions)
 
 
