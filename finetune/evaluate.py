@@ -13,7 +13,7 @@ import torch
 from finetune.data.dataset import Dataset, Sample, samples_by_image
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
 from finetune.processes import Processes
-from finetune.protocols import Answer, MaskProtocol, PhraseModel, choose_protocol
+from finetune.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
@@ -51,6 +51,8 @@ class EvaluationResult:
     """Family -> samples."""
     baselines: dict[str, Figures] = field(default_factory=dict)
     """"nothing", and "all stickers" where every sample knows the objects of its picture."""
+    family_baselines: dict[str, dict[str, Figures]] = field(default_factory=dict)
+    """Family -> the same for its samples."""
     per_sample: list[SampleResult] = field(default_factory=list)
     """In the data set's order."""
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -141,7 +143,7 @@ class _Tally:
 
     def __init__(self, rules: MaskProtocol) -> None:
         self.rules = rules
-        self.counted = Counted(self._metrics(), {name: self._metrics() for name in (ALL_OBJECTS, NOTHING)})
+        self.counted = Counted(self._metrics(), self._baselines())
 
     def add(self, sample: Sample, answer: Answer | None) -> None:
         counted, truth = self.counted, self.rules.truth(sample.mask)
@@ -151,12 +153,22 @@ class _Tally:
         counted.per_sample.append(SampleResult(sample.sample_id, sample.image_id, iou))
         if sample.family:
             counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth)
+            by_name = counted.family_baselines.setdefault(sample.family, self._baselines())
+            self._add_baselines(by_name, sample, truth)
         if sample.has_target:
             box_xyxy = NO_BOX_XYXY if answer is None else answer.box_xyxy
             counted.boxes.update(box_xyxy, sample.true_box_xyxy)
-        counted.baselines[NOTHING].update(nothing, truth)
+        self._add_baselines(counted.baselines, sample, truth)
+
+    def _add_baselines(
+        self, baselines: dict[str, SegmentationMetrics], sample: Sample, truth: BoolMask
+    ) -> None:
+        baselines[NOTHING].update(np.zeros_like(truth), truth)
         if sample.all_objects is not None:
-            counted.baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth)
+            baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth)
+
+    def _baselines(self) -> dict[str, SegmentationMetrics]:
+        return {name: self._metrics() for name in (ALL_OBJECTS, NOTHING)}
 
     def _metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics(no_target_min_pixels=self.rules.no_target_min_pixels)
@@ -170,6 +182,7 @@ class Counted:
     baselines: dict[str, SegmentationMetrics]
     boxes: BoxAccuracy = field(default_factory=BoxAccuracy)
     by_family: dict[str, SegmentationMetrics] = field(default_factory=dict)
+    family_baselines: dict[str, dict[str, SegmentationMetrics]] = field(default_factory=dict)
     per_sample: list[SampleResult] = field(default_factory=list)
     embed_s: list[float] = field(default_factory=list)
     phrase_s: list[float] = field(default_factory=list)
@@ -179,13 +192,10 @@ class Counted:
         """Adds what another has seen of the samples after these, and returns itself."""
         self.overall.merge(other.overall)
         self.boxes.merge(other.boxes)
-        for name, metrics in other.baselines.items():
-            self.baselines[name].merge(metrics)
-        for family, metrics in other.by_family.items():
-            if family in self.by_family:
-                self.by_family[family].merge(metrics)
-            else:
-                self.by_family[family] = metrics
+        _merge_all(self.baselines, other.baselines)
+        _merge_all(self.by_family, other.by_family)
+        for family, baselines in other.family_baselines.items():
+            _merge_all(self.family_baselines.setdefault(family, {}), baselines)
         self.per_sample += other.per_sample
         self.embed_s += other.embed_s
         self.phrase_s += other.phrase_s
@@ -204,10 +214,10 @@ class Counted:
                 "no target": self.overall.samples - self.overall.samples_with_target,
             },
             family_samples={family: metrics.samples for family, metrics in self.by_family.items()},
-            baselines={
-                name: metrics.compute()
-                for name, metrics in self.baselines.items()
-                if metrics.samples == self.overall.samples
+            baselines=_complete(self.baselines, self.overall.samples),
+            family_baselines={
+                family: _complete(baselines, self.by_family[family].samples)
+                for family, baselines in self.family_baselines.items()
             },
             per_sample=self.per_sample,
             timings_ms=self._timings_ms(),
@@ -226,3 +236,16 @@ class Counted:
             "embed image": embed,
             "phrase, image not embedded": embed + phrase,
         }
+
+
+def _merge_all(into: dict[str, SegmentationMetrics], others: Mapping[str, SegmentationMetrics]) -> None:
+    for name, metrics in others.items():
+        if name in into:
+            into[name].merge(metrics)
+        else:
+            into[name] = metrics
+
+
+def _complete(baselines: Mapping[str, SegmentationMetrics], samples: int) -> dict[str, Figures]:
+    """Figures of the baselines that could answer every sample."""
+    return {name: metrics.compute() for name, metrics in baselines.items() if metrics.samples == samples}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluate import EvaluationResult
+from finetune.evaluate import ALL_OBJECTS, NOTHING, EvaluationResult
 from finetune.metrics import Figures
 
 EVALUATION_JSON = "evaluation.json"
@@ -197,20 +197,26 @@ def difference_in_words(comparison: Comparison) -> str:
     )
 
 
-FAMILY_HEADER = ("phrases", "count", *FAMILY_COLUMNS)
+BASELINE_COLUMNS = (ALL_OBJECTS, NOTHING)
+"""Trivial answers, whose mIoU stands beside the model's."""
+FAMILY_HEADER = ("phrases", "count", *FAMILY_COLUMNS, *BASELINE_COLUMNS)
 
 
 def family_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
-    """Rows under `FAMILY_HEADER`: each family, then all phrases, then each baseline. Percent, as text."""
-    named: list[tuple[str, int, Figures]] = [
-        (family, result.family_samples[family], figures) for family, figures in result.by_family.items()
+    """Rows under `FAMILY_HEADER`: each family, then all phrases. Percent, as text; mIoU of the baselines."""
+    rows = [
+        (family, result.family_samples[family], figures, result.family_baselines.get(family, {}))
+        for family, figures in result.by_family.items()
     ]
-    samples = result.counts["samples"]
-    named.append(("all", samples, result.overall))
-    named += [(f"baseline: {name}", samples, figures) for name, figures in result.baselines.items()]
+    rows.append(("all", result.counts["samples"], result.overall, result.baselines))
     return [
-        (name, str(count), *(percent(figures.get(column)) for column in FAMILY_COLUMNS))
-        for name, count, figures in named
+        (
+            name,
+            str(count),
+            *(percent(figures.get(column)) for column in FAMILY_COLUMNS),
+            *(percent(baselines.get(baseline, {}).get("mIoU")) for baseline in BASELINE_COLUMNS),
+        )
+        for name, count, figures, baselines in rows
     ]
 
 

@@ -129,5 +129,5 @@ class SSPStage:
         self.model.sam.mask_decoder.requires_grad_(learns)
 
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        phrase = self.model.linguistic_adapter(batch.text.words, batch.tokens)
+        phrase = self.model.linguistic_adapter(batch.text, batch.tokens)
         return EncodedPhrase(batch.text.sentence, phrase)

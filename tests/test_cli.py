@@ -195,8 +195,8 @@ def test_evaluate_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "report"
     assert run("evaluate", "--dataset", "stickers/val?count=2", "--out", str(out), *TEST_PRESET) == 0
     printed = capsys.readouterr().out
-    assert "baseline: all stickers" in printed
-    assert "baseline: nothing" in printed
+    assert "all stickers" in printed
+    assert "nothing" in printed
     written = json.loads((out / "evaluation.json").read_text())
     assert written["counts"]["images"] == 2
     assert written["about"]["model"] == "ssp-sam-test-base"

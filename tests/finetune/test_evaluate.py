@@ -215,6 +215,7 @@ def test_parts_measured_apart_merge_to_the_whole(chosen: list[int], parts: int) 
         merged.merge(other)
     result = merged.result("original")
     assert result.overall == pytest.approx(whole.overall)
+    assert result.family_baselines == whole.family_baselines
     for merged_figures, figures in ((result.by_family, whole.by_family), (result.baselines, whole.baselines)):
         assert merged_figures.keys() == figures.keys()
         for name in figures:

@@ -37,6 +37,7 @@ def evaluation(ious: dict[str, float], images: dict[str, str] | None = None) -> 
         counts={"samples": len(ious), "images": len({one.image_id for one in per_sample}), "no target": 0},
         family_samples={"noun": len(ious)},
         baselines={"nothing": SegmentationMetrics().compute()},
+        family_baselines={"noun": {"all stickers": metrics.compute()}},
         per_sample=per_sample,
         timings_ms={"embed image": 30.04},
         refused={"a/9": "too long"},
@@ -56,7 +57,10 @@ def test_markdown_has_figures_in_percent_and_every_part() -> None:
     assert "- model: ssp-sam-test-base" in text
     assert "| mIoU | 75.0 |" in text
     assert "| noun | 2 | 75.0 |" in text
-    assert "| baseline: nothing | 2 | – |" in text
+    assert "| T-acc | all stickers | nothing |" in text
+    noun, everything = (line for line in text.splitlines() if line.startswith(("| noun", "| all |")))
+    assert noun.endswith("| 75.0 | – |")
+    assert everything.endswith("| – | – |")
     assert "| embed image | 30.0 |" in text
     assert "- a/9: too long" in text
 
