@@ -15,6 +15,7 @@ from sspsam.commands import (
     ModelDirOption,
     PresetOption,
     VersionOption,
+    WeightsOption,
     open_predictor,
 )
 
@@ -41,6 +42,7 @@ def evaluate(
     ],
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
+    weights: WeightsOption = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -70,7 +72,7 @@ def evaluate(
         raise typer.BadParameter(f"{protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     samples = open_dataset(dataset)
     processes = join_processes(device)
-    predictor = open_predictor(preset, processes.device_name(device), version, model_dir)
+    predictor = open_predictor(preset, processes.device_name(device), version, model_dir, weights)
     result = _evaluate_with_progress(predictor, samples, protocol, processes)
     if not processes.is_first:
         return
@@ -89,6 +91,7 @@ def gallery(
     ] = "stickers/test?count=24&phrases=1",
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
+    weights: WeightsOption = None,
     model_dir: ModelDirOption = Path("models"),
     device: DeviceOption = "auto",
 ) -> None:
@@ -101,7 +104,7 @@ def gallery(
     from sspsam.pictures import write_picture
 
     samples = open_dataset(dataset)
-    write_picture(draw_gallery(open_predictor(preset, device, version, model_dir), samples), out)
+    write_picture(draw_gallery(open_predictor(preset, device, version, model_dir, weights), samples), out)
     typer.echo(f"Written to {out}")
 
 

@@ -21,7 +21,7 @@ from finetune.ssp import SSPStage
 from sspsam import checkpoints
 from sspsam.model import build_model
 from sspsam.predictor import WEIGHTS_FOLDER, Predictor
-from sspsam.presets import get_preset
+from sspsam.presets import base_preset, get_preset
 from sspsam.sam import build_image_encoder
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -94,7 +94,7 @@ def _load_predictor(config: TrainConfig, device: str) -> Predictor:
     packaged = WEIGHTS_FOLDER / preset.weights if preset.weights else None
     files = [packaged] if packaged and packaged.is_file() and not config.weights and learns_phrases else []
     merged = _read_all([*files, *config.weights])
-    if learns_phrases and config.preset != "ssp-sam-test":
+    if learns_phrases and base_preset(config.preset) != "ssp-sam-test":
         _require_frozen(config, merged)
     model, image_encoder = build_model(config.preset), build_image_encoder(preset.image_encoder)
     _overwrite(model, {k: v for k, v in merged.items() if not k.startswith(IMAGE_ENCODER_PREFIX)})
