@@ -159,7 +159,6 @@ PRESETS: dict[str, Preset] = {
         clip=CLIPConfig(
             image_size=32, patch_size=8, width=32, layers=3, heads=2,
             embed_dim=32, text_width=32, text_layers=1, text_heads=2, surgery_blocks=2,
-            stem=((8, 0), (16, 0), (32, 1)),
         ),
         image_encoder="vit_test",
         prompt=PromptConfig(adapter_dim=32, adapter_heads=2, tokens=4, layers=1, heads=2, feedforward_dim=64),

@@ -268,3 +268,29 @@ def test_the_log_says_what_is_left(tmp_path: Path) -> None:
     first, last = read_log(tmp_path / LOG_NAME)
     assert first["left_s"] > 0
     assert last["left_s"] == 0
+
+
+class NormStage:
+    """One batch normalisation that learns, and sees other numbers at every step."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.BatchNorm1d(2)
+        self.sample_ids = ()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.module.parameters())}]
+
+    def loss(self, step: int, part: int = 0) -> dict[str, torch.Tensor]:
+        batch = torch.randn(8, 2, generator=torch.Generator().manual_seed(step)) + step
+        return {"total": (self.module(batch) - 1).square().mean()}
+
+
+def test_running_statistics_survive_a_stop(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    unbroken, device = NormStage(), torch.device("cpu")
+    TrainingLoop(unbroken, config, device).run()
+    resumed = NormStage()
+    TrainingLoop(resumed, config, device).run()  # at its end already: everything comes from the checkpoint
+    for name, value in unbroken.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], value), name
+    assert unbroken.module.running_mean.min() > 0.1

@@ -445,13 +445,11 @@ def test_a_published_data_set_is_learned_and_measured(root: Path) -> None:
     write_refs(root / "refcoco/refs(unc).p", [ref(0, FIRST, 1, ["left dog"]), ref(1, SECOND, 3, ["ring"])])
     common: dict[str, Any] = {
         "preset": "ssp-sam-test", "data": "refcoco/train", "steps": 2, "batch_size": 2, "target_size": 64,
-        "random_placement": True, "flip_probability": 0.5, "device": "cpu",
+        "stream": True, "random_placement": True, "flip_probability": 0.5, "device": "cpu",
     }  # fmt: skip
     boxes = train(TrainConfig(stage="rec", output_dir=root / "rec", **common))
     masks = train(
-        TrainConfig(
-            output_dir=root / "ssp", init=boxes.weights, stream=True, embeddings=root / "kept", **common
-        )
+        TrainConfig(output_dir=root / "ssp", init=boxes.weights, embeddings=root / "kept", **common)
     )
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     predictor.load_trainable(read_tensors(masks.weights))

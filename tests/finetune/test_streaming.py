@@ -155,7 +155,7 @@ class Unused:
 
 
 def test_boxes_alone_need_no_image_encoder(config: TrainConfig, data: StickerDataset, tmp_path: Path) -> None:
-    boxes = dataclasses.replace(config, stage="rec", stream=False, embeddings=None)
+    boxes = dataclasses.replace(config, stage="rec", embeddings=None)
     batch = stream(boxes, data).batch(0)
     assert batch.image_embeddings.shape == (4, 0, 0, 0)
     assert batch.boxes[batch.has_target].min() > 0
