@@ -187,7 +187,8 @@ class Predictor:
         mask_logits, iou_predictions = self.model.sam(embedding.image_embedding, clicks)
         (mask,) = self._masks(mask_logits, embedding)
         score = float(iou_predictions.clamp(0, 1)[0])
-        return _referent("", mask, score, mask_to_box_xyxy(mask), _points_at_something(points, boxes))
+        is_there = _points_at_something(points, boxes)
+        return _referent("", mask, score, mask_to_box_xyxy(mask), self._is_empty(mask, score, is_there))
 
     def _decode(
         self,
@@ -210,8 +211,11 @@ class Predictor:
             if output.boxes is None
             else [embedding.clip_frame.box_to_original(box) for box in output.boxes.cpu()]
         )
-        answers = zip(phrases, masks, scores, boxes_xyxy, strict=True)
-        return [_referent(*answer, is_there=is_there) for answer in answers]
+        empty = [self._is_empty(mask, score, is_there) for mask, score in zip(masks, scores, strict=True)]
+        return [_referent(*answer) for answer in zip(phrases, masks, scores, boxes_xyxy, empty, strict=True)]
+
+    def _is_empty(self, mask: BoolMask, score: float, is_there: bool) -> bool:
+        return says_nothing(mask, score, self.model.preset.min_score, is_there)
 
     def _masks(self, mask_logits: Tensor, embedding: ImageEmbedding) -> BoolMask:
         """(B, 1, h, h) logits as (B, H, W) masks of the original frame."""
@@ -300,8 +304,14 @@ def _points_at_something(points: npt.ArrayLike | None, boxes: npt.ArrayLike | No
     return points is not None and bool((np.asarray(points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
 
 
+def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:
+    """Whether an answer says that nothing fits. What somebody points at is there, small or doubtful as it is."""
+    if is_there:
+        return not mask.any()
+    return bool(mask.mean() < NO_TARGET_MIN_FRACTION) or score < min_score
+
+
 def _referent(
-    phrase: str, mask: BoolMask, score: float, box_xyxy: tuple[float, float, float, float], is_there: bool
+    phrase: str, mask: BoolMask, score: float, box_xyxy: tuple[float, float, float, float], no_target: bool
 ) -> Referent:
-    no_target = not mask.any() if is_there else bool(mask.mean() < NO_TARGET_MIN_FRACTION)
     return Referent(phrase, np.zeros_like(mask) if no_target else mask, score, box_xyxy, no_target)

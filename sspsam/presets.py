@@ -110,6 +110,9 @@ class Preset:
     """Key of IMAGE_ENCODERS."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    min_score: float = 0.0
+    """An answer whose predicted IoU lies below it means that nothing fits; 0 where the IoU head has not
+    learned from phrases, as the paper's has not."""
     weights: str | None = None
     """File of the weights that ship in the package, if any."""
 
@@ -153,6 +156,7 @@ PRESETS: dict[str, Preset] = {
             placed_patches=True,
         ),
         decoder=DecoderConfig(heads=4, feedforward_dim=512),
+        min_score=0.25,
         weights="ssp-sam-demo.safetensors",
     ),
     "ssp-sam-test": Preset(

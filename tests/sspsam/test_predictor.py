@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from sspsam import frames
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
 from sspsam.phrases import tokenize
-from sspsam.predictor import _referent
+from sspsam.predictor import says_nothing
 from sspsam.presets import PRESETS
 
 
@@ -162,7 +164,19 @@ def test_what_is_pointed_at_may_be_small() -> None:
     mask = np.zeros((1000, 1000), dtype=np.bool_)
     mask[5:10, 5:10] = True
 
-    assert _referent("a dot", mask, 0.5, (0, 0, 1, 1), is_there=False).no_target
-    pointed_at = _referent("a dot", mask, 0.5, (0, 0, 1, 1), is_there=True)
-    assert not pointed_at.no_target
-    assert np.array_equal(pointed_at.mask, mask)
+    assert says_nothing(mask, 0.5, min_score=0.0, is_there=False)
+    assert not says_nothing(mask, 0.5, min_score=0.9, is_there=True)
+    assert says_nothing(np.zeros_like(mask), 0.5, min_score=0.0, is_there=True)
+
+
+def test_an_answer_that_is_not_believed_in_means_nothing() -> None:
+    image = np.full((40, 60, 3), 90, np.uint8)
+    predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+    embedding = predictor.embed(image)
+    [believed] = predictor.predict(embedding, ["the dog"])
+    assert not believed.no_target
+    predictor.model.preset = replace(predictor.model.preset, min_score=believed.score + 0.01)
+    [doubted] = predictor.predict(embedding, ["the dog"])
+    assert doubted.no_target
+    assert not doubted.mask.any()
+    assert doubted.score == believed.score
