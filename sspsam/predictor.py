@@ -305,7 +305,7 @@ def _points_at_something(points: npt.ArrayLike | None, boxes: npt.ArrayLike | No
 
 
 def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:
-    """Whether an answer says that nothing fits. What somebody points at is there, small or doubtful as it is."""
+    """Whether an answer says that nothing fits; what somebody points at is there, however small."""
     if is_there:
         return not mask.any()
     return bool(mask.mean() < NO_TARGET_MIN_FRACTION) or score < min_score
