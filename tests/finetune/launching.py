@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+"""Programs may import the tests."""
 TIMEOUT_S = 240
 
 
@@ -21,6 +23,7 @@ def launch(count: int, program: Path, *arguments: str) -> list[str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     running = [
         subprocess.Popen(
