@@ -12,8 +12,11 @@ from finetune.train import WEIGHTS_NAME, train, write_bundle
 
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
-PHRASES = "stickers/train?phrases=16&count=100000&families=noun,place,place,place,ordinal,size,several,none"
-"""Scenes of all nouns; places more often, since they are learned slowest."""
+PHRASES = (
+    "stickers/train?phrases=16&count=100000"
+    "&families=noun,place,place,ordinal,size,several,colour,relation,none,none"
+)
+"""Scenes of all nouns, in all families."""
 
 
 def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
@@ -40,7 +43,7 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     )  # fmt: skip
     masks = replace(
         phrases, stage="ssp", output_dir=folder / "ssp",
-        init=folder / "rec" / WEIGHTS_NAME, from_scratch=False, steps=2300,
+        init=folder / "rec" / WEIGHTS_NAME, from_scratch=False, steps=6000,
         target_size=128, decoder_learning_rate=2e-4, seed=1,
         loss=LossWeights(iou_prediction=1.0, patch=4.0),
     )  # fmt: skip

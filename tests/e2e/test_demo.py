@@ -79,8 +79,9 @@ def outline(mask: BoolMask) -> list[tuple[float, float]]:
         reach = np.arange(0, np.hypot(height, width))
         ys = np.clip(middle_y + reach * np.sin(angle), 0, height - 1).astype(int)
         xs = np.clip(middle_x + reach * np.cos(angle), 0, width - 1).astype(int)
-        last = int(np.flatnonzero(mask[ys, xs])[-1])
-        way.append(((xs[last] + 0.5) / width, (ys[last] + 0.5) / height))
+        inside = np.flatnonzero(mask[ys, xs])
+        if inside.size:  # a hollow thing may have its middle beside itself
+            way.append(((xs[inside[-1]] + 0.5) / width, (ys[inside[-1]] + 0.5) / height))
     return way
 
 
@@ -187,11 +188,12 @@ def test_corrections_train_a_better_version(
 
 
 def correct_all(editor: Editor, picture: Picture) -> int:
-    """Types a picture's phrases, widens every mask by an outline, and returns how many there were."""
+    """Types a picture's phrases for one thing, widens each mask by an outline, says how many there were."""
     count = 0
-    for phrase, target in true_masks(picture).items():
+    masks = true_masks(picture)
+    for phrase in (said.text for said in picture.phrases if len(said.targets) == 1):
         if editor.type_phrase(phrase):
-            editor.brush_over(phrase, outline(target), BRUSH_LARGER)
+            editor.brush_over(phrase, outline(masks[phrase]), BRUSH_LARGER)
             count += 1
     return count
 

@@ -18,7 +18,7 @@ import pytest
 from redis import Redis
 
 from tests.worker import sample_jobs
-from worker.queues import EVENTS, TRAINING, events_queue, held, training_queue
+from worker.queues import EVENTS, QUEUES, TRAINING, events_queue, held, training_queue
 
 pytestmark = pytest.mark.integration
 
@@ -151,7 +151,7 @@ def test_workers_do_not_outlive_a_pool_that_was_killed(
         wait_for(lambda: lines(tmp_path / "pid"))
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
-    assert len(family) == 3
+    assert len(family) == len(QUEUES) + 1, "a worker for each queue, and the job's own process"
     _, left = psutil.wait_procs(family, timeout=10)
     assert not left
 
