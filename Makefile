@@ -23,7 +23,7 @@ unit integration: export OMP_NUM_THREADS = 1
 
 test: unit integration ## unit tests, then integration tests with a real Redis, worker and Label Studio
 
-unit: .venv/.installed-dev ## seconds; no network, no weights
+unit: .venv/.installed-dev ## minutes; no network, no weights to fetch
 	$(BIN)/pytest -m "not integration and not e2e"
 
 integration: .venv/.installed-dev $(LABEL_STUDIO) ## a real Redis, worker and Label Studio
