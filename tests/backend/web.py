@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Request, Response
+
+from tests.loopback import Loopback
 
 Answer = Response | Callable[[Request], Response]
 
@@ -26,26 +27,14 @@ class Asked:
 
 
 @dataclass
-class Web:
+class Web(Loopback):
     """Answers by path; a path that nobody wrote down is 404."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
 
-    def __enter__(self) -> Self:
-        self._server = make_server("127.0.0.1", 0, self._application, threaded=True)
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+    def make_server(self) -> BaseWSGIServer:
+        return make_server("127.0.0.1", 0, self._application, threaded=True)
 
     @property
     def authorizations(self) -> list[str | None]:

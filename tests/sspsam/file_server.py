@@ -7,8 +7,8 @@ import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Self
+
+from tests.loopback import Loopback
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Behaviour:
     """Answer with a redirect that states the sha256, as the hub does."""
 
 
-class FileServer:
+class FileServer(Loopback):
     """Serves `files` by path; others are 404."""
 
     def __init__(self) -> None:
@@ -35,25 +35,13 @@ class FileServer:
         self.asked: list[tuple[str, str, str | None]] = []
         """(method, path, Range)."""
 
-    def __enter__(self) -> Self:
+    def make_server(self) -> ThreadingHTTPServer:
         server = self
 
         class Handler(_Handler):
             owner = server
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
     def ranges(self, path: str) -> list[str | None]:
         """The Range of each GET of a path."""

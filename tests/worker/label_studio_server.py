@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam.masks import mask_to_brush_rle
+from tests.loopback import Loopback
 
 KEY = "f" * 40
 Json = dict[str, Any]
@@ -63,7 +63,7 @@ def prompt(*phrases: str) -> Json:
 
 
 @dataclass
-class LabelStudioServer:
+class LabelStudioServer(Loopback):
     """Projects, tasks and annotations that a test puts in and changes."""
 
     projects: dict[int, Json] = field(default_factory=dict)
@@ -78,21 +78,9 @@ class LabelStudioServer:
     clock: int = 0
     """Minutes, for updated_at."""
 
-    def __enter__(self) -> Self:
+    def make_server(self) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"label_studio": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
 
     def add_project(self, project: int, label_config: str = RECOMMENDED_CONFIG) -> None:
         title = f"Project {project}"
