@@ -226,8 +226,8 @@ class TrainingLoop:
         line: dict[str, float] = {
             "step": self.step,
             "lr": self._learning_rate(),
-            "elapsed_s": round(elapsed_s, 1),
-            "left_s": round(left_s, 1),
+            "elapsed_s": round(elapsed_s, 3),
+            "left_s": round(left_s, 3),
         }
         append_json_line(self.config.output_dir / LOG_NAME, line | {k: round(v, 5) for k, v in means.items()})
 
