@@ -7,7 +7,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit integration check format e2e screenshot bench chromium clean
+.PHONY: help install demo test unit slow integration check format e2e screenshot bench chromium clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,12 +19,15 @@ demo: ## everything on this machine, with a Label Studio: DEMO="--backend-port 9
 	@$(BIN)/sspsam demo $(DEMO)
 
 # The models of the tests are tiny: a second thread only waits for the first.
-unit integration: export OMP_NUM_THREADS = 1
+unit slow integration: export OMP_NUM_THREADS = 1
 
-test: unit integration ## unit tests, then integration tests with a real Redis, worker and Label Studio
+test: unit slow integration ## unit tests, slow ones, then those with a real Redis, worker and Label Studio
 
-unit: .venv/.installed-dev ## minutes; no network, no weights to fetch
-	$(BIN)/pytest -m "not integration and not e2e"
+unit: .venv/.installed-dev ## seconds, on all cores; no network, no weights to fetch
+	$(BIN)/pytest -n auto -m "not slow and not integration and not e2e"
+
+slow: .venv/.installed-dev ## learning, several processes, large files: a few minutes
+	$(BIN)/pytest -m slow
 
 integration: .venv/.installed-dev $(LABEL_STUDIO) ## a real Redis, worker and Label Studio
 	$(BIN)/pytest -m integration

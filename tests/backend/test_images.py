@@ -240,6 +240,7 @@ def test_sixteen_bits_of_a_tiff(store: ImageStore, label_studio: Web, order: str
     assert store.decode(store.digest(PATH))[0, :, 0].tolist() == [0, 200, 255]
 
 
+@pytest.mark.slow
 def test_a_hundred_megapixels_are_read(tmp_path: Path, label_studio: Web) -> None:
     store = make_store(tmp_path, label_studio.url, max_pixels=Settings().image_max_pixels, timeout_s=60)
     file = BytesIO()

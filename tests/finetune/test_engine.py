@@ -61,6 +61,7 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, settings: dict[str, Any
         assert other == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
     """Through windows, streamed, and boxes alone; each process takes its share in two parts."""
     kinds = {"windows": WINDOWS, "stream": STREAM, "boxes": BOXES}
@@ -195,6 +196,7 @@ def test_a_gradient_that_breaks_names_its_samples(tmp_path: Path) -> None:
     assert all(torch.equal(after[k], v) for k, v in before.items()), "the step is not taken"
 
 
+@pytest.mark.slow
 def test_curves_can_be_seen_in_tensorboard(tmp_path: Path) -> None:
     result = train(config_for(tmp_path, steps=22))
     events = EventAccumulator(str(tmp_path / TENSORBOARD_FOLDER))

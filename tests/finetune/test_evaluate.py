@@ -251,6 +251,7 @@ class Overheard(Processes):
         return [copy.deepcopy(value)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     spec = "stickers/val?count=3&phrases=3&nouns=first"
     program = tmp_path / "measure.py"

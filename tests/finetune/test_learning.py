@@ -40,6 +40,7 @@ SCENES, SIDE = 8, 128
 STEPS = 420
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # 40 s of one core; more where it is shared
 def test_a_small_model_overfits_eight_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(IMAGE_ENCODERS, "vit_small", VIT_SMALL)

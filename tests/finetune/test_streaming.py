@@ -76,6 +76,7 @@ def test_a_stream_goes_on_anywhere(config: TrainConfig, data: StickerDataset) ->
         assert torch.equal(getattr(resumed, name), getattr(batches[3], name)), name
 
 
+@pytest.mark.slow
 def test_workers_read_the_same(config: TrainConfig, data: StickerDataset) -> None:
     varied = dataclasses.replace(config, random_placement=True, flip_probability=0.5)
     alone, helped = stream(varied, data), stream(dataclasses.replace(varied, workers=1), data)

@@ -34,6 +34,7 @@ def config(tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_overfits_a_few_phrases(config: TrainConfig) -> None:
     config = dataclasses.replace(config, steps=60, batch_size=8, data="stickers/train?count=1&families=noun")
     first: dict[str, float] = {}
@@ -42,6 +43,7 @@ def test_overfits_a_few_phrases(config: TrainConfig) -> None:
     assert result.metrics["total"] < 0.8 * first["total"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_unbroken_one(config: TrainConfig, tmp_path: Path) -> None:
     unbroken = train(config)
     broken = dataclasses.replace(config, output_dir=tmp_path / "broken")

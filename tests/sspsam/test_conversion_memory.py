@@ -84,6 +84,7 @@ def peak(what: str, *paths: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["training.pth"], ["old.pth"], ["lone.pth", "sam.pth", "clip.pt"]])
 def test_converting_holds_the_weights_once(folder: Path, tmp_path: Path, names: list[str]) -> None:
     sources = [folder / name for name in names]
@@ -92,6 +93,7 @@ def test_converting_holds_the_weights_once(folder: Path, tmp_path: Path, names: 
     assert peak("convert", *sources, tmp_path / "bundle.safetensors") <= LIMIT * size
 
 
+@pytest.mark.slow
 def test_loading_holds_the_weights_once(folder: Path) -> None:
     bundle = folder / "bundle.safetensors"
     assert peak("load", bundle) <= LIMIT * bundle.stat().st_size

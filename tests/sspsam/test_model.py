@@ -100,6 +100,7 @@ def test_the_golden_phrases_become_the_golden_tokens(run: GoldenRun) -> None:
         assert not any(row[len(ids) + 1 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [[0], [1], [1, 0], [0, 1, 0]])
 def test_batching_images_changes_nothing(run: GoldenRun, order: list[int]) -> None:
     with torch.inference_mode():
@@ -108,6 +109,7 @@ def test_batching_images_changes_nothing(run: GoldenRun, order: list[int]) -> No
         torch.testing.assert_close(got, expected[order], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_batching_phrases_changes_nothing(run: GoldenRun) -> None:
     """Several phrases on one picture, whose features are computed once, as the predictor does it."""
     phrases = tokenize(["the man in red on the left", "zebra", "a dog"])

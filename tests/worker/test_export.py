@@ -348,6 +348,7 @@ def test_the_command_chooses_and_says_that_annotators_are_not_merged(
     assert "b@example.com" in nobody.output
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_project(tmp_path: Path) -> None:
     """1 kB for each of 600 regions would be 0.6 MB beside the 0.5 MB that buffers and a mask take."""
 
