@@ -3,9 +3,10 @@
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -19,6 +20,9 @@ from worker.supervisor import Supervisor, stop_signals_interrupt
 from worker.up import LOOPBACK, CannotStartError, Port, sole_use_of, start_redis, start_service
 
 PROJECT_TITLE = "Sticker scenes"
+SUGGESTIONS = "suggestions"
+"""Field of the demo's tasks: what to type on that picture."""
+CONFIG = RECOMMENDED_CONFIG.replace("</Style>", f'</Style>\n  <Header value="${SUGGESTIONS}" size="6"/>', 1)
 PICTURES = 24
 UPLOAD_BATCH = 6
 FINETUNE_AFTER = 8
@@ -153,24 +157,38 @@ def prepare_project(
     known = {found["id"] for found in client.projects()}
     if project is None or project not in known:
         fields = {"show_collab_predictions": False, "description": "Type a phrase, get that sticker's mask."}
-        project = int(client.create_project(PROJECT_TITLE, RECOMMENDED_CONFIG, **fields)["id"])
+        project = int(client.create_project(PROJECT_TITLE, CONFIG, **fields)["id"])
     upload_missing(client, project, pictures, console)
+    suggest(client, project, pictures)
     return project
 
 
 def upload_missing(
     client: LabelStudioClient, project: int, pictures: Sequence[Picture], console: Console
 ) -> None:
-    """Uploads pictures whose file is not in the project; Label Studio puts a prefix before a file's name."""
-    there = [str(task["data"].get("image", "")) for task in client.tasks(project)]
-    missing = [
-        picture.path for picture in pictures if not any(url.endswith(picture.path.name) for url in there)
-    ]
+    """Uploads pictures that no task of the project shows."""
+    tasks = list(client.tasks(project))
+    missing = [picture.path for picture in pictures if not any(_shows(task, picture) for task in tasks)]
     with console.status("Adding pictures to the project"):
         for first in range(0, len(missing), UPLOAD_BATCH):
             client.upload_images(project, missing[first : first + UPLOAD_BATCH])
     if missing:
         console.print(f"[green]✓[/green] {len(missing)} pictures added to the project")
+
+
+def suggest(client: LabelStudioClient, project: int, pictures: Sequence[Picture]) -> None:
+    """Writes into each task what to type, which the labeling config shows above the picture."""
+    for task in client.tasks(project):
+        data = task["data"]
+        shown = next((picture for picture in pictures if _shows(task, picture)), None)
+        if shown and SUGGESTIONS not in data:
+            phrases = " · ".join(phrase.text for phrase in shown.phrases)
+            client.update_task(task["id"], {**data, SUGGESTIONS: f"Try: {phrases} (which fits nothing)"})
+
+
+def _shows(task: Mapping[str, Any], picture: Picture) -> bool:
+    """Whether a task was made of a picture: Label Studio puts a prefix before a file's name."""
+    return str(task["data"].get("image", "")).endswith(f"-{picture.path.name}")
 
 
 def forget_other_backends(client: LabelStudioClient, project: int, backend_url: str) -> None:
@@ -192,7 +210,7 @@ def guide(options: DemoOptions, project: int, pictures: Sequence[Picture], data_
 [bold]2.[/bold] Log in as  [cyan]{EMAIL}[/cyan]  with the password  [cyan]{PASSWORD}[/cyan]
 [bold]3.[/bold] Click the first picture. Below it, switch on [bold]Auto-Annotation[/bold], then
    [bold]Auto-Accept Suggestions[/bold].
-[bold]4.[/bold] Type a phrase above the picture and press Enter (the last fits nothing):
+[bold]4.[/bold] Type a phrase above the picture and press Enter; every picture says some that suit it:
 {phrases}
 [bold]5.[/bold] Correct a mask with the brush and press Submit. After {corrections} corrected masks
    the model is fine-tuned, and serves the new weights if they are better.

@@ -140,6 +140,9 @@ class LabelStudioClient:
     def task(self, task_id: int) -> Json:
         return self._json("GET", f"/api/tasks/{task_id}/")
 
+    def update_task(self, task_id: int, data: Mapping[str, Any]) -> Json:
+        return self._json("PATCH", f"/api/tasks/{task_id}/", json={"data": data})
+
     def delete_task(self, task_id: int) -> None:
         self._request("DELETE", f"/api/tasks/{task_id}/")
 

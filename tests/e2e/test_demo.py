@@ -129,6 +129,7 @@ def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, underst
     nothing = understood.phrases[-1].text
     task = task_of(demo, understood)
     editor.open_task(demo.project, task)
+    expect(editor.page.get_by_text(f"Try: {understood.phrases[0].text}")).to_be_visible()
     for count, phrase in enumerate(targets, start=1):
         assert editor.type_phrase(phrase), f"no mask for {phrase!r}"
         expect(editor.regions).to_have_count(count)
