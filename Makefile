@@ -44,8 +44,8 @@ format: .venv/.installed-dev ## put the code into the one format
 e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the demo as a person would
 	$(BIN)/pytest -m e2e
 
-screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the README's picture of the editor, anew
-	README_SCREENSHOT=docs/images/editor.png $(BIN)/pytest -m e2e -k "put_masks"
+screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
+	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together"
 
 bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

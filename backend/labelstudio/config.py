@@ -38,7 +38,7 @@ RECOMMENDED_CONFIG = """\
     <Label value="object" background="#FF3B30"/>
   </BrushLabels>
   <KeyPointLabels name="click" toName="image" smart="true" smartOnly="true" opacity="0.9" strokeWidth="4">
-    <Label value="refine" background="#0A84FF"/>
+    <Label value="refine" background="#0A84FF" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>
   </KeyPointLabels>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <TextArea name="phrase" toName="image" perRegion="true" displayMode="region-list" whenLabelValue="object"
@@ -55,7 +55,8 @@ SNIPPETS: Mapping[str, str] = {
     'whenLabelValue="{labels}" editable="true" required="true" maxSubmissions="1" rows="1" smart="false"/>',
     "status": '<TextArea name="status" toName="{image}" maxSubmissions="1" editable="false" smart="false"/>',
     "click": '<KeyPointLabels name="click" toName="{image}" smart="true" smartOnly="true">'
-    '<Label value="refine"/></KeyPointLabels>',
+    '<Label value="refine" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>'
+    "</KeyPointLabels>",
 }
 """What to add for a part: `image` is the image tag's name, `labels` are the brush's, comma separated."""
 _WHY: Mapping[str, str] = {

@@ -1,15 +1,23 @@
 """Label Studio's pages as a person uses them; every step waits for what it causes."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import FloatRect, Locator, Page, expect
+from playwright.sync_api import FloatRect, Locator, Page, Response, expect
 
 from worker.local_label_studio import Account
 
 LONG_MS = 60_000
 """A first answer loads the model."""
+PICTURES_FOLDER = os.environ.get("KEEP_PICTURES")
+"""Where `make screenshot` wants pictures of the editor."""
+JPEG_QUALITY = 70
+ACCEPT_AT_ONCE = "Auto-Accept Suggestions"
 
 
 @dataclass
@@ -27,14 +35,14 @@ class Editor:
         self.page.get_by_role("button", name="Log in").click()
         self.page.wait_for_url(re.compile(r"^(?!.*/user/login)"))
 
-    def open_task(self, project: int, task: int) -> None:
+    def open_task(self, project: int, task: int, accept_at_once: bool = True) -> None:
         """Opens a task in the editor, waits until its picture is drawn, and switches the model on."""
         self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
         expect(self.prompt).to_be_visible(timeout=LONG_MS)
         expect(self.canvas).to_be_visible(timeout=LONG_MS)
         expect(self.picture).to_be_attached(timeout=LONG_MS)
-        self.switch_on("Auto-Annotation")
-        self.switch_on("Auto-Accept Suggestions")
+        self.switch("Auto-Annotation", on=True)
+        self.switch(ACCEPT_AT_ONCE, on=accept_at_once)
 
     @property
     def prompt(self) -> Locator:
@@ -65,24 +73,106 @@ class Editor:
         """The row of this phrase, which stands in a text box at its end."""
         return self.page.get_by_role("treeitem", name=re.compile(rf" {re.escape(phrase)}$"))
 
-    def switch_on(self, name: str) -> None:
-        """Switches a toggle of the bottom bar on, unless it is on already."""
+    @property
+    def status(self) -> Locator:
+        """What the status line says."""
+        return self.page.locator(".status").get_by_test_id("htx-textbox-content")
+
+    def switch(self, name: str, on: bool) -> None:
+        """Switches a toggle of the bottom bar, unless it stands like that already."""
         toggle = self.page.get_by_label(name)
-        if not toggle.is_checked():
+        if toggle.is_checked() != on:
             self.page.get_by_text(name, exact=True).click()
-        expect(toggle).to_be_checked()
+        expect(toggle).to_be_checked(checked=on)
 
     def type_phrase(self, phrase: str) -> bool:
         """Types a phrase, presses Enter, waits for what comes of it, and says whether that is a mask."""
-        with self.page.expect_response(re.compile("/interactive-annotating"), timeout=LONG_MS) as answer:
-            self.prompt.fill(phrase)
-            self.prompt.press("Enter")
-        assert answer.value.ok, answer.value.text()
-        results = answer.value.json()["data"]["result"]
-        found = any(result["type"] == "brushlabels" for result in results)
+        found = bool(masks_of(self.ask(phrase)))
         unmatched = self.unmatched_phrases.filter(has_text=phrase)
         expect(self.region_of(phrase) if found else unmatched).to_be_visible()
         return found
+
+    def ask(self, entry: str) -> list[dict[str, Any]]:
+        """Types an entry, presses Enter and returns the results that come back."""
+        with self.answer() as answer:
+            self.prompt.fill(entry)
+            self.prompt.press("Enter")
+        return answer[0]
+
+    @contextmanager
+    def answer(self) -> Iterator[list[list[dict[str, Any]]]]:
+        """Waits for the model's answer to what is done inside; its results are in the list afterwards."""
+        results: list[list[dict[str, Any]]] = []
+        with self.page.expect_response(re.compile("/interactive-annotating"), timeout=LONG_MS) as waited:
+            yield results
+        response: Response = waited.value
+        assert response.ok, response.text()
+        results.append(response.json()["data"]["result"])
+
+    def point_at(self, place_xy: tuple[float, float], *keys: str) -> list[dict[str, Any]]:
+        """Clicks on the picture with the Auto-Detect tool and returns the results that come back.
+
+        Args:
+            place_xy: in parts of the picture's width and height, 0..1.
+            keys: held down; Control, since a bare click on a mask only chooses that mask; Alt for "not this".
+        """
+        self.take_smart_tool("key-point-tool", "refine")
+        at = place(self.picture_frame(), place_xy)
+        with self.answer() as answer, self.held(*keys):
+            self.page.mouse.click(*at)
+        return answer[0]
+
+    def draw_box(self, xyxy: tuple[float, float, float, float], *keys: str) -> list[dict[str, Any]]:
+        """Draws a box, in parts of the picture, with the Auto-Detect tool; returns what comes back.
+
+        The editor may show the picture a little larger than there is room for: the box ends where that ends.
+        """
+        self.take_smart_tool("rectangle-tool", "frame")
+        frame, seen = self.picture_frame(), self.canvas.bounding_box()
+        assert seen is not None
+        start, end = (within(seen, place(frame, corner)) for corner in (xyxy[:2], xyxy[2:]))
+        with self.answer() as answer, self.held(*keys):
+            self.page.mouse.move(*start)
+            self.page.mouse.down()
+            self.page.mouse.move(*end, steps=4)
+            self.page.mouse.up()
+        return answer[0]
+
+    def take_smart_tool(self, tool: str, label: str) -> None:
+        """Takes an Auto-Detect tool; where a form has several, they open beside the one that is shown."""
+        self.page.keyboard.press("Escape")
+        smart = self.page.locator(".lsf-tool_smart")
+        smart.first.hover()
+        named = smart.and_(self.page.get_by_label(tool, exact=True))
+        (named if named.count() else smart.first).click()
+        self.page.locator(".lsf-label").filter(has_text=label).click()
+
+    @contextmanager
+    def held(self, *keys: str) -> Iterator[None]:
+        """Holds keys down."""
+        for key in keys:
+            self.page.keyboard.down(key)
+        yield
+        for key in keys:
+            self.page.keyboard.up(key)
+
+    def accept_suggestions(self) -> None:
+        """Takes what is proposed, with the tick of the bottom bar."""
+        suggestions = self.page.get_by_text(re.compile(r"^\d+ suggestions?$"))
+        suggestions.locator("..").get_by_role("button").last.click()
+        expect(suggestions).to_have_count(0)
+
+    def keep_picture(self, name: str) -> None:
+        """Saves the page (as PNG) or the editor (as JPEG) for the documents; see `make screenshot`."""
+        if PICTURES_FOLDER is None:
+            return
+        path = Path(PICTURES_FOLDER, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            self.page.screenshot(path=path)
+        else:
+            editor = self.page.locator(".lsf-editor").first
+            editor.screenshot(path=path, type="jpeg", quality=JPEG_QUALITY)
 
     def brush_over(self, phrase: str, path_xy: Sequence[tuple[float, float]], larger: int = 0) -> None:
         """Selects a phrase's mask and draws one stroke on it with the brush.
@@ -134,3 +224,15 @@ class Editor:
 def place(frame: FloatRect, part_xy: tuple[float, float]) -> tuple[float, float]:
     """A place given in parts of a frame, in pixels of the page."""
     return frame["x"] + part_xy[0] * frame["width"], frame["y"] + part_xy[1] * frame["height"]
+
+
+def within(frame: FloatRect, at: tuple[float, float]) -> tuple[float, float]:
+    """The place inside a frame that is nearest to a place of the page, in pixels."""
+    x = min(max(at[0], frame["x"] + 1), frame["x"] + frame["width"] - 2)
+    y = min(max(at[1], frame["y"] + 1), frame["y"] + frame["height"] - 2)
+    return x, y
+
+
+def masks_of(results: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Region id -> brush RLE of the masks among results."""
+    return {result["id"]: result["value"]["rle"] for result in results if result["type"] == "brushlabels"}

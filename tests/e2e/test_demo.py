@@ -3,7 +3,6 @@
 The tests follow one another on one running demo.
 """
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +11,17 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 from playwright.sync_api import Page, expect
 from pycocotools.coco import COCO
 
 from backend.labelstudio.annotations import read_annotation
-from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from sspsam import Predictor
 from sspsam.masks import BoolMask
-from sspsam.pictures import read_picture
 from sspsam.versions import VersionCard, VersionStore
-from tests.e2e.conftest import FINETUNE_AFTER, Demo
 from tests.e2e.editor import Editor
-from worker.demo_pictures import Picture, demo_scene
+from tests.e2e.running_demo import FINETUNE_AFTER, Demo
+from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, saved_regions, task_of, true_masks
+from worker.demo_pictures import Picture
 
-CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
-
-
-README_SCREENSHOT = os.environ.get("README_SCREENSHOT")
-UNDERSTOOD_IOU = 0.5
 OUTLINE_POINTS = 48
 BRUSH_LARGER = 3
 """Steps: a brush wide enough that a correction is plain to see."""
@@ -41,32 +32,9 @@ POLL_S = 0.5
 VERDICTS = ("promoted", "rejected")
 
 
-def task_of(demo: Demo, picture: Picture) -> int:
-    """The task that shows a picture; Label Studio puts a prefix before a file's name."""
-    tasks = demo.client.tasks(demo.project)
-    return next(int(task["id"]) for task in tasks if task["data"]["image"].endswith(f"-{picture.path.name}"))
-
-
 def version_of(demo: Demo) -> str:
     """The model version that Label Studio knows; it asks the backend for that."""
     return str(demo.client.ml_backends(demo.project)[0]["model_version"])
-
-
-def saved_regions(demo: Demo, task: int) -> dict[str, BoolMask]:
-    """Phrase -> mask, of a task's only annotation."""
-    (annotation,) = demo.client.annotations(task)
-    return {str(region.phrase): region.mask for region in read_annotation(annotation, CONFIG).regions}
-
-
-def true_masks(picture: Picture) -> dict[str, BoolMask]:
-    """Phrase -> what it means, of a picture's phrases that mean something."""
-    scene = demo_scene(picture.seed)
-    return {phrase.text: scene.mask_of(phrase.targets) for phrase in picture.phrases if phrase.targets}
-
-
-def overlap(one: BoolMask, other: BoolMask) -> float:
-    """Intersection over union."""
-    return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def outline(mask: BoolMask) -> list[tuple[float, float]]:
@@ -92,30 +60,6 @@ def wait_until(what: str, condition: Callable[[], bool], within_s: float) -> Non
         time.sleep(POLL_S)
 
 
-@pytest.fixture(scope="session")
-def understood(demo: Demo) -> Picture:
-    """The first picture whose phrases the model understands; how often it does, `sspsam evaluate` says."""
-    torch.set_num_threads(1)
-    predictor = Predictor.from_preset("ssp-sam-demo", device="cpu")
-    found = next((picture for picture in demo.pictures if understands(predictor, picture)), None)
-    assert found is not None, "the model understands none of the demo's pictures"
-    return found
-
-
-def understands(predictor: Predictor, picture: Picture) -> bool:
-    """Whether the phrases of a picture get the masks of what they mean, and the last one none."""
-    truth = true_masks(picture)
-    referents = predictor.predict(
-        predictor.embed(read_picture(picture.path)), [phrase.text for phrase in picture.phrases]
-    )
-    return all(
-        overlap(referent.mask, truth[referent.phrase]) > UNDERSTOOD_IOU
-        if referent.phrase in truth
-        else referent.no_target
-        for referent in referents
-    )
-
-
 def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo) -> None:
     assert f"{demo.label_studio_url}/projects/{demo.project}/data" in demo.screen
     assert "demo@example.com" in demo.screen
@@ -133,7 +77,7 @@ def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, underst
     for count, phrase in enumerate(targets, start=1):
         assert editor.type_phrase(phrase), f"no mask for {phrase!r}"
         expect(editor.regions).to_have_count(count)
-    keep_for_readme(editor)
+    editor.keep_picture("editor.png")
     assert not editor.type_phrase(nothing), f"a mask for {nothing!r}, which is not there"
     expect(editor.regions).to_have_count(len(targets))
     expect(editor.page.get_by_text(f"Nothing here fits “{nothing}”")).to_be_visible()
@@ -144,13 +88,6 @@ def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, underst
     assert all(overlap(saved[phrase], target) > UNDERSTOOD_IOU for phrase, target in targets.items())
     (annotation,) = demo.client.annotations(task)
     assert read_annotation(annotation, CONFIG).no_target_phrases == (nothing,)
-
-
-def keep_for_readme(editor: Editor) -> None:
-    """Saves what the browser shows where README_SCREENSHOT says; see `make screenshot`."""
-    if README_SCREENSHOT:
-        Path(README_SCREENSHOT).parent.mkdir(parents=True, exist_ok=True)
-        editor.page.screenshot(path=README_SCREENSHOT)
 
 
 @pytest.mark.timeout(1500)

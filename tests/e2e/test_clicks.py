@@ -1,0 +1,239 @@
+"""Masks corrected by clicks and boxes, as the browser sends them: in place, with their phrase.
+
+On projects of their own beside the demo's, whose tasks all show one picture.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from backend.connect import connect_project
+from backend.labelstudio.annotations import AnnotationContent, read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from sspsam import Predictor
+from sspsam.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
+from tests.e2e.editor import Editor, masks_of
+from tests.e2e.running_demo import Demo
+from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, referents, true_masks
+from worker.demo_pictures import Picture
+
+BOXES = RECOMMENDED_CONFIG.replace(
+    "<Image ",
+    '<RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="frame"/>'
+    "</RectangleLabels>\n  <Image ",
+)
+COPIES = 6
+CLEAR_IOU = 0.8
+
+
+@dataclass
+class Desk:
+    """A project whose tasks all show one picture."""
+
+    demo: Demo
+    project: int
+    fresh: Iterator[int]
+    """Tasks that nobody has opened."""
+    masks: Sequence[tuple[str, BoolMask]]
+    """Two phrases that the model understands, with what they mean: no pixel in common."""
+    nothing: str
+    """A phrase for which the model finds nothing."""
+
+    def saved(self, task: int) -> AnnotationContent:
+        """What a task's only annotation says."""
+        (annotation,) = self.demo.client.annotations(task)
+        return read_annotation(annotation, CONFIG)
+
+
+def make_desk(demo: Demo, predictor: Predictor, title: str, config: str, copies: int) -> Desk:
+    picture, masks = next(
+        (picture, pair) for picture in demo.pictures if (pair := understood_pair(predictor, picture))
+    )
+    absent = [other.phrases[-1].text for other in demo.pictures]
+    client = demo.client
+    project = int(client.create_project(title, config, show_collab_predictions=False)["id"])
+    for _ in range(copies):
+        client.upload_images(project, [picture.path])
+    connect_project(client, project, demo.backend_url, webhook_secret=demo.webhook_secret)
+    fresh = iter([int(task["id"]) for task in client.tasks(project)])
+    nothing = next(
+        referent.phrase for referent in referents(predictor, picture, absent) if referent.no_target
+    )
+    return Desk(demo, project, fresh, masks, nothing)
+
+
+def understood_pair(predictor: Predictor, picture: Picture) -> list[tuple[str, BoolMask]]:
+    """Two well understood phrases of a picture for different things; none where there are none."""
+    truth = true_masks(picture)
+    good = [
+        (one.phrase, truth[one.phrase])
+        for one in referents(predictor, picture, list(truth))
+        if overlap(one.mask, truth[one.phrase]) > CLEAR_IOU
+    ]
+    pairs = itertools.combinations(good, 2)
+    return next(([one, other] for one, other in pairs if not (one[1] & other[1]).any()), [])
+
+
+@pytest.fixture(scope="module")
+def desk(demo: Demo, predictor: Predictor) -> Desk:
+    return make_desk(demo, predictor, "Clicks", RECOMMENDED_CONFIG, COPIES)
+
+
+@pytest.fixture(scope="module")
+def desk_with_boxes(demo: Demo, predictor: Predictor) -> Desk:
+    return make_desk(demo, predictor, "Boxes", BOXES, 1)
+
+
+def parts(mask: BoolMask, x: float, y: float) -> tuple[float, float]:
+    """A pixel, in parts of the picture's width and height."""
+    height, width = mask.shape
+    return (x + 0.5) / width, (y + 0.5) / height
+
+
+def inside(mask: BoolMask) -> tuple[float, float]:
+    """The pixel of a mask that is nearest to its middle."""
+    rows, columns = np.nonzero(mask)
+    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
+    return parts(mask, float(columns[nearest]), float(rows[nearest]))
+
+
+def box_around(mask: BoolMask) -> tuple[float, float, float, float]:
+    height, width = mask.shape
+    x0, y0, x1, y1 = mask_to_box_xyxy(mask)
+    return x0 / width, y0 / height, x1 / width, y1 / height
+
+
+def decoded(rle: Sequence[int], like: BoolMask) -> BoolMask:
+    return brush_rle_to_mask(list(rle), *like.shape)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["accepted at once", "accepted by hand"])
+def test_a_click_corrects_a_mask_in_place(desk: Desk, editor: Editor, at_once: bool) -> None:
+    task, (phrase, truth) = next(desk.fresh), desk.masks[0]
+    editor.open_task(desk.project, task, at_once)
+    proposed = masks_of(editor.ask(phrase))
+    if not at_once:
+        editor.keep_picture("annotate-accept.jpg")
+        editor.accept_suggestions()
+    expect(editor.region_of(phrase)).to_be_visible()
+
+    corrected = masks_of(editor.point_at(inside(truth), "Control"))
+    if not at_once:
+        editor.accept_suggestions()
+    else:
+        editor.keep_picture("annotate-click.jpg")
+
+    expect(editor.regions).to_have_count(1)
+    expect(editor.region_of(phrase)).to_be_visible()
+    editor.submit()
+    assert list(corrected) == list(proposed), "the region keeps its id"
+    assert corrected != proposed
+    (saved,) = desk.saved(task).regions
+    assert [saved.region_id, saved.phrase] == [*proposed, phrase]
+    np.testing.assert_array_equal(saved.mask, decoded(*corrected.values(), truth))
+    assert overlap(saved.mask, truth) > UNDERSTOOD_IOU
+
+
+def test_a_click_with_alt_says_not_this(desk: Desk, editor: Editor) -> None:
+    task, (phrase, truth) = next(desk.fresh), desk.masks[0]
+    editor.open_task(desk.project, task)
+    proposed = masks_of(editor.ask(phrase))
+    expect(editor.region_of(phrase)).to_be_visible()
+
+    with editor.page.expect_request("**/interactive-annotating") as request:
+        corrected = masks_of(editor.point_at(inside(truth), "Control", "Alt"))
+
+    (click,) = request.value.post_data_json["context"]["result"]
+    assert click["is_positive"] is False
+    assert list(corrected) == list(proposed)
+    assert corrected != proposed
+    expect(editor.regions).to_have_count(1)
+    expect(editor.region_of(phrase)).to_be_visible()
+
+
+def test_a_click_elsewhere_makes_a_region_that_wants_its_phrase(desk: Desk, editor: Editor) -> None:
+    task, ((phrase, _), (other, elsewhere)) = next(desk.fresh), desk.masks
+    editor.open_task(desk.project, task)
+    assert editor.type_phrase(phrase)
+
+    added = masks_of(editor.point_at(inside(elsewhere)))
+
+    expect(editor.regions).to_have_count(2)
+    editor.page.get_by_test_id("bottombar-submit-button").click()
+    expect(editor.page.get_by_text("Every mask needs its phrase")).to_be_visible()
+    editor.page.get_by_role("button", name="OK").click()
+    assert desk.demo.client.annotations(task) == []
+    wanted = editor.regions.last.get_by_role("textbox")
+    wanted.fill(other)
+    wanted.press("Enter")
+    editor.submit()
+    saved = {region.phrase: region.mask for region in desk.saved(task).regions}
+    assert saved.keys() == {phrase, other}
+    np.testing.assert_array_equal(saved[other], decoded(*added.values(), elsewhere))
+
+
+def test_clicks_that_are_left_over_do_not_block_submit(desk: Desk, editor: Editor) -> None:
+    task, (phrase, truth) = next(desk.fresh), desk.masks[0]
+    editor.open_task(desk.project, task, accept_at_once=False)
+    (proposed,) = masks_of(editor.ask(phrase)).values()
+    editor.accept_suggestions()
+    editor.point_at(inside(truth), "Control")
+
+    editor.submit()
+
+    (annotation,) = desk.demo.client.annotations(task)
+    assert "keypointlabels" in {result["type"] for result in annotation["result"]}, "the click was left over"
+    (saved,) = desk.saved(task).regions
+    assert saved.phrase == phrase
+    np.testing.assert_array_equal(saved.mask, decoded(proposed, truth))
+
+
+def test_phrases_in_one_entry_are_answered_together(desk: Desk, editor: Editor) -> None:
+    task, ((one, one_mask), (other, _)) = next(desk.fresh), desk.masks
+    editor.open_task(desk.project, task)
+    editor.prompt.fill(f"{one}; {other}")
+    editor.keep_picture("annotate-type.jpg")
+
+    proposed = masks_of(editor.ask(f"{one}; {other} ;{desk.nothing}"))
+
+    expect(editor.regions).to_have_count(2)
+    expect(editor.region_of(one)).to_be_visible()
+    expect(editor.region_of(other)).to_be_visible()
+    expect(editor.unmatched_phrases).to_have_text([desk.nothing])
+    expect(editor.status).to_have_text(f"Nothing here fits “{desk.nothing}”.")
+    editor.keep_picture("annotate-nothing.jpg")
+    masks = (decoded(rle, one_mask) for rle in proposed.values())
+    before = dict(zip([one, other], masks, strict=True))
+    editor.brush_over(one, [inside(one_mask), inside(one_mask & ~before[one])])
+    editor.region_of(one).click()
+    editor.keep_picture("annotate-brush.jpg")
+    editor.submit()
+    saved = desk.saved(task)
+    after = {str(region.phrase): region.mask for region in saved.regions}
+    assert saved.no_target_phrases == (desk.nothing,)
+    assert after.keys() == before.keys()
+    assert (after[one] & ~before[one]).any(), "the stroke"
+    np.testing.assert_array_equal(after[other], before[other])
+
+
+def test_boxes_correct_and_add(desk_with_boxes: Desk, editor: Editor) -> None:
+    desk = desk_with_boxes
+    (phrase, truth), (_, elsewhere) = desk.masks
+    editor.open_task(desk.project, next(desk.fresh))
+    proposed = masks_of(editor.ask(phrase))
+    expect(editor.region_of(phrase)).to_be_visible()
+
+    corrected = masks_of(editor.draw_box(box_around(truth), "Control"))
+    expect(editor.regions).to_have_count(1)
+    added = masks_of(editor.draw_box(box_around(elsewhere), "Control"))
+
+    assert list(corrected) == list(proposed)
+    assert overlap(decoded(*corrected.values(), truth), truth) > UNDERSTOOD_IOU
+    assert added.keys() != corrected.keys()
+    assert overlap(decoded(*added.values(), truth), elsewhere) > UNDERSTOOD_IOU
+    expect(editor.regions).to_have_count(2)
+    expect(editor.region_of(phrase)).to_be_visible()
