@@ -38,7 +38,8 @@ RECOMMENDED_CONFIG = """\
     <Label value="object" background="#FF3B30"/>
   </BrushLabels>
   <KeyPointLabels name="click" toName="image" smart="true" smartOnly="true" opacity="0.9" strokeWidth="4">
-    <Label value="refine" background="#0A84FF" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>
+    <Label value="refine" background="#0A84FF"
+           hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>
   </KeyPointLabels>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <TextArea name="phrase" toName="image" perRegion="true" displayMode="region-list" whenLabelValue="object"
