@@ -207,7 +207,10 @@ class Assistant:
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
         self._memory.note_served(project, task.task_id, proposed, outcome.version)
-        shown = [ShownMask(region.region_id, region.phrase, rle) for region, rle in proposed]
+        shown = [
+            ShownMask(region.region_id, region.phrase, rle, annotator=task.annotator)
+            for region, rle in proposed
+        ]
         self._memory.note_shown(project, task.task_id, shown)
 
     def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:

@@ -6,7 +6,7 @@ answer goes out without.
     sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
     sspsam:served-on:<project>:<task>     set of region ids
     sspsam:unmatched:<project>:<task>     set of phrase keys
-    sspsam:shown:<project>:<task>         hash: region id -> JSON of ShownMask
+    sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
     sspsam:said:<project>:<task>          there while the status line says something about a click
     sspsam:heard                          hash: project id -> when its webhook last said something, ISO 8601
     sspsam:projects                       hash: project id -> JSON of KnownProject
@@ -157,8 +157,8 @@ class Memory:
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def note_shown(self, project: str, task: str, masks: Iterable[ShownMask]) -> None:
-        """Keeps masks as they go out, so that clicks find them; one of the same region is replaced."""
-        values: Fields = {mask.region_id: json.dumps(mask.to_dict()) for mask in masks}
+        """Keeps masks as they go out, so that clicks find them; a region's earlier one is replaced."""
+        values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
         if values:
             self._note(f"{_SHOWN}{project}:{task}", values)
 

@@ -30,6 +30,14 @@ class Task:
     """What the annotator who asks has not saved yet, some seconds old."""
     predictions: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def annotator(self) -> str:
+        """The user id of the annotator who asks, as far as a request tells: by the draft, which comes some
+        seconds after the first change. Empty before that.
+        """
+        names = (str(draft.get("created_username") or "") for draft in self.drafts)
+        return next((name.rpartition(", ")[2] for name in names if name), "")
+
     @classmethod
     def parse(cls, payload: object) -> Task:
         fields = _mapping(payload, "tasks[]")

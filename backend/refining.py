@@ -2,7 +2,7 @@
 
 A request says nothing of what is on the form: neither phrases nor masks. So what was shown on a task is kept
 in Redis, with all that was pointed at; the annotator's draft and the task's predictions tell of masks that
-are older than that.
+are older than that. Who asks, only the draft tells: where it does, masks of others are left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import Task
 from backend.request_ids import request_id
-from backend.shown import ShownMask, new_mask, target_of
+from backend.shown import ShownMask, new_mask, seen_by, target_of
 from sspsam.masks import mask_to_coco_rle
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Refiner:
         shown = _known_masks(self._memory.shown(project, task.task_id), task, config)
         target = target_of(gestures, shown)
         wanted = target or new_mask(project, task.task_id, gestures, gestures[0].label)
-        wanted = wanted.joined(gestures)
+        wanted = replace(wanted.joined(gestures), annotator=task.annotator or wanted.annotator)
         answer = self._engine.refine(
             digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks()
         )
@@ -128,12 +128,24 @@ class Refiner:
 def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig) -> list[ShownMask]:
     """What was shown, with phrase and label as the draft has them, and what only draft or prediction know."""
     texts = {key: text for draft in task.drafts for key, text in region_texts(draft, config).items()}
-    known = {mask.region_id: _relabelled(mask, texts.get(mask.region_id)) for mask in shown}
+    owners = {
+        region_id: _user_id(annotation.get("completed_by"))
+        for annotation in task.annotations
+        for region_id in region_texts(annotation, config)
+        if region_id not in texts  # what is in one's own draft is one's own
+    }
+    own = seen_by(task.annotator, shown, owners)
+    known = {mask.region_id: _relabelled(mask, texts.get(mask.region_id)) for mask in own}
     for saved in (*task.drafts, *task.predictions):
         for region in _regions_beside(saved, known, config):
             rle = mask_to_coco_rle(region.mask)
             known[region.region_id] = ShownMask(region.region_id, region.phrase or "", rle, region.label)
     return list(known.values())
+
+
+def _user_id(completed_by: object) -> str:
+    """Label Studio writes the id, or in some places a user with an id."""
+    return str(completed_by.get("id", "")) if isinstance(completed_by, Mapping) else str(completed_by or "")
 
 
 def _relabelled(mask: ShownMask, text: tuple[str | None, str | None] | None) -> ShownMask:

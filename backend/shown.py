@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class ShownMask:
     """Of earlier requests."""
     current: tuple[Gesture, ...] = ()
     """Of the last request: with Auto-Accept off, the next one brings them again."""
+    annotator: str = ""
+    """Who was shown it, as Label Studio numbers users; empty when it did not say."""
 
     @cached_property
     def mask(self) -> BoolMask:
@@ -72,9 +75,8 @@ class ShownMask:
             tuple(Gesture(**{**one, "xyxy": tuple(one["xyxy"])}) for one in values[name])
             for name in ("settled", "current")
         )
-        return cls(
-            values["region_id"], values["phrase"], values["rle"], values.get("label"), settled, current
-        )
+        label, annotator = values.get("label"), values.get("annotator", "")
+        return cls(values["region_id"], values["phrase"], values["rle"], label, settled, current, annotator)
 
 
 def new_mask(project: str, task: str, gestures: Sequence[Gesture], label: str | None) -> ShownMask:
@@ -82,6 +84,27 @@ def new_mask(project: str, task: str, gestures: Sequence[Gesture], label: str | 
     key = f"{project}/{task}/{gestures[0].gesture_id}"
     region_id = hashlib.sha256(f"pointed at/{key}".encode()).hexdigest()[:12]
     return ShownMask(region_id, "", {}, label)
+
+
+def seen_by(
+    annotator: str, shown: Sequence[ShownMask], owners: Mapping[str, str] = MappingProxyType({})
+) -> list[ShownMask]:
+    """Leaves out what somebody else was shown.
+
+    Args:
+        annotator: Who asks; empty when Label Studio does not say: then everything is taken to be theirs.
+        shown: On the task. Two annotators who type the same phrase have a mask each, of one region id.
+        owners: Region id -> annotator, from saved annotations.
+
+    Returns:
+        One mask for each region: the annotator's own, else one that nobody is known to own.
+    """
+    found: dict[str, ShownMask] = {}
+    for mask in sorted(shown, key=lambda mask: bool(mask.annotator)):
+        owner = mask.annotator or owners.get(mask.region_id, "")
+        if not annotator or not owner or owner == annotator:
+            found[mask.region_id] = mask
+    return list(found.values())
 
 
 def target_of(gestures: Sequence[Gesture], shown: Sequence[ShownMask]) -> ShownMask | None:

@@ -17,7 +17,7 @@ from backend.memory import SHOWN_S, Memory
 from backend.settings import Settings
 from sspsam.masks import coco_rle_to_mask
 from tests.backend.colours import COLOURS, ColourPredictor, picture
-from tests.backend.editor import PATH, ask, click, colour, ids, masks, prompt, status, task, texts
+from tests.backend.editor import PATH, Json, ask, click, colour, ids, masks, prompt, status, task, texts
 from tests.backend.web import Web
 
 RED, BLUE, HOLE, FAR = (12, 7), (57, 20), (17, 12), (3, 38)
@@ -142,6 +142,38 @@ def test_tasks_do_not_mix(client: FlaskClient) -> None:
     prediction = ask(client, click(*RED, "1"), one=task(2))
 
     assert list(masks(prediction)) == ["None"]
+
+
+def draft_of(user: int, prediction: Json) -> Json:
+    """As Label Studio gives a backend the draft of the annotator who asks."""
+    name = f"{user}@example.com"
+    return {"user": name, "created_username": f"{name}, {user}", "result": prediction["result"]}
+
+
+def test_two_annotators_of_a_task_do_not_share_clicks(client: FlaskClient) -> None:
+    first = ask(client, prompt("the red square"))
+    anna, bela = (task(drafts=[draft_of(user, first)]) for user in (1, 2))
+    ask(client, click(*HOLE, "1"), one=anna)
+
+    hers = ask(client, click(*BLUE, "2"), one=anna)
+    his = ask(client, click(*RED, "3"), one=bela)
+
+    white = np.asarray((picture() == 255).all(axis=2))
+    np.testing.assert_array_equal(masks(hers)["the red square"], colour("red") | colour("blue") | white)
+    np.testing.assert_array_equal(masks(his)["the red square"], colour("red"))
+    assert ids(hers) == ids(his) == ids(first)
+
+
+def test_a_mask_that_another_annotator_has_saved_is_left_alone(client: FlaskClient) -> None:
+    saved = ask(client, prompt("the red square"))
+    other = {"id": 7, "completed_by": 1, "result": saved["result"]}
+    own = draft_of(2, {"result": []})
+
+    hers = ask(client, click(*RED, "1"), one=task(annotations=[other], drafts=[draft_of(1, saved)]))
+    his = ask(client, click(*RED, "2"), one=task(annotations=[other], drafts=[own]))
+
+    assert ids(hers) == ids(saved)
+    assert list(masks(his)) == ["None"], "a new mask, without her phrase"
 
 
 def test_what_is_kept_has_a_time_limit(client: FlaskClient, memory: Memory, redis_server: Redis) -> None:
