@@ -129,7 +129,11 @@ class Assistant:
         self._memory.note_unmatched(
             project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
         )
-        return _written(outcome, kept, prompt, context, config)
+        answer = _written(outcome, kept, prompt, context, config)
+        box = _result_of(answer["result"], config.prompt.name if config.prompt else None)
+        if box is not None and config.status is None:  # then a click's failure is told in the box
+            self._memory.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
+        return answer
 
     def _answer_blank(
         self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig

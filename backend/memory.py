@@ -7,7 +7,8 @@ answer goes out without.
     sspsam:served-on:<project>:<task>     set of region ids
     sspsam:unmatched:<project>:<task>     set of phrase keys
     sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
-    sspsam:said:<project>:<task>          there while the status line says something about a click
+    sspsam:said:<project>:<task>          there while the form says something about a click
+    sspsam:box:<project>:<task>           JSON of what the prompt box holds: id, entries
     sspsam:heard                          hash: project id -> when its webhook last said something, ISO 8601
     sspsam:projects                       hash: project id -> JSON of KnownProject
     sspsam:decision:<project>             read only, the worker's: JSON
@@ -39,6 +40,7 @@ _SERVED_ON = "sspsam:served-on:"
 _UNMATCHED = "sspsam:unmatched:"
 _SHOWN = "sspsam:shown:"
 _SAID = "sspsam:said:"
+_BOX = "sspsam:box:"
 _PROJECTS = "sspsam:projects"
 _HEARD = "sspsam:heard"
 _DECISION = "sspsam:decision:"
@@ -168,12 +170,22 @@ class Memory:
         found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
         return [ShownMask.from_dict(json.loads(value)) for value in found]
 
+    def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
+        """Keeps what the prompt box of a task holds: a click's request does not say it."""
+        value = json.dumps({"id": result_id, "entries": list(entries)})
+        self._try(lambda: self._redis.set(f"{_BOX}{project}:{task}", value, ex=SHOWN_S), None)
+
+    def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
+        """Returns id and entries of a task's prompt box, as we last wrote it."""
+        found = self._json(f"{_BOX}{project}:{task}")
+        return (str(found["id"]), list(found["entries"])) if found else None
+
     def note_said(self, project: str, task: str) -> None:
-        """Keeps that the status line of a task says something about a click."""
+        """Keeps that the form of a task says something about a click."""
         self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
 
     def take_said(self, project: str, task: str) -> bool:
-        """Whether the status line says something about a click; from now on it does not."""
+        """Whether the form says something about a click; from now on it does not."""
         return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
 
     def _note(self, key: str, values: Fields) -> None:

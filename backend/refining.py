@@ -16,10 +16,19 @@ from typing import TYPE_CHECKING, Any
 from backend.engine import Engine
 from backend.errors import BackendError
 from backend.images import ImageStore
-from backend.labelstudio.annotations import Region, read_annotation, region_texts
+from backend.labelstudio import notes
+from backend.labelstudio.annotations import Region, prompt_entries, read_annotation, region_texts
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.gestures import Gesture
-from backend.labelstudio.predictions import ProposedRegion, prediction, region_results, status_line
+from backend.labelstudio.predictions import (
+    ProposedRegion,
+    Result,
+    fresh_id,
+    prediction,
+    region_results,
+    status_line,
+    text_result,
+)
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import Task
@@ -110,19 +119,45 @@ class Refiner:
         region = ProposedRegion(wanted.region_id, wanted.phrase, referent.mask, referent.score, wanted.label)
         self._memory.note_shown(project, task.task_id, [replace(wanted, rle=mask_to_coco_rle(referent.mask))])
         results = region_results(region, config)
-        if config.status is not None and self._memory.take_said(project, task.task_id):
-            results.append(status_line(config.status, ""))
+        if self._memory.take_said(project, task.task_id):
+            results += self._told(project, task, "", config)
         return prediction(results, version, [referent.score])
 
     def _say(
         self, project: str, task: Task, message: str, config: LabelingConfig, outcome: str
     ) -> Prediction:
-        """Writes a message in the status line, where there is one; no other place is free for it."""
+        """Tells the annotator something, and nothing else."""
         self._metrics.clicks.labels(outcome).inc()
-        if config.status is None:
+        told = self._told(project, task, message, config)
+        if not told:
             return {"result": []}
         self._memory.note_said(project, task.task_id)
-        return prediction([status_line(config.status, message)], self._engine.version)
+        return prediction(told, self._engine.version)
+
+    def _told(self, project: str, task: Task, message: str, config: LabelingConfig) -> list[Result]:
+        """Writes the status line; in a form without one, the prompt box, below the phrases that it holds.
+
+        An empty message takes back what was said.
+        """
+        if config.status is not None:
+            return [status_line(config.status, message)]
+        if config.prompt is None:
+            return []
+        box_id, entries = _box_in(task, config) or self._memory.box(project, task.task_id) or (fresh_id(), [])
+        phrases = [entry for entry in entries if notes.plain_phrase(entry)]
+        said = [notes.with_failure("", message.rstrip("."))] if message else []
+        return [text_result(config.prompt, box_id, [*phrases, *said])]
+
+
+def _box_in(task: Task, config: LabelingConfig) -> tuple[str, list[str]] | None:
+    """Id and entries of the prompt box in the draft of the annotator who asks."""
+    name = config.prompt.name if config.prompt else None
+    for draft in task.drafts:
+        results = draft.get("result")
+        for result in results if isinstance(results, list) else []:
+            if isinstance(result, Mapping) and result.get("from_name") == name:
+                return str(result.get("id")), prompt_entries([result], config)
+    return None
 
 
 def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig) -> list[ShownMask]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from redis import Redis
 from werkzeug.wrappers import Response
 
 from backend.app import create_app
-from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.annotations import no_target_phrases
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.memory import SHOWN_S, Memory
 from backend.settings import Settings
 from sspsam.masks import coco_rle_to_mask
@@ -265,9 +267,38 @@ def test_an_image_that_cannot_be_had_is_told(client: FlaskClient, label_studio: 
     (said,) = texts(prediction, "status") or []
     assert said.startswith("The click was not used: ")
     assert "answers 404" in said
-    assert ask(client, click(*RED, "1"), config=RECOMMENDED_CONFIG.replace('"status"', '"remark"')) == {
-        "result": []
-    }
+
+
+WITHOUT_STATUS = RECOMMENDED_CONFIG.replace(
+    '<TextArea name="status" toName="image" maxSubmissions="1" editable="false" smart="false"/>', ""
+)
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted: bool) -> None:
+    """Below the phrases that it holds, which are labels; a click that works takes it back."""
+    asked = ask(client, prompt("the red square", "zebra"), config=WITHOUT_STATUS)
+    held = texts(asked, "prompt")
+    one = task(drafts=[{"result": asked["result"]}] if drafted else [])
+
+    failed = ask(client, click(*RED, "1", positive=False), one=one, config=WITHOUT_STATUS)
+    after = ask(client, click(*HOLE, "2"), one=one, config=WITHOUT_STATUS)
+
+    assert held == ["zebra  ∅ nothing here fits"]
+    said = "⚠ With this click nothing would be left of the mask: click elsewhere, or use the brush"
+    assert texts(failed, "prompt") == [*held, said]
+    assert failed["result"][0]["id"] == prompt()["id"]
+    assert no_target_phrases(failed, LabelingConfig.parse(WITHOUT_STATUS)) == ("zebra",)
+    assert ids(after)
+    assert texts(after, "prompt") == held
+    assert texts(ask(client, click(*RED, "3"), one=one, config=WITHOUT_STATUS), "prompt") is None
+
+
+def test_a_form_with_neither_gets_nothing(client: FlaskClient, label_studio: Web) -> None:
+    label_studio.answers[PATH] = Response("", 404)
+    bare = re.sub(r'<TextArea name="prompt".*?/>', "", WITHOUT_STATUS, flags=re.DOTALL)
+
+    assert ask(client, click(*RED, "1"), config=bare) == {"result": []}
 
 
 def test_without_redis_a_click_is_plain_sam(settings: Settings) -> None:
