@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, render_template, request
+from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
 
 from backend.corrections import merged
+from backend.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
 from backend.page import start_page
 from backend.queries import PredictQuery, parse_setup
 from backend.service import Service
+
+REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
 
 routes = Blueprint("api", __name__)
 
@@ -73,7 +76,18 @@ def metrics() -> Response:
 
 @routes.get("/")
 def index() -> str:
-    return render_template("start.html", page=start_page(service()), recommended=RECOMMENDED_CONFIG)
+    page = start_page(service())
+    return render_template("start.html", page=page, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
+
+
+@routes.get("/reports/<version_id>/<name>")
+def report(version_id: str, name: str) -> Response:
+    """A file that a fine-tune has left. Phrases stand in it: no script of it is run."""
+    path = shown_file(service().versions, version_id, name)
+    if path is None:
+        abort(404, f"{version_id} has no {name} to show")
+    policy = {"Content-Security-Policy": REPORT_POLICY}
+    return Response(path.read_bytes(), headers=policy, content_type=SHOWN_TYPES[path.suffix])
 
 
 def _body() -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from backend.corrections import Tally, merged
 from backend.engine import EngineStatus
 from backend.errors import LabelingConfigError
+from backend.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from backend.labelstudio.config import LabelingConfig, MissingTag
 from backend.memory import KnownProject, Memory
 from backend.service import Service
@@ -40,6 +41,11 @@ class VersionRow:
     samples: int
     """Held-out samples that the two figures are of."""
 
+    @property
+    def training(self) -> str:
+        """How it was trained, in a sentence; empty for the weights that ship."""
+        return how_trained(self.card)
+
 
 @dataclass(frozen=True)
 class ProjectRow:
@@ -63,6 +69,8 @@ class StartPage:
     serving: VersionRow | None
     versions: Sequence[VersionRow]
     """Newest first."""
+    fine_tunes: Sequence[FineTune]
+    """The latest, newest first."""
     projects: Sequence[ProjectRow]
     label_studio_url: str
     backend_url: str
@@ -88,15 +96,18 @@ def start_page(service: Service) -> StartPage:
             "There is no key to Label Studio: its pictures cannot be read. Set LABEL_STUDIO_API_KEY."
         )
     try:
-        rows = _version_rows(service.versions.list(), service.versions.history(), status.version)
+        cards = service.versions.list()
+        rows = _version_rows(cards, service.versions.history(), status.version)
+        fine_tunes = latest_fine_tunes(service.versions, cards)
     except (VersionError, OSError) as error:
-        rows = []
+        rows, fine_tunes = [], []
         warnings.append(f"The versions cannot be read: {error}")
     tallies = [one.tally for one in service.memory.corrections()]
     return StartPage(
         status=status,
         serving=next((row for row in rows if row.serves), None),
         versions=rows[::-1],
+        fine_tunes=fine_tunes,
         projects=[_project_row(project, service.memory) for project in service.memory.projects()],
         label_studio_url=service.settings.label_studio_url,
         backend_url=service.settings.backend_url,

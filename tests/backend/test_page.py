@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
+from backend.fine_tunes import CURVE_POINTS, CURVE_WH
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.page import short_time
 from backend.service import Service
 from backend.settings import Settings
+from finetune.engine import LOG_NAME
 from sspsam.versions import VersionCard, VersionStore
 from tests.backend.waiting import wait_until
 
@@ -69,6 +73,77 @@ def test_versions_come_with_the_figure_that_decided(app: Flask, client: FlaskCli
     assert client.get("/versions").json == {"versions": [better, "ssp-sam-test-base"]}, (
         "none that was rejected"
     )
+
+
+@pytest.fixture
+def tuned(app: Flask) -> str:
+    """A version as the worker leaves it."""
+    log = "".join(
+        json.dumps({"step": step, "lr": 1e-4, "total": 8.0 - step / 100}) + "\n" for step in range(400)
+    )
+    card = replace(
+        CARD,
+        parent="ssp-sam-test-base",
+        data={"project": 7, "trained_on": 23},
+        config={"steps": 400, "batch_size": 12, "learning_rate": 3e-4},
+    )
+    picture = Path(app.root_path).parent / "docs/images/annotate-type.jpg"
+    files = {LOG_NAME: log, "report.html": "<p>its report</p>", "before-after-1.jpg": picture}
+    store = service_of(app).versions
+    return store.publish({"shift": torch.tensor(1)}, card, files).version_id
+
+
+def test_fine_tunes_come_with_curve_and_pictures(app: Flask, client: FlaskClient, tuned: str) -> None:
+    bare = publish(service_of(app).versions, replace(CARD, parent=tuned), 2)
+
+    page = " ".join(client.get("/").text.split())
+
+    assert page.count('class="fine-tune"') == 2
+    assert page.index(f"<h3>{bare}") < page.index(f"<h3>{tuned}"), "the newest first"
+    assert (
+        "Fine-tuned from ssp-sam-test-base on 23 labels of project 7, "
+        "400 steps of 12 samples at a learning rate of 0.0003." in page
+    )
+    assert "Loss 8 &rarr; 4.01 in 399 steps" in page
+    (points,) = re.findall(r'<polyline points="([^"]+)"', page)
+    places = [tuple(map(float, pair.split(","))) for pair in points.split()]
+    assert places[0] == (0, 0)
+    assert places[-1] == CURVE_WH
+    assert len(places) <= CURVE_POINTS + 1
+    for name, start in (("before-after-1.jpg", b"\xff\xd8"), ("report.html", b"<p>its")):
+        assert f"reports/{tuned}/{name}" in page
+        response = client.get(f"/reports/{tuned}/{name}")
+        assert response.status_code == 200
+        assert response.data.startswith(start)
+        assert "sandbox" in response.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json", "..%2fcurrent.json", "nothing.html"])
+def test_weights_and_strange_files_are_not_given_out(client: FlaskClient, tuned: str, name: str) -> None:
+    response = client.get(f"/reports/{tuned}/{name}")
+
+    assert response.status_code == 404
+    assert client.get("/reports/ssp-sam-test-base/report.html").status_code == 404
+    assert client.get("/reports/..%2f..%2fetc/passwd.md").status_code == 404
+
+
+def test_how_the_serving_version_was_trained(app: Flask, client: FlaskClient, tuned: str) -> None:
+    assert 'id="training"' not in client.get("/").text, "the weights that ship"
+    service_of(app).versions.promote(tuned)
+    wait_until(lambda: service_of(app).engine.version == tuned, "it serves")
+
+    assert (
+        '<p class="quiet" id="training">Fine-tuned from ssp-sam-test-base on 23 labels'
+        in client.get("/").text
+    )
+
+
+def test_a_damaged_log_shows_the_curve_up_to_there(app: Flask, client: FlaskClient) -> None:
+    lines = ['{"step": 1, "total": 3}', '{"step": 2, "total": 2}', '{"step": 3, "total": NaN}', "{", "[]"]
+    files = {LOG_NAME: "\n".join(lines)}
+    service_of(app).versions.publish({"shift": torch.tensor(1)}, CARD, files)
+
+    assert "Loss 3 &rarr; 2 in 2 steps" in client.get("/").text
 
 
 def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskClient) -> None:

@@ -1,0 +1,141 @@
+"""Fine-tunes, as the start page shows them: what the worker has left in a version's folder.
+
+    log.jsonl               the training's log: a line for every few steps, `step` and the terms of the loss
+    report.html, report.md  what was measured, in words and tables
+    before-after-*.webp     pictures of held-out labels: the answer before and the answer after
+
+A version may lack any of them: it is shown without.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sspsam.versions import VersionCard, VersionError, VersionStore
+
+LOG = "log.jsonl"
+REPORTS = ("report.html", "report.md")
+"""The first that a version has is linked."""
+PICTURES = "before-after-*"
+SHOWN_TYPES: Mapping[str, str] = {
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".webp": "image/webp",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+}
+"""Files of a version that a browser may have, by suffix: no weights."""
+LATEST = 3
+LOSS = "total"
+CURVE_WH = (300, 80)
+CURVE_POINTS = 150
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over the steps of a training, in a box of CURVE_WH."""
+
+    points: str
+    """Of an SVG polyline."""
+    first: float
+    last: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tuned version."""
+
+    card: VersionCard
+    loss: Curve | None
+    report: str
+    """Name of the file; empty when there is none."""
+    pictures: Sequence[str]
+    """Names of files."""
+
+    @property
+    def training(self) -> str:
+        """How it was trained, in a sentence."""
+        return how_trained(self.card)
+
+
+def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list[FineTune]:
+    """The newest fine-tuned versions, the newest first.
+
+    Args:
+        store: Holds their files.
+        cards: Of all versions, oldest first.
+    """
+    published = [card for card in cards if card.version_id != store.base_version]
+    return [_fine_tune(card, store.path(card.version_id)) for card in reversed(published[-LATEST:])]
+
+
+def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
+    """The file of a version that a browser asks for; None when there is none, or it is not to be shown."""
+    try:
+        published = name in store.get(version_id).sha256
+        path = store.path(version_id) / name
+    except VersionError:
+        return None
+    return path if published and path.suffix in SHOWN_TYPES and path.is_file() else None
+
+
+def how_trained(card: VersionCard) -> str:
+    """How a version was trained, as far as its card says; empty for the weights that ship."""
+    if not card.parent:
+        return ""
+    labels, project = card.data.get("trained_on"), card.data.get("project")
+    steps, size, rate = (card.config.get(name) for name in ("steps", "batch_size", "learning_rate"))
+    said = f"Fine-tuned from {card.parent}"
+    said += f" on {labels} labels" if labels else ""
+    said += f" of project {project}" if project else ""
+    said += (
+        f", {steps} steps of {size} samples at a learning rate of {rate:g}" if steps and size and rate else ""
+    )
+    return f"{said}."
+
+
+def curve(values: Sequence[tuple[int, float]]) -> Curve | None:
+    """Scales (step, value) pairs into the box; None when there are not two to draw a line between."""
+    if len(values) < 2:
+        return None
+    stride = math.ceil(len(values) / CURVE_POINTS)
+    drawn = [*values[:-1:stride], values[-1]]
+    steps, figures = zip(*drawn, strict=True)
+    low, high, (width, height) = min(figures), max(figures), CURVE_WH
+    across, up = max(1, steps[-1] - steps[0]), (high - low) or 1.0
+    points = " ".join(
+        f"{width * (step - steps[0]) / across:.1f},{height * (high - figure) / up:.1f}"
+        for step, figure in drawn
+    )
+    return Curve(points, figures[0], figures[-1], steps[-1])
+
+
+def _fine_tune(card: VersionCard, folder: Path) -> FineTune:
+    names = sorted(path.name for path in folder.iterdir())
+    report = next((name for name in REPORTS if name in names), "")
+    pictures = [path.name for path in sorted(folder.glob(PICTURES)) if path.suffix in SHOWN_TYPES]
+    return FineTune(card, curve(_losses(folder / LOG)), report, pictures)
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of each line of a log that has both; one that is no JSON ends it."""
+    found: list[tuple[int, float]] = []
+    if not path.is_file():
+        return found
+    with path.open(encoding="utf-8") as lines:
+        for text in lines:
+            try:
+                line: Any = json.loads(text)
+            except ValueError:
+                break
+            loss = line.get(LOSS) if isinstance(line, dict) else None
+            if isinstance(loss, int | float) and isinstance(line.get("step"), int) and math.isfinite(loss):
+                found.append((line["step"], float(loss)))
+    return found
