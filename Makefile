@@ -45,7 +45,7 @@ e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the
 	$(BIN)/pytest -m e2e
 
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
-	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together"
+	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
 bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

@@ -163,7 +163,7 @@ class Editor:
         expect(suggestions).to_have_count(0)
 
     def keep_picture(self, name: str) -> None:
-        """Saves the page (as PNG) or the editor (as JPEG) for the documents; see `make screenshot`."""
+        """Saves the page (as PNG), or its editor (as JPEG), for the documents; see `make screenshot`."""
         if PICTURES_FOLDER is None:
             return
         path = Path(PICTURES_FOLDER, name)
@@ -171,8 +171,9 @@ class Editor:
         if path.suffix == ".png":
             self.page.screenshot(path=path)
         else:
-            editor = self.page.locator(".lsf-editor").first
-            editor.screenshot(path=path, type="jpeg", quality=JPEG_QUALITY)
+            editor = self.page.locator(".lsf-editor")
+            shown = editor.first if editor.count() else self.page
+            shown.screenshot(path=path, type="jpeg", quality=JPEG_QUALITY)
 
     def brush_over(self, phrase: str, path_xy: Sequence[tuple[float, float]], larger: int = 0) -> None:
         """Selects a phrase's mask and draws one stroke on it with the brush.

@@ -117,6 +117,8 @@ def test_corrections_train_a_better_version(
     page.goto(demo.backend_url)
     expect(page.get_by_text(card.version_id).first).to_be_visible()
     expect(page.get_by_text(card.reason).first).to_be_visible()
+    expect(page.get_by_role("img", name=f"Loss over the steps of {card.version_id}")).to_be_visible()
+    editor.keep_picture("start-page.jpg")
 
     if card.status == "rejected":  # so few strokes need not make it better; a person may overrule the gate
         assert version_of(demo) == before
