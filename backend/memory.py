@@ -21,7 +21,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -211,6 +211,12 @@ class Memory:
                 values["extra_params"] = known.extra_params
         self._try(lambda: self._redis.hset(_PROJECTS, project.project_id, json.dumps(values)), 0)
         return known
+
+    def note_title(self, project_id: str, title: str) -> None:
+        """Keeps what a known project is called: only its webhook tells."""
+        known = self.project(project_id)
+        if known is not None and title not in ("", known.title):
+            self.note_project(replace(known, title=title))
 
     def project(self, project_id: str) -> KnownProject | None:
         return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)

@@ -81,7 +81,9 @@ class Service:
         self.metrics.events.labels(action if action in _COUNTED_ACTIONS else "other").inc()
         project = event.get("project")
         if isinstance(project, Mapping) and action != START_TRAINING:  # which comes another way
-            self.memory.note_heard(project_number(project.get("id")))
+            number = project_number(project.get("id"))
+            self.memory.note_heard(number)
+            self.memory.note_title(number, str(project.get("title") or ""))
 
 
 def build_service(

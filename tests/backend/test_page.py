@@ -194,12 +194,17 @@ def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_ser
     client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
     redis_server.rpush("rq:queue:prelabel", "a", "b")
     before = " ".join(client.get("/").text.split())
-    client.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 7}})
+    for number, title in ((7, "Streets & cars"), (8, "Elsewhere")):
+        event = {"action": "PROJECT_UPDATED", "project": {"id": number, "title": title}}
+        client.post("/webhook", json=event)
     after = client.get("/").text
 
     assert "Jobs that wait: events 0, training 0, prelabel 2." in before
     assert "Its webhook has never arrived" in before
     assert "Its webhook last arrived" in after
+    assert "Project 7" in before
+    assert "Streets &amp; cars" in after
+    assert "Elsewhere" not in after, "not connected"
     assert "never arrived" not in after
 
 
