@@ -117,7 +117,7 @@ def open_predictor(
     if version.endswith(".safetensors"):
         predictor.load_trainable(read_tensors(Path(version)))
         return predictor
-    store = VersionStore(model_dir, preset)
+    store = VersionStore(model_dir, preset, weights)
     version_id = store.current() if version == "current" else version
     if version_id != store.base_version:
         predictor.load_trainable(store.load(version_id))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sspsam import checkpoints, frames
+from sspsam.files import sha256_of_file
 from sspsam.frames import BoolMask, ClipFrame, Hw, UInt8Image
 from sspsam.layouts import IMAGE_ENCODER_PREFIX
 from sspsam.masks import mask_to_box_xyxy
@@ -247,6 +248,17 @@ def packaged_weights(preset: str) -> Path | None:
     """The file of weights that ships with a preset, if one does."""
     name = get_preset(preset).weights
     return None if name is None else WEIGHTS_FOLDER / name
+
+
+def frozen_weights(preset: str, weights: Path | None = None) -> dict[str, str]:
+    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256.
+
+    Args:
+        preset: Name of the preset.
+        weights: The operator's own; None for those in the package. Without either, nothing is named.
+    """
+    path = weights or packaged_weights(preset)
+    return {} if path is None else {path.name: sha256_of_file(path)}
 
 
 def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:

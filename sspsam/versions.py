@@ -12,6 +12,7 @@ Errors:
     VersionError
         UnknownVersionError   no such version: choose one of `list()`
         DamagedVersionError   a file is missing or differs from its sha256: promote another version
+        ForeignVersionError   it was trained on other frozen weights: serve with those, or promote another
         VersionStateError     this step is not possible now, such as a rollback with nothing to go back to
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +60,10 @@ class DamagedVersionError(VersionError):
     """A version's file is missing, or is not the one that was published."""
 
 
+class ForeignVersionError(VersionError):
+    """A version belongs to other frozen weights than those that it would be loaded onto."""
+
+
 class VersionStateError(VersionError):
     """The step asked for does not fit the state of the store."""
 
@@ -72,7 +78,7 @@ class VersionCard:
     parent: str = ""
     """The version the training started from."""
     parents_sha256: dict[str, str] = field(default_factory=dict)
-    """Frozen weights that these tensors belong to: name -> hex digest."""
+    """Frozen weights that these tensors belong to, as `frozen_weights` names them; empty: not known."""
     created_at: str = ""
     """ISO 8601, UTC."""
     status: Status = "candidate"
@@ -123,10 +129,12 @@ class VersionStore:
     Args:
         root: MODEL_DIR. Folders are made when something is first written.
         preset: Name of the preset; versions of another preset are not seen.
+        weights: File of the preset's weights, onto which versions are loaded; None for those in the package.
     """
 
-    def __init__(self, root: Path, preset: str) -> None:
+    def __init__(self, root: Path, preset: str, weights: Path | None = None) -> None:
         self.preset = preset
+        self.weights = weights
         self.folder = Path(root) / "versions" / preset
 
     @property
@@ -209,6 +217,7 @@ class VersionStore:
         Raises:
             UnknownVersionError: there is no such version.
             DamagedVersionError: a file is missing or was changed, or the tensors cannot be read.
+            ForeignVersionError: it was trained on other frozen weights.
         """
         if version_id == self.base_version:
             return {}
@@ -224,7 +233,7 @@ class VersionStore:
         """Returns the checked safetensors file of a version; None for the base version.
 
         Raises:
-            UnknownVersionError, DamagedVersionError: as `load`.
+            UnknownVersionError, DamagedVersionError, ForeignVersionError: as `load`.
         """
         if version_id == self.base_version:
             return None
@@ -232,11 +241,12 @@ class VersionStore:
         return self.path(version_id) / WEIGHTS
 
     def verify(self, version_id: str) -> None:
-        """Compares every file of a published version with its card.
+        """Compares a published version's files, and the weights it would be loaded onto, with its card.
 
         Raises:
             UnknownVersionError: there is no such version.
             DamagedVersionError: a file is missing or differs; the message names it.
+            ForeignVersionError: it was trained on other frozen weights.
         """
         folder, card = self.path(version_id), self.get(version_id)
         for name, expected in {WEIGHTS: "", **card.sha256}.items():
@@ -244,12 +254,27 @@ class VersionStore:
                 raise DamagedVersionError(f"{version_id}: {name} is missing")
             if sha256_of_file(folder / name) != expected:
                 raise DamagedVersionError(f"{version_id}: {name} differs from what was published (sha256)")
+        self._check_parents(card)
+
+    def _check_parents(self, card: VersionCard) -> None:
+        """By content: the same weights may have another name today."""
+        if card.parents_sha256 and set(card.parents_sha256.values()) != set(self._frozen.values()):
+            raise ForeignVersionError(
+                f"{card.version_id} was trained on {_named(card.parents_sha256)}, but {_named(self._frozen)} "
+                "would serve with it: set WEIGHTS to the file that it was trained on, or promote another"
+            )
+
+    @cached_property
+    def _frozen(self) -> dict[str, str]:
+        from sspsam.predictor import frozen_weights
+
+        return frozen_weights(self.preset, self.weights)
 
     def promote(self, version_id: str, reason: str = "promoted by hand") -> VersionCard:
         """Makes a version the one that serves.
 
         Raises:
-            UnknownVersionError, DamagedVersionError: it cannot serve; nothing is changed.
+            UnknownVersionError, DamagedVersionError, ForeignVersionError: it cannot serve; nothing changes.
         """
         if version_id != self.base_version:
             self.verify(version_id)
@@ -284,7 +309,7 @@ class VersionStore:
 
         Raises:
             VersionStateError: nothing was promoted before.
-            DamagedVersionError: the version to go back to cannot serve; nothing is changed.
+            DamagedVersionError, ForeignVersionError: what it would go back to cannot serve; nothing changes.
         """
         with self._lock():
             state = self._read_state()
@@ -366,6 +391,11 @@ class VersionStore:
         with (self.folder / ".lock").open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _named(weights: Mapping[str, str]) -> str:
+    digits = ", ".join(f"{name} (sha256 {sha256[:12]}...)" for name, sha256 in sorted(weights.items()))
+    return digits or "random weights"
 
 
 def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping[str, Path | str]) -> None:

@@ -45,7 +45,7 @@ class Services:
 
     @cached_property
     def store(self) -> VersionStore:
-        return VersionStore(self.settings.model_dir, self.settings.preset)
+        return VersionStore(self.settings.model_dir, self.settings.preset, self.settings.weights)
 
     def collection(self, project: int) -> Collection:
         return Collection(self.settings.model_dir, project)

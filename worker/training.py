@@ -17,7 +17,6 @@ from urllib.parse import quote
 from backend.settings import Settings
 from finetune.data.demo import SCENES
 from finetune.records import RefRecord, read_records, write_records
-from sspsam.files import sha256_of_file
 from sspsam.versions import VersionCard, VersionStore
 from worker.policy import GATE_METRIC, judge
 from worker.runs import HELD_OUT_FILE, RUN_FILE, TRAIN_FILE, Run, run_folder
@@ -238,6 +237,7 @@ def _publish(
     from finetune.engine import LOG_NAME
     from finetune.report import compare, comparison_to_markdown
     from sspsam.checkpoints import read_tensors
+    from sspsam.predictor import frozen_weights
 
     folder = run_folder(settings.model_dir, run.run_id)
     metrics = {
@@ -268,11 +268,3 @@ def _publish(
         RUN_FILE: folder / RUN_FILE,
     }
     return store.publish(read_tensors(weights), card, files)
-
-
-def frozen_weights(preset: str, weights: Path | None) -> dict[str, str]:
-    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256."""
-    from sspsam.predictor import packaged_weights
-
-    path = weights or packaged_weights(preset)
-    return {} if path is None else {path.name: sha256_of_file(path)}

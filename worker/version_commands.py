@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sspsam.commands import WeightsOption
+
 if TYPE_CHECKING:
     from sspsam.versions import VersionCard, VersionStore
 
@@ -63,10 +65,11 @@ def promote(
     version: VersionId,
     model_dir: ModelDir = DEFAULT_MODEL_DIR,
     preset: Preset = DEFAULT_PRESET,
+    weights: WeightsOption = None,
     reason: Annotated[str, typer.Option(help="Kept with the version.")] = "promoted by hand",
 ) -> None:
     """Let a version serve. Running backends swap to it without a restart."""
-    store = _store(model_dir, preset)
+    store = _store(model_dir, preset, weights)
     store.promote(version, reason)
     _announce(store)
 
@@ -75,10 +78,11 @@ def promote(
 def rollback(
     model_dir: ModelDir = DEFAULT_MODEL_DIR,
     preset: Preset = DEFAULT_PRESET,
+    weights: WeightsOption = None,
     reason: Annotated[str, typer.Option(help="Kept with the version that is left.")] = "rolled back by hand",
 ) -> None:
     """Go back to the version that served before."""
-    store = _store(model_dir, preset)
+    store = _store(model_dir, preset, weights)
     store.rollback(reason)
     _announce(store)
 
@@ -94,7 +98,7 @@ def held_out_figure(card: VersionCard) -> str:
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
 
 
-def _store(model_dir: Path, preset: str) -> VersionStore:
+def _store(model_dir: Path, preset: str, weights: Path | None = None) -> VersionStore:
     from sspsam.presets import get_preset
     from sspsam.versions import VersionStore
 
@@ -102,7 +106,7 @@ def _store(model_dir: Path, preset: str) -> VersionStore:
         get_preset(preset)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return VersionStore(model_dir, preset)
+    return VersionStore(model_dir, preset, weights)
 
 
 def _print_table(cards: list[VersionCard], current: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 
 from backend.service import build_service, load_preset
 from backend.settings import Settings
-from sspsam.checkpoints import CheckpointError, write_tensors
+from sspsam.checkpoints import CheckpointError, is_trainable, write_tensors
 from sspsam.cli import build_app
 from sspsam.predictor import Predictor
+from sspsam.versions import VersionCard, VersionStore
 from tests.backend.waiting import wait_until
 from tests.sspsam.published_files import PRESET, golden_bundle
 
@@ -48,6 +50,26 @@ def test_the_service_serves_them(weights: Path, tmp_path: Path, redis_url: str) 
     finally:
         service.engine.stop()
     assert answer.referents[0].box_xyxy == pytest.approx(expected.box_xyxy, abs=1e-3)
+
+
+def test_a_version_of_other_weights_does_not_serve(weights: Path, tmp_path: Path, redis_url: str) -> None:
+    """It is named with the reason, and the operator's weights serve on."""
+    store = VersionStore(tmp_path, PRESET)
+    state = {key: value for key, value in golden_bundle().items() if is_trainable(key)}
+    card = store.publish(state, VersionCard(), {})
+    store.promote(card.version_id)
+    foreign = replace(card, parents_sha256={"others.safetensors": "0" * 64})
+    (store.path(card.version_id) / "card.json").write_text(foreign.to_json())
+    settings = Settings(preset=PRESET, device="cpu", weights=weights, model_dir=tmp_path, redis_url=redis_url)
+    service = build_service(settings)
+    service.engine.start()
+    try:
+        wait_until(lambda: service.engine.status().state == "ready", "the model")
+        status = service.engine.status()
+    finally:
+        service.engine.stop()
+    assert status.version == store.base_version
+    assert "was trained on others.safetensors" in status.refused[card.version_id]
 
 
 def test_weights_of_another_preset_are_refused(weights: Path, tmp_path: Path) -> None:

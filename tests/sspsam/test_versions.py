@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sspsam.predictor import frozen_weights
 from sspsam.versions import (
     DamagedVersionError,
+    ForeignVersionError,
     UnknownVersionError,
     VersionCard,
     VersionStateError,
@@ -142,6 +144,58 @@ def test_a_pickle_under_the_name_of_the_weights_is_refused(store: VersionStore) 
     torch.save({"adapter.weight": torch.ones(1)}, folder / "weights.safetensors")
     with pytest.raises(DamagedVersionError):
         store.load(card.version_id)
+
+
+@pytest.fixture
+def parents(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files of weights."""
+    for name in ("one", "other"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path / "one", tmp_path / "other"
+
+
+def test_a_version_of_other_frozen_weights_is_refused(tmp_path: Path, parents: tuple[Path, Path]) -> None:
+    one, other = parents
+    theirs, ours = VersionStore(tmp_path, PRESET, other), VersionStore(tmp_path, PRESET, one)
+    card = VersionCard(parents_sha256=frozen_weights(PRESET, other))
+    card = theirs.publish({"w": torch.ones(1)}, card, {})
+    own = publish(ours)
+    message = (
+        rf"{card.version_id} was trained on other \(sha256 \w+\.\.\.\), but one \(sha256 \w+\.\.\.\) would"
+    )
+    with pytest.raises(ForeignVersionError, match=message):
+        ours.load(card.version_id)
+    with pytest.raises(ForeignVersionError, match="set WEIGHTS to the file"):
+        ours.weights_path(card.version_id)
+    with pytest.raises(ForeignVersionError):
+        ours.promote(card.version_id)
+    assert ours.current() == ours.base_version
+    with pytest.raises(ForeignVersionError, match="but random weights would"):
+        VersionStore(tmp_path, PRESET).load(card.version_id)
+    theirs.promote(card.version_id)
+    ours.promote(own.version_id)
+    with pytest.raises(ForeignVersionError):
+        ours.rollback()
+    assert ours.current() == own.version_id
+
+
+def test_the_same_frozen_weights_may_have_another_name(tmp_path: Path, parents: tuple[Path, Path]) -> None:
+    store = VersionStore(tmp_path, PRESET, parents[0])
+    card = store.publish(
+        {"w": torch.ones(1)}, VersionCard(parents_sha256=frozen_weights(PRESET, parents[0])), {}
+    )
+    renamed = parents[0].rename(tmp_path / "renamed")
+    assert "w" in VersionStore(tmp_path, PRESET, renamed).load(card.version_id)
+
+
+def test_the_weights_in_the_package_are_parents_as_well(tmp_path: Path, parents: tuple[Path, Path]) -> None:
+    store = VersionStore(tmp_path, "ssp-sam-demo")
+    card = VersionCard(parents_sha256=frozen_weights("ssp-sam-demo"))
+    card = store.publish({"w": torch.ones(1)}, card, {})
+    assert set(card.parents_sha256) == {"ssp-sam-demo.safetensors"}
+    assert "w" in store.load(card.version_id)
+    with pytest.raises(ForeignVersionError, match=r"trained on ssp-sam-demo\.safetensors"):
+        VersionStore(tmp_path, "ssp-sam-demo", parents[0]).load(card.version_id)
 
 
 def test_rollback_to_a_damaged_version_changes_nothing(store: VersionStore) -> None:

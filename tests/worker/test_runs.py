@@ -18,7 +18,7 @@ from finetune.records import RefRecord, read_records, write_records
 from sspsam.checkpoints import write_tensors
 from sspsam.masks import mask_to_coco_rle
 from sspsam.presets import PRESETS
-from sspsam.versions import VersionCard
+from sspsam.versions import ForeignVersionError, VersionCard
 from tests.sspsam.published_files import golden_bundle
 from worker import jobs
 from worker.policy import Side
@@ -134,7 +134,9 @@ def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path
     assert train_config(run, services.store, settings).weights == (weights,)
     card = perform(run, services.store, settings)
     assert card.parents_sha256 == {"own.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    trained = services.store.load(card.version_id)
+    with pytest.raises(ForeignVersionError, match=r"was trained on own\.safetensors"):
+        services.store.load(card.version_id)
+    trained = Services(settings).store.load(card.version_id)
     change = (trained["fusion.weight"] - golden_bundle()["fusion.weight"]).abs().max()
     assert 0 < change < 0.2, "it went on from the weights, a little"
 
