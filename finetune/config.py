@@ -12,7 +12,7 @@ from finetune.losses import LossWeights
 from sspsam.presets import get_preset
 
 Stage = Literal["clip", "sam", "rec", "ssp"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 LOSS_PREFIX = "loss."
@@ -81,7 +81,8 @@ class TrainConfig:
     max_gradient_norm: float = 0.1
     loss: LossWeights = field(default_factory=LossWeights)
     precision: Precision = "float32"
-    """What matrix products are computed in; weights and losses stay float32."""
+    """What matrix products are computed in; weights and losses stay float32. With float16 the loss is scaled
+    against vanishing gradients, and a step whose gradient overflows is left out."""
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 200

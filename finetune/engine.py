@@ -84,6 +84,8 @@ class TrainingLoop:
             self.optimizer,
             [partial(self._learning_rate_factor, float(g["lr"])) for g in self.optimizer.param_groups],
         )
+        self._precision: torch.dtype = getattr(torch, config.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0
         self._learning = [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -130,12 +132,15 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._backward()
         self.processes.average_gradients(self._learning)
-        try:
-            nn.utils.clip_grad_norm_(self._learning, self.config.max_gradient_norm, error_if_nonfinite=True)
-        except RuntimeError as error:
-            raise NonFiniteGradientError(terms, getattr(self.stage, "sample_ids", ())) from error
-        self.optimizer.step()
-        self.schedule.step()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._learning, self.config.max_gradient_norm)
+        finite = bool(norm.isfinite())
+        if not finite and self.scaler.get_scale() <= 1:
+            raise NonFiniteGradientError(terms, getattr(self.stage, "sample_ids", ()))
+        self.scaler.step(self.optimizer)  # leaves it as it is where a scaled gradient overflowed
+        self.scaler.update()
+        if finite:
+            self.schedule.step()
         self.step += 1
         return terms
 
@@ -145,10 +150,10 @@ class TrainingLoop:
         sums: dict[str, Tensor] = {}
         for part in range(parts):
             with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+                self.device.type, self._precision, enabled=self._precision is not torch.float32
             ):
                 terms = self.stage.loss(self.step) if parts == 1 else self._part(part)
-            (terms[TOTAL] / parts).backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            self.scaler.scale(terms[TOTAL] / parts).backward()  # type: ignore[no-untyped-call]  # torch has none
             for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / parts
         means = self.processes.mean(torch.stack(list(sums.values())))
@@ -168,6 +173,7 @@ class TrainingLoop:
             "module": self._learning_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "config": self.config.to_dict(),
         }
@@ -192,6 +198,8 @@ class TrainingLoop:
         self.stage.module.load_state_dict(state["module"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self._compare_config(state.get("config", {}))
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +51,15 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     return clip, sam, phrases, masks
 
 
-def train_demo(folder: Path, progress: ProgressFn | None = None) -> Path:
-    """Runs the stages one after the other, each going on from its last checkpoint, and writes the bundle."""
+def train_demo(folder: Path, progress: Callable[[TrainConfig], ProgressFn] | None = None) -> Path:
+    """Runs the stages one after the other, each going on from its last checkpoint, and writes the bundle.
+
+    Args:
+        folder: Where they are trained.
+        progress: Makes what is called after every step of a stage.
+    """
     configs = demo_stages(folder)
-    results = [train(config, progress) for config in configs]
+    results = [train(config, progress(config) if progress else None) for config in configs]
     bundle = folder / BUNDLE_NAME
     write_bundle(PRESET, [result.weights for result in results], bundle)
     return bundle

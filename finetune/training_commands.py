@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from finetune.config import TrainConfig
     from finetune.engine import ProgressFn
 
 app = typer.Typer()
+
+PROGRESS_EVERY = 20
+"""Steps between lines."""
 
 
 @app.command()
@@ -51,11 +55,11 @@ def train(
     from finetune.train import train as run
 
     if recipe is not None:
-        typer.echo(f"Written to {train_demo(recipe, _progress())}")
+        typer.echo(f"Written to {train_demo(recipe, _progress)}")
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)
-    result = run(options, _progress(options.steps))
+    result = run(options, _progress(options))
     if int(os.environ.get("RANK", "0")):
         return
     typer.echo(f"Step {result.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
@@ -69,20 +73,20 @@ def _key_and_value(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _progress(steps: int | None = None, every: int = 20) -> ProgressFn:
-    """Prints a line now and then: the step, what is left of them and of the time, the loss terms."""
+def _progress(config: TrainConfig) -> ProgressFn:
+    """Prints a line now and then: stage, step, what is left of them and of the time, the loss terms."""
     begun: list[tuple[int, float]] = []
 
     def show(step: int, means: dict[str, float]) -> None:
         if not begun:
             begun.append((step, time.monotonic()))
-        if step % every or int(os.environ.get("RANK", "0")):
+        if step % PROGRESS_EVERY or int(os.environ.get("RANK", "0")):
             return
         first, started = begun[0]
-        where = f"{step:6d}"
-        if steps is not None and step > first:
-            left_s = (time.monotonic() - started) / (step - first) * (steps - step)
-            where += f"/{steps}  {timedelta(seconds=round(left_s))} left"
+        where = f"{config.stage} {step:6d}/{config.steps}"
+        if step > first:
+            left_s = (time.monotonic() - started) / (step - first) * (config.steps - step)
+            where += f"  {timedelta(seconds=round(left_s))} left"
         typer.echo(f"{where}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), err=True)
 
     return show

@@ -88,11 +88,12 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> No
         assert len(read_log(tmp_path / "two" / name / LOG_NAME)) == 1, "one process writes"
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
 def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
-    tmp_path: Path, settings: dict[str, Any]
+    tmp_path: Path, settings: dict[str, Any], precision: str
 ) -> None:
-    config = config_for(tmp_path, steps=8, precision="bfloat16", **settings)
+    config = config_for(tmp_path, steps=8, precision=precision, **settings)
     unbroken = losses(loop_for(config), 6)
     first = loop_for(config)
     losses(first, 3)
@@ -100,7 +101,31 @@ def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
     second = loop_for(config)
     torch.manual_seed(12345)  # whatever was drawn in between changes nothing
     assert second.resume()
+    assert second.scaler.get_scale() == first.scaler.get_scale()
     assert losses(second, 3) == unbroken[3:]
+
+
+def test_float16_leaves_out_steps_that_overflow_and_learns_in_the_others(tmp_path: Path) -> None:
+    """The first scale is too large for this model: it is halved until the gradient fits."""
+    whole, half = loop_for(config_for(tmp_path)), loop_for(config_for(tmp_path, precision="float16"))
+    before = {k: v.clone() for k, v in half.stage.module.state_dict().items()}
+    first_scale, rates = half.scaler.get_scale(), half.schedule.get_last_lr()
+    for _ in range(16):
+        scale = half.scaler.get_scale()
+        half.train_step()
+        if half.scaler.get_scale() == scale:
+            break
+        assert half.scaler.get_scale() == scale / 2
+        assert half.schedule.get_last_lr() == rates
+        assert all(torch.equal(v, before[k]) for k, v in half.stage.module.state_dict().items())
+    assert scale < first_scale, "at least one step overflowed"
+    assert half.schedule.get_last_lr() != rates
+    assert any(not torch.equal(v, before[k]) for k, v in half.stage.module.state_dict().items())
+
+    fitting = loop_for(config_for(tmp_path, precision="float16"))
+    fitting.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for one, other in zip(losses(whole, 4), losses(fitting, 4), strict=True):
+        assert other == pytest.approx(one, rel=0.05)
 
 
 def test_a_changed_setting_is_said_when_resuming(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -194,6 +219,20 @@ def test_a_gradient_that_breaks_names_its_samples(tmp_path: Path) -> None:
     assert "gradient" in str(caught.value)
     after = loop.stage.module.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items()), "the step is not taken"
+
+
+def test_float16_does_not_skip_for_ever(tmp_path: Path) -> None:
+    """A gradient that is not finite even unscaled is broken, not too large."""
+    loop = loop_for(config_for(tmp_path, precision="float16", batch_size=2))
+    assert isinstance(loop.stage, SSPStage)
+    loop.stage.criterion = SteepCriterion()
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {k: v.clone() for k, v in loop.stage.module.state_dict().items()}
+    losses(loop, 2)
+    with pytest.raises(NonFiniteGradientError, match="on samples: stickers/"):
+        loop.train_step()
+    after = loop.stage.module.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from finetune import training_commands
 from finetune.config import ConfigError, TrainConfig, make_config, read_config
 from finetune.data.dataset import Sample
 from finetune.data.stickers import StickerDataset
@@ -17,10 +19,12 @@ from finetune.engine import CHECKPOINT_NAME, LOG_NAME, TrainingLoop, read_log
 from finetune.examples import ExampleStream
 from finetune.losses import LossWeights
 from finetune.rec import RECStage
+from finetune.recipe import demo_stages
 from finetune.ssp import SSPStage
-from finetune.train import train, write_bundle
+from finetune.train import WEIGHTS_NAME, train, write_bundle
 from sspsam import CheckpointError, Predictor
 from sspsam.checkpoints import read_tensors
+from sspsam.cli import build_app
 
 DATA = "stickers/train?count=4&nouns=first&families=noun"
 
@@ -198,3 +202,28 @@ def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file.write_text('preset = "ssp-sam-test"\noutput_dir = "runs/a"\nsteps = 5\n[loss]\ndice = 2.0\n')
     config = read_config(file, {"steps": "7"})
     assert (config.steps, config.loss.dice, config.output_dir) == (7, 2.0, Path("runs/a"))
+
+
+def test_the_command_says_what_is_left(config: TrainConfig) -> None:
+    settings = {
+        "preset": config.preset, "output_dir": config.output_dir, "data": config.data, "steps": 20,
+        "batch_size": 4, "window": 16, "target_size": 32, "device": "cpu",
+    }  # fmt: skip
+    done = CliRunner().invoke(build_app(), ["train", *(f"{key}={value}" for key, value in settings.items())])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("ssp     20/20  0:00:00 left  dice ")
+    assert done.stdout.splitlines()[-1] == f"Written to {config.output_dir / WEIGHTS_NAME}"
+
+
+def test_every_stage_of_the_recipe_says_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = demo_stages(tmp_path)
+    for stage in stages:
+        show = training_commands._progress(stage)
+        for step in range(1, training_commands.PROGRESS_EVERY + 1):
+            show(step, {"total": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [stage.stage for stage in stages]
+    assert all(f"20/{stage.steps}  " in line for line, stage in zip(lines, stages, strict=True))
+    assert all(" left  total 0.5000" in line for line in lines)
