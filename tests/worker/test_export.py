@@ -28,7 +28,8 @@ from backend.errors import (
     LabelStudioUnavailable,
 )
 from backend.labelstudio.client import LabelStudioClient
-from sspsam.masks import coco_rle_to_mask, mask_to_brush_rle
+from finetune.data.dataset import open_dataset
+from sspsam.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_brush_rle
 from tests.worker.label_studio_server import KEY, LabelStudioServer, prompt, region
 from worker.commands import app
 from worker.export import ProjectReader, Selection
@@ -272,6 +273,40 @@ def test_refcocos_layout(
     found = {entry["sentences"][0]["raw"]: entry["ann_id"] for entry in grefs}
     assert found == {"the ring": [1], "The rings": [2, 3], "a zebra": [-1]}
     np.testing.assert_array_equal(coco_rle_to_mask(by_id[3]["segmentation"]), ~mask)
+
+
+def test_refcocos_layout_is_read_back_to_the_pixel(
+    services: Services, label_studio: LabelStudioServer, image: UInt8Image, tmp_path: Path
+) -> None:
+    """By the readers of the published data sets, with the pictures where they look for them."""
+    masks = shapes()
+    two = region("b", "the rings", masks["a hole"]) + region("c", "the rings", masks["one pixel"])
+    label_studio.save(1, 1, [part for name, mask in masks.items() for part in region(name, name, mask)])
+    label_studio.save(2, 2, [*two, prompt("a zebra")])
+    for name in ("refcoco", "grefcoco"):
+        done = command("--format", "refcoco", "--out", str(tmp_path / name), "--split", "val")
+        assert done.exit_code == 0, done.output
+    pictures = tmp_path / "images" / "train2014"
+    pictures.mkdir(parents=True)
+    for entry in json.loads((tmp_path / "refcoco" / "instances.json").read_text())["images"]:
+        Image.fromarray(image).save(pictures / entry["file_name"])
+
+    for name, expected in {
+        "refcoco": masks,
+        "grefcoco": {
+            **masks,
+            "the rings": masks["a hole"] | masks["one pixel"],
+            "a zebra": masks["a hole"] & False,
+        },
+    }.items():
+        dataset = open_dataset(f"{name}/val?root={tmp_path}")
+        samples = {sample.phrase: sample for sample in map(dataset.__getitem__, range(len(dataset)))}
+        assert samples.keys() == expected.keys()
+        for phrase, sample in samples.items():
+            np.testing.assert_array_equal(sample.mask, expected[phrase], err_msg=phrase)
+            np.testing.assert_array_equal(sample.image, image)
+            if sample.has_target:
+                assert sample.box_xyxy == mask_to_box_xyxy(expected[phrase])
 
 
 def test_a_list_is_pickled_value_by_value(tmp_path: Path) -> None:
