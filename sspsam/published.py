@@ -82,12 +82,13 @@ def hub_file(
         licence="Apache-2.0",
         size_bytes=size_bytes,
         sha256=sha256,
-        sha256_from="the hub, in X-Linked-ETag",
+        sha256_from=BY_HUB,
     )
 
 
 HUB_PREFIX = "hub:"
 """Before the path of any file in the authors' repository."""
+BY_HUB = "the hub, in X-Linked-ETag, when it is pulled"
 
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -123,7 +124,9 @@ PUBLIC_FILES: tuple[PublicFile, ...] = (
         "MIT", 934_088_680,
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", _BY_OPENAI,
     ),
+    # The authors name no paths and no sha256. These two have been run by others; the hub lists all.
     hub_file("output/grefcoco/224/checkpoint_best_miou.pth", "ssp-sam-224-grefcoco"),
+    hub_file("pretrained_checkpoints/CS/CS-ViT-B-16.pt", "ssp-sam-224-clip"),
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,26 @@ from finetune.losses import LossWeights
 
 RECIPES = sorted(RECIPES_FOLDER.glob("*.toml"))
 PUBLISHED_TRAININGS = {"pretrain", "refcoco", "refcoco-plus", "refcocog-umd", "refclef", "grefcoco"}
-EPOCHS = {"refcoco": 80, "refcoco-plus": 80, "refcocog-umd": 100, "refclef": 100, "grefcoco": 100}
+EPOCHS = {
+    "pretrain": 20,
+    "refcoco": 80,
+    "refcoco-plus": 100,
+    "refcocog-umd": 100,
+    "refclef": 100,
+    "grefcoco": 100,
+}
+"""The paper's; where it names none, those of its authors' configs."""
+PHRASES = {"refcoco": 120_624, "refcoco-plus": 120_191, "refcocog-umd": 80_512, "refclef": 54_127}
+SAMPLES = {
+    "pretrain": sum(PHRASES.values()),
+    "refcoco": 42_404,
+    "refcoco-plus": 42_278,
+    "refcocog-umd": 42_226,
+    "refclef": PHRASES["refclef"],
+    "grefcoco": 259_859 - 16_870 - 18_712 - 14_933,
+}
+"""What an epoch goes through: objects where their number is published, else phrases."""
+PROCESSES, BATCH = 8, 8
 WARMUP_EPOCHS, FROZEN_EPOCHS = 5, 20
 
 
@@ -31,12 +51,16 @@ def test_a_recipe_says_what_the_paper_says(path: Path) -> None:
     assert config.loss == LossWeights(dice=4, focal=4, l1=5, generalized_box_iou=2)
     assert config.random_placement
     assert config.target_size == 512
+    name = path.stem.removesuffix("-224")
+    per_epoch = math.ceil(math.ceil(SAMPLES[name] / PROCESSES) / BATCH)  # the last batch is kept
+    assert config.steps == EPOCHS[name] * per_epoch
+    comment = path.read_text().partition("preset")[0]
+    assert f"{per_epoch:,} steps".replace(",", " ") in comment
+    assert f"{EPOCHS[name]} epochs" in comment
+    assert f"{SAMPLES[name]:,}".replace(",", " ") in comment
     if config.stage == "rec":
         assert config.warmup_steps == 0
         return
-    epochs = EPOCHS[path.stem.removesuffix("-224")]
-    per_epoch = config.steps / epochs
-    assert per_epoch == int(per_epoch)
     assert config.warmup_steps == WARMUP_EPOCHS * per_epoch
     assert config.decoder_frozen_steps == FROZEN_EPOCHS * per_epoch
     assert config.init == Path("runs/pretrain-224/weights.safetensors")
