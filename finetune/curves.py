@@ -21,8 +21,8 @@ class Curves(Protocol):
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds a point to each named curve."""
 
-    def close(self) -> None:
-        """Makes what was written last."""
+    def close(self, failed: bool) -> None:
+        """Makes what was written last, and says how the training ended."""
 
 
 class TensorBoardCurves:
@@ -37,7 +37,7 @@ class TensorBoardCurves:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -57,6 +57,7 @@ class MLflowCurves:
         kept = config.output_dir / MLFLOW_RUN_FILE
         if kept.is_file():
             self._run_id = kept.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._run_id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         experiment = self._client.get_experiment_by_name(name)
@@ -71,8 +72,8 @@ class MLflowCurves:
         for name, value in figures.items():
             self._client.log_metric(self._run_id, name, value, step=step)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
 def open_curves(config: TrainConfig, first_step: int) -> list[Curves]:

@@ -97,11 +97,13 @@ class TrainingLoop:
         if self.step >= config.steps:
             return
         curves = open_curves(config, self.step) if self.processes.is_first else []
+        failed = True
         try:
             self._run(curves, progress)
+            failed = False
         finally:
             for curve in curves:
-                curve.close()
+                curve.close(failed)
 
     def _run(self, curves: list[Curves], progress: ProgressFn | None) -> None:
         config = self.config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import types
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -246,48 +245,42 @@ def test_curves_can_be_seen_in_tensorboard(tmp_path: Path) -> None:
     assert points[-1].value == pytest.approx(result.metrics["total"], abs=1e-4)
 
 
-class Server(types.ModuleType):
-    """Stands where mlflow would be imported from, and notes what its client is told."""
-
-    def __init__(self) -> None:
-        super().__init__("mlflow")
-        self.told: list[tuple[object, ...]] = []
-
-    def MlflowClient(self) -> Server:
-        return self
-
-    def get_experiment_by_name(self, name: str) -> None:
-        self.told.append(("look", name))
-
-    def create_experiment(self, name: str) -> str:
-        return f"experiment {name}"
-
-    def create_run(self, experiment_id: str, run_name: str) -> types.SimpleNamespace:
-        self.told.append(("run", experiment_id, run_name))
-        return types.SimpleNamespace(info=types.SimpleNamespace(run_id="abc"))
-
-    def log_param(self, run_id: str, key: str, value: object) -> None:
-        self.told.append(("param", run_id, key, value))
-
-    def log_metric(self, run_id: str, key: str, value: float, step: int) -> None:
-        self.told.append(("metric", run_id, key, step))
-
-    def set_terminated(self, run_id: str) -> None:
-        self.told.append(("end", run_id))
-
-
-def test_mlflow_gets_parameters_and_curves_where_it_listens(
+@pytest.mark.slow
+def test_mlflow_has_parameters_curves_and_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server()
-    monkeypatch.setitem(sys.modules, "mlflow", server)
-    monkeypatch.setenv(MLFLOW_URI_VARIABLE, "http://127.0.0.1:9")
-    train(config_for(tmp_path / "run"))
-    assert ("run", "experiment Default", "run") in server.told
-    assert ("param", "abc", "batch_size", 8) in server.told
-    assert ("metric", "abc", "total", 4) in server.told
-    assert server.told[-1] == ("end", "abc")
-    assert (tmp_path / "run" / MLFLOW_RUN_FILE).read_text() == "abc"
+    """One run, also when the training is stopped and goes on."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv(MLFLOW_URI_VARIABLE, (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "referring")
+    from mlflow import MlflowClient
+
+    class Stopped(Exception):
+        pass
+
+    def stop_at_three(step: int, means: dict[str, float]) -> None:
+        if step == 3:
+            raise Stopped
+
+    config = config_for(tmp_path / "refcoco")
+    with pytest.raises(Stopped):
+        train(config, stop_at_three)
+    client = MlflowClient()
+    run_id = (tmp_path / "refcoco" / MLFLOW_RUN_FILE).read_text()
+    assert client.get_run(run_id).info.status == "FAILED"
+
+    seen: list[str] = []
+    result = train(config, lambda step, means: seen.append(client.get_run(run_id).info.status))
+    assert set(seen) == {"RUNNING"}
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "refcoco")
+    assert client.get_experiment(run.info.experiment_id).name == "referring"
+    assert [r.info.run_id for r in client.search_runs([run.info.experiment_id])] == [run_id]
+    assert run.data.params["batch_size"] == "8"
+    assert run.data.params.keys() == config.to_dict().keys()
+    assert run.data.metrics == pytest.approx({**result.metrics, "lr": config.final_learning_rate}, abs=1e-4)
+    (point,) = client.get_metric_history(run_id, "total")
+    assert point.step == 4
 
 
 def test_mlflow_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
