@@ -22,20 +22,20 @@ UNUSED_BUT_COUNTED = ("img2img_attn.", "norm_text_cond_img.")
 
 
 class GoldenRun:
-    """One pass of ssp-sam-224 over the golden inputs, with what happens inside."""
+    """One pass of a variant over the golden inputs, with what happens inside."""
 
-    def __init__(self) -> None:
-        self.record = golden_record("ssp-sam-224")
-        self.model = sspsam.build_model("ssp-sam-224")
-        sspsam.load_checkpoint(self.model, golden_checkpoint("ssp-sam-224"))
+    def __init__(self, variant: str) -> None:
+        self.record = golden_record(variant)
+        self.model = sspsam.build_model(variant)
+        sspsam.load_checkpoint(self.model, golden_checkpoint(variant))
         self.clip_images, self.image_embeddings, self.tokens = golden_inputs(self.record)
         with torch.inference_mode():
             self.clip_features = self.model.clip.encode_image(self.clip_images)
             self.words = self.model.clip.encode_text(self.tokens).words
-            patch_features = self.model.encode_image(self.clip_images)
+            self.patch_features = self.model.encode_image(self.clip_images)
             self.encoded = self.model.encode_phrase(self.tokens)
-            self.attended = self._attended(patch_features)
-            self.fused = self.model.fuse(patch_features, self.encoded)
+            self.attended = self._attended(self.patch_features)
+            self.fused = self.model.fuse(self.patch_features, self.encoded)
             self.prompts = self.model.prompt_generator(self.fused)
             self.output = self.model(self.clip_images, self.image_embeddings, self.tokens)
 
@@ -48,9 +48,12 @@ class GoldenRun:
         return adapter.attend_words(patches, self.encoded.phrase)
 
 
-@pytest.fixture(scope="module")
-def run() -> GoldenRun:
-    return GoldenRun()
+VARIANTS = ["ssp-sam-224", pytest.param("ssp-sam-336", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def run(request: pytest.FixtureRequest) -> GoldenRun:
+    return GoldenRun(request.param)
 
 
 def assert_tap(actual: Tensor, points: dict[str, list[float]]) -> None:
@@ -100,27 +103,33 @@ def test_the_golden_phrases_become_the_golden_tokens(run: GoldenRun) -> None:
         assert not any(row[len(ids) + 1 :])
 
 
+ORDERS = {"ssp-sam-224": ([0], [1], [1, 0], [0, 1, 0]), "ssp-sam-336": ([1],)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("order", [[0], [1], [1, 0], [0, 1, 0]])
-def test_batching_images_changes_nothing(run: GoldenRun, order: list[int]) -> None:
-    with torch.inference_mode():
-        output = run.model(run.clip_images[order], run.image_embeddings[order], run.tokens[order])
-    for got, expected in zip(output, run.output, strict=True):
-        torch.testing.assert_close(got, expected[order], atol=1e-4, rtol=0)
+def test_batching_images_changes_nothing(run: GoldenRun) -> None:
+    for order in ORDERS[run.record["variant"]]:
+        with torch.inference_mode():
+            output = run.model(run.clip_images[order], run.image_embeddings[order], run.tokens[order])
+        for got, expected in zip(output, run.output, strict=True):
+            torch.testing.assert_close(got, expected[order], atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
 def test_batching_phrases_changes_nothing(run: GoldenRun) -> None:
     """Several phrases on one picture, whose features are computed once, as the predictor does it."""
     phrases = tokenize(["the man in red on the left", "zebra", "a dog"])
+    patches, embedding = run.patch_features[:1], run.image_embeddings[:1]
+
+    def answer(tokens: Tensor) -> Any:
+        count = len(tokens)
+        prompts = run.model.make_prompts(patches.expand(count, -1, -1), run.model.encode_phrase(tokens))
+        return run.model.decode(embedding.expand(count, -1, -1, -1), prompts)
+
     with torch.inference_mode():
-        patches, embedding = run.model.encode_image(run.clip_images[:1]), run.image_embeddings[:1]
-        together = run.model.decode(
-            embedding.expand(3, -1, -1, -1),
-            run.model.make_prompts(patches.expand(3, -1, -1), run.model.encode_phrase(phrases)),
-        )
+        together = answer(phrases)
         for number in range(3):
-            alone = run.model(run.clip_images[:1], embedding, phrases[number : number + 1])
+            alone = answer(phrases[number : number + 1])
             for got, expected in zip(together, alone, strict=True):
                 torch.testing.assert_close(got[number : number + 1], expected, atol=1e-4, rtol=0)
 

@@ -1,0 +1,135 @@
+"""Records what the authors' code answers, for tests/golden: `python -m tools.record_golden CHECKOUT VARIANT`.
+
+CHECKOUT is a clone of https://github.com/WayneTomas/SSP-SAM, whose code runs; its weights are not needed.
+Every tensor is made from its name and the inputs from a seed, as tests/sspsam/golden.py does it. SAM's image
+encoder takes no part: its output is an input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
+from tests.sspsam.golden import GOLDEN_FOLDER, golden_checkpoint, golden_inputs, golden_record
+
+ENCODER = "encoder."
+RECORDED_FIRST = "ssp-sam-224"
+"""Its phrases, tokens and points are those of every variant."""
+
+
+class NoEncoder(nn.Module):
+    """Stands for SAM's image encoder, of which only the size is asked."""
+
+    def __init__(self, img_size: int, **_options: object) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+
+def main(checkout: Path, variant: str) -> None:
+    """Runs the authors' model of a variant and writes what it answers."""
+    preset, first = get_preset(variant), golden_record(RECORDED_FIRST)
+    clip, embedding = preset.clip, IMAGE_ENCODERS[preset.image_encoder]
+    grid = embedding.image_size // embedding.patch_size
+    record = {
+        "variant": variant,
+        "phrases": first["phrases"],
+        "seed": first["seed"],
+        "tokens": first["tokens"],
+        "clip_image_shape": [2, 3, clip.image_size, clip.image_size],
+        "image_embedding_shape": [2, embedding.embedding_dim, grid, grid],
+        "low_res_points_yx": first["low_res_points_yx"],
+    }
+    record |= answers(build(checkout, variant), record, preset)
+    path = GOLDEN_FOLDER / f"{variant}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def build(checkout: Path, variant: str) -> nn.Module:
+    """The authors' model with the golden tensors, in evaluation mode."""
+    sys.path[:0] = [str(checkout), str(checkout / "segment-anything")]
+    sys.modules["pkg_resources"] = ModuleType("pkg_resources")
+    sys.modules["pkg_resources"].packaging = import_module("packaging")  # type: ignore[attr-defined]
+    import_module("packaging.version")
+    state = golden_checkpoint(variant)
+    clip = import_module("clip.build_model").build_model(
+        "CS-", {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
+    )
+    import_module("clip").load = lambda *_arguments, **_options: (clip, None)  # type: ignore[attr-defined]
+    build_sam = import_module("segment_anything.build_sam")
+    build_sam.ImageEncoderViT = NoEncoder  # type: ignore[attr-defined]
+    module = import_module(f"models.{variant.replace('-', '_')}")
+    module.sam_checkpoint = None  # type: ignore[attr-defined]
+    model: nn.Module = module.SSP_SAM("", SimpleNamespace(is_pretrain=False)).eval()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(key.startswith("img2img_attn.pos_") for key in missing), missing
+    return model
+
+
+@torch.inference_mode()
+def answers(model: Any, record: dict[str, Any], preset: Preset) -> dict[str, Any]:
+    """Taps inside, boxes and masks."""
+    seen: dict[str, list[Any]] = {}
+    taps = {
+        "image": model.encoder.visual, "words": model.encoder.ln_final, "phrase": model.phrase_attn,
+        "attended": model.img2text_attn, "fused": model.mlp, "prompts": model.norm,
+        "decoded": model.sam.mask_decoder,
+    }  # fmt: skip
+    for name, module in taps.items():
+        module.register_forward_hook(_listener(seen.setdefault(name, [])))
+    clip_images, image_embeddings, tokens = golden_inputs(record)
+    batch, side = clip_images.shape[0], clip_images.shape[-1]
+    size = torch.tensor([[side, side]] * batch)
+    where = {"size": size, "ratio": torch.ones(batch, 2), "orig_size": size}
+    output = model(clip_images, None, tokens, None, image_embeddings, size, where)
+    logits, iou_predictions, _ = (torch.cat(parts) for parts in zip(*seen["decoded"], strict=True))
+    return {
+        "taps": _taps({name: outputs[0] for name, outputs in seen.items()}, preset),
+        "boxes_cxcywh": output["pred_boxes"][:, 0].tolist(),
+        "low_res_logits": logits[:, 0][:, *zip(*record["low_res_points_yx"], strict=True)].tolist(),
+        "low_res_mean": logits.mean(dim=(1, 2, 3)).tolist(),
+        "low_res_std": logits[:, 0].std(dim=(1, 2)).tolist(),
+        "low_res_positive_fraction": (logits > 0).float().mean(dim=(1, 2, 3)).tolist(),
+        "iou_prediction": iou_predictions[:, 0].tolist(),
+    }
+
+
+def _listener(outputs: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
+    """Keeps what a module answers; the decoder is asked picture by picture."""
+    return lambda _module, _inputs, output: outputs.append(output)
+
+
+def _taps(seen: dict[str, Any], preset: Preset) -> dict[str, Any]:
+    clip, last = preset.clip, preset.clip.grid_size**2 - 1
+    points, prompts = [(0, 0), (1, 3), (7, 77)], preset.prompt.tokens
+    words = [*points[:2], (3, 77), (76, clip.text_width - 1)]
+    return {
+        "clip_image_features_b_token_channel": _at(seen["image"], [*points, (last, clip.embed_dim // 2 - 1)]),
+        "clip_word_features_b_token_channel": _at(seen["words"], words),
+        "phrase_attention_b_first8": seen["phrase"][0][:, :8].tolist(),
+        "image_to_text_attention_token_b_channel": _at(
+            seen["attended"][0].transpose(0, 1), [*points, (last, 255)]
+        ),
+        "fused_multimodal_token_b_channel": _at(seen["fused"].transpose(0, 1), [*points, (last, 255)]),
+        "prompt_tokens_normed_token_b_channel": _at(
+            seen["prompts"].transpose(0, 1), [*points[:2], (64, 77), (prompts, 255)]
+        ),
+    }
+
+
+def _at(values: Tensor, points: list[tuple[int, int]]) -> dict[str, list[float]]:
+    """(B, token, channel) values at 'token,channel' points."""
+    return {f"{token},{channel}": values[:, token, channel].tolist() for token, channel in points}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
