@@ -132,7 +132,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from finetune.report import FAMILY_HEADER, family_rows, percent
+    from finetune.report import family_table, percent
 
     counts = result.counts
     table = Table(
@@ -143,9 +143,10 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
         caption=f"percent; {counts['samples']} phrases on {counts['images']} pictures, "
         f"{counts['no target']} with nothing to find",
     )
-    for index, name in enumerate(FAMILY_HEADER):
+    header, rows = family_table(result)
+    for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in family_rows(result):
+    for row in rows:
         table.add_row(*row, style="bold" if row[0] == "all" else "", end_section=row[0] == "all")
     console = Console()
     console.print(table)

@@ -151,7 +151,7 @@ def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -
         "",
         *_markdown_table(("figure", "%"), [(name, percent(value)) for name, value in result.overall.items()]),
         "",
-        *_markdown_table(FAMILY_HEADER, family_rows(result)),
+        *_markdown_table(*family_table(result)),
         "",
         *_markdown_table(("time", "ms"), [(name, f"{ms:.1f}") for name, ms in result.timings_ms.items()]),
     ]
@@ -199,22 +199,23 @@ def difference_in_words(comparison: Comparison) -> str:
 
 BASELINE_COLUMNS = (ALL_OBJECTS, NOTHING)
 """Trivial answers, whose mIoU stands beside the model's."""
-FAMILY_HEADER = ("phrases", "count", *FAMILY_COLUMNS, *BASELINE_COLUMNS)
 
 
-def family_rows(result: EvaluationResult) -> list[tuple[str, ...]]:
-    """Rows under `FAMILY_HEADER`: each family, then all phrases. Percent, as text; mIoU of the baselines."""
+def family_table(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: each family, then all phrases. Percent, as text; of baselines that there are, mIoU."""
+    measured = set(result.baselines).union(*result.family_baselines.values())
+    known = [baseline for baseline in BASELINE_COLUMNS if baseline in measured]
     rows = [
         (family, result.family_samples[family], figures, result.family_baselines.get(family, {}))
         for family, figures in result.by_family.items()
     ]
     rows.append(("all", result.counts["samples"], result.overall, result.baselines))
-    return [
+    return ("phrases", "count", *FAMILY_COLUMNS, *known), [
         (
             name,
             str(count),
             *(percent(figures.get(column)) for column in FAMILY_COLUMNS),
-            *(percent(baselines.get(baseline, {}).get("mIoU")) for baseline in BASELINE_COLUMNS),
+            *(percent(baselines.get(baseline, {}).get("mIoU")) for baseline in known),
         )
         for name, count, figures, baselines in rows
     ]

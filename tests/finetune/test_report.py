@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.report import (
     comparison_to_markdown,
     difference_in_words,
     evaluation_to_markdown,
+    family_table,
     percent,
     read_evaluation,
     write_evaluation,
@@ -58,11 +60,20 @@ def test_markdown_has_figures_in_percent_and_every_part() -> None:
     assert "| mIoU | 75.0 |" in text
     assert "| noun | 2 | 75.0 |" in text
     assert "| T-acc | all stickers | nothing |" in text
+
     noun, everything = (line for line in text.splitlines() if line.startswith(("| noun", "| all |")))
     assert noun.endswith("| 75.0 | – |")
     assert everything.endswith("| – | – |")
     assert "| embed image | 30.0 |" in text
     assert "- a/9: too long" in text
+
+
+def test_a_baseline_that_a_data_set_does_not_have_is_no_column() -> None:
+    result = replace(evaluation({"a/1": 0.5}), family_baselines={})
+    header, rows = family_table(result)
+    assert header[-2:] == ("T-acc", "nothing")
+    assert {len(row) for row in rows} == {len(header)}
+    assert "all stickers" not in evaluation_to_markdown(result, {})
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_header() -> None:
