@@ -155,7 +155,7 @@ def read_config(path: Path, overrides: Mapping[str, Any]) -> TrainConfig:
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Builds a TrainConfig from plain values; text is converted, as from a command line.
+    """Builds a TrainConfig from plain values; text is converted as from a command line, empty text is none.
 
     Raises:
         ConfigError: a key is unknown, a needed one is missing, or a value has the wrong type.
@@ -183,8 +183,11 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(hint: object, value: Any) -> Any:
+    if value == "" and hint in (Path | None, str | None):
+        return None
     if hint == tuple[Path, ...]:
-        return tuple(Path(item) for item in (value.split(",") if isinstance(value, str) else value))
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(Path(item) for item in items if item != "")
     if hint in (Path, Path | None):
         return Path(value)
     if hint is LossWeights:

@@ -93,6 +93,8 @@ def test_a_recipe_opens_by_its_name_and_yields_to_settings() -> None:
     assert config.preset == "ssp-sam-336"
     assert config.weights == (Path("a.safetensors"), Path("b.safetensors"))
     assert (config.loss.dice, config.loss.focal) == (1.0, 4.0)
+    alone = read_config(Path("refcoco-224"), {"init": "", "embeddings": "", "weights": "", "replay": ""})
+    assert (alone.init, alone.embeddings, alone.weights, alone.replay) == (None, None, (), None)
     with pytest.raises(ConfigError, match="known recipes: grefcoco-224, pretrain-224"):
         read_config(Path("mnist"), {})
     with pytest.raises(ConfigError, match="expected true or false, got 'maybe'"):
