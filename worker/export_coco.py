@@ -4,7 +4,8 @@ Format: https://cocodataset.org/#format-data . One annotation for each region, w
 as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's own fields:
 
     annotations[]: `phrase` (or None), `region`, `score`, `label_studio_annotation`, `completed_by`
-    images[]: `label_studio_task`, `coco_url` (where Label Studio shows it)
+    images[]: `label_studio_task`, `coco_url` (where Label Studio shows it), `exif_applied` (masks, width and
+        height are of the picture as people see it, EXIF orientation applied)
     referring_expressions[]: every phrase with the ids of the annotations it refers to; none: nothing fits
     no_target[]: those phrases again that nothing in the image fits
 
@@ -93,6 +94,7 @@ class CocoWriter:
                 "file_name": image.file_name,
                 "width": width,
                 "height": height,
+                "exif_applied": True,
                 "coco_url": image.url,
                 "label_studio_task": image.task,
             }

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from finetune.data.dataset import DATA_ROOT_VARIABLE, DatasetFileError
+from sspsam.pictures import PictureError, read_picture
 
 DEFAULT_DATA_ROOT = "data"
 
@@ -99,6 +100,21 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise _NotPlainError("it refers to objects outside of itself, expected only plain values")
+
+
+def read_shown_picture(path: Path) -> npt.NDArray[np.uint8]:
+    """Reads a picture as people see it, EXIF orientation applied: what masks of an export were drawn on.
+
+    Returns:
+        (H, W, 3) RGB.
+
+    Raises:
+        DatasetFileError: missing, damaged or no picture.
+    """
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        raise DatasetFileError(str(error)) from error
 
 
 def read_stored_picture(path: Path) -> npt.NDArray[np.uint8]:

@@ -101,6 +101,8 @@ class Instances:
     file_names: dict[int, str]
     """Picture id -> name of its file."""
     sizes: dict[int, Hw]
+    as_shown: frozenset[int] = frozenset()
+    """Pictures whose regions were drawn on them as people see them; our own exports say so."""
 
     def get(self, annotation: int, sample_id: str) -> Instance:
         """Raises DatasetFileError where there is none."""
@@ -117,10 +119,13 @@ def read_instances(path: Path, wanted: set[int]) -> Instances:
     """
     file_names: dict[int, str] = {}
     sizes: dict[int, Hw] = {}
+    as_shown: set[int] = set()
     try:
         for image in stream_json(path, "images.item"):
             file_names[image["id"]] = image["file_name"]
             sizes[image["id"]] = (int(image["height"]), int(image["width"]))
+            if image.get("exif_applied"):
+                as_shown.add(image["id"])
         by_id = {
             annotation["id"]: _instance(path, annotation, sizes)
             for annotation in stream_json(path, "annotations.item")
@@ -128,7 +133,7 @@ def read_instances(path: Path, wanted: set[int]) -> Instances:
         }
     except KeyError as error:
         raise DatasetFileError(f"{path}: an entry has no field {error}") from error
-    return Instances(by_id, file_names, sizes)
+    return Instances(by_id, file_names, sizes, frozenset(as_shown))
 
 
 def image_locator(root: Path, folders: Sequence[str], name: str, source: str) -> Callable[[str], Path]:
@@ -187,9 +192,10 @@ def _references(
                 f"{path}: reference {ref['ref_id']} is on picture {image_id}, "
                 f"its region on {instance.image_id}"
             )
-        image = locate(instances.file_names[image_id])
+        image, as_shown = locate(instances.file_names[image_id]), image_id in instances.as_shown
+        region, box = instance.region, instance.box_xyxy
         for sample_id, phrase in sentences_of(ref, f"{name}/{split}"):
-            yield Reference(sample_id, image.name, image, phrase, instance.region, instance.box_xyxy)
+            yield Reference(sample_id, image.name, image, phrase, region, box, as_shown=as_shown)
 
 
 def _instance(path: Path, annotation: dict[str, Any], sizes: dict[int, Hw]) -> Instance:

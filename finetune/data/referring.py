@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from finetune.data.dataset import BoxXyxy, DatasetFileError, Sample
-from finetune.data.files import read_stored_picture
+from finetune.data.files import read_shown_picture, read_stored_picture
 
 BoolMask = npt.NDArray[np.bool_]
 Hw = tuple[int, int]
@@ -75,6 +75,8 @@ class Reference:
     region: Region
     box_xyxy: BoxXyxy | None
     family: str = ""
+    as_shown: bool = False
+    """The region was drawn on the picture as people see it, not on its pixels as they are stored."""
 
 
 class ReferringDataset:
@@ -92,7 +94,7 @@ class ReferringDataset:
 
     def __getitem__(self, index: int) -> Sample:
         reference = self.references[index]
-        image = self._read(reference.image)
+        image = self._read(reference)
         try:
             mask = reference.region.draw((image.shape[0], image.shape[1]))
         except ValueError as error:
@@ -112,9 +114,11 @@ class ReferringDataset:
         held_out = {reference.image_id for reference in other.references}
         return ReferringDataset(one for one in self.references if one.image_id not in held_out)
 
-    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
+    def _read(self, reference: Reference) -> npt.NDArray[np.uint8]:
+        path = reference.image
         if self._last is None or self._last[0] != path:
-            self._last = path, read_stored_picture(path)
+            read = read_shown_picture if reference.as_shown else read_stored_picture
+            self._last = path, read(path)
         return self._last[1]
 
 

@@ -41,6 +41,8 @@ Mask = npt.NDArray[np.bool_]
 UInt8Image = npt.NDArray[np.uint8]
 
 PROJECT = 2
+ORIENTATION = 0x0112
+"""EXIF tag."""
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +280,10 @@ def test_refcocos_layout(
 def test_refcocos_layout_is_read_back_to_the_pixel(
     services: Services, label_studio: LabelStudioServer, image: UInt8Image, tmp_path: Path
 ) -> None:
-    """By the readers of the published data sets, with the pictures where they look for them."""
+    """By the readers of the published data sets, with the pictures where they look for them.
+
+    Cameras store pictures turned, and note it: Label Studio shows them upright, and so masks lie.
+    """
     masks = shapes()
     two = region("b", "the rings", masks["a hole"]) + region("c", "the rings", masks["one pixel"])
     label_studio.save(1, 1, [part for name, mask in masks.items() for part in region(name, name, mask)])
@@ -288,8 +293,11 @@ def test_refcocos_layout_is_read_back_to_the_pixel(
         assert done.exit_code == 0, done.output
     pictures = tmp_path / "images" / "train2014"
     pictures.mkdir(parents=True)
-    for entry in json.loads((tmp_path / "refcoco" / "instances.json").read_text())["images"]:
-        Image.fromarray(image).save(pictures / entry["file_name"])
+    entries = json.loads((tmp_path / "refcoco" / "instances.json").read_text())["images"]
+    for entry, turned in zip(entries, (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90), strict=True):
+        exif = Image.Exif()
+        exif[ORIENTATION] = {Image.Transpose.ROTATE_180: 3, Image.Transpose.ROTATE_90: 6}[turned]
+        Image.fromarray(image).transpose(turned).save(pictures / entry["file_name"], exif=exif)
 
     for name, expected in {
         "refcoco": masks,
