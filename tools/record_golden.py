@@ -91,11 +91,12 @@ def answers(model: Any, record: dict[str, Any], preset: Preset) -> dict[str, Any
     size = torch.tensor([[side, side]] * batch)
     where = {"size": size, "ratio": torch.ones(batch, 2), "orig_size": size}
     output = model(clip_images, None, tokens, None, image_embeddings, size, where)
+    points = torch.tensor(record["low_res_points_yx"])
     logits, iou_predictions, _ = (torch.cat(parts) for parts in zip(*seen["decoded"], strict=True))
     return {
         "taps": _taps({name: outputs[0] for name, outputs in seen.items()}, preset),
         "boxes_cxcywh": output["pred_boxes"][:, 0].tolist(),
-        "low_res_logits": logits[:, 0][:, *zip(*record["low_res_points_yx"], strict=True)].tolist(),
+        "low_res_logits": logits[:, 0, points[:, 0], points[:, 1]].tolist(),
         "low_res_mean": logits.mean(dim=(1, 2, 3)).tolist(),
         "low_res_std": logits[:, 0].std(dim=(1, 2)).tolist(),
         "low_res_positive_fraction": (logits > 0).float().mean(dim=(1, 2, 3)).tolist(),
