@@ -1,5 +1,6 @@
 """Records what the authors' code answers, for tests/golden: `python -m tools.record_golden CHECKOUT VARIANT`.
 
+VARIANT is `ssp-sam-224`, `ssp-sam-336`, or `ablations`: those of ssp-sam-224 that have a file of their own.
 CHECKOUT is a clone of https://github.com/WayneTomas/SSP-SAM, whose code runs; its weights are not needed.
 Every tensor is made from its name and the inputs from a seed, as tests/sspsam/golden.py does it. SAM's image
 encoder takes no part: its output is an input.
@@ -19,11 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
-from tests.sspsam.golden import GOLDEN_FOLDER, golden_checkpoint, golden_inputs, golden_record
+from tests.sspsam.golden import GOLDEN_FOLDER, golden_checkpoint, golden_inputs, golden_record, golden_tensor
 
 ENCODER = "encoder."
+UNUSED = "img2img_attn.pos_"
 RECORDED_FIRST = "ssp-sam-224"
 """Its phrases, tokens and points are those of every variant."""
+ABLATIONS = {
+    "verification-gaussian": "wo_gaussian",
+    "rec-head": "single_task",
+    "linguistic-adapter": "only_VAD_Q_token",
+    "visual-adapter": "only_LAD_Q_token",
+    "linguistic-adapter-without-visual-adapter": "only_Q_token",
+}
+"""What is left out -> the authors' file, models/ablation/ssp_sam_224_<name>.py."""
 
 
 class NoEncoder(nn.Module):
@@ -35,7 +45,14 @@ class NoEncoder(nn.Module):
 
 
 def main(checkout: Path, variant: str) -> None:
-    """Runs the authors' model of a variant and writes what it answers."""
+    """Runs the authors' code and writes what it answers."""
+    prepare(checkout)
+    record = record_ablations() if variant == "ablations" else record_variant(variant)
+    (GOLDEN_FOLDER / f"{variant}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def record_variant(variant: str) -> dict[str, Any]:
+    """What a variant was asked, and what it answers, inside and in the end."""
     preset, first = get_preset(variant), golden_record(RECORDED_FIRST)
     clip, embedding = preset.clip, IMAGE_ENCODERS[preset.image_encoder]
     grid = embedding.image_size // embedding.patch_size
@@ -48,36 +65,55 @@ def main(checkout: Path, variant: str) -> None:
         "image_embedding_shape": [2, embedding.embedding_dim, grid, grid],
         "low_res_points_yx": first["low_res_points_yx"],
     }
-    record |= answers(build(checkout, variant), record, preset)
-    path = GOLDEN_FOLDER / f"{variant}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    model = build(variant.replace("-", "_"), variant)
+    seen = listen(model)
+    answers = ask(model, seen, record)
+    return record | {"taps": _taps({name: outputs[0] for name, outputs in seen.items()}, preset)} | answers
 
 
-def build(checkout: Path, variant: str) -> nn.Module:
-    """The authors' model with the golden tensors, in evaluation mode."""
+def record_ablations() -> dict[str, Any]:
+    """What each ablation answers to the inputs of RECORDED_FIRST."""
+    record = golden_record(RECORDED_FIRST)
+    answers = {}
+    for part, file in ABLATIONS.items():
+        model: Any = build(f"ablation.ssp_sam_224_{file}", RECORDED_FIRST, "visual-adapter" not in part)
+        if file.startswith("only_"):  # these exchange batch and tokens, for an earlier version of their SAM
+            model.sam.register_forward_pre_hook(
+                lambda _module, inputs: ({**inputs[0], "prompts": inputs[0]["prompts"].transpose(0, 1)},)
+            )
+        answers[part] = ask(model, listen(model), record)
+    return answers
+
+
+def prepare(checkout: Path) -> None:
+    """Lets the authors' code be imported, without SAM's image encoder."""
     sys.path[:0] = [str(checkout), str(checkout / "segment-anything")]
     sys.modules["pkg_resources"] = ModuleType("pkg_resources")
     sys.modules["pkg_resources"].packaging = import_module("packaging")  # type: ignore[attr-defined]
     import_module("packaging.version")
-    state = golden_checkpoint(variant)
-    clip = import_module("clip.build_model").build_model(
-        "CS-", {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
-    )
-    import_module("clip").load = lambda *_arguments, **_options: (clip, None)  # type: ignore[attr-defined]
     build_sam = import_module("segment_anything.build_sam")
     build_sam.ImageEncoderViT = NoEncoder  # type: ignore[attr-defined]
-    module = import_module(f"models.{variant.replace('-', '_')}")
+
+
+def build(file: str, variant: str, surgery: bool = True) -> nn.Module:
+    """The model in one of the authors' files with the golden tensors, in evaluation mode."""
+    clip_state = {
+        k.removeprefix(ENCODER): v for k, v in golden_checkpoint(variant).items() if k.startswith(ENCODER)
+    }
+    clip = import_module("clip.build_model").build_model("CS-" if surgery else "", clip_state)
+    import_module("clip").load = lambda *_arguments, **_options: (clip, None)  # type: ignore[attr-defined]
+    module = import_module(f"models.{file}")
     module.sam_checkpoint = None  # type: ignore[attr-defined]
     model: nn.Module = module.SSP_SAM("", SimpleNamespace(is_pretrain=False)).eval()
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(key.startswith("img2img_attn.pos_") for key in missing), missing
+    state = {key: golden_tensor(key, tuple(value.shape)) for key, value in model.state_dict().items()}
+    model.load_state_dict(
+        {key: value for key, value in state.items() if not key.startswith(UNUSED)}, strict=False
+    )
     return model
 
 
-@torch.inference_mode()
-def answers(model: Any, record: dict[str, Any], preset: Preset) -> dict[str, Any]:
-    """Taps inside, boxes and masks."""
+def listen(model: Any) -> dict[str, list[Any]]:
+    """Keeps what some modules will answer."""
     seen: dict[str, list[Any]] = {}
     taps = {
         "image": model.encoder.visual, "words": model.encoder.ln_final, "phrase": model.phrase_attn,
@@ -86,6 +122,12 @@ def answers(model: Any, record: dict[str, Any], preset: Preset) -> dict[str, Any
     }  # fmt: skip
     for name, module in taps.items():
         module.register_forward_hook(_listener(seen.setdefault(name, [])))
+    return seen
+
+
+@torch.inference_mode()
+def ask(model: Any, seen: dict[str, list[Any]], record: dict[str, Any]) -> dict[str, Any]:
+    """Boxes and masks."""
     clip_images, image_embeddings, tokens = golden_inputs(record)
     batch, side = clip_images.shape[0], clip_images.shape[-1]
     size = torch.tensor([[side, side]] * batch)
@@ -94,8 +136,7 @@ def answers(model: Any, record: dict[str, Any], preset: Preset) -> dict[str, Any
     points = torch.tensor(record["low_res_points_yx"])
     logits, iou_predictions, _ = (torch.cat(parts) for parts in zip(*seen["decoded"], strict=True))
     return {
-        "taps": _taps({name: outputs[0] for name, outputs in seen.items()}, preset),
-        "boxes_cxcywh": output["pred_boxes"][:, 0].tolist(),
+        "boxes_cxcywh": output["pred_boxes"][:, 0].tolist() if "pred_boxes" in output else None,
         "low_res_logits": logits[:, 0, points[:, 0], points[:, 1]].tolist(),
         "low_res_mean": logits.mean(dim=(1, 2, 3)).tolist(),
         "low_res_std": logits[:, 0].std(dim=(1, 2)).tolist(),

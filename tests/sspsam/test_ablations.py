@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 
 import sspsam
 from sspsam.checkpoints import CheckpointError, is_trainable
+from sspsam.layouts import REFERENCE_PREFIXES
 from sspsam.phrases import tokenize
 from sspsam.presets import ABLATIONS, PRESETS, get_preset
+from tests.sspsam.golden import GOLDEN_FOLDER, golden_inputs, golden_record, golden_tensor
 from tests.sspsam.published_files import golden_bundle, reference_state
 
 TEST = "ssp-sam-test"
@@ -160,6 +163,42 @@ def test_without_the_rec_head_the_box_is_the_masks() -> None:
     rows, columns = np.nonzero(answer.mask)
     expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if rows.size else (0, 0, 0, 0)
     assert answer.box_xyxy == pytest.approx(expected)
+
+
+ANSWERS = json.loads((GOLDEN_FOLDER / "ablations.json").read_text(encoding="utf-8"))
+THEIRS = {ours: theirs for theirs, ours in REFERENCE_PREFIXES.items()}
+THEIRS["linguistic_adapter.sentence_projection."] = "clip_proj."
+
+
+def golden_state(model: sspsam.SSPSAM) -> dict[str, torch.Tensor]:
+    """Its tensors, made from the names that the authors give them."""
+    state = {}
+    for key, value in model.state_dict().items():
+        prefix = next(prefix for prefix in THEIRS if key.startswith(prefix))
+        state[key] = golden_tensor(THEIRS[prefix] + key.removeprefix(prefix), tuple(value.shape))
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ANSWERS)
+def test_answers_are_those_of_the_authors_file(part: str) -> None:
+    model, expected, record = (
+        sspsam.build_model(f"ssp-sam-224-without-{part}"), ANSWERS[part], golden_record("ssp-sam-224")
+    )  # fmt: skip
+    model.load_state_dict(golden_state(model))
+    with torch.inference_mode():
+        output = model(*golden_inputs(record))
+    logits, points = output.mask_logits[:, 0], torch.tensor(record["low_res_points_yx"])
+    pairs = {
+        "low_res_logits": logits[:, points[:, 0], points[:, 1]],
+        "low_res_mean": logits.mean(dim=(1, 2)),
+        "low_res_std": logits.std(dim=(1, 2)),
+        "iou_prediction": output.iou_predictions,
+    }
+    if output.boxes is not None:
+        pairs["boxes_cxcywh"] = output.boxes
+    for name, actual in pairs.items():
+        torch.testing.assert_close(actual, torch.tensor(expected[name]), atol=2e-4, rtol=0)
 
 
 def test_a_checkpoint_of_the_whole_model_is_refused() -> None:
