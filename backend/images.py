@@ -1,8 +1,7 @@
 """The pictures of tasks: where they are, fetching them safely, their pixels.
 
-Only http and https are fetched; what lies in a cloud storage comes through Label Studio. Our key goes to
-Label Studio's own origin and to no other, also not when a redirect leads away from it. Files are kept under
-the sha256 of their bytes.
+What lies in a cloud storage comes through Label Studio; `backend.fetching` says from where else pictures
+come, and which limits hold. Files are kept under the sha256 of their bytes, and are not given out again.
 """
 
 from __future__ import annotations
@@ -11,26 +10,25 @@ import base64
 import hashlib
 import logging
 import os
+import struct
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import numpy.typing as npt
-import requests
 from PIL import Image, UnidentifiedImageError
 
-from backend.errors import (
-    ImageFetchError,
-    ImageFormatError,
-    ImageMissingError,
-    LabelStudioUnauthorized,
-)
+from backend.errors import ImageFetchError, ImageFormatError, ImageMissingError
+from backend.fetching import Fetcher, HostRule, Target
 from backend.labelstudio.client import LabelStudioClient
+from backend.local_files import read_local
 from sspsam.pictures import picture_to_pixels
 
 UInt8Image = npt.NDArray[np.uint8]
@@ -39,11 +37,14 @@ Image.MAX_IMAGE_PIXELS = None
 """Pillow's own bound: ours, `max_pixels`, is looked at before anything is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, OverflowError, struct.error)
+"""What Pillow's readers raise for files that are not what they say."""
 STORAGE_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "redis", "databricks"})
 """What Label Studio's storages call their files; only it has the keys to them."""
-MAX_REDIRECTS = 5
-CONNECT_TIMEOUT_S = 5.0
-CHUNK_BYTES = 1 << 16
+MAX_SIDE_PX = 65_500
+"""JPEG's own bound. What is longer is no picture that anybody labels."""
+LARGE_PX = 25_000_000
+"""Pictures with more pixels are decoded one at a time: each takes several times its pixels in memory."""
 REMEMBERED_URLS = 10_000
 URL_AGE_S = 600.0
 """For how long a picture elsewhere is taken to be the same; Label Studio's uploads never change."""
@@ -61,17 +62,27 @@ class ImageStore:
         max_bytes: Larger files are not read to the end.
         max_pixels: Pictures with more are not decoded.
         timeout_s: For the whole of one fetch.
+        hosts: Other hosts that pictures are fetched from.
+        roots: Folders below which `file://` addresses are read.
     """
 
     def __init__(
-        self, folder: Path, client: LabelStudioClient, max_bytes: int, max_pixels: int, timeout_s: float
+        self,
+        folder: Path,
+        client: LabelStudioClient,
+        max_bytes: int,
+        max_pixels: int,
+        timeout_s: float,
+        hosts: Sequence[HostRule] = (),
+        roots: Sequence[Path] = (),
     ) -> None:
         self.folder = folder
         self._client = client
+        self._fetcher = Fetcher(client, hosts, max_bytes, timeout_s)
+        self._roots = roots
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
-        self._timeout_s = timeout_s
-        self._session = requests.Session()
+        self._large = Lock()
         self._digests: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._lock = Lock()
 
@@ -106,7 +117,7 @@ class ImageStore:
 
         Args:
             value: What the task's data holds: a URL, a path on Label Studio, an address in one of its
-                storages, or the picture itself as a data URI.
+                storages, a file below one of the roots, or the picture itself as a data URI.
             task_id: As for `resolve`.
 
         Returns:
@@ -117,11 +128,13 @@ class ImageStore:
         """
         if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
             return self._keep_checked(_data_of(value.strip(), self._max_bytes))
+        if isinstance(value, str) and value.lstrip()[:5].lower() == "file:":
+            return self._keep_checked(read_local(value.strip(), self._roots, self._max_bytes))
         url = self.resolve(value, task_id)
         known = self._remembered(url)
         if known is not None:
             return known
-        digest = self._keep_checked(self._fetch(url))
+        digest = self._keep_checked(self._fetcher.fetch(url))
         with self._lock:
             self._digests[url] = (digest, time.monotonic())
             while len(self._digests) > REMEMBERED_URLS:
@@ -146,10 +159,10 @@ class ImageStore:
             data = self.path(digest).read_bytes()
         except OSError as error:
             raise ImageFetchError(f"the picture is not in the cache any more: {error.strerror}") from error
-        with self._open(data) as image:
+        with self._open(data) as image, self._turn(image):
             try:
                 return picture_to_pixels(image)
-            except (OSError, ValueError, SyntaxError) as error:
+            except DAMAGED as error:
                 raise ImageFormatError(f"the image file is damaged: {error}") from error
 
     def _on_label_studio(self, path: str) -> str:
@@ -161,7 +174,7 @@ class ImageStore:
     def _remembered(self, url: str) -> str | None:
         with self._lock:
             digest, since_s = self._digests.get(url, ("", 0.0))
-        stays = self._client.same_origin(url) and UPLOADS_PATH in url
+        stays = UPLOADS_PATH in url and self._fetcher.is_label_studio(Target.parse(url))
         fresh = stays or time.monotonic() - since_s < URL_AGE_S
         return digest if digest and fresh and self.path(digest).is_file() else None
 
@@ -180,61 +193,22 @@ class ImageStore:
         aside.write_bytes(data)
         os.replace(aside, self.path(digest))
 
-    def _fetch(self, url: str) -> bytes:
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            for _ in range(MAX_REDIRECTS + 1):
-                with self._get(url, deadline) as response:
-                    if not response.is_redirect:
-                        return self._read(response, deadline)
-                    url = self.resolve(urljoin(url, response.headers["location"]))
-        except requests.RequestException as error:
-            raise ImageFetchError(
-                f"the image's server {_host(url)} does not answer ({type(error).__name__})"
-            ) from error
-        raise ImageFetchError(f"the image's server {_host(url)} redirects without end")
-
-    def _get(self, url: str, deadline: float) -> requests.Response:
-        ours = self._client.same_origin(url)
-        header = self._client.authorization() if ours else ""
-
-        def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if header:
-                request.headers["Authorization"] = header
-            return request
-
-        left_s = max(deadline - time.monotonic(), 0.001)
-        timeout = (min(CONNECT_TIMEOUT_S, left_s), left_s)
-        response = self._session.get(url, auth=sign, stream=True, allow_redirects=False, timeout=timeout)
-        if ours and response.status_code in (401, 403):
-            raise LabelStudioUnauthorized(
-                f"Label Studio refuses the backend's key ({response.status_code}): "
-                "whoever runs the backend must set LABEL_STUDIO_API_KEY"
-            )
-        if response.status_code >= 400:
-            raise ImageFetchError(f"the image's server {_host(url)} answers {response.status_code}")
-        return response
-
-    def _read(self, response: requests.Response, deadline: float) -> bytes:
-        if int(response.headers.get("content-length") or 0) > self._max_bytes:
-            raise ImageFormatError(f"the image file is larger than {self._max_bytes} bytes")
-        data = bytearray()
-        for chunk in response.iter_content(CHUNK_BYTES):
-            data += chunk
-            if len(data) > self._max_bytes:
-                raise ImageFormatError(f"the image file is larger than {self._max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise ImageFetchError(f"the image did not arrive within {self._timeout_s:g} s")
-        return bytes(data)
+    def _turn(self, image: Image.Image) -> AbstractContextManager[object]:
+        """Large pictures wait for each other, so that a few of them do not take all memory."""
+        return self._large if image.width * image.height > LARGE_PX else nullcontext()
 
     def _open(self, data: bytes) -> Image.Image:
         """Reads the header alone."""
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except (UnidentifiedImageError, *DAMAGED) as error:
             raise ImageFormatError(
                 f"the file is not an image that can be read ({', '.join(FORMATS)})"
             ) from error
+        if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE_PX:
+            raise ImageFormatError(
+                f"the image has {image.width} x {image.height} pixels; a side has 1 to {MAX_SIDE_PX}"
+            )
         if image.width * image.height > self._max_pixels:
             raise ImageFormatError(
                 f"the image has {image.width} x {image.height} pixels; at most {self._max_pixels} are read"
@@ -257,7 +231,3 @@ def _data_of(uri: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ImageFormatError(f"the image is larger than {max_bytes} bytes")
     return data
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]

@@ -109,6 +109,8 @@ def build_service(
         settings.image_max_bytes,
         settings.image_max_pixels,
         settings.image_timeout_s,
+        settings.image_host_rules,
+        settings.image_roots,
     )
     assistant = Assistant(engine, images, memory, metrics)
     return Service(settings, engine, assistant, memory, EventQueue(redis), versions, metrics)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
+from backend.fetching import HostRule
 
 
 def _check_url(url: str) -> str:
@@ -20,6 +21,25 @@ def _check_url(url: str) -> str:
     return url
 
 
+def _split(value: object) -> object:
+    """A text with commas in it, as the environment has lists."""
+    return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
+
+
+def _check_hosts(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        HostRule.parse(entry)
+    return entries
+
+
+def _check_root(root: Path) -> Path:
+    if not root.is_absolute() or root == Path("/"):
+        raise ValueError("expected the absolute path of a folder, and not /")
+    return root
+
+
+Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_hosts)]
+Roots = Annotated[tuple[Annotated[Path, AfterValidator(_check_root)], ...], NoDecode, BeforeValidator(_split)]
 Url = Annotated[str, AfterValidator(_check_url)]
 EVERY_ADDRESS = ("0.0.0.0", "::")
 
@@ -59,6 +79,11 @@ class Settings(BaseSettings):
     """A third of a gigabyte of RGB."""
     image_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """For the whole of one image."""
+    image_hosts: Hosts = ()
+    """Hosts that images come from besides Label Studio: `cdn.example.com`, `10.0.0.5:8000`, `*.example.com`;
+    `*` is every host at a public address."""
+    image_roots: Roots = ()
+    """Folders below which `file://` addresses of images are read; none by default."""
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
     """Memory for image embeddings; the least recently used leave first."""
 
@@ -81,6 +106,10 @@ class Settings(BaseSettings):
     def images_dir(self) -> Path:
         """Fetched images, each named by the sha256 of its bytes."""
         return self.model_dir / "images"
+
+    @property
+    def image_host_rules(self) -> list[HostRule]:
+        return [HostRule.parse(entry) for entry in self.image_hosts]
 
     @property
     def backend_url(self) -> str:

@@ -41,6 +41,8 @@ class Services:
             settings.image_max_bytes,
             settings.image_max_pixels,
             settings.image_timeout_s,
+            settings.image_host_rules,
+            settings.image_roots,
         )
 
     @cached_property

@@ -241,7 +241,7 @@ def test_a_phrase_of_80_words_is_told_and_the_others_are_answered(client: FlaskC
     ("image", "reason"),
     [
         ("/data/upload/2/nothing.png", "answers 404"),
-        ("http://127.0.0.1:9/a.png", "does not answer"),
+        ("http://127.0.0.1:9/a.png", "IMAGE_HOSTS"),
         ("data:image/png;base64,AAAA", "not an image"),
         ("ftp://example.com/a.png", "only http"),
         (None, "has no image"),

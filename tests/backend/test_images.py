@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
@@ -22,6 +22,7 @@ from backend.errors import (
     ImageMissingError,
     LabelStudioUnauthorized,
 )
+from backend.fetching import HostRule
 from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.settings import Settings
@@ -50,14 +51,17 @@ def make_store(
     max_bytes: int = 10**6,
     max_pixels: int = 10**5,
     timeout_s: float = 10.0,
+    hosts: Sequence[str] = (),
+    roots: Sequence[Path] = (),
 ) -> ImageStore:
     client = LabelStudioClient(label_studio_url, KEY)
-    return ImageStore(folder / "images", client, max_bytes, max_pixels, timeout_s)
+    rules = [HostRule.parse(host) for host in hosts]
+    return ImageStore(folder / "images", client, max_bytes, max_pixels, timeout_s, rules, roots)
 
 
 @pytest.fixture
-def store(tmp_path: Path, label_studio: Web) -> ImageStore:
-    return make_store(tmp_path, label_studio.url)
+def store(tmp_path: Path, label_studio: Web, elsewhere: Web) -> ImageStore:
+    return make_store(tmp_path, label_studio.url, hosts=[urlsplit(elsewhere.url).netloc])
 
 
 def test_an_upload_is_fetched_once_with_our_key(store: ImageStore, label_studio: Web) -> None:
@@ -274,7 +278,7 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
 def test_a_server_that_is_slow(tmp_path: Path, label_studio: Web) -> None:
     label_studio.answers[PATH] = slowly(Response(encoded(picture())), 1.0)
 
-    with pytest.raises(ImageFetchError, match="does not answer"):
+    with pytest.raises(ImageFetchError, match=r"did not arrive within 0\.1 s"):
         make_store(tmp_path, label_studio.url, timeout_s=0.1).digest(PATH)
 
 
@@ -362,3 +366,16 @@ def test_every_error_is_one_that_an_annotator_may_read(store: ImageStore) -> Non
     with pytest.raises(ImageError) as raised:
         store.digest("http://user:secret@127.0.0.1:9/a.png")
     assert "secret" not in str(raised.value)
+
+
+def test_a_file_of_this_machine_is_read_below_a_root(tmp_path: Path, label_studio: Web) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(encoded(picture()))
+    value = f"file://{tmp_path}/pictures/a.png"
+
+    store = make_store(tmp_path, label_studio.url, roots=[tmp_path / "pictures"])
+
+    np.testing.assert_array_equal(store.decode(store.digest(value)), picture())
+    with pytest.raises(ImageMissingError, match="IMAGE_ROOTS"):
+        make_store(tmp_path, label_studio.url).digest(value)
+    assert label_studio.asked == []

@@ -84,6 +84,7 @@ def start_backend(tmp_path: Path, redis_url: str, web: Web) -> Iterator[Callable
             "PORT": str(port),
             "BASIC_AUTH_USER": "",
             "BASIC_AUTH_PASS": "",
+            "OPEN_ACCESS": "true",
         }
         command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "serve"]
         process = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.DEVNULL)

@@ -1,0 +1,67 @@
+"""Network addresses: which are never connected to, and which are public."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+NEVER = {
+    "0.0.0.0/8": "no address",
+    "::/128": "no address",
+    "169.254.0.0/16": "link-local, where clouds keep their machines' credentials",
+    "fe80::/10": "link-local",
+    "100.100.100.200/32": "a cloud's metadata service",  # Alibaba
+    "168.63.129.16/32": "a cloud's metadata service",  # Azure
+    "192.0.0.192/32": "a cloud's metadata service",  # Oracle
+    "fd00:ec2::/32": "a cloud's metadata service",  # AWS
+    "fd20:ce::254/128": "a cloud's metadata service",  # Google
+    "224.0.0.0/4": "multicast",
+    "ff00::/8": "multicast",
+    "255.255.255.255/32": "broadcast",
+}
+"""Network -> what it is. Nobody keeps pictures there, also where an operator names the host."""
+_NEVER = {ip_network(network): what for network, what in NEVER.items()}
+_NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
+
+
+def refusal(address: str, public_only: bool) -> str:
+    """Says what speaks against connecting to an address.
+
+    Args:
+        address: IPv4 or IPv6, as text; a zone (`%eth0`) is left out.
+        public_only: Whether private, loopback and reserved ones are refused as well.
+
+    Returns:
+        What kind of address it is; empty when nothing speaks against it.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    for meant in _meanings(ip_address(address.partition("%")[0])):
+        for network, what in _NEVER.items():
+            if meant in network:
+                return what
+        if public_only and (not meant.is_global or meant.is_multicast):
+            return "not a public one"
+    return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address to listen on is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _meanings(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
+    """The address, and the IPv4 addresses that it carries in one of IPv6's ways to do so."""
+    yield address
+    if isinstance(address, IPv4Address):
+        return
+    carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _NAT64) or int(address) >> 32 == 0 < int(address) >> 1:
+        carried.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    yield from filter(None, carried)

@@ -1,0 +1,56 @@
+"""Pictures that are files of this machine: only those below the folders that the operator names."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from backend.errors import ImageFetchError, ImageFormatError, ImageMissingError
+
+
+def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
+    """Reads the file of a `file://` URL.
+
+    Args:
+        url: On this host.
+        roots: Folders; the file must lie below one of them after `..` and symbolic links are resolved.
+        max_bytes: Larger files are not read.
+
+    Raises:
+        ImageMissingError: it is not below a root, or no regular file.
+        ImageFetchError: it cannot be read.
+        ImageFormatError: it is larger than we read.
+    """
+    path = _real_path(url)
+    if path is None or not any(path.is_relative_to(root.resolve()) for root in roots):
+        raise ImageMissingError(
+            "the task's image is a file outside of the folders that images are read from: see IMAGE_ROOTS"
+        )
+    try:
+        # The path is resolved: a link in its place now has been put there since. A pipe must not hold us.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ImageFetchError(f"the image file cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ImageMissingError("the task's image is not a regular file")
+    with open(handle, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ImageFormatError(f"the image file is larger than {max_bytes} bytes")
+    return data
+
+
+def _real_path(url: str) -> Path | None:
+    """The file's place without `..` and links; None when it has none on this host."""
+    try:
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path))
+        if parts.netloc not in ("", "localhost") or not path.is_absolute():
+            return None
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
+        return None
