@@ -1,32 +1,112 @@
-"""Who may ask. With BASIC_AUTH_USER and BASIC_AUTH_PASS set, everybody must send them, but for /health.
+"""Who may ask, how often and how much. Everybody but /health shows BASIC_AUTH_USER and BASIC_AUTH_PASS.
 
 Label Studio's webhook cannot send them: it shows a secret header instead. "Start Training" comes to /webhook
-by another way, which sends Basic auth and no secret.
+by another way, which sends Basic auth and no secret. Without these the backend does not start, unless
+OPEN_ACCESS says so, and then it listens on this machine alone.
 """
 
 from __future__ import annotations
 
 import hmac
+import logging
 
 from flask import Request
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 
-from backend.errors import AccessError
+from backend.addresses import is_loopback
+from backend.errors import AccessError, RequestError, SettingsError, TooManyRequestsError
 from backend.events import START_TRAINING
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER
 from backend.settings import Settings
 
 OPEN_PATHS = frozenset({"/health"})
 WEBHOOK_PATH = "/webhook"
+FAILURES_PER_MINUTE = 30
+"""Wrong passwords and secrets of one address, before it has to wait."""
+MAX_REQUEST_BYTES = 512 * 2**20
+"""A batch carries every task with its annotations, masks and all."""
+PATH_MAX_BYTES = {"/setup": 16 * 2**20, WEBHOOK_PATH: 128 * 2**20}
+"""An annotation comes with each mask twice."""
+UNPROVEN_MAX_BYTES = 2**20
+"""Of a body that is read before who sends it has shown anything."""
+CROSS_SITE = frozenset({"cross-site", "same-site"})
+
+logger = logging.getLogger(__name__)
+
+
+def require_secrets(settings: Settings) -> None:
+    """Checks before anything starts that callers have something to show.
+
+    Raises:
+        SettingsError: they do not, and OPEN_ACCESS does not allow it, or HOST lets others in.
+    """
+    missing = []
+    if not (settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()):
+        missing += ["BASIC_AUTH_USER and BASIC_AUTH_PASS"]
+    if not settings.webhook_secret.get_secret_value():
+        missing += ["WEBHOOK_SECRET"]
+    if not missing:
+        return
+    names = " and ".join(missing)
+    if not settings.open_access:
+        raise SettingsError(
+            f"set {names}, so that not everybody may use the backend (sspsam secrets makes some), or "
+            "OPEN_ACCESS=true where everybody on this machine may"
+        )
+    if not is_loopback(settings.host):
+        raise SettingsError(
+            f"HOST={settings.host} lets other machines in, and OPEN_ACCESS is for this machine alone: "
+            f"set {names}"
+        )
+    logger.warning("OPEN_ACCESS: without %s everybody on this machine may use the backend", names)
+
+
+class Gate:
+    """Lets requests pass. Safe to share between threads.
+
+    Args:
+        settings: What callers have to show, and how often one address may ask.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
+        self._failures = RateLimitItemPerMinute(FAILURES_PER_MINUTE)
+
+    def check(self, request: Request) -> None:
+        """Lets a request pass.
+
+        Raises:
+            AccessError: it does not show that it may.
+            TooManyRequestsError: its address asks too often, or was wrong too often.
+            RequestError: a page of another site sends it, from somebody's browser.
+        """
+        request.max_content_length = PATH_MAX_BYTES.get(request.path, MAX_REQUEST_BYTES)
+        if request.path in OPEN_PATHS:
+            return
+        caller = request.remote_addr or "unknown"
+        if not self._limiter.hit(self._requests, "requests", caller):
+            raise TooManyRequestsError("too many requests from this address: try again in a minute")
+        if not self._limiter.test(self._failures, "failures", caller):
+            raise TooManyRequestsError("too many wrong passwords from this address: try again in a minute")
+        try:
+            check_access(request, self._settings)
+        except AccessError:
+            self._limiter.hit(self._failures, "failures", caller)
+            raise
+        if request.method != "GET" and request.headers.get("Sec-Fetch-Site") in CROSS_SITE:
+            raise RequestError("a page of another site may not ask for this")
 
 
 def check_access(request: Request, settings: Settings) -> None:
-    """Lets a request pass.
+    """Looks at what a request shows.
 
     Raises:
         AccessError: it does not show that it may.
     """
-    if request.path in OPEN_PATHS:
-        return
     if request.path == WEBHOOK_PATH and _shows_secret(request, settings):
         return
     if settings.basic_auth is not None:
@@ -38,6 +118,8 @@ def check_access(request: Request, settings: Settings) -> None:
 
 def _check_start_training(request: Request) -> None:
     """Without Basic auth, "Start Training" has nothing to show; it only makes the worker think about it."""
+    if (request.content_length or 0) > UNPROVEN_MAX_BYTES:
+        raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}")
     body = request.get_json(silent=True)
     if not isinstance(body, dict) or body.get("action") != START_TRAINING:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}: run sspsam connect, see WEBHOOK_SECRET")

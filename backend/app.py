@@ -11,17 +11,24 @@ from flask import Flask, Response, g, jsonify, request
 from redis import Redis
 from werkzeug.exceptions import HTTPException
 
-from backend.access import check_access
+from backend.access import MAX_REQUEST_BYTES, Gate, require_secrets
 from backend.api import routes
 from backend.engine import SwappablePredictor
-from backend.errors import AccessError, BackendError
+from backend.errors import AccessError, BackendError, TooManyRequestsError
 from backend.page import short_time
 from backend.request_ids import REQUEST_ID_HEADER, request_id
 from backend.service import build_service
 from backend.settings import Settings
 
-MAX_REQUEST_BYTES = 512 * 2**20
-"""A batch carries every task with its annotations, masks and all."""
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+"""With every answer; the pages have a style of their own and no script."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -40,7 +47,12 @@ def create_app(
 
     Returns:
         An app whose parts are a `backend.service.Service` in `app.extensions["sspsam"]`.
+
+    Raises:
+        SettingsError: callers would have nothing to show, and OPEN_ACCESS does not allow that.
     """
+    require_secrets(settings)
+    gate = Gate(settings)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
@@ -57,7 +69,7 @@ def create_app(
         g.since_s = time.monotonic()
         given = request.headers.get(REQUEST_ID_HEADER, "")
         request_id.set(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex[:12])
-        check_access(request, settings)
+        gate.check(request)
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -65,6 +77,7 @@ def create_app(
         service.metrics.requests.labels(endpoint, response.status_code).inc()
         service.metrics.latency.labels(endpoint).observe(time.monotonic() - g.since_s)
         response.headers[REQUEST_ID_HEADER] = request_id.get()
+        response.headers.update(SECURITY_HEADERS)
         return response
 
     return app
@@ -75,6 +88,8 @@ def _answer_error(error: BackendError) -> tuple[Response, int]:
     response = jsonify(error=str(error), request_id=request_id.get())
     if isinstance(error, AccessError):
         response.headers["WWW-Authenticate"] = 'Basic realm="SSP-SAM Assist"'
+    if isinstance(error, TooManyRequestsError):
+        response.headers["Retry-After"] = "60"
     return response, error.status
 
 

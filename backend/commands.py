@@ -1,4 +1,4 @@
-"""`sspsam serve` and `sspsam connect`."""
+"""`sspsam serve`, `sspsam secrets` and `sspsam connect`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def serve() -> None:
     from backend.settings import Settings
 
     run(Settings())
+
+
+@app.command()
+def secrets() -> None:
+    """Print new secrets for the environment or .env: what callers of the backend must show."""
+    from secrets import token_urlsafe
+
+    typer.echo("BASIC_AUTH_USER=sspsam")
+    typer.echo(f"BASIC_AUTH_PASS={token_urlsafe(24)}")
+    typer.echo(f"WEBHOOK_SECRET={token_urlsafe(24)}")
 
 
 @app.command()

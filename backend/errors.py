@@ -3,6 +3,7 @@
     BackendError
         RequestError              the request is not one of Label Studio's: send another (400)
             AccessError           it carries the wrong name, password or secret (401)
+            TooManyRequestsError  its address asks too often: wait a minute (429)
         LabelingConfigError       the project's labeling config lacks a tag: change the config (422)
         ImageError                the task's image cannot be used: change the task or its file (502)
             ImageMissingError     the task names no image, or one that we never fetch
@@ -40,6 +41,12 @@ class AccessError(RequestError):
     """Who asks has not shown that they may."""
 
     status = 401
+
+
+class TooManyRequestsError(RequestError):
+    """Who asks has asked, or guessed, too often."""
+
+    status = 429
 
 
 class LabelingConfigError(BackendError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
+from backend.redaction import Redacting, secrets_of
+from backend.settings import Settings
+
 REQUEST_ID_HEADER = "X-Request-Id"
 """Taken over from whoever sends one, such as a proxy."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"
@@ -13,12 +16,12 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """Of the request that this thread answers."""
 
 
-def configure_logging(level: str) -> None:
-    """Sets the root logger up; each line names its request, or "-" where there is none."""
+def configure_logging(settings: Settings) -> None:
+    """Sets the root logger up; each line names its request, or "-" where there is none, and no secret."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(Redacting(logging.Formatter(LOG_FORMAT), secrets_of(settings)))
     handler.addFilter(add_request_id)
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
 
 
 def add_request_id(record: logging.LogRecord) -> bool:

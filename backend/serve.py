@@ -7,6 +7,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from backend.access import require_secrets
 from backend.app import create_app
 from backend.request_ids import configure_logging
 from backend.service import Service
@@ -53,8 +54,13 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; requests that are under way are answered first."""
-    configure_logging(settings.log_level)
+    """Serves until SIGTERM or SIGINT; requests that are under way are answered first.
+
+    Raises:
+        SettingsError: callers would have nothing to show.
+    """
+    configure_logging(settings)
+    require_secrets(settings)
     Server(settings).run()
 
 

@@ -54,10 +54,14 @@ class Settings(BaseSettings):
     label_studio_api_key: SecretStr = SecretStr("")
     """A personal access token or a legacy token; sent to label_studio_url and to nothing else."""
     basic_auth_user: str = ""
-    """With basic_auth_pass, what every caller must send; without, everybody may ask."""
+    """With basic_auth_pass, what every caller must send."""
     basic_auth_pass: SecretStr = SecretStr("")
     webhook_secret: SecretStr = SecretStr("")
     """What Label Studio's webhook sends in X-ML-Secret (it cannot send Basic auth)."""
+    open_access: bool = False
+    """Whether the backend starts without some of these secrets; it then listens on this machine alone."""
+    requests_per_minute: Annotated[int, Field(ge=1)] = 6000
+    """Of one address; Label Studio asks for all its annotators from one."""
     model_dir: Path = Path("models")
     """Versions, cached images, records and training runs."""
     redis_url: str = "redis://127.0.0.1:6379/0"

@@ -53,6 +53,7 @@ def settings(tmp_path: Path, redis_url: str) -> Settings:
         basic_auth_user="",
         basic_auth_pass="",
         webhook_secret="",
+        open_access=True,
         model_dir=tmp_path / "models",
         redis_url=redis_url,
         device="cpu",

@@ -46,7 +46,7 @@ def worker(
     if not names or not set(names) <= set(QUEUES):
         raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings)
     require_redis(settings.redis_url)
     if burst:
         work_off(names)
@@ -63,7 +63,7 @@ def schedule() -> None:
     from worker.schedule import run_schedule
 
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings)
     require_redis(settings.redis_url)
     run_schedule(settings.redis_url)
 

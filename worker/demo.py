@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ FINETUNE_AFTER = 8
 EMAIL = "demo@example.com"
 PASSWORD = "password"
 """Not a secret: printed for the person to type, on a server that only this machine reaches."""
+BACKEND_USER = "demo"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class DemoState:
     """Of the user, for the API: legacy tokens have 40 hexadecimal digits."""
     webhook_secret: str
     project: int | None = None
+    backend_password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+
+    @property
+    def basic_auth(self) -> tuple[str, str]:
+        """What callers of the backend show."""
+        return BACKEND_USER, self.backend_password
 
     @classmethod
     def load(cls, path: Path) -> "DemoState":
@@ -93,8 +100,8 @@ def demo(options: DemoOptions, console: Console) -> None:
         project = prepare_project(client, state.project, pictures, console)
         replace(state, project=project).save(data_dir / "demo.json")
         forget_other_backends(client, project, options.backend_url)
-        connect_project(client, project, options.backend_url, webhook_secret=state.webhook_secret)
-        console.print(guide(options, project, pictures, data_dir))
+        connect_project(client, project, options.backend_url, state.webhook_secret, state.basic_auth)
+        console.print(guide(options, state, project, pictures, data_dir))
         supervisor.watch()
 
 
@@ -144,8 +151,8 @@ def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str
         "MODEL_DIR": str(options.data_dir.resolve() / "models"),
         "HOST": LOOPBACK,
         "PUBLIC_URL": options.backend_url,
-        "BASIC_AUTH_USER": "",
-        "BASIC_AUTH_PASS": "",
+        "BASIC_AUTH_USER": state.basic_auth[0],
+        "BASIC_AUTH_PASS": state.basic_auth[1],
     }
     return {"FINETUNE_AFTER": str(FINETUNE_AFTER), **os.environ, **own}
 
@@ -201,7 +208,9 @@ def forget_other_backends(client: LabelStudioClient, project: int, backend_url: 
             client.delete_webhook(int(webhook["id"]))
 
 
-def guide(options: DemoOptions, project: int, pictures: Sequence[Picture], data_dir: Path) -> Panel:
+def guide(
+    options: DemoOptions, state: DemoState, project: int, pictures: Sequence[Picture], data_dir: Path
+) -> Panel:
     """What the person does next."""
     phrases = "\n".join(f"         [cyan]{phrase.text}[/cyan]" for phrase in pictures[0].phrases)
     corrections = os.environ.get("FINETUNE_AFTER", FINETUNE_AFTER)
@@ -216,6 +225,7 @@ def guide(options: DemoOptions, project: int, pictures: Sequence[Picture], data_
    the model is fine-tuned, and serves the new weights if they are better.
 
 The model and its versions: {options.backend_url}
+(log in as  [cyan]{BACKEND_USER}[/cyan]  with the password  [cyan]{state.backend_password}[/cyan])
 Logs: {data_dir / "logs"}
 Ctrl-C ends everything; the next start finds the data again."""
     return Panel(text, title="SSP-SAM Assist is ready", expand=False)

@@ -21,7 +21,7 @@ from worker.queues import connect, queue_named
 def main(worker_key: str, job_id: str, execution_id: str) -> None:
     """Runs a job that its worker has taken; does not return."""
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings)
     connection = connect(settings.redis_url)
     worker = ModelWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
     if worker is None:

@@ -165,5 +165,5 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    configure_logging(Settings().log_level)
+    configure_logging(Settings())
     run_worker(sys.argv[1], Settings(), burst="--burst" in sys.argv[2:])

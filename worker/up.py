@@ -14,6 +14,8 @@ from pathlib import Path
 import requests
 from rich.console import Console
 
+from backend.access import require_secrets
+from backend.settings import Settings
 from worker.alive import all_queues_served
 from worker.queues import connect
 from worker.redis_program import redis_program
@@ -153,10 +155,12 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         console: where the person looks.
 
     Raises:
+        SettingsError: callers of the backend would have nothing to show; nothing was started.
         CannotStartError: the port or the folder is in use; nothing was started.
         SupervisorError: a part failed; all others have been ended.
         KeyboardInterrupt: the person ended it; all parts have been ended.
     """
+    require_secrets(Settings())
     port.require_free(os.environ.get("HOST", LOOPBACK))
     environment = {"MODEL_DIR": str(data_dir.resolve() / "models"), **os.environ}
     with sole_use_of(data_dir), stop_signals_interrupt(), Supervisor(data_dir / "logs") as supervisor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.labelstudio.client import LabelStudioClient
-from worker.demo import EMAIL, PASSWORD
+from worker.demo import BACKEND_USER, EMAIL, PASSWORD
 from worker.demo_pictures import INDEX, Picture, demo_pictures
 from worker.local_label_studio import Account
 from worker.up import LOOPBACK
@@ -43,6 +43,12 @@ class Demo:
     @property
     def label_studio_url(self) -> str:
         return f"http://{LOOPBACK}:{self.label_studio_port}"
+
+    @property
+    def start_page(self) -> str:
+        """The backend's own page, with the name and password that the demo prints."""
+        password = self._state()["backend_password"]
+        return f"http://{BACKEND_USER}:{password}@{LOOPBACK}:{self.backend_port}"
 
     @property
     def account(self) -> Account:

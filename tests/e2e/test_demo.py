@@ -114,7 +114,7 @@ def test_corrections_train_a_better_version(
     listed = demo.sspsam("versions", "list")
     assert card.version_id in listed
     assert card.status in listed
-    page.goto(demo.backend_url)
+    page.goto(demo.start_page)
     expect(page.get_by_text(card.version_id).first).to_be_visible()
     expect(page.get_by_text(card.reason).first).to_be_visible()
     expect(page.get_by_role("img", name=f"Loss over the steps of {card.version_id}")).to_be_visible()

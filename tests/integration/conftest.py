@@ -83,6 +83,7 @@ def service(
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.account.token,
         "WEBHOOK_SECRET": secret,
+        "OPEN_ACCESS": "true",  # the webhook's secret alone
         "MODEL_DIR": str(folder / "models"),
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         "PRESET": "ssp-sam-test",

@@ -58,7 +58,7 @@ class Up:
 
     def _start(self) -> subprocess.Popen[bytes]:
         kept = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-        environment = {**kept, "PRESET": "ssp-sam-test", "COLUMNS": "200"}
+        environment = {**kept, "PRESET": "ssp-sam-test", "OPEN_ACCESS": "true", "COLUMNS": "200"}
         command = [SSPSAM, "up", "--data-dir", str(self.data_dir), "--backend-port", str(self.port)]
         with self.screen_file.open("wb") as screen:
             return subprocess.Popen(command, env=environment, stdout=screen, stderr=subprocess.STDOUT)
@@ -108,7 +108,8 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:
         server.listen()
         port = str(server.getsockname()[1])
         command = [SSPSAM, "up", "--data-dir", str(tmp_path / "data"), "--backend-port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=END_WITHIN_S)
+        environment = {**os.environ, "OPEN_ACCESS": "true"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=END_WITHIN_S)
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "--backend-port" in done.stderr
