@@ -7,10 +7,12 @@ Errors:
 from __future__ import annotations
 
 import argparse
+import mmap
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +32,8 @@ class CheckpointError(ValueError):
 PARTS: Mapping[Layout, str] = {"clip": "clip.", "sam": "sam."}
 """Layouts that hold a part of the model -> the prefix of that part."""
 
+_SHOWN_NAMES = 50
+_SHOWN_CHARACTERS = 200
 _DISTRIBUTED_PREFIX = "module."
 """Before every name in what a model wrapped for several processes saved."""
 
@@ -94,7 +98,7 @@ def _copy(
     expected = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
     if optional_prefix and not any(key.startswith(optional_prefix) for key in state):
         expected = {key: value for key, value in expected.items() if not key.startswith(optional_prefix)}
-    if problems := differences(expected, state):
+    if problems := differences(expected, state) or not_finite(state):
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
     if assign:
         state = {key: value.to(expected[key].dtype) for key, value in state.items()}
@@ -119,7 +123,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     try:
-        return read_torchscript(path) if is_torchscript(path) else _unwrap(_read_pickle(path))
+        _check_sizes(path)
+        tensors = read_torchscript(path) if is_torchscript(path) else _unwrap(_read_pickle(path))
+        return _backed(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
@@ -131,7 +137,21 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged, or no checkpoint, and was not loaded: {reason}") from error
 
 
-_DAMAGED = (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError, KeyError, OSError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    MemoryError,
+)
+MAX_UNPACKED_BYTES = 64 * 2**20
+"""Of what is packed in an archive, and of its pickle: names and shapes. Tensors are stored as they are."""
 
 
 def _read_pickle(path: Path) -> object:
@@ -141,11 +161,50 @@ def _read_pickle(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
+def _check_sizes(path: Path) -> None:
+    """Looks for what would take far more memory than the file is long.
+
+    Raises:
+        CheckpointError: it would.
+    """
+    if not zipfile.is_zipfile(path):
+        pickled: bytes | mmap.mmap = b""
+        with path.open("rb") as file:
+            if path.stat().st_size:
+                pickled = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            unpacked = sum(entry.file_size for entry in {*packed, *pickles})
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise CheckpointError(f"it unpacks to {unpacked} bytes, which no checkpoint needs")
+            if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+                raise CheckpointError("its archive has entries that lie over each other")
+            pickled = b"".join(archive.read(entry) for entry in pickles)
+    if pickled.find(b"bytearray\n") >= 0:  # torch makes one of any length that a pickle asks for
+        raise CheckpointError("it holds more than tensors and was not loaded: it needs bytearray")
+
+
+def _backed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each of which has all its numbers in the file; a view can repeat one without end."""
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{key} is not an ordinary tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{key} has shape {tuple(value.shape)}, and fewer numbers than that")
+    return tensors
+
+
 def _surplus(path: Path, error: pickle.UnpicklingError) -> str:
     """What a refused pickle would have had to run."""
     if not zipfile.is_zipfile(path) or is_torchscript(path):
         return str(error).splitlines()[0]
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, *_DAMAGED):
+        return str(error).splitlines()[0]
     needed = ", ".join(sorted(name for name in names if name != "argparse.Namespace"))
     return (
         f"it needs {needed or 'code'}, and code from a checkpoint is never run. Where it was made, load it "
@@ -199,9 +258,7 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes do not fit, or a value is not finite.
     """
     own = trainable_state(model)
-    problems = differences(own, state)
-    problems += [f"not finite: {key}" for key, value in state.items() if not value.isfinite().all()]
-    if problems:
+    if problems := differences(own, state) or not_finite(state):
         raise CheckpointError("the weights do not fit the model: " + "; ".join(problems))
     with torch.no_grad():
         for name, parameter in own.items():
@@ -227,12 +284,30 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     """What is missing, what is unexpected, and which shapes differ, in words."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing: {', '.join(missing)}")
+        problems.append(f"missing: {_listed(missing)}")
     if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected: {', '.join(unexpected)}")
+        problems.append(f"unexpected: {_listed(unexpected)}")
     for key in sorted(expected.keys() & found.keys()):
         if expected[key].shape != found[key].shape:
             problems.append(
                 f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
             )
+        elif found[key].is_floating_point() != expected[key].is_floating_point() or found[key].is_complex():
+            problems.append(f"{key} is {found[key].dtype}, expected {expected[key].dtype}")
     return problems
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which tensors hold NaN or infinity, in words."""
+    wrong = [key for key, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
+    return [f"not finite: {_listed(wrong)}"] if wrong else []
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Looks at a piece at a time: a mask of a whole tensor would be a quarter as large as it is."""
+    return all(bool(piece.isfinite().all()) for piece in torch.split(value.reshape(-1), 1 << 20))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name[:_SHOWN_CHARACTERS] for name in names[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"

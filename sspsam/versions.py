@@ -105,9 +105,11 @@ class VersionCard:
         """
         try:
             values = json.loads(text)
+            if not isinstance(values, dict):
+                raise ValueError("expected an object")
             known = {entry.name for entry in fields(cls)}
             return cls(**{name: value for name, value in values.items() if name in known})
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedVersionError(f"not a version card: {error}") from error
 
 
@@ -161,7 +163,11 @@ class VersionStore:
         """
         if version_id == self.base_version:
             return self._base_card()
-        return VersionCard.from_json((self.path(version_id) / CARD).read_text(encoding="utf-8"))
+        try:
+            text = (self.path(version_id) / CARD).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DamagedVersionError(f"not a version card: {error}") from error
+        return VersionCard.from_json(text)
 
     def path(self, version_id: str) -> Path:
         """Returns the folder of a published version.
@@ -249,7 +255,11 @@ class VersionStore:
             ForeignVersionError: it was trained on other frozen weights.
         """
         folder, card = self.path(version_id), self.get(version_id)
+        if not isinstance(card.sha256, dict):
+            raise DamagedVersionError(f"{version_id}: its card has no sha256")
         for name, expected in {WEIGHTS: "", **card.sha256}.items():
+            if Path(name).name != name:
+                raise DamagedVersionError(f"{version_id}: its card names a file outside of it, {name!r}")
             if not (folder / name).is_file():
                 raise DamagedVersionError(f"{version_id}: {name} is missing")
             if sha256_of_file(folder / name) != expected:
@@ -374,8 +384,13 @@ class VersionStore:
             return {"version_id": self.base_version, "stack": [], "history": []}
         try:
             state: dict[str, Any] = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedVersionError(f"{self.folder / CURRENT} cannot be read: {error}") from error
+        known = {"version_id": str, "stack": builtins.list, "history": builtins.list}
+        if not isinstance(state, dict) or not all(
+            isinstance(state.get(k), kind) for k, kind in known.items()
+        ):
+            raise DamagedVersionError(f"{self.folder / CURRENT} lacks one of: {', '.join(known)}")
         return state
 
     def _change_current(
