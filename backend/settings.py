@@ -41,6 +41,8 @@ def _check_root(root: Path) -> Path:
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_hosts)]
 Roots = Annotated[tuple[Annotated[Path, AfterValidator(_check_root)], ...], NoDecode, BeforeValidator(_split)]
 Url = Annotated[str, AfterValidator(_check_url)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+JOB_MODULES = ("worker.jobs",)
 EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -76,6 +78,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 9090
     finetune_after: Annotated[int, Field(ge=1)] = 50
     """Corrected masks since the last fine-tune that start the next one."""
+    job_modules: Names = JOB_MODULES
+    """Modules whose public functions the worker runs as jobs."""
     public_url: Url = ""
     """Where Label Studio reaches this backend; by default http://HOST:PORT."""
     image_max_bytes: Annotated[int, Field(ge=1)] = 100 * 2**20

@@ -27,6 +27,7 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
     if worker is None:
         sys.exit(f"no worker {worker_key} in Redis: it ended meanwhile")
     assert isinstance(worker, ModelWorker)
+    worker.job_modules = settings.job_modules
     job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
     worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
     os.nice(MODEL_NICENESS)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import ConfigDict, Field, validate_call
 from redis import Redis, RedisError
 from rq.job import Retry
 
@@ -37,7 +38,14 @@ from worker.training import RunError, judge_candidate, perform
 
 logger = logging.getLogger(__name__)
 
+_Job = TypeVar("_Job", bound=Callable[..., Any])
 JobResult = dict[str, Any]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+"""Label Studio's id of something."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+"""Of a run: becomes the name of a folder."""
+checked: Callable[[_Job], _Job] = validate_call(config=ConfigDict(strict=True))
+"""What comes from Redis is of these types, or the job fails before it has begun."""
 
 LABEL_STUDIO_RETRY_S = (5, 15, 60, 120, 300, 600)
 LABEL_STUDIO_RETRY = Retry(max=len(LABEL_STUDIO_RETRY_S), interval=list(LABEL_STUDIO_RETRY_S))
@@ -49,7 +57,10 @@ PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
 
 
-def collect_annotation(project_id: int, annotation_id: int, task_id: int | None = None) -> JobResult | Retry:
+@checked
+def collect_annotation(
+    project_id: Number, annotation_id: Number, task_id: Number | None = None
+) -> JobResult | Retry:
     """Makes the records of an annotation from what Label Studio has saved now.
 
     Args:
@@ -68,7 +79,8 @@ def collect_annotation(project_id: int, annotation_id: int, task_id: int | None 
     return asdict(collected)
 
 
-def forget_annotations(project_id: int, annotation_ids: Sequence[int]) -> JobResult:
+@checked
+def forget_annotations(project_id: Number, annotation_ids: list[Number]) -> JobResult:
     """Removes the records of deleted annotations, unless Label Studio still has them."""
     services = Services(Settings())
     gone = [number for number in annotation_ids if not collect.exists(services.label_studio, number)]
@@ -94,7 +106,8 @@ def check_projects() -> JobResult:
     return {str(it): asdict(consider(services, it, "schedule")) for it in services.known_projects()}
 
 
-def maybe_finetune(project_id: int, trigger: Trigger) -> JobResult:
+@checked
+def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
     """Decides whether to fine-tune on a project's labels now, and enqueues the fine-tune if so.
 
     When a person asks, labels are read from Label Studio first, since events may still be on their way.
@@ -108,7 +121,8 @@ def maybe_finetune(project_id: int, trigger: Trigger) -> JobResult:
     return asdict(consider(services, project_id, trigger))
 
 
-def finetune(project_id: int, run_id: str) -> JobResult | Retry:
+@checked
+def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
     """Performs a prepared run: train, measure, publish, promote or reject. The one long job."""
     services = Services(Settings())
     settings, store = services.settings, services.store
@@ -125,8 +139,9 @@ def finetune(project_id: int, run_id: str) -> JobResult | Retry:
     return result
 
 
+@checked
 def prelabel_chunk(
-    project_id: int, run: str, chunk: str, source: JobResult, task_ids: Sequence[int]
+    project_id: Number, run: str, chunk: str, source: JobResult, task_ids: list[Number]
 ) -> JobResult:
     """Looks for phrases in the pictures of tasks and posts what was found as predictions.
 

@@ -160,8 +160,9 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
     """
     follow_parent(ask_self_to_end)
     if queue == EVENTS:
-        import worker.jobs  # noqa: F401  # before the forks, so that each job does not import it again
-    make_worker(queue, connect(settings.redis_url)).work(burst=burst, logging_level=None)
+        pass  # before the forks, so that each job does not import it again
+    member = make_worker(queue, connect(settings.redis_url), settings.job_modules)
+    member.work(burst=burst, logging_level=None)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redis import Redis
 
@@ -40,11 +40,15 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
+Kind = Literal["phrases", "column", "labels"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
 @dataclass(frozen=True)
 class PhraseSource:
     """Where the phrases of a task come from."""
 
-    kind: Literal["phrases", "column", "labels"]
+    kind: Kind
     phrases: tuple[str, ...] = ()
     """The same for every task."""
     column: str = ""
@@ -64,7 +68,17 @@ class PhraseSource:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PhraseSource:
-        return cls(values["kind"], tuple(values["phrases"]), values["column"])
+        """Reads what `to_dict` has written.
+
+        Raises:
+            PrelabelError: it is something else.
+        """
+        kind, phrases, column = (values.get(name) for name in ("kind", "phrases", "column"))
+        if kind not in KINDS:
+            raise PrelabelError(f"phrases come from one of {', '.join(KINDS)}, not {kind!r:.40}")
+        if not isinstance(phrases, list) or not all(isinstance(one, str) for one in phrases):
+            raise PrelabelError("phrases are a list of texts")
+        return cls(kind, tuple(phrases), str(column or ""))
 
 
 @dataclass

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from threading import Thread, Timer
 from types import FrameType
@@ -27,6 +27,8 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from backend.settings import JOB_MODULES
+from worker.allowed import refusal
 from worker.queues import EVENTS, PRELABEL, QUEUES, TRAINING
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ class StoppableWorker(Worker):
     """An RQ worker that puts a job it cannot finish back in its queue."""
 
     grace_s = EVENTS_GRACE_S
+    job_modules: Collection[str] = JOB_MODULES
+    """Whose public functions it runs."""
     _cut_short = False
 
     def handle_warm_shutdown_request(self) -> None:
@@ -77,6 +81,16 @@ class StoppableWorker(Worker):
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()
         queue.intermediate_queue.remove(job.id)
+
+    def perform_job(self, job: Job, queue: Queue, *rest: Any) -> bool:
+        """Runs a job, if it is one; a refused one has failed, and is not tried again."""
+        reason = refusal(job, self.job_modules)
+        if not reason:
+            return bool(super().perform_job(job, queue, *rest))
+        self.log.error("job %s: %s", job.id, reason)
+        job.retries_left = 0
+        self.handle_job_failure(job, queue, exc_string=reason, execution=self.execution)
+        return False
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         follow_parent(kill_own_group)
@@ -118,7 +132,9 @@ WORKERS: dict[str, type[StoppableWorker]] = {
 }
 
 
-def make_worker(queue_name: str, connection: Redis) -> StoppableWorker:
+def make_worker(
+    queue_name: str, connection: Redis, job_modules: Collection[str] = JOB_MODULES
+) -> StoppableWorker:
     """Makes the worker of a queue; nothing runs yet.
 
     Raises:
@@ -126,7 +142,7 @@ def make_worker(queue_name: str, connection: Redis) -> StoppableWorker:
     """
     if queue_name not in WORKERS:
         raise ValueError(f"no queue {queue_name!r}, expected one of: {', '.join(QUEUES)}")
-    return WORKERS[queue_name](
+    worker = WORKERS[queue_name](
         [queue_name],
         connection=connection,
         worker_ttl=WORKER_TTL_S,
@@ -134,6 +150,8 @@ def make_worker(queue_name: str, connection: Redis) -> StoppableWorker:
         job_monitoring_interval=HEARTBEAT_S,
         serializer=JSONSerializer,
     )
+    worker.job_modules = job_modules
+    return worker
 
 
 def follow_parent(end: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from backend.settings import Settings
+from tests.worker import sample_jobs
 from tests.worker.label_studio_server import KEY, LabelStudioServer
 from worker.services import Services
 
@@ -37,6 +38,7 @@ def environment(
         "DEVICE": "cpu",
         "FINETUNE_AFTER": "4",
         "OMP_NUM_THREADS": "1",
+        "JOB_MODULES": f"worker.jobs,{sample_jobs.__name__}",
     }
 
 

@@ -1,0 +1,39 @@
+"""Which jobs a worker runs: public functions of named modules. What lies in Redis is a request, not an order.
+
+A job that names anything else, another object's method or a callback is refused before anything is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Collection
+
+from rq.job import Job
+
+_CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
+
+
+def refusal(job: Job, modules: Collection[str]) -> str:
+    """Says why a job is not run; empty when it may be.
+
+    Args:
+        job: As it came from Redis.
+        modules: Whose public functions may be jobs.
+    """
+    try:
+        name, instance = str(job.func_name), job.instance
+        arguments = (job.args, job.kwargs)
+    except Exception as error:  # RQ's and the serializer's, which have nothing in common
+        return f"refused: it cannot be read as JSON ({type(error).__name__})"
+    module, _, function = name.rpartition(".")
+    if instance is not None or any(getattr(job, callback, None) for callback in _CALLBACKS):
+        return f"refused: {name[:100]!r} is called on an object, or has callbacks"
+    if module not in modules or not function.isidentifier() or function.startswith("_"):
+        return f"refused: {name[:100]!r} is no job; jobs are the functions of {', '.join(sorted(modules))}"
+    found = getattr(importlib.import_module(module), function, None)
+    if not inspect.isroutine(found) or found.__module__ != module:
+        return f"refused: there is no job {name!r}"
+    if not isinstance(arguments[0], list | tuple) or not isinstance(arguments[1], dict):
+        return f"refused: {name!r} has no list of arguments"
+    return ""
