@@ -120,7 +120,10 @@ def _check_start_training(request: Request) -> None:
     """Without Basic auth, "Start Training" has nothing to show; it only makes the worker think about it."""
     if (request.content_length or 0) > UNPROVEN_MAX_BYTES:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}")
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(force=True, silent=True)
+    except RecursionError:
+        body = None
     if not isinstance(body, dict) or body.get("action") != START_TRAINING:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}: run sspsam connect, see WEBHOOK_SECRET")
 

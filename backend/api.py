@@ -91,5 +91,8 @@ def report(version_id: str, name: str) -> Response:
 
 
 def _body() -> Any:
-    """The request's JSON, whatever its content type says; None when it is none."""
-    return request.get_json(force=True, silent=True)
+    """The request's JSON, whatever its content type says; None when it is none, or nested without end."""
+    try:
+        return request.get_json(force=True, silent=True)
+    except RecursionError:
+        return None

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from backend.access import MAX_REQUEST_BYTES, Gate, require_secrets
 from backend.api import routes
 from backend.engine import SwappablePredictor
-from backend.errors import AccessError, BackendError, TooManyRequestsError
+from backend.errors import AccessError, BackendError, RequestError, TooManyRequestsError
 from backend.page import short_time
 from backend.request_ids import REQUEST_ID_HEADER, request_id
 from backend.service import build_service
@@ -62,6 +62,7 @@ def create_app(
     app.register_blueprint(routes)
     app.register_error_handler(BackendError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(UnicodeEncodeError, _answer_half_character)
     app.register_error_handler(Exception, _answer_bug)
 
     @app.before_request
@@ -95,6 +96,11 @@ def _answer_error(error: BackendError) -> tuple[Response, int]:
 
 def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
     return jsonify(error=error.description, request_id=request_id.get()), error.code or 500
+
+
+def _answer_half_character(error: UnicodeEncodeError) -> tuple[Response, int]:
+    """JSON can hold one half of a pair of code units, which no text that is kept anywhere can."""
+    return _answer_error(RequestError("the body holds a character that is none (a lone surrogate)"))
 
 
 def _answer_bug(error: Exception) -> tuple[Response, int]:

@@ -26,6 +26,9 @@ _Ints = npt.NDArray[np.int64]
 CHANNELS = 4  # RGBA
 ALPHA_THRESHOLD = 127  # an alpha above this is mask: brush strokes leave antialiased edges
 
+MAX_PIXELS = 2**28  # of a mask that is read; 16 Ki x 16 Ki
+
+_MAX_UNITS = 7  # characters to a count of COCO RLE: 35 bits
 _WORD_BITS = 8
 _FIELD_BITS = (3, 4, 8, 16)  # what Label Studio's converter writes; any other is read as well
 _HEADER_BITS = 32 + 5 + 4 * 4
@@ -147,10 +150,38 @@ def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float
 
 
 def _encoded(rle: Mapping[str, Any]) -> Any:
-    """A COCO RLE as pycocotools takes it: compressed."""
+    """A COCO RLE as pycocotools takes it, compressed; it would leave what no count covers uninitialised."""
     height, width = (int(side) for side in rle["size"])
+    if min(height, width) < 0 or height * width > MAX_PIXELS:
+        raise ValueError(f"a mask of {height} x {width} pixels; at most {MAX_PIXELS} are read")
+    listed = isinstance(rle["counts"], list)
+    counts = np.array(rle["counts"], dtype=np.int64) if listed else _counts(rle["counts"])
+    if counts.ndim != 1 or (counts < 0).any() or (counts > MAX_PIXELS).any():
+        raise ValueError("its counts are not a list of numbers of pixels")
+    if counts.sum() != height * width:
+        raise ValueError(f"its counts are of {counts.sum()} pixels, its size of {height * width}")
     encoded = {"size": [height, width], "counts": rle["counts"]}
-    return coco_mask.frPyObjects(encoded, height, width) if isinstance(rle["counts"], list) else encoded
+    return coco_mask.frPyObjects(encoded, height, width) if listed else encoded
+
+
+def _counts(text: str | bytes) -> _Ints:
+    """The run lengths in compressed counts: five bits to a character, from the third on as differences."""
+    data = text if isinstance(text, bytes) else str(text).encode("ascii")
+    units = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
+    if units.size == 0:
+        return units
+    last = np.flatnonzero(units & 0x20 == 0)
+    if (units < 0).any() or (units > 0x3F).any() or last.size == 0 or last[-1] != units.size - 1:
+        raise ValueError("its counts hold other characters, or are cut")
+    starts = np.concatenate(([0], last[:-1] + 1))
+    lengths = last - starts + 1
+    if lengths.max() > _MAX_UNITS:
+        raise ValueError("its counts are too large")
+    places = np.arange(units.size) - np.repeat(starts, lengths)
+    counts = np.add.reduceat((units & 0x1F) << (5 * places), starts)
+    counts -= np.where(units[last] & 0x10, 1 << (5 * lengths), 0)
+    counts[1::2], counts[2::2] = np.cumsum(counts[1::2]), np.cumsum(counts[2::2])
+    return np.asarray(counts, dtype=np.int64)
 
 
 def _as_mask(mask: npt.NDArray[Any]) -> BoolMask:
@@ -198,7 +229,7 @@ def _decode(data: npt.NDArray[np.uint8], height: int, width: int) -> BoolMask:
     header = int.from_bytes(data[:7].tobytes(), "big") >> 3
     n_elements, word_bits = header >> 21, (header >> 16 & 31) + 1
     field_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
-    if n_elements != height * width * CHANNELS or n_elements == 0:
+    if n_elements != height * width * CHANNELS or n_elements == 0 or min(height, width) < 0:
         raise MaskFormatError(
             f"brush RLE of {n_elements} elements; "
             f"an image of {height} x {width} pixels has {height * width * CHANNELS}"

@@ -124,13 +124,14 @@ def _score(brush: Mapping[str, Any]) -> float | None:
 
 
 def _label(brush: Mapping[str, Any]) -> str | None:
-    labels = brush["value"].get("brushlabels") or [None]
-    return None if labels[0] is None else str(labels[0])
+    labels = brush["value"].get("brushlabels")
+    return str(labels[0]) if isinstance(labels, list) and labels and labels[0] is not None else None
 
 
 def _is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
     value = result.get("value")
-    return result.get("from_name") in config.mask_names and isinstance(value, Mapping) and "rle" in value
+    named = str(result.get("from_name")) in config.mask_names
+    return named and isinstance(value, Mapping) and "rle" in value
 
 
 def _mask(brush: Mapping[str, Any]) -> BoolMask:

@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ijson
 import numpy as np
@@ -92,8 +92,15 @@ class _NotPlainError(pickle.UnpicklingError):
     """A pickle that asks for more than plain values."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes the values that opcodes alone make: without a class or a function no code can run."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Makes the values that opcodes alone make: without a class or a function no code can run.
+
+    The one in Python: that in C makes room for as many objects as a file says that it will remember.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode != pickle.BYTEARRAY8[0]
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         raise _NotPlainError(f"it asks for {module}.{name}, expected only lists, dicts, text and numbers")
