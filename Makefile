@@ -7,7 +7,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration check format e2e screenshot bench chromium clean
+.PHONY: help install demo test unit slow integration check format e2e screenshot bench lock audit sbom chromium clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +50,23 @@ screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pict
 bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
+SUPPLY := .venv-supply/bin
+UV_COMPILE := pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-annotate --no-header \
+	--python-platform x86_64-manylinux_2_28 --quiet
+
+lock: .venv-supply ## requirements.lock and requirements-torch.lock, anew from pyproject.toml
+	$(SUPPLY)/uv $(UV_COMPILE) | $(SUPPLY)/python tools/split_lock.py
+
+audit: .venv-supply ## known vulnerabilities in what is locked
+	$(SUPPLY)/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-torch.lock
+
+sbom: .venv-supply ## what is locked, as a CycloneDX bill of materials: sbom.json
+	cat requirements.lock requirements-torch.lock | $(SUPPLY)/cyclonedx-py requirements - --output-file sbom.json
+
+.venv-supply:
+	$(PYTHON) -m venv $@
+	$@/bin/python $(PIP_INSTALL) --quiet uv==0.13.* pip-audit==2.* cyclonedx-bom==7.*
+
 chromium:
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "Installing Chromium" \
@@ -58,7 +75,7 @@ chromium:
 	          "or say where it is with CHROMIUM=/path/to/chromium"; exit 1; }
 
 clean: ## remove what was installed and built; the demo's data in .demo stays
-	rm -rf .venv .venv-label-studio build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-label-studio .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

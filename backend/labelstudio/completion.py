@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from xml.parsers import expat
 
+from backend.errors import LabelingConfigError
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig, MissingTag
 
 ON_TOP = frozenset({"prompt", "status"})
@@ -16,16 +17,17 @@ def completed_config(xml: str) -> str:
     """Adds the parts that a labeling config lacks.
 
     Args:
-        xml: Of a project. One without any named tag, as a new project has, becomes the recommended one.
+        xml: Of a project. One with no named tag inside, as a new project has, becomes the recommended one.
 
     Raises:
         LabelingConfigError: it is not XML.
     """
     config = LabelingConfig.parse(xml)
     missing = config.missing()
-    if not config.has_names:
+    inside = _inside(xml) if config.has_names else None
+    if inside is None:
         return RECOMMENDED_CONFIG
-    top, end = _inside(xml)
+    top, end = inside
     above = [tag for tag in missing if tag.role in ON_TOP]
     below = [tag for tag in missing if tag.role not in ON_TOP]
     return "".join([xml[:top], _lines(xml, top, above), xml[top:end], _lines(xml, end, below), xml[end:]])
@@ -45,15 +47,23 @@ def _lines(xml: str, at: int, tags: list[MissingTag]) -> str:
     return within + "".join(f"{INDENT}{tag.xml}\n" for tag in tags)
 
 
-def _inside(xml: str) -> tuple[int, int]:
-    """Where the root's first child and its closing tag begin: at the start of their lines where they can."""
+def _inside(xml: str) -> tuple[int, int] | None:
+    """Where the root's first child and its closing tag begin: at the start of their lines where they can.
+
+    None where nothing is in the root.
+    """
     data = xml.encode()
     starts: list[int] = []
     ends: list[int] = []
     parser = expat.ParserCreate()
     parser.StartElementHandler = lambda name, attributes: starts.append(parser.CurrentByteIndex)
     parser.EndElementHandler = lambda name: ends.append(parser.CurrentByteIndex)
-    parser.Parse(data, True)
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise LabelingConfigError(f"labeling config is not XML: {error}") from error
+    if len(starts) == 1:
+        return None
     first, last = (_line_start(xml, len(data[:at].decode())) for at in (starts[1], ends[-1]))
     return first, last
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,8 +78,8 @@ def read_plain_pickle(path: Path) -> Any:
     """
     for encoding in ("utf-8", "latin-1"):
         try:
-            with path.open("rb") as file:
-                return _PlainUnpickler(file, encoding=encoding).load()
+            # From memory: a read from a file makes room for as much as the pickle says that there is.
+            return _PlainUnpickler(BytesIO(path.read_bytes()), encoding=encoding).load()
         except UnicodeDecodeError:
             continue
         except _NotPlainError as error:

@@ -165,6 +165,7 @@ def xml_trees(draw: st.DrawFn, depth: int = 3) -> str:
 
 
 @given(st.one_of(xml_trees(), st.text(max_size=60), st.binary(max_size=40).map(lambda b: b.decode("latin1"))))
+@example('<View name="image"></View>')
 def test_labeling_configs_of_anything(xml: str) -> None:
     def use() -> None:
         config = LabelingConfig.parse(xml)
@@ -248,6 +249,8 @@ REFS = [{"ref_id": 1, "ann_id": 2, "split": "val", "sentences": [{"sent_id": 3, 
 
 
 @given(st.integers(0, 400), st.integers(0, 255), st.integers(0, 5), st.sampled_from([0, 2, 4, 5]))
+@example(6, 4, 0, 4)
+@example(66, 4, 0, 2)
 def test_reference_pickles_with_wrong_bytes(
     tmp_path_factory: pytest.TempPathFactory, place: int, byte: int, more: int, protocol: int
 ) -> None:
