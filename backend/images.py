@@ -159,6 +159,9 @@ class ImageStore:
             data = self.path(digest).read_bytes()
         except OSError as error:
             raise ImageFetchError(f"the picture is not in the cache any more: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            self.path(digest).unlink(missing_ok=True)
+            raise ImageFetchError("the picture was damaged in the cache, and is gone from it: try again")
         with self._open(data) as image, self._turn(image):
             try:
                 return picture_to_pixels(image)
@@ -188,10 +191,17 @@ class ImageStore:
 
     def _keep(self, digest: str, data: bytes) -> None:
         """Writes the file aside and moves it in, so that no reader sees a part of it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".{uuid.uuid4().hex}"
-        aside.write_bytes(data)
-        os.replace(aside, self.path(digest))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(data)
+            os.replace(aside, self.path(digest))
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            logger.error("pictures cannot be kept in %s: %s", self.folder, error)
+            raise ImageFetchError(
+                f"the backend cannot keep the picture ({error.strerror}): its disk may be full"
+            ) from error
 
     def _turn(self, image: Image.Image) -> AbstractContextManager[object]:
         """Large pictures wait for each other, so that a few of them do not take all memory."""

@@ -1,4 +1,4 @@
-"""Splits what `uv pip compile` prints: requirements-torch.lock is PyTorch and CUDA, requirements.lock the rest.
+"""Splits what `uv pip compile` prints: PyTorch and CUDA go to a file of their own, requirements-torch.lock.
 
 On servers without a GPU PyTorch comes from an index of its own, with other files and so other hashes.
 """

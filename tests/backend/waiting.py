@@ -8,9 +8,9 @@ from collections.abc import Callable
 PATIENCE_S = 20.0
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
     """Returns when the condition holds; fails the test when it does not come to hold."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + patience_s
     while not condition():
-        assert time.monotonic() < until_s, f"not within {PATIENCE_S:g} s: {what}"
+        assert time.monotonic() < until_s, f"not within {patience_s:g} s: {what}"
         time.sleep(0.01)
