@@ -4,8 +4,8 @@
     python benchmarks/soak.py --plot docs/images/soak.png
 
 A real `sspsam serve` with a real Redis, and a Label Studio over HTTP that gives out pictures. Phrases,
-clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a fine-tune runs in
-a process of its own, and what it gives is promoted while the traffic goes on. What is printed are slopes
+clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a fine-tune
+runs in a process of its own, and its weights are promoted while the traffic goes on. What is printed are slopes
 after the warm-up, per hour, with twice their standard error.
 """
 
