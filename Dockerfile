@@ -32,7 +32,7 @@ RUN pip install --no-deps --no-build-isolation .
 WORKDIR /home/sspsam
 USER sspsam
 # The root file system may be read-only: what is written goes to /models and /tmp.
-ENV MODEL_DIR=/models HOST=0.0.0.0 MPLCONFIGDIR=/tmp/matplotlib XDG_CACHE_HOME=/tmp/cache
+ENV MODEL_DIR=/models HOST=0.0.0.0 MPLCONFIGDIR=/tmp/matplotlib XDG_CACHE_HOME=/tmp/cache MALLOC_ARENA_MAX=2
 VOLUME /models
 EXPOSE 9090
 ENTRYPOINT ["sspsam"]

@@ -211,7 +211,7 @@ class Fetcher:
     def _get(self, target: Target, public_only: bool, deadline_s: float) -> bytes | _Redirect:
         addresses = self._checked_addresses(target, public_only)
         signed = self.is_label_studio(target)
-        headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "ssp-sam-assist"}
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "ssp-sam-assist"}
         if signed:
             headers["Authorization"] = self._client.authorization()
         try:

@@ -4,9 +4,9 @@
     python benchmarks/soak.py --plot docs/images/soak.png
 
 A real `sspsam serve` with a real Redis, and a Label Studio over HTTP that gives out pictures. Phrases,
-clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a fine-tune
-runs in a process of its own, and its weights are promoted while the traffic goes on. What is printed are slopes
-after the warm-up, per hour, with twice their standard error.
+clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a
+fine-tune runs in a process of its own, and its weights are promoted while the traffic goes on. Printed are
+slopes after the warm-up, per hour, with twice their standard error.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ AUTH = ("soak", "soak-password-of-this-run")
 SECRET = "soak-secret-of-this-run"
 PRESET = os.environ.get("SOAK_PRESET", "ssp-sam-test")
 CLIENTS = 4
+BURST = 64
+"""Phrases at once at the very beginning: the server then has all the threads that it will have."""
+PAUSE_S = 0.05
+"""Between two requests of a client, on average."""
 PICTURES = 60
 WARM_UP = 0.3
 """Of the time: caches fill, allocators find their size."""
@@ -129,7 +133,7 @@ class Traffic:
             (0.20, "page", self._page),
             (1.00, "phrase", self._phrase),
         ]
-        while not stop.is_set():
+        while not stop.wait(2 * PAUSE_S * draw.random()):
             number = draw.random()
             kind, make = next((kind, make) for most, kind, make in kinds if number < most)
             since_s = time.monotonic()
@@ -137,6 +141,10 @@ class Traffic:
                 self._tally.note(kind, make(draw), time.monotonic() - since_s)
             except requests.RequestException as error:
                 self._tally.unexpected.append(f"{kind}: {type(error).__name__}")
+
+    def phrase(self, seed: int) -> None:
+        """Asks for one phrase."""
+        self._phrase(random.Random(seed))
 
     def _phrase(self, draw: random.Random) -> requests.Response:
         prompt = {
@@ -317,11 +325,14 @@ def soak(minutes: float) -> tuple[Samples, Tally, str]:
             "REQUESTS_PER_MINUTE": "1000000",
             "EMBEDDING_CACHE_BYTES": str(2**22),  # so small that pictures leave it again
             "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "2",  # as in the image: with an arena to each thread, memory grows for hours
         }
         process = psutil.Process(stack.enter_context(backend_with(environment)).pid)
         store = VersionStore(folder / "models", PRESET)
         traffic = Traffic(f"http://127.0.0.1:{port}", label_studio, tally)
         pool = stack.enter_context(ThreadPoolExecutor(CLIENTS))
+        with ThreadPoolExecutor(BURST) as burst:
+            list(burst.map(traffic.phrase, range(BURST)))
         clients = [pool.submit(traffic.run, seed, stop) for seed in range(CLIENTS)]
         since_s = time.monotonic()
         versions: list[str] = []
@@ -359,7 +370,7 @@ def plot(samples: Samples, path: Path) -> None:
         axis.axvline(minutes[-1] * WARM_UP, color="grey", linestyle=":", linewidth=1)
         axis.axvline(minutes[-1] / 2, color="grey", linestyle="--", linewidth=1)
         axis.set_ylabel(f"{name} ({unit})" if unit else name)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * max(getattr(samples, name)))
     axes[-1].set_xlabel("minutes; dotted: warm-up ends, dashed: the fine-tune begins")
     figure.savefig(path, dpi=110)
 

@@ -98,7 +98,7 @@ def _copy(
     expected = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
     if optional_prefix and not any(key.startswith(optional_prefix) for key in state):
         expected = {key: value for key, value in expected.items() if not key.startswith(optional_prefix)}
-    if problems := differences(expected, state) or not_finite(state):
+    if problems := differences(expected, state) + not_finite(state):
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
     if assign:
         state = {key: value.to(expected[key].dtype) for key, value in state.items()}
@@ -258,7 +258,7 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes do not fit, or a value is not finite.
     """
     own = trainable_state(model)
-    if problems := differences(own, state) or not_finite(state):
+    if problems := differences(own, state) + not_finite(state):
         raise CheckpointError("the weights do not fit the model: " + "; ".join(problems))
     with torch.no_grad():
         for name, parameter in own.items():
@@ -305,6 +305,8 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _is_finite(value: Tensor) -> bool:
     """Looks at a piece at a time: a mask of a whole tensor would be a quarter as large as it is."""
+    if value.is_meta:
+        return True
     return all(bool(piece.isfinite().all()) for piece in torch.split(value.reshape(-1), 1 << 20))
 
 

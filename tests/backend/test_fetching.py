@@ -372,6 +372,12 @@ def test_a_packed_answer_is_not_unpacked(label_studio: Web) -> None:
     assert label_studio.asked[0].headers["Accept-Encoding"] == "identity"
 
 
+def test_every_type_is_asked_for(label_studio: Web) -> None:
+    """Label Studio answers 406 to whoever accepts images alone."""
+    make_fetcher(label_studio.url).fetch(f"{label_studio.url}/a.png")
+    assert label_studio.asked[0].headers["Accept"] == "*/*"
+
+
 def test_an_endless_answer_ends_at_the_limit() -> None:
     class Endless(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
