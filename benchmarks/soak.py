@@ -398,9 +398,7 @@ def main() -> int:
         slope, error = samples.slope(name)
         flat = slope - error <= MOST_PER_HOUR[name]
         good &= flat or not judged
-        verdict = (
-            "" if flat else ": it grows" if judged else ": in a run too short to tell a slope from a step"
-        )
+        verdict = "" if flat else ": it grows" if judged else ": the run was too short to tell"
         print(f"{name}: {slope:+.2f} ± {error:.2f} {unit} per hour{verdict}")
     return 0 if good else 1
 
