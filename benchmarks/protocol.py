@@ -93,6 +93,7 @@ def backend() -> Iterator[str]:
         port = probe.getsockname()[1]
         probe.close()
         own = {
+            "OPEN_ACCESS": "true",  # nobody but this process calls
             "LABEL_STUDIO_URL": f"http://127.0.0.1:{pictures.server_port}",
             "LABEL_STUDIO_API_KEY": "key",
             "MODEL_DIR": f"{folder}/models",

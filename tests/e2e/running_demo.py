@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.labelstudio.client import LabelStudioClient
-from worker.demo import BACKEND_USER, EMAIL, PASSWORD
+from worker.demo import EMAIL, PASSWORD, DemoState
 from worker.demo_pictures import INDEX, Picture, demo_pictures
 from worker.local_label_studio import Account
 from worker.up import LOOPBACK
@@ -47,20 +47,22 @@ class Demo:
     @property
     def start_page(self) -> str:
         """The backend's own page, with the name and password that the demo prints."""
-        password = self._state()["backend_password"]
-        return f"http://{BACKEND_USER}:{password}@{LOOPBACK}:{self.backend_port}"
+        user, password = self.state.basic_auth
+        return f"http://{user}:{password}@{LOOPBACK}:{self.backend_port}"
 
     @property
     def account(self) -> Account:
-        return Account(EMAIL, PASSWORD, str(self._state()["token"]))
+        return Account(EMAIL, PASSWORD, self.state.token)
 
     @property
     def project(self) -> int:
-        return int(str(self._state()["project"]))
+        assert self.state.project is not None
+        return self.state.project
 
     @property
-    def webhook_secret(self) -> str:
-        return str(self._state()["webhook_secret"])
+    def state(self) -> DemoState:
+        """What the demo remembers: its project and its secrets."""
+        return DemoState.load(self.folder / "demo.json")
 
     @property
     def client(self) -> LabelStudioClient:
@@ -118,10 +120,6 @@ class Demo:
 
     def _screen_file(self) -> Path:
         return self.folder / "screen.txt"
-
-    def _state(self) -> dict[str, object]:
-        state: dict[str, object] = json.loads((self.folder / "demo.json").read_text())
-        return state
 
 
 def two_free_ports() -> tuple[int, int]:

@@ -58,7 +58,7 @@ def make_desk(demo: Demo, predictor: Predictor, title: str, config: str, copies:
     project = int(client.create_project(title, config, show_collab_predictions=False)["id"])
     for _ in range(copies):
         client.upload_images(project, [picture.path])
-    connect_project(client, project, demo.backend_url, webhook_secret=demo.webhook_secret)
+    connect_project(client, project, demo.backend_url, demo.state.webhook_secret, demo.state.basic_auth)
     fresh = iter([int(task["id"]) for task in client.tasks(project)])
     nothing = next(
         referent.phrase for referent in referents(predictor, picture, absent) if referent.no_target
