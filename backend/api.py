@@ -14,7 +14,9 @@ from backend.page import start_page
 from backend.queries import PredictQuery, parse_setup
 from backend.service import Service
 
-REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
+REPORT_POLICY = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+)
 
 routes = Blueprint("api", __name__)
 

@@ -28,7 +28,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
-"""With every answer; the pages have a style of their own and no script."""
+"""With every answer that has none of its own; the pages have a style of their own and no script."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -78,7 +78,8 @@ def create_app(
         service.metrics.requests.labels(endpoint, response.status_code).inc()
         service.metrics.latency.labels(endpoint).observe(time.monotonic() - g.since_s)
         response.headers[REQUEST_ID_HEADER] = request_id.get()
-        response.headers.update(SECURITY_HEADERS)
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     return app
