@@ -41,6 +41,7 @@ class Editor:
         expect(self.prompt).to_be_visible(timeout=LONG_MS)
         expect(self.canvas).to_be_visible(timeout=LONG_MS)
         expect(self.picture).to_be_attached(timeout=LONG_MS)
+        self.page.wait_for_load_state("networkidle", timeout=LONG_MS)  # the editor may load the task again
         self.switch("Auto-Annotation", on=True)
         self.switch(ACCEPT_AT_ONCE, on=accept_at_once)
 
