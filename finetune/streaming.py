@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 from finetune.augmentation import mirror
 from finetune.config import TrainConfig
 from finetune.data.dataset import Dataset, DatasetFileError, Sample
-from finetune.embedding_store import EmbeddingFiles, EmbeddingStore
+from finetune.embedding_store import EmbeddingStore, find_embedding
 from finetune.examples import Batch
 from finetune.processes import Processes
 from sspsam import frames
 from sspsam.clip import TextFeatures
+from sspsam.embedding_files import EmbeddingFiles
 from sspsam.phrases import PhraseError, tokenize
 from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS, CLIPConfig
@@ -90,7 +91,7 @@ class Readings:
             sample.image, self.clip.image_size, self.clip.centred, self._placement(epoch, position)
         )
         coverage = F.adaptive_avg_pool2d(frame.mask_to_canvas(sample.mask)[None, None], self.clip.grid_size)
-        kept = self.embeddings.find(sample.image) if self.embeddings is not None else None
+        kept = None if self.embeddings is None else find_embedding(self.embeddings, sample.image)
         return Reading(
             sample_id=sample.sample_id,
             tokens=_tokens(sample),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -58,6 +59,16 @@ class ClipFrame:
             mask, self.resized_hw
         )
         return canvas
+
+    def to_tensor(self) -> Tensor:
+        """All numbers in a row, (7,) int64."""
+        return torch.tensor([*self.original_hw, *self.resized_hw, self.top, self.left, self.side])
+
+    @classmethod
+    def from_tensor(cls, numbers: Tensor) -> ClipFrame:
+        """The inverse of `to_tensor`."""
+        height, width, resized_height, resized_width, top, left, side = numbers.tolist()
+        return cls((height, width), (resized_height, resized_width), top, left, side)
 
     def box_from_original(self, box_xyxy: tuple[float, float, float, float]) -> Tensor:
         """The inverse: xyxy px of the original frame as a (4,) cxcywh box in 0..1 of the canvas."""
@@ -119,16 +130,45 @@ def sam_logits_to_original(mask_logits: Tensor, original_hw: Hw) -> Tensor:
     Returns:
         (B, H, W) logits.
     """
-    side = mask_logits.shape[-1]
-    # Cropping before the (bilinear) resize keeps the work proportional to the picture; the crop is widened to
-    # whole cells and the part beyond the picture is cut off after resizing.
-    height, width = original_hw
-    scale = max(original_hw) / side
-    cells_h, cells_w = (min(side, int(np.ceil(length / scale)) + 1) for length in original_hw)
-    cropped = mask_logits[..., :cells_h, :cells_w].float()
-    full_hw = (round(cells_h * scale), round(cells_w * scale))
+    (rows, columns), full_hw = _crop(original_hw, mask_logits.shape[-1])
+    cropped = mask_logits[..., :rows, :columns].float()
     resized = F.interpolate(cropped, size=full_hw, mode="bilinear", align_corners=False)
-    return resized[:, 0, :height, :width]
+    return resized[:, 0, : original_hw[0], : original_hw[1]]
+
+
+def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, threshold: float) -> BoolMask:
+    """The same for one mask on the CPU, thresholded; OpenCV does it several times as fast.
+
+    Args:
+        mask_logits: (h, h) over the padded square.
+        original_hw: size of the picture.
+        threshold: logits above it are mask.
+
+    Returns:
+        (H, W) bool.
+    """
+    (rows, columns), (full_height, full_width) = _crop(original_hw, mask_logits.shape[-1])
+    cropped = np.ascontiguousarray(mask_logits[:rows, :columns])
+    resized = cv2.resize(cropped, (full_width, full_height), interpolation=cv2.INTER_LINEAR)
+    mask: BoolMask = resized[: original_hw[0], : original_hw[1]] > threshold
+    return mask
+
+
+def cells(original_hw: Hw, mask_logits: npt.NDArray[np.float32]) -> float:
+    """How many cells of (h, h) logits the picture covers."""
+    height, width = original_hw
+    return (mask_logits.shape[-1] / max(original_hw)) ** 2 * height * width
+
+
+def _crop(original_hw: Hw, side: int) -> tuple[Hw, Hw]:
+    """The (h, h) cells that the picture reaches, and the px that they are resized to.
+
+    Cropping before the (bilinear) resize keeps the work proportional to the picture; the crop is widened to
+    whole cells and the part beyond the picture is cut off after resizing.
+    """
+    scale = max(original_hw) / side
+    rows, columns = (min(side, int(np.ceil(length / scale)) + 1) for length in original_hw)
+    return (rows, columns), (round(rows * scale), round(columns * scale))
 
 
 def mask_to_sam(mask: BoolMask, side: int) -> Tensor:

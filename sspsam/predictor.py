@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sspsam import checkpoints, frames
+from sspsam.embedding_files import digest_of_modules
 from sspsam.files import sha256_of_file
 from sspsam.frames import BoolMask, ClipFrame, Hw, UInt8Image
 from sspsam.layouts import IMAGE_ENCODER_PREFIX
@@ -19,8 +21,8 @@ from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.prompts import Prompts
 from sspsam.sam import build_image_encoder
+from sspsam.specks import without_specks
 
 NO_TARGET_MIN_FRACTION = 50 / 512**2
 """A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
@@ -45,6 +47,54 @@ class ImageEmbedding:
         """Memory that the tensors take."""
         return sum(tensor.nbytes for tensor in (self.image_embedding, self.patch_features))
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """In half precision on the CPU, as it is kept on disk; `Predictor.from_tensors` is the inverse."""
+        return {
+            "image_embedding": self.image_embedding.cpu().half(),
+            "patch_features": self.patch_features.cpu().half(),
+            "clip_frame": self.clip_frame.to_tensor(),
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a picture."""
+
+    embedding: ImageEmbedding
+    phrase: str
+    """A referring expression of at most 77 CLIP tokens; empty for what is pointed at without one."""
+    points: npt.ArrayLike | None = None
+    """(N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame."""
+    boxes: npt.ArrayLike | None = None
+    """(4,) xyxy px, original frame."""
+
+    @property
+    def is_pointed(self) -> bool:
+        """Whether there is anything beside the phrase."""
+        return self.points is not None or self.boxes is not None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody says that there is something: with a box, or with a point that is part of it."""
+        if self.boxes is not None:
+            return True
+        if self.points is None:
+            return False
+        return bool((np.asarray(self.points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the networks say to a question, still in SAM's frame."""
+
+    question: Question
+    mask_logits: Tensor
+    """(4h, 4w) float32 over the padded square, on the CPU."""
+    score: float
+    """The decoder's estimate of the mask's IoU, 0..1."""
+    box_cxcywh: Tensor | None
+    """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
+
 
 @dataclass(frozen=True)
 class Referent:
@@ -62,7 +112,10 @@ class Referent:
 
 
 class Predictor:
-    """The model with its image encoder, on one device. Not safe to call from two threads at once."""
+    """The model with its image encoder, on one device. `embed` and `decode` may run at the same time.
+
+    Two threads may not be in the same one of them, nor in `decode` while weights are swapped.
+    """
 
     def __init__(self, model: SSPSAM, image_encoder: nn.Module, preset: str, device: str = "auto") -> None:
         self.preset = preset
@@ -132,7 +185,25 @@ class Predictor:
             clip_frame=clip_frame,
         )
 
-    @torch.inference_mode()
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> ImageEmbedding:
+        """What `ImageEmbedding.to_tensors` wrote, on this device.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        frame = ClipFrame.from_tensor(tensors["clip_frame"])
+        image_embedding, patch_features = (
+            tensors[name].to(self.device).float() for name in ("image_embedding", "patch_features")
+        )
+        return ImageEmbedding(frame.original_hw, image_embedding, patch_features, frame)
+
+    @cached_property
+    def encoders_digest(self) -> str:
+        """Hex sha256 of all that image embeddings depend on, fine-tuned weights not among it."""
+        clip = self.model.preset.clip
+        sizes = f"{clip.image_size} {clip.centred} {clip.surgery_blocks} {self._sam_side}"
+        return digest_of_modules(self.image_encoder, self.model.clip.towers.visual, also=sizes)
+
     def predict(
         self,
         embedding: ImageEmbedding,
@@ -154,15 +225,10 @@ class Predictor:
         Raises:
             PhraseError: a phrase is empty or too long.
         """
-        if not phrases:
-            return []
-        encoded = self.model.encode_phrase(tokenize(phrases).to(self.device))
-        patch_features = embedding.patch_features.expand(len(phrases), -1, -1)
-        prompts = self.model.make_prompts(patch_features, encoded)
-        clicks = self._embed_clicks(embedding, points, boxes)
-        return self._decode(embedding, phrases, prompts, clicks, _points_at_something(points, boxes))
+        tokenize(phrases)
+        questions = [Question(embedding, phrase, points, boxes) for phrase in phrases]
+        return [self.finish(decoded) for decoded in self.decode(questions)]
 
-    @torch.inference_mode()
     def segment(
         self,
         embedding: ImageEmbedding,
@@ -182,51 +248,75 @@ class Predictor:
         Raises:
             ValueError: neither points nor a box.
         """
-        clicks = self._embed_clicks(embedding, points, boxes)
-        if clicks is None:
+        [decoded] = self.decode([Question(embedding, "", points, boxes)])
+        return self.finish(decoded)
+
+    @torch.inference_mode()
+    def decode(self, questions: Sequence[Question]) -> list[Decoded]:
+        """Asks the networks; pictures may differ. Phrases share one forward pass.
+
+        What is pointed at runs by itself: prompts of different lengths do not stack.
+
+        Raises:
+            PhraseError: a phrase is too long.
+            ValueError: neither a phrase nor anything pointed at.
+        """
+        together = [place for place, question in enumerate(questions) if not question.is_pointed]
+        alone = [[place] for place, question in enumerate(questions) if question.is_pointed]
+        found: dict[int, Decoded] = {}
+        for places in [together, *alone] if together else alone:
+            found |= zip(places, self._decode([questions[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(questions))]
+
+    def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent:
+        """Brings what the networks say back to the picture. Any thread may.
+
+        Args:
+            decoded: From `decode`.
+            min_speck: Parts and holes of the mask that are smaller than this share of the picture are left
+                out; where nothing else would be left, they stay.
+        """
+        question, embedding = decoded.question, decoded.question.embedding
+        threshold = self.model.mask_threshold
+        logits = decoded.mask_logits.numpy()
+        if min_speck > 0:
+            logits = without_specks(
+                logits, threshold, min_speck * frames.cells(embedding.original_hw, logits)
+            )
+        mask = frames.sam_logits_to_mask(logits, embedding.original_hw, threshold)
+        box_xyxy = (
+            mask_to_box_xyxy(mask)
+            if decoded.box_cxcywh is None
+            else embedding.clip_frame.box_to_original(decoded.box_cxcywh)
+        )
+        no_target = says_nothing(mask, decoded.score, self.model.preset.min_score, question.is_there)
+        return Referent(
+            question.phrase, np.zeros_like(mask) if no_target else mask, decoded.score, box_xyxy, no_target
+        )
+
+    def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
+        """Any number of phrases, or one question with something pointed at."""
+        image_embeddings = _rows([question.embedding.image_embedding for question in questions])
+        clicks = self._embed_clicks(questions[0])
+        phrases = [question.phrase for question in questions]
+        boxes: Tensor | None = None
+        if any(phrases):
+            patch_features = _rows([question.embedding.patch_features for question in questions])
+            encoded = self.model.encode_phrase(tokenize(phrases).to(self.device))
+            prompts = self.model.make_prompts(patch_features, encoded)
+            mask_logits, boxes, iou_predictions = self.model.decode(image_embeddings, prompts, clicks)
+        elif clicks is not None:
+            mask_logits, iou_predictions = self.model.sam(image_embeddings, clicks)
+        else:
             raise ValueError("expected points or a box: without a phrase there is nothing else to go by")
-        mask_logits, iou_predictions = self.model.sam(embedding.image_embedding, clicks)
-        (mask,) = self._masks(mask_logits, embedding)
-        score = float(iou_predictions.clamp(0, 1)[0])
-        is_there = _points_at_something(points, boxes)
-        return _referent("", mask, score, mask_to_box_xyxy(mask), self._is_empty(mask, score, is_there))
+        scores = iou_predictions.clamp(0, 1).tolist()
+        grids = mask_logits[:, 0].float().cpu()
+        boxes_cxcywh = [None] * len(questions) if boxes is None else list(boxes.cpu())
+        return [Decoded(*one) for one in zip(questions, grids, scores, boxes_cxcywh, strict=True)]
 
-    def _decode(
-        self,
-        embedding: ImageEmbedding,
-        phrases: Sequence[str],
-        prompts: Prompts,
-        clicks: Tensor | None,
-        is_there: bool,
-    ) -> list[Referent]:
-        count = len(phrases)
-        output = self.model.decode(
-            embedding.image_embedding.expand(count, -1, -1, -1),
-            prompts,
-            None if clicks is None else clicks.expand(count, -1, -1),
-        )
-        masks = self._masks(output.mask_logits, embedding)
-        scores = output.iou_predictions.clamp(0, 1).tolist()
-        boxes_xyxy = (
-            [mask_to_box_xyxy(mask) for mask in masks]
-            if output.boxes is None
-            else [embedding.clip_frame.box_to_original(box) for box in output.boxes.cpu()]
-        )
-        empty = [self._is_empty(mask, score, is_there) for mask, score in zip(masks, scores, strict=True)]
-        return [_referent(*answer) for answer in zip(phrases, masks, scores, boxes_xyxy, empty, strict=True)]
-
-    def _is_empty(self, mask: BoolMask, score: float, is_there: bool) -> bool:
-        return says_nothing(mask, score, self.model.preset.min_score, is_there)
-
-    def _masks(self, mask_logits: Tensor, embedding: ImageEmbedding) -> BoolMask:
-        """(B, 1, h, h) logits as (B, H, W) masks of the original frame."""
-        logits = frames.sam_logits_to_original(mask_logits, embedding.original_hw)
-        masks: BoolMask = (logits > self.model.mask_threshold).cpu().numpy()
-        return masks
-
-    def _embed_clicks(
-        self, embedding: ImageEmbedding, points: npt.ArrayLike | None, boxes: npt.ArrayLike | None
-    ) -> Tensor | None:
+    def _embed_clicks(self, question: Question) -> Tensor | None:
+        """SAM's own embeddings, (1, M, C), of what is pointed at."""
+        embedding, points, boxes = question.embedding, question.points, question.boxes
         if points is None and boxes is None:
             return None
         coordinates, labels, corners = None, None, None
@@ -309,21 +399,16 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
 
 
-def _points_at_something(points: npt.ArrayLike | None, boxes: npt.ArrayLike | None) -> bool:
-    """Whether somebody says that there is something: with a box, or with a point that is part of it."""
-    if boxes is not None:
-        return True
-    return points is not None and bool((np.asarray(points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
-
-
 def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:
     """Whether an answer says that nothing fits; what somebody points at is there, however small."""
     if is_there:
         return not mask.any()
-    return bool(mask.mean() < NO_TARGET_MIN_FRACTION) or score < min_score
+    return np.count_nonzero(mask) < NO_TARGET_MIN_FRACTION * mask.size or score < min_score
 
 
-def _referent(
-    phrase: str, mask: BoolMask, score: float, box_xyxy: tuple[float, float, float, float], no_target: bool
-) -> Referent:
-    return Referent(phrase, np.zeros_like(mask) if no_target else mask, score, box_xyxy, no_target)
+def _rows(tensors: Sequence[Tensor]) -> Tensor:
+    """(1, ...) tensors as the rows of one; the same one several times takes no more memory."""
+    first = tensors[0]
+    if all(tensor is first for tensor in tensors):
+        return first.expand(len(tensors), *first.shape[1:])
+    return torch.cat(list(tensors))

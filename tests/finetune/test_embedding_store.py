@@ -63,15 +63,17 @@ def test_another_encoder_has_embeddings_of_its_own(tmp_path: Path) -> None:
     assert (one.asked, other.asked) == (1, 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY"])
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_a_damaged_file_is_made_again(tmp_path: Path, content: bytes) -> None:
     encoder = CountingEncoder()
     kept = store_in(tmp_path, encoder).get(picture())
-    [path] = tmp_path.rglob("*.npy")
+    [path] = tmp_path.rglob("*.safetensors")
     path.write_bytes(content)
     torch.testing.assert_close(store_in(tmp_path, encoder).get(picture()), kept, rtol=0, atol=0)
     assert encoder.asked == 2
-    assert [file.name for file in tmp_path.rglob("*.npy")] == [path.name], "nothing half-written is left"
+    assert [file.name for file in tmp_path.rglob("*.safetensors")] == [path.name], (
+        "nothing half-written is left"
+    )
 
 
 def test_without_a_folder_nothing_is_kept() -> None:

@@ -54,6 +54,9 @@ def test_masks_come_back_as_sam_brings_them_back(original_hw: tuple[int, int]) -
     actual = frames.sam_logits_to_original(logits, original_hw) > 0
     assert actual.shape == expected.shape
     assert (actual != expected).float().mean() < 0.01
+    one = frames.sam_logits_to_mask(logits[0, 0].numpy(), original_hw, 0.0)
+    assert one.shape == original_hw
+    assert (one != actual[0].numpy()).mean() < 1e-4
 
 
 @pytest.mark.parametrize("original_hw", [(480, 640), (200, 90)])

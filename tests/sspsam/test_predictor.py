@@ -13,7 +13,7 @@ from sspsam import frames
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
 from sspsam.phrases import tokenize
-from sspsam.predictor import says_nothing
+from sspsam.predictor import Question, says_nothing
 from sspsam.presets import PRESETS
 
 
@@ -180,3 +180,30 @@ def test_an_answer_that_is_not_believed_in_means_nothing() -> None:
     assert doubted.no_target
     assert not doubted.mask.any()
     assert doubted.score == believed.score
+
+
+def test_phrases_about_different_pictures_share_a_pass(
+    predictor: sspsam.Predictor, image: UInt8Image
+) -> None:
+    pictures = [predictor.embed(image), predictor.embed(image[::-1, :60].copy())]
+    questions = [
+        Question(pictures[0], "the dog"),
+        Question(pictures[1], "", points=[[10, 20, 1]]),
+        Question(pictures[1], "a tree on the left"),
+        Question(pictures[0], "the dog", boxes=[5, 5, 60, 70]),
+    ]
+
+    together = [predictor.finish(decoded) for decoded in predictor.decode(questions)]
+
+    for question, found in zip(questions, together, strict=True):
+        if question.phrase:
+            where = {"points": question.points, "boxes": question.boxes}
+            [expected] = predictor.predict(question.embedding, [question.phrase], **where)
+        else:
+            expected = predictor.segment(question.embedding, question.points)
+        assert found.phrase == question.phrase
+        assert found.mask.shape == question.embedding.original_hw
+        assert (found.mask == expected.mask).mean() > 0.999
+        assert found.box_xyxy == pytest.approx(expected.box_xyxy, abs=0.05)
+        assert found.score == pytest.approx(expected.score, abs=1e-4)
+    assert predictor.decode([]) == []
