@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
+from sspsam.commands import SamEncoderOption
+
 app = typer.Typer()
 
 
 @app.command()
-def serve() -> None:
+def serve(sam_encoder: SamEncoderOption = None) -> None:
     """Run the backend that Label Studio asks for masks. Settings come from the environment."""
     from backend.serve import serve as run
     from backend.settings import Settings
 
-    run(Settings())
+    run(Settings(sam_encoder=sam_encoder or ""))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
 from backend.fetching import HostRule
+from sspsam.presets import with_image_encoder
 
 
 def _check_url(url: str) -> str:
@@ -71,6 +72,9 @@ class Settings(BaseSettings):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     preset: str = "ssp-sam-demo"
+    """Which model; its name says `-with-<encoder>` where sam_encoder names one."""
+    sam_encoder: str = ""
+    """A SAM image encoder in place of the preset's own, such as `mobile`."""
     weights: Path | None = None
     """The preset's weights, as `sspsam weights convert` writes them; without it, those in the package."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -109,6 +113,10 @@ class Settings(BaseSettings):
                 for one in error.errors()
             ]
             raise SettingsError("; ".join(wrong)) from error
+        try:
+            self.preset = with_image_encoder(self.preset, self.sam_encoder)
+        except ValueError as error:
+            raise SettingsError(f"PRESET, SAM_ENCODER: {error}") from error
 
     @property
     def images_dir(self) -> Path:

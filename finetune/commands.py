@@ -14,6 +14,7 @@ from sspsam.commands import (
     DeviceOption,
     ModelDirOption,
     PresetOption,
+    SamEncoderOption,
     VersionOption,
     WeightsOption,
     open_predictor,
@@ -43,6 +44,7 @@ def evaluate(
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
     weights: WeightsOption = None,
+    sam_encoder: SamEncoderOption = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -72,7 +74,9 @@ def evaluate(
         raise typer.BadParameter(f"{protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     samples = open_dataset(dataset)
     processes = join_processes(device)
-    predictor = open_predictor(preset, processes.device_name(device), version, model_dir, weights)
+    predictor = open_predictor(
+        preset, processes.device_name(device), version, model_dir, weights, sam_encoder
+    )
     result = _evaluate_with_progress(predictor, samples, protocol, processes)
     if not processes.is_first:
         return
@@ -92,6 +96,7 @@ def gallery(
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
     weights: WeightsOption = None,
+    sam_encoder: SamEncoderOption = None,
     model_dir: ModelDirOption = Path("models"),
     device: DeviceOption = "auto",
 ) -> None:
@@ -104,7 +109,8 @@ def gallery(
     from sspsam.pictures import write_picture
 
     samples = open_dataset(dataset)
-    write_picture(draw_gallery(open_predictor(preset, device, version, model_dir, weights), samples), out)
+    predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
+    write_picture(draw_gallery(predictor, samples), out)
     typer.echo(f"Written to {out}")
 
 

@@ -20,6 +20,14 @@ app.add_typer(weights_app, name="weights")
 DEFAULT_PRESET = "ssp-sam-demo"
 
 PresetOption = Annotated[str, typer.Option(envvar="PRESET", help="Variant of the model.")]
+SamEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SAM_ENCODER",
+        metavar="NAME",
+        help="Another SAM image encoder than the preset's: `mobile` for MobileSAM's; vit_b, vit_l, vit_h.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(envvar="DEVICE", help="auto, cpu, cuda or cuda:<number>.")]
 VersionOption = Annotated[
     str | None,
@@ -59,6 +67,7 @@ def predict(
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
     weights: WeightsOption = None,
+    sam_encoder: SamEncoderOption = None,
     model_dir: ModelDirOption = Path("models"),
     device: DeviceOption = "auto",
 ) -> None:
@@ -70,7 +79,7 @@ def predict(
     from sspsam.pictures import read_picture, write_picture
 
     pixels = read_picture(image)
-    predictor = open_predictor(preset, device, version, model_dir, weights)
+    predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
     referents = predictor.predict(predictor.embed(pixels), phrases)
     if out is not None:
         write_picture(draw_referents(pixels, referents), out)
@@ -86,6 +95,7 @@ def open_predictor(
     version: str | None = None,
     model_dir: Path = Path("models"),
     weights: Path | None = None,
+    sam_encoder: str | None = None,
 ) -> Predictor:
     """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
 
@@ -95,19 +105,20 @@ def open_predictor(
         version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
         model_dir: root of the store of versions.
         weights: the preset's own; None for those in the package.
+        sam_encoder: in place of the preset's own.
 
     Raises:
-        typer.BadParameter: no such preset, device or file.
+        typer.BadParameter: no such preset, encoder, device or file.
         CheckpointError, VersionError: weights that are missing, damaged or do not fit.
     """
     from sspsam import Predictor
     from sspsam.checkpoints import read_tensors
     from sspsam.predictor import choose_device
-    from sspsam.presets import get_preset
+    from sspsam.presets import with_image_encoder
     from sspsam.versions import VersionStore
 
     try:
-        get_preset(preset)
+        preset = with_image_encoder(preset, sam_encoder)
         choose_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

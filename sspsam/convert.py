@@ -24,7 +24,8 @@ from sspsam.sam import build_image_encoder
 LICENCES: Mapping[Layout, str] = {"clip": "MIT", "sam": "Apache-2.0", "ssp-sam": "Apache-2.0"}
 """What the owners of a layout publish their own weights under."""
 _PRECEDENCE: Sequence[Layout] = ("sam", "ours", "ssp-sam", "clip")
-"""Later over earlier: a trained decoder over SAM's, and CLIP from its own file, as the authors evaluate."""
+"""Later over earlier: a trained decoder over SAM's, and CLIP from its own file, as the authors evaluate.
+SAM's image encoder, which is never trained either, is from its own file too, and may then be another."""
 _FROZEN_PREFIXES = (CLIP_PREFIX, "sam.", IMAGE_ENCODER_PREFIX)
 
 
@@ -161,9 +162,15 @@ def _merge(sources: Sequence[_Source]) -> tuple[dict[str, Tensor], dict[str, _So
             names = ", ".join(str(source.path) for source in same)
             raise CheckpointError(f"expected one file of a kind, got several of {layout}: {names}")
         for source in same:
-            merged |= source.tensors
-            owner |= dict.fromkeys(source.tensors, source)
+            has_own = layout == "sam" or not any(other.layout == "sam" for other in sources)
+            tensors = source.tensors if has_own else _without_image_encoder(source.tensors)
+            merged |= tensors
+            owner |= dict.fromkeys(tensors, source)
     return merged, owner
+
+
+def _without_image_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if not key.startswith(IMAGE_ENCODER_PREFIX)}
 
 
 def _describe(source: _Source, tensors: int) -> SourceCard:

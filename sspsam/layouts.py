@@ -56,7 +56,8 @@ UNUSED_REFERENCE_PREFIXES = (
 )
 UNUSED_CLIP_NAMES = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
 """Sizes that OpenAI's archives keep as tensors, and the causal mask, which is no weight."""
-UNUSED_SAM_NAMES = frozenset({"pixel_mean", "pixel_std"})
+UNUSED_SAM_PREFIXES = ("pixel_", "image_encoder.norm_head.", "image_encoder.head.")
+"""Constants of SAM's preprocessing, and the ImageNet head that MobileSAM's file carries."""
 
 SURGERY_RENAMES = {
     ".attn.qkv.weight": ".attn.in_proj_weight",
@@ -102,7 +103,7 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         return {
             _with_prefix(name, SAM_PREFIXES): value
             for name, value in state.items()
-            if name not in UNUSED_SAM_NAMES
+            if not name.startswith(UNUSED_SAM_PREFIXES)
         }
     return dict(state)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal
 
 StemConfig = tuple[tuple[int, int], ...]
@@ -62,6 +64,29 @@ class ImageEncoderConfig:
         return self.image_size // self.patch_size
 
 
+@dataclass(frozen=True)
+class TinyViTConfig:
+    """Sizes of MobileSAM's image encoder (TinyViT): a stage of convolutions, then three of windows."""
+
+    image_size: int
+    """Side of the square SAM canvas, px."""
+    widths: tuple[int, ...]
+    """Channels of each stage."""
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    windows: tuple[int, ...]
+    """Side of the windows of the stages after the first."""
+    strides: tuple[int, ...]
+    """Between a stage and the next; four more lie before the first."""
+    head_width: int = 32
+    embedding_dim: int = 256
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding, cells."""
+        return self.image_size // (4 * prod(self.strides))
+
+
 Verification = Literal["gaussian", "cosine", "none"]
 
 
@@ -117,10 +142,11 @@ class Preset:
     """File of the weights that ship in the package, if any."""
 
 
-IMAGE_ENCODERS: dict[str, ImageEncoderConfig] = {
+IMAGE_ENCODERS: dict[str, ImageEncoderConfig | TinyViTConfig] = {
     "vit_b": ImageEncoderConfig(1024, 768, 12, 12, (2, 5, 8, 11)),
     "vit_l": ImageEncoderConfig(1024, 1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": ImageEncoderConfig(1024, 1280, 32, 16, (7, 15, 23, 31)),
+    "mobile": TinyViTConfig(1024, (64, 128, 160, 320), (2, 2, 6, 2), (7, 14, 7), (2, 2, 1)),
     "vit_demo": ImageEncoderConfig(
         256, 128, 2, 4, (), window_size=8, patch_size=8, embedding_dim=128, stem=((32, 0), (64, 1), (128, 3)),
     ),
@@ -183,26 +209,43 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 Applied in this order, so that leaving out the more goes before leaving out the less.
 """
 
-_WITHOUT = "-without-"
+_CHANGE = re.compile("-(with|without)-")
 
 
 def base_preset(name: str) -> str:
     """The entry of PRESETS that a name begins with."""
-    return name.partition(_WITHOUT)[0]
+    return _CHANGE.split(name, maxsplit=1)[0]
+
+
+def with_image_encoder(name: str, image_encoder: str | None) -> str:
+    """The name of a preset with another SAM image encoder; its own where none is named.
+
+    Raises:
+        ValueError: there is no such preset or encoder, or the one does not fit the other.
+    """
+    if not image_encoder or get_preset(name).image_encoder == image_encoder:
+        return name
+    changed = f"{name}-with-{image_encoder}"
+    get_preset(changed)
+    return changed
 
 
 def get_preset(name: str) -> Preset:
     """Looks a preset up.
 
     Args:
-        name: key of PRESETS, followed by any number of `-without-<ablation>`.
+        name: key of PRESETS, followed by any number of `-without-<ablation>`, and by `-with-<key of
+            IMAGE_ENCODERS>` for another SAM image encoder.
 
     Raises:
-        ValueError: there is no preset of that name, or no such ablation.
+        ValueError: there is no preset of that name, no such ablation or encoder, or its embedding is of
+            another shape than the preset's decoder reads.
     """
-    base, *left_out = name.split(_WITHOUT)
+    base, *changes = _CHANGE.split(name)
     if base not in PRESETS:
         raise ValueError(f"unknown preset {name!r}, expected one of: {', '.join(PRESETS)}")
+    pairs = list(zip(changes[::2], changes[1::2], strict=True))
+    left_out = [part for change, part in pairs if change == "without"]
     if unknown := [part for part in left_out if part not in ABLATIONS]:
         raise ValueError(
             f"unknown ablation {unknown[0]!r} in {name!r}, expected one of: {', '.join(ABLATIONS)}"
@@ -210,6 +253,8 @@ def get_preset(name: str) -> Preset:
     preset = PRESETS[base]
     for part in sorted(left_out, key=list(ABLATIONS).index):
         preset = _without(preset, part)
+    for image_encoder in (part for change, part in pairs if change == "with"):
+        preset = _with(preset, image_encoder, base)
     return preset
 
 
@@ -217,3 +262,21 @@ def _without(preset: Preset, part: str) -> Preset:
     """As the authors do it: without the visual adapter, CLIP runs without surgery too."""
     clip = replace(preset.clip, surgery_blocks=0) if part == "visual-adapter" else preset.clip
     return replace(preset, clip=clip, prompt=replace(preset.prompt, **ABLATIONS[part]), weights=None)
+
+
+def _with(preset: Preset, image_encoder: str, base: str) -> Preset:
+    if image_encoder not in IMAGE_ENCODERS:
+        raise ValueError(
+            f"unknown image encoder {image_encoder!r}, expected one of: {', '.join(IMAGE_ENCODERS)}"
+        )
+    expected, found = (_embedding_shape(name) for name in (preset.image_encoder, image_encoder))
+    if expected != found:
+        raise ValueError(
+            f"the embedding of image encoder {image_encoder!r} is {found}, but {base} reads {expected}"
+        )
+    return replace(preset, image_encoder=image_encoder, weights=None)
+
+
+def _embedding_shape(image_encoder: str) -> str:
+    config = IMAGE_ENCODERS[image_encoder]
+    return f"{config.embedding_dim}x{config.embedding_size}x{config.embedding_size}"

@@ -113,6 +113,13 @@ PUBLIC_FILES: tuple[PublicFile, ...] = (
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", _BY_OTHERS,
     ),
     PublicFile(
+        "mobile-sam", "MobileSAM, in place of SAM ViT-H",
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        "Apache-2.0", 40_728_226,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        "recorded alike by independent projects (LibreYOLO, others); its authors publish none",
+    ),
+    PublicFile(
         "clip-vit-b-16", "OpenAI CLIP ViT-B/16, of ssp-sam-224",
         f"{_CLIP}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
         "MIT", 350_837_078,

@@ -6,15 +6,20 @@ from functools import partial
 from typing import cast
 
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
-from sspsam.presets import IMAGE_ENCODERS, DecoderConfig, ImageEncoderConfig
+from sspsam.image_encoder import ImageEncoder
+from sspsam.presets import IMAGE_ENCODERS, DecoderConfig, ImageEncoderConfig, TinyViTConfig
 from sspsam.stem import ConvStem, PatchEmbedding
+from sspsam.tiny_vit import TinyViT
 
 
-def build_image_encoder(name: str) -> ImageEncoderViT:
+def build_image_encoder(name: str) -> ImageEncoder | TinyViT:
     """Builds a SAM image encoder with random weights: (B, 3, S, S) to (B, C, S/16, S/16).
+
+    Args:
+        name: key of IMAGE_ENCODERS; `mobile` is MobileSAM's, whose embeddings stand in for those of `vit_h`.
 
     Raises:
         ValueError: there is no encoder of that name.
@@ -22,7 +27,11 @@ def build_image_encoder(name: str) -> ImageEncoderViT:
     if name not in IMAGE_ENCODERS:
         raise ValueError(f"unknown image encoder {name!r}, expected one of: {', '.join(IMAGE_ENCODERS)}")
     config = IMAGE_ENCODERS[name]
-    encoder = ImageEncoderViT(
+    return TinyViT(config) if isinstance(config, TinyViTConfig) else _build_vit(config)
+
+
+def _build_vit(config: ImageEncoderConfig) -> ImageEncoder:
+    encoder = ImageEncoder(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
@@ -43,7 +52,7 @@ def build_image_encoder(name: str) -> ImageEncoderViT:
 class SAMDecoder(nn.Module):
     """SAM's prompt encoder and mask decoder: prompts and an image embedding to a mask."""
 
-    def __init__(self, config: DecoderConfig, image_encoder: ImageEncoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, image_encoder: ImageEncoderConfig | TinyViTConfig) -> None:
         super().__init__()
         dim, side = image_encoder.embedding_dim, image_encoder.embedding_size
         self.prompt_encoder = PromptEncoder(

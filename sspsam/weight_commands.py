@@ -137,6 +137,14 @@ def convert(
     out: Annotated[
         Path, typer.Option(help="The .safetensors file to write.", dir_okay=False, show_default=False)
     ],
+    sam_encoder: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SAM_ENCODER",
+            metavar="NAME",
+            help="Another SAM image encoder than the preset's, such as `mobile`; give its file, too.",
+        ),
+    ] = None,
     for_training: Annotated[
         bool, typer.Option("--for-training", help="Only CLIP and SAM, for training the rest from scratch.")
     ] = False,
@@ -149,7 +157,9 @@ def convert(
     """
     from sspsam.convert import card_path
     from sspsam.convert import convert as convert_files
+    from sspsam.presets import with_image_encoder
 
+    preset = with_image_encoder(preset, sam_encoder)
     card = convert_files(_find(sources, _folder(model_dir)), preset, out, for_training)
     typer.echo(f"{out}: {card.tensors} tensors, {_size(card.size_bytes)}, of {card.preset}")
     for source in card.sources:

@@ -33,8 +33,12 @@ def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     fixed = {"tf_scale": 1.0, "tf_sigma": 0.5, "encoder.logit_scale": math.log(1 / 0.07)}
     if key in fixed:
         return torch.full(shape, fixed[key])
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     noise = generator.standard_normal(shape, dtype=np.float32)
+    if key.endswith("running_var"):
+        return torch.from_numpy(1 + 0.1 * noise**2)
     if not key.endswith("positional_encoding_gaussian_matrix"):
         if len(shape) == 1:
             noise = 1 + 0.1 * noise if key.endswith("weight") else 0.02 * noise

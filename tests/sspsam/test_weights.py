@@ -44,8 +44,8 @@ def published_at(url: str, sha256: str | None = SHA256) -> PublicFile:
 
 def test_the_table_is_whole() -> None:
     assert [file.name for file in PUBLIC_FILES] == [
-        "sam-vit-b", "sam-vit-l", "sam-vit-h", "clip-vit-b-16", "clip-vit-l-14-336", "ssp-sam-224-grefcoco",
-        "ssp-sam-224-clip",
+        "sam-vit-b", "sam-vit-l", "sam-vit-h", "mobile-sam", "clip-vit-b-16", "clip-vit-l-14-336",
+        "ssp-sam-224-grefcoco", "ssp-sam-224-clip",
     ]  # fmt: skip
     assert len({file.file_name for file in PUBLIC_FILES}) == len(PUBLIC_FILES)
     for file in PUBLIC_FILES:
