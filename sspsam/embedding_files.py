@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -144,7 +142,6 @@ def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
+def _bytes_of(tensor: Tensor) -> memoryview:
     """Without a copy, where the tensor is on the CPU."""
-    array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return array
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

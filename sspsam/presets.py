@@ -223,7 +223,8 @@ def with_image_encoder(name: str, image_encoder: str | None) -> str:
     Raises:
         ValueError: there is no such preset or encoder, or the one does not fit the other.
     """
-    if not image_encoder or get_preset(name).image_encoder == image_encoder:
+    own = get_preset(name).image_encoder
+    if image_encoder in (None, "", own):
         return name
     changed = f"{name}-with-{image_encoder}"
     get_preset(changed)

@@ -147,8 +147,8 @@ class AttentionBlock(nn.Module):
         cells = features.permute(0, 2, 3, 1)  # (B, H, W, C)
         cells = cells + self._attend(cells)
         cells = self.local_conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        cells = cells + cast(Tensor, self.mlp(cells))
-        return cells.permute(0, 3, 1, 2)
+        out: Tensor = cells + self.mlp(cells)
+        return out.permute(0, 3, 1, 2)
 
     def _attend(self, cells: Tensor) -> Tensor:
         """Attention in windows; zeros to the right and below fill the last ones up."""

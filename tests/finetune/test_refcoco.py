@@ -456,4 +456,4 @@ def test_a_published_data_set_is_learned_and_measured(root: Path) -> None:
     for protocol in ("original", "paper"):
         result = evaluate(predictor, open_dataset("refcoco/train"), protocol=protocol)
         assert result.counts == {"samples": 2, "images": 2, "no target": 0}
-    assert list((root / "kept").rglob("*.npy"))
+    assert list((root / "kept").rglob("*.safetensors"))

@@ -135,7 +135,7 @@ def test_embeddings_are_kept_and_found(config: TrainConfig, data: StickerDataset
     config = dataclasses.replace(config, embeddings=tmp_path / "kept", flip_probability=0.5)
     first = stream(config, data)
     batches = [first.batch(step) for step in range(3)]
-    files = sorted((tmp_path / "kept").rglob("*.npy"))
+    files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert 3 <= len(files) <= 6, "one or two of each of three scenes: as it is, and mirrored"
     second = stream(config, data)
     second.embeddings = Unused(second.embeddings)  # type: ignore[assignment]
