@@ -72,7 +72,9 @@ def metrics() -> Response:
     parts = service()
     parts.metrics.set_corrections(merged(one.tally for one in parts.memory.corrections()))
     status, embeddings = parts.engine.status(), parts.engine.embeddings
-    text = parts.metrics.render(status.version, status.state, len(embeddings), embeddings.size_bytes)
+    text = parts.metrics.render(
+        status.version, status.state, len(embeddings), embeddings.size_bytes, parts.engine.waiting()
+    )
     return Response(text, content_type=Metrics.content_type)
 
 

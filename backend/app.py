@@ -13,12 +13,12 @@ from werkzeug.exceptions import HTTPException
 
 from backend.access import MAX_REQUEST_BYTES, Gate, require_secrets
 from backend.api import routes
-from backend.engine import SwappablePredictor
 from backend.errors import AccessError, BackendError, RequestError, TooManyRequestsError
 from backend.page import short_time
 from backend.request_ids import REQUEST_ID_HEADER, request_id
 from backend.service import build_service
 from backend.settings import Settings
+from backend.sharing import SwappablePredictor
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",

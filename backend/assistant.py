@@ -40,17 +40,19 @@ from backend.labelstudio.predictions import (
     status_line,
     text_result,
 )
+from backend.lanes import Caller
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
 from backend.refining import Refiner, internal_error
+from backend.sharing import NOBODY, ReadImage
 from backend.shown import ShownMask
 from sspsam.masks import mask_to_coco_rle
 
 Prediction = dict[str, Any]
 
-BATCH_BUDGET_S = 85.0
-"""Label Studio gives a whole batch 100 s; tasks that are not reached by then are asked for again."""
+BATCH_PART = 0.85
+"""Of the time that Label Studio gives a whole batch; tasks not reached by then are asked for again."""
 PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
 """Errors that may be gone at the next try: a batch then stores nothing, so that there is one."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
@@ -86,13 +88,17 @@ class Assistant:
         images: Fetches the pictures.
         memory: What was answered before.
         metrics: Counts phrases.
+        timeout_s: How long Label Studio waits for an answer.
     """
 
-    def __init__(self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics, timeout_s: float
+    ) -> None:
         self._engine = engine
         self._images = images
         self._memory = memory
         self._metrics = metrics
+        self._timeout_s = timeout_s
         self._refiner = Refiner(engine, images, memory, metrics)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
@@ -102,10 +108,21 @@ class Assistant:
         except LabelingConfigError as error:
             logger.warning("project %s: %s", query.project_id, error)
             return [{"result": []} for _ in query.tasks]
+        since_s = time.monotonic()
         if query.context is None:
-            return self._answer_batch(query, config)
-        context = query.context
-        return [self._answer_annotator(query.project_id, task, context, config) for task in query.tasks]
+            until_s = since_s + BATCH_PART * self._timeout_s
+            return self._answer_batch(query, config, Caller(query.project_id, until_s))
+        context, until_s = query.context, since_s + self._timeout_s
+        return [
+            self._answer_annotator(
+                query.project_id,
+                task,
+                context,
+                config,
+                Caller(f"{query.project_id}/{task.task_id}/{task.annotator}", until_s),
+            )
+            for task in query.tasks
+        ]
 
     @property
     def version(self) -> str:
@@ -113,18 +130,20 @@ class Assistant:
         return self._engine.version
 
     def _answer_annotator(
-        self, project: str, task: Task, context: Results, config: LabelingConfig
+        self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
     ) -> Prediction:
         prompt = _result_of(context, config.prompt.name if config.prompt else None)
         if prompt is None:  # clicks, something else on the form, or the call that follows every submit
             gestures = read_gestures(context, config)
-            return self._refiner.answer(project, task, gestures, config) if gestures else {"result": []}
+            if not gestures:
+                return {"result": []}
+            return self._refiner.answer(project, task, gestures, config, caller)
         entries = prompt_entries([prompt], config)
         if not entries:
             return self._answer_blank(prompt, context, config)
         known = self._known_unmatched(project, task, config)
         asked, kept = _split_entries(entries, _newest(prompt), known)
-        outcome = self.look(project, task, asked, config)
+        outcome = self.look(project, task, asked, config, caller)
         self._note(project, task, outcome)
         self._memory.note_unmatched(
             project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
@@ -146,25 +165,40 @@ class Assistant:
         return _written(outcome, [], prompt, context, config)
 
     def _answer_batch(
-        self, query: PredictQuery, config: LabelingConfig
+        self, query: PredictQuery, config: LabelingConfig, caller: Caller
     ) -> list[Prediction | list[Prediction]]:
         known = self._memory.project(query.project_id)
         extra_params = known.extra_params if known else None
-        until_s = time.monotonic() + BATCH_BUDGET_S
         answers: list[Prediction | list[Prediction]] = []
         for task in query.tasks:
-            late = time.monotonic() > until_s
-            answers.append([] if late else self._prelabel(query.project_id, task, extra_params, config))
+            phrases = task.phrases(extra_params)
+            if phrases:
+                answers.append(self._prelabel(query.project_id, task, phrases, config, caller))
+                continue
+            answers.append(prediction([], self._engine.version))
+            if len(query.tasks) == 1:  # it has been opened, so that phrases will follow
+                self._embed_ahead(task, config)
         return answers
 
     def _prelabel(
-        self, project: str, task: Task, extra_params: object, config: LabelingConfig
+        self, project: str, task: Task, phrases: list[str], config: LabelingConfig, caller: Caller
     ) -> Prediction | list[Prediction]:
-        phrases = task.phrases(extra_params)
-        if not phrases:
-            return prediction([], self._engine.version)
-        outcome = self.look(project, task, phrases, config)
+        if not caller.left_s:
+            return []
+        outcome = self.look(project, task, phrases, config, caller)
         return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
+
+    def _embed_ahead(self, task: Task, config: LabelingConfig) -> None:
+        """Begins to embed a task's picture, in the background."""
+        if config.image is None:
+            return
+        value = task.data.get(config.image.value)
+
+        def find() -> tuple[str, ReadImage]:
+            digest = self._images.digest(value, task.task_id)
+            return digest, partial(self._images.decode, digest)
+
+        self._engine.prefetch(find)
 
     def write_prediction(
         self, project: str, task: Task, outcome: Outcome, config: LabelingConfig
@@ -173,10 +207,17 @@ class Assistant:
         self._note(project, task, outcome)
         return _written(outcome, [], {"id": fresh_id()}, [], config)
 
-    def look(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
+    def look(
+        self,
+        project: str,
+        task: Task,
+        phrases: list[str],
+        config: LabelingConfig,
+        caller: Caller = NOBODY,
+    ) -> Outcome:
         """Looks for phrases in a task's picture; whatever goes wrong is in the outcome."""
         try:
-            outcome = self._find(project, task, phrases, config)
+            outcome = self._find(project, task, phrases, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             reasons = dict.fromkeys(phrases, str(error))
@@ -190,11 +231,13 @@ class Assistant:
         self._metrics.phrases.labels("failed").inc(len(outcome.failed))
         return outcome
 
-    def _find(self, project: str, task: Task, phrases: list[str], config: LabelingConfig) -> Outcome:
+    def _find(
+        self, project: str, task: Task, phrases: list[str], config: LabelingConfig, caller: Caller
+    ) -> Outcome:
         config.require("image", "mask")
         assert config.image is not None
         digest = self._images.digest(task.data.get(config.image.value), task.task_id)
-        answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases)
+        answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
         outcome = Outcome(answer.version)
         for phrase, referent in zip(phrases, answer.referents, strict=True):
             if isinstance(referent, PhraseRefusedError):

@@ -1,45 +1,105 @@
-"""Image embeddings in memory, bounded in bytes."""
+"""Image embeddings at hand: in memory, bounded in bytes, and on the disk that backends and workers share."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sspsam.embedding_files import EmbeddingFiles
+
+Source = Literal["memory", "disk", "encoder"]
+"""Where an embedding came from."""
 
 
-class Sized(Protocol):
-    """Something that knows how much memory it takes."""
+class Storable(Protocol):
+    """Something that knows how much memory it takes, and how it is written down."""
 
     @property
     def size_bytes(self) -> int: ...
 
+    def to_tensors(self) -> dict[str, Tensor]: ...
 
-Item = TypeVar("Item", bound=Sized)
+
+Item = TypeVar("Item", bound=Storable)
+
+logger = logging.getLogger(__name__)
 
 
 class EmbeddingCache(Generic[Item]):
     """Keeps what was used last. Safe to share between threads.
 
     Args:
-        max_bytes: Of all items together; an item larger than this is not kept.
+        max_bytes: Of all items in memory together; an item larger than this is not kept there.
+        folder: Where they are kept on disk; None keeps them in memory alone.
+        max_disk_bytes: Of all files in the folder; None does not bound them.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, folder: Path | None = None, max_disk_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
+        self.folder = folder
+        self.max_disk_bytes = max_disk_bytes
         self.size_bytes = 0
         self._items: OrderedDict[str, Item] = OrderedDict()
         self._lock = Lock()
+        self._files: EmbeddingFiles | None = None
+        self._from_tensors: Callable[[Mapping[str, Tensor]], Item] | None = None
 
     def __len__(self) -> int:
+        """How many are in memory."""
         return len(self._items)
 
+    def open_files(self, encoders_digest: str, from_tensors: Callable[[Mapping[str, Tensor]], Item]) -> None:
+        """Finds and keeps items on disk as well, from now on, if there is a folder for it.
+
+        Args:
+            encoders_digest: Of what makes the items.
+            from_tensors: The inverse of `to_tensors`.
+        """
+        if self.folder is not None:
+            from sspsam.embedding_files import EmbeddingFiles
+
+            self._files = EmbeddingFiles(self.folder, encoders_digest, self.max_disk_bytes)
+            self._from_tensors = from_tensors
+
     def get(self, key: str) -> Item | None:
+        """What is in memory."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
             return self._items.get(key)
 
+    def find(self, key: str) -> tuple[Item, Source] | None:
+        """What is in memory or on disk, and where it was; what was on disk is in memory from now on."""
+        item = self.get(key)
+        if item is not None:
+            return item, "memory"
+        if self._files is None or self._from_tensors is None:
+            return None
+        tensors = self._files.find(key)
+        if tensors is None:
+            return None
+        try:
+            item = self._from_tensors(tensors)
+        except (KeyError, ValueError) as error:
+            logger.warning("what is kept of %s cannot be used: %r", key, error)
+            return None
+        self._remember(key, item)
+        return item, "disk"
+
     def put(self, key: str, item: Item) -> None:
+        """Keeps an item in memory and, where there is one, on disk."""
+        self._remember(key, item)
+        if self._files is not None:
+            self._files.keep(key, item.to_tensors())
+
+    def _remember(self, key: str, item: Item) -> None:
         with self._lock:
             self._drop(key)
             if item.size_bytes > self.max_bytes:

@@ -1,7 +1,5 @@
-"""The model in service: one predictor, the embeddings of pictures, and the version whose weights it has.
-
-Everything that runs the model goes through `Engine.predict`, one caller at a time. Weights are swapped
-between two such calls, so that each answer comes from one version.
+"""The model in service: loaded in the background, shared by callers (`backend.sharing`), its weights always
+those of the version that is to serve.
 """
 
 from __future__ import annotations
@@ -11,14 +9,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 from redis import Redis
 
-from backend.embeddings import EmbeddingCache
+from backend.embeddings import EmbeddingCache, Source
 from backend.errors import ModelUnavailableError, PhraseRefusedError
+from backend.lanes import Caller
+from backend.metrics import Metrics
+from backend.sharing import (
+    NOBODY,
+    Asked,
+    Clicks,
+    FindImage,
+    ReadImage,
+    SharedModel,
+    SharingOptions,
+    SwappablePredictor,
+)
 from sspsam.versions import VERSIONS_CHANNEL, VersionError, VersionStore
 
 if TYPE_CHECKING:
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
 
     from sspsam import ImageEmbedding, Referent
 
-UInt8Image = npt.NDArray[np.uint8]
 State = Literal["loading", "ready", "failed"]
 
 LOAD_WAIT_S = 60.0
@@ -38,31 +46,6 @@ _MESSAGE_WAIT_S = 0.1  # how long `stop` may have to wait
 logger = logging.getLogger(__name__)
 
 
-class SwappablePredictor(Protocol):
-    """What the engine needs of `sspsam.Predictor`."""
-
-    def embed(self, image: UInt8Image) -> ImageEmbedding: ...
-
-    def predict(
-        self,
-        embedding: ImageEmbedding,
-        phrases: Sequence[str],
-        points: npt.ArrayLike | None = None,
-        boxes: npt.ArrayLike | None = None,
-    ) -> list[Referent]: ...
-
-    def segment(
-        self,
-        embedding: ImageEmbedding,
-        points: npt.ArrayLike | None = None,
-        boxes: npt.ArrayLike | None = None,
-    ) -> Referent: ...
-
-    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None: ...
-
-    def trainable_state(self) -> dict[str, torch.Tensor]: ...
-
-
 @dataclass(frozen=True)
 class Answer:
     """What one version of the model says about one picture."""
@@ -70,24 +53,6 @@ class Answer:
     version: str
     referents: Sequence[Referent | PhraseRefusedError]
     """One for each phrase, in order."""
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """What a person pointed at, in fractions of the picture's width and height."""
-
-    points: tuple[tuple[float, float, bool], ...] = ()
-    """x, y, and whether it is part of the object."""
-    box_xyxy: tuple[float, float, float, float] | None = None
-
-    def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
-        """`points` and `boxes`, as `Predictor.predict` takes them."""
-        height, width = original_hw
-        points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
-        box = None
-        if self.box_xyxy is not None:
-            box = np.array(self.box_xyxy, np.float32) * (width, height, width, height)
-        return {"points": points if self.points else None, "boxes": box}
 
 
 @dataclass
@@ -111,9 +76,10 @@ class Engine:
     Args:
         load_predictor: Loads the preset with its base weights; called once, in another thread.
         versions: Where fine-tuned weights come from, and which of them serve.
-        embeddings: Shared with nobody else.
+        embeddings: In memory shared with nobody else, on disk with everybody.
         redis: Where new versions are announced; without one, the store is read every poll_s.
-        on_swap: Called with the version after each swap.
+        metrics: Counts swaps, batches, refusals and where embeddings came from.
+        options: How requests share the model.
         poll_s: How often the store is read.
     """
 
@@ -123,14 +89,16 @@ class Engine:
         versions: VersionStore,
         embeddings: EmbeddingCache[ImageEmbedding],
         redis: Redis | None = None,
-        on_swap: Callable[[str], None] = lambda version: None,
+        metrics: Metrics | None = None,
+        options: SharingOptions | None = None,
         poll_s: float = POLL_S,
     ) -> None:
         self._load_predictor = load_predictor
         self._versions = versions
         self.embeddings = embeddings
         self._redis = redis
-        self._on_swap = on_swap
+        self._metrics = metrics or Metrics()
+        self._model = SharedModel(embeddings, self._metrics, options or SharingOptions())
         self._poll_s = poll_s
         self._predictor: SwappablePredictor | None = None
         self._base_state: Mapping[str, torch.Tensor] = {}
@@ -139,7 +107,6 @@ class Engine:
         self._refused: dict[str, str] = {}
         self._loaded = Event()  # set when loading has ended, well or not
         self._stopped = Event()
-        self._model_lock = Lock()
         self._swap_lock = Lock()
         self._threads: list[Thread] = []
 
@@ -150,8 +117,9 @@ class Engine:
             self._threads[0].start()
 
     def stop(self) -> None:
-        """Ends the thread; a running predict ends by itself."""
+        """Ends the threads, after what they are at; who still waits is told so."""
         self._stopped.set()
+        self._model.stop()
         for thread in self._threads:
             thread.join(timeout=2 * self._poll_s)
 
@@ -172,30 +140,44 @@ class Engine:
             return EngineStatus(state, self._version, self._error, device, dict(self._refused))
         return EngineStatus("loading", self._version if self._predictor else self._wanted())
 
-    def predict(self, image_key: str, read_image: Callable[[], UInt8Image], phrases: Sequence[str]) -> Answer:
+    def waiting(self) -> dict[str, int]:
+        """What for -> how many wait for it."""
+        return self._model.waiting()
+
+    def predict(
+        self, image_key: str, read_image: ReadImage, phrases: Sequence[str], caller: Caller = NOBODY
+    ) -> Answer:
         """Segments what phrases refer to in a picture.
 
         Args:
             image_key: Names the picture's content, such as its sha256.
-            read_image: Gives the pixels; called only when the embedding is not at hand.
+            read_image: Gives the pixels; called, in another thread, only when the embedding is not at hand.
             phrases: Referring expressions.
+            caller: For whom.
 
         Raises:
             ModelUnavailableError: no model, or it is still loading after LOAD_WAIT_S.
+            ModelBusyError: too many wait already.
+            TooLateError: its turn came after the caller had stopped waiting.
         """
-        predictor = self._ready_predictor()
+        self._require_model(caller)
         refusals = {phrase: _refusal(phrase) for phrase in phrases}
         good = [phrase for phrase, refusal in refusals.items() if refusal is None]
         if not good:
             return Answer(self._version, [no for phrase in phrases if (no := refusals[phrase])])
-        version, referents = self._ask(
-            predictor, image_key, read_image, lambda embedding: predictor.predict(embedding, good)
+        version, referents = self._model.ask(
+            image_key, read_image, [Asked(phrase) for phrase in good], caller
         )
         found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
 
     def refine(
-        self, image_key: str, read_image: Callable[[], UInt8Image], phrase: str, clicks: Clicks
+        self,
+        image_key: str,
+        read_image: ReadImage,
+        phrase: str,
+        clicks: Clicks,
+        caller: Caller = NOBODY,
     ) -> Answer:
         """Segments what a person points at: with a phrase, what it refers to; with an empty one, SAM alone.
 
@@ -204,23 +186,31 @@ class Engine:
             read_image: As for `predict`.
             phrase: May be empty.
             clicks: At least one.
+            caller: As for `predict`.
 
         Raises:
             ModelUnavailableError: as for `predict`.
             PhraseRefusedError: the model cannot read the phrase.
         """
-        predictor = self._ready_predictor()
+        self._require_model(caller)
         refusal = _refusal(phrase) if phrase else None
         if refusal is not None:
             raise refusal
+        return Answer(*self._model.ask(image_key, read_image, [Asked(phrase, clicks)], caller))
 
-        def use(embedding: ImageEmbedding) -> list[Referent]:
-            where = clicks.in_pixels(embedding.original_hw)
-            if phrase:
-                return predictor.predict(embedding, [phrase], **where)
-            return [predictor.segment(embedding, **where)]
+    def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> Source:
+        """Makes sure that a picture's embedding is at hand; returns where it was.
 
-        return Answer(*self._ask(predictor, image_key, read_image, use))
+        Raises:
+            ModelUnavailableError: as for `predict`.
+        """
+        self._require_model(caller)
+        return self._model.embedding(image_key, read_image, caller)[1]
+
+    def prefetch(self, find_image: FindImage) -> None:
+        """Embeds a picture in the background, if there is a model and not much else to embed."""
+        if self.status().state == "ready":
+            self._model.prefetch(find_image)
 
     def refresh(self) -> None:
         """Makes the store's current version serve, if it does not yet.
@@ -232,7 +222,7 @@ class Engine:
             if self._predictor is None or wanted == self._version or wanted in self._refused:
                 return
             try:
-                self._swap(self._predictor, wanted)
+                self._swap(wanted)
             except Exception as error:  # whatever it is, what serves must go on serving
                 logger.exception("version %s cannot be loaded; %s serves on", wanted, self._version)
                 self._refused[wanted] = str(error)
@@ -252,18 +242,19 @@ class Engine:
         since_s = time.monotonic()
         predictor = self._load_predictor()
         self._base_state = predictor.trainable_state()
-        predictor.predict(predictor.embed(np.zeros((64, 64, 3), np.uint8)), ["warm up"])
+        black = predictor.embed(np.zeros((64, 64, 3), np.uint8))
+        [decoded] = predictor.decode([Asked("warm up").about(black)])
+        predictor.finish(decoded)
+        self._model.start(predictor, self._version)
         self._predictor = predictor
         self.refresh()
         logger.info("%s serves, loaded in %.1f s", self._version, time.monotonic() - since_s)
 
-    def _swap(self, predictor: SwappablePredictor, version: str) -> None:
-        state = self._versions.load(version) or self._base_state
-        with self._model_lock:
-            predictor.load_trainable(state)
-            self._version = version
+    def _swap(self, version: str) -> None:
+        self._model.swap(self._versions.load(version) or self._base_state, version)
+        self._version = version
         logger.info("%s serves from now on", version)
-        self._on_swap(version)
+        self._metrics.swaps.inc()
 
     def _wanted(self) -> str:
         try:
@@ -301,28 +292,16 @@ class Engine:
                     self.refresh()
                     due_s = time.monotonic() + self._poll_s
 
-    def _ask(
-        self,
-        predictor: SwappablePredictor,
-        image_key: str,
-        read_image: Callable[[], UInt8Image],
-        use: Callable[[ImageEmbedding], list[Referent]],
-    ) -> tuple[str, list[Referent]]:
-        """Runs the model; nothing else does. Pixels are read before the lock is taken."""
-        image = read_image() if self.embeddings.get(image_key) is None else None
-        with self._model_lock:
-            embedding = self.embeddings.get(image_key)  # another request may have just made it
-            if embedding is None:
-                embedding = predictor.embed(read_image() if image is None else image)
-                self.embeddings.put(image_key, embedding)
-            return self._version, use(embedding)
+    def _require_model(self, caller: Caller) -> None:
+        """Waits for the model while it is loading.
 
-    def _ready_predictor(self) -> SwappablePredictor:
-        if not self._loaded.wait(LOAD_WAIT_S):
+        Raises:
+            ModelUnavailableError: it still is, or could not be loaded.
+        """
+        if not self._loaded.wait(min(LOAD_WAIT_S, caller.left_s)):
             raise ModelUnavailableError("the model is still loading: try again in a minute")
         if self._predictor is None:
             raise ModelUnavailableError(f"the model could not be loaded ({self._error})")
-        return self._predictor
 
 
 def _refusal(phrase: str) -> PhraseRefusedError | None:

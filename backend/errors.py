@@ -11,6 +11,8 @@
             ImageFormatError      the file is no image, or too large a one
         PhraseRefusedError        the phrase is empty or too long: type another (422)
         ModelUnavailableError     no model to ask: wait, or see the start page (503)
+            ModelBusyError        too many ask at once: try again in a moment
+            TooLateError          who asked has stopped waiting by now: ask again
         QueueUnavailableError     Redis does not answer: start it (503)
         PrelabelError             what is asked of a whole project cannot be done: ask otherwise
         ExportError               labels cannot be written there: name another place
@@ -87,6 +89,14 @@ class ModelUnavailableError(BackendError):
     """The model is still loading, or could not be loaded."""
 
     status = 503
+
+
+class ModelBusyError(ModelUnavailableError):
+    """More requests wait for the model than may."""
+
+
+class TooLateError(ModelUnavailableError):
+    """The answer would have come after its caller had stopped waiting: it was not computed."""
 
 
 class QueueUnavailableError(BackendError):

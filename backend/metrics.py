@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -10,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from backend.corrections import Tally
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -46,6 +48,39 @@ class Metrics:
         self.model = Gauge(
             "sspsam_model_info", "1 for the version in service", ["version", "state"], registry=self.registry
         )
+        self.refused = Counter(
+            "sspsam_refused",
+            "Requests that got no answer: busy, or nobody waited for it any more (late)",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "sspsam_batch_size",
+            "Phrases that shared a forward pass",
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self.waited = Histogram(
+            "sspsam_wait_seconds",
+            "Time for which the first of a batch had waited for its turn",
+            ["lane"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "sspsam_waiting", "Images and phrases that wait for their turn", ["lane"], registry=self.registry
+        )
+        self.embeddings = Counter(
+            "sspsam_embeddings",
+            "Image embeddings that requests needed, by where they came from: memory, disk, encoder",
+            ["source"],
+            registry=self.registry,
+        )
+        self.prefetched = Counter(
+            "sspsam_prefetched",
+            "Images embedded when a task was opened, before anybody asked",
+            registry=self.registry,
+        )
         self.cached_images = Gauge(
             "sspsam_embedding_cache_images", "Pictures with an embedding at hand", registry=self.registry
         )
@@ -76,8 +111,17 @@ class Metrics:
             if tally.mean_iou is not None:
                 self.correction_iou.labels(tally.version, tally.label).set(tally.mean_iou)
 
-    def render(self, version: str, state: str, cached_images: int, cached_bytes: int) -> bytes:
+    def render(
+        self,
+        version: str,
+        state: str,
+        cached_images: int,
+        cached_bytes: int,
+        waiting: Mapping[str, int] = MappingProxyType({}),
+    ) -> bytes:
         """Writes everything in Prometheus' text format."""
+        for lane, count in waiting.items():
+            self.waiting.labels(lane).set(count)
         self.model.clear()
         self.model.labels(version, state).set(1)
         self.cached_images.set(cached_images)

@@ -29,10 +29,12 @@ from backend.labelstudio.predictions import (
     status_line,
     text_result,
 )
+from backend.lanes import Caller
 from backend.memory import Memory
 from backend.metrics import Metrics
 from backend.queries import Task
 from backend.request_ids import request_id
+from backend.sharing import NOBODY
 from backend.shown import ShownMask, new_mask, seen_by, target_of
 from sspsam.masks import mask_to_coco_rle
 
@@ -70,7 +72,12 @@ class Refiner:
         self._metrics = metrics
 
     def answer(
-        self, project: str, task: Task, gestures: Sequence[Gesture], config: LabelingConfig
+        self,
+        project: str,
+        task: Task,
+        gestures: Sequence[Gesture],
+        config: LabelingConfig,
+        caller: Caller = NOBODY,
     ) -> Prediction:
         """Answers the gestures of one request; never fails.
 
@@ -78,7 +85,7 @@ class Refiner:
             The mask under the id that it had, with its phrase; or what to tell the annotator.
         """
         try:
-            return self._refine(project, task, gestures, config)
+            return self._refine(project, task, gestures, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             return self._say(project, task, f"The click was not used: {error}.", config, "failed")
@@ -87,7 +94,12 @@ class Refiner:
             return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
 
     def _refine(
-        self, project: str, task: Task, gestures: Sequence[Gesture], config: LabelingConfig
+        self,
+        project: str,
+        task: Task,
+        gestures: Sequence[Gesture],
+        config: LabelingConfig,
+        caller: Caller,
     ) -> Prediction:
         config.require("image", "mask")
         assert config.image is not None
@@ -97,7 +109,7 @@ class Refiner:
         wanted = target or new_mask(project, task.task_id, gestures, gestures[0].label)
         wanted = replace(wanted.joined(gestures), annotator=task.annotator or wanted.annotator)
         answer = self._engine.refine(
-            digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks()
+            digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks(), caller
         )
         referent = answer.referents[0]
         assert not isinstance(referent, BackendError)

@@ -13,8 +13,8 @@ from backend.request_ids import configure_logging
 from backend.service import Service
 from backend.settings import Settings
 
-THREADS = 16
-"""Most of them wait: for a picture, or for the model."""
+SPARE_THREADS = 32
+"""Beside those that are at the model or wait for it: for pictures that are fetched, and for /health."""
 STOP_S = 30
 """How long running requests may take to end after SIGTERM."""
 SILENCE_S = 120
@@ -33,7 +33,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
         options = {
             "bind": [f"{settings.host}:{settings.port}"],
             "workers": 1,
-            "threads": THREADS,
+            "threads": settings.queue_limit + SPARE_THREADS,
             "worker_class": "gthread",
             "timeout": SILENCE_S,
             "graceful_timeout": STOP_S,

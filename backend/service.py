@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from backend.assistant import Assistant
 from backend.embeddings import EmbeddingCache
-from backend.engine import Engine, SwappablePredictor
+from backend.engine import Engine
 from backend.errors import LabelingConfigError
 from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, EventQueue
 from backend.images import ImageStore
@@ -24,6 +24,7 @@ from backend.memory import KnownProject, Memory
 from backend.metrics import Metrics
 from backend.queries import project_number
 from backend.settings import Settings
+from backend.sharing import SharingOptions, SwappablePredictor
 from sspsam.versions import VersionCard, VersionStore
 
 if TYPE_CHECKING:
@@ -101,8 +102,13 @@ def build_service(
     metrics, memory = Metrics(), Memory(redis)
     versions = VersionStore(settings.model_dir, settings.preset, settings.weights)
     load = partial(load_preset, settings) if predictor is None else lambda: predictor
-    embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(settings.embedding_cache_bytes)
-    engine = Engine(load, versions, embeddings, redis, on_swap=lambda version: metrics.swaps.inc())
+    embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
+        settings.embedding_cache_bytes, settings.embeddings_dir, settings.embedding_store_bytes
+    )
+    sharing = SharingOptions(
+        settings.max_batch, settings.batch_wait_ms / 1000, settings.queue_limit, settings.min_speck
+    )
+    engine = Engine(load, versions, embeddings, redis, metrics, sharing)
     images = ImageStore(
         settings.images_dir,
         client,
@@ -112,7 +118,7 @@ def build_service(
         settings.image_host_rules,
         settings.image_roots,
     )
-    assistant = Assistant(engine, images, memory, metrics)
+    assistant = Assistant(engine, images, memory, metrics, settings.predict_timeout_s)
     return Service(settings, engine, assistant, memory, EventQueue(redis), versions, metrics)
 
 

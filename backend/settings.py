@@ -98,6 +98,20 @@ class Settings(BaseSettings):
     """Folders below which `file://` addresses of images are read; none by default."""
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
     """Memory for image embeddings; the least recently used leave first."""
+    embedding_store_bytes: Annotated[int, Field(ge=0)] = 10 * 2**30
+    """Of the image embeddings in MODEL_DIR/embeddings, which all processes share; 0 keeps none there."""
+    predict_timeout_s: Annotated[float, Field(gt=0)] = 100.0
+    """How long Label Studio waits for an answer (its ML_TIMEOUT_PREDICT): later ones are not computed."""
+    max_batch: Annotated[int, Field(ge=1)] = 16
+    """Phrases that may share a forward pass; 1 answers each by itself."""
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 3.0
+    """For how long the first phrase of a pass waits for others."""
+    queue_limit: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Requests at the model or waiting for it; further ones are told that it is busy."""
+    min_speck: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    """Parts and holes of masks that are smaller than this share of the picture are not sent."""
+    prefetch_tasks: Annotated[int, Field(ge=0)] = 16
+    """Pictures of each project's next tasks that the schedule embeds ahead; 0 embeds none."""
 
     def __init__(self, **values: Any) -> None:
         """Reads the environment; values given here go before it.
@@ -126,6 +140,11 @@ class Settings(BaseSettings):
     @property
     def image_host_rules(self) -> list[HostRule]:
         return [HostRule.parse(entry) for entry in self.image_hosts]
+
+    @property
+    def embeddings_dir(self) -> Path | None:
+        """Image embeddings that backends and workers share; None where none are kept."""
+        return self.model_dir / "embeddings" if self.embedding_store_bytes else None
 
     @property
     def backend_url(self) -> str:

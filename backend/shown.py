@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from backend.engine import Clicks
 from backend.labelstudio.gestures import Gesture
+from backend.sharing import Clicks
 from sspsam.masks import BoolMask, coco_rle_to_mask
 
 NEAR = 0.1

@@ -8,11 +8,13 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from backend.images import UInt8Image
 from sspsam import Referent
 from sspsam.masks import BoolMask, mask_to_box_xyxy
+from sspsam.predictor import Question
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 SCORE = 0.75
@@ -32,6 +34,9 @@ class Pixels:
     def size_bytes(self) -> int:
         return self.image.nbytes
 
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        return {"image": torch.from_numpy(self.image)}
+
 
 class ColourPredictor:
     """Finds the colour that a phrase names; a phrase without one, or whose colour is not there, fits nothing.
@@ -43,24 +48,37 @@ class ColourPredictor:
         self.state: dict[str, Any] = {"shift": np.array(0)}
         self.embedded = 0
         self.asked: list[str] = []
+        self.batches: list[int] = []
+        """How many were asked together, each time."""
 
     def embed(self, image: UInt8Image) -> Pixels:
         self.embedded += 1
         return Pixels(image)
 
-    def predict(
-        self, embedding: Pixels, phrases: Sequence[str], points: Any = None, boxes: Any = None
-    ) -> list[Referent]:
-        self.asked += phrases
-        found = [self._find(embedding.image, phrase) for phrase in phrases]
-        if points is None and boxes is None:
-            return found
-        masks = [pointed_at(embedding.image, referent.mask, points, boxes) for referent in found]
-        return [as_referent(phrase, mask) for phrase, mask in zip(phrases, masks, strict=True)]
+    def decode(self, questions: Sequence[Question]) -> list[Referent]:
+        self.asked += [question.phrase for question in questions]
+        self.batches.append(len(questions))
+        return [self._answer(question) for question in questions]
 
-    def segment(self, embedding: Pixels, points: Any = None, boxes: Any = None) -> Referent:
-        nothing = np.full(embedding.original_hw, boxes is not None, dtype=np.bool_)
-        return as_referent("", pointed_at(embedding.image, nothing, points, boxes))
+    def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
+        return decoded
+
+    def from_tensors(self, tensors: Mapping[str, Any]) -> Pixels:
+        return Pixels(tensors["image"].numpy())
+
+    @property
+    def encoders_digest(self) -> str:
+        return "c0" * 32
+
+    def _answer(self, question: Question) -> Referent:
+        image = question.embedding.image  # type: ignore[attr-defined]
+        if question.phrase:
+            mask = self._find(image, question.phrase)
+        else:
+            mask = np.full(image.shape[:2], question.boxes is not None, dtype=np.bool_)
+        if question.is_pointed:
+            mask = pointed_at(image, mask, question.points, question.boxes)
+        return as_referent(question.phrase, mask)
 
     def load_trainable(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"shift"}:
@@ -70,13 +88,12 @@ class ColourPredictor:
     def trainable_state(self) -> dict[str, Any]:
         return dict(self.state)
 
-    def _find(self, image: UInt8Image, phrase: str) -> Referent:
+    def _find(self, image: UInt8Image, phrase: str) -> BoolMask:
         mask = np.zeros(image.shape[:2], dtype=np.bool_)
         for word in phrase.lower().split():
             if word in COLOURS:
                 mask |= (image == COLOURS[word]).all(axis=2)
-        mask = np.roll(mask, int(self.state["shift"]), axis=0)
-        return as_referent(phrase, mask)
+        return np.roll(mask, int(self.state["shift"]), axis=0)
 
 
 def as_referent(phrase: str, mask: BoolMask) -> Referent:

@@ -294,10 +294,10 @@ def test_a_config_that_cannot_be_read_gets_nothing(client: FlaskClient) -> None:
 
 def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None:
     class Broken(ColourPredictor):
-        def predict(self, embedding: Any, phrases: Any) -> Any:
-            if phrases != ["warm up"]:
+        def decode(self, questions: Any) -> Any:
+            if questions[0].phrase != "warm up":
                 raise RuntimeError("CUDA out of memory at 0x7f")
-            return super().predict(embedding, phrases)
+            return super().decode(questions)
 
     app = create_app(settings, redis_server, Broken())
     service_of(app).engine.start()

@@ -13,9 +13,10 @@ import torch
 from redis import Redis
 
 from backend.embeddings import EmbeddingCache
-from backend.engine import Engine, SwappablePredictor
+from backend.engine import Engine
 from backend.errors import ModelUnavailableError, PhraseRefusedError
 from backend.service import connect_redis
+from backend.sharing import SwappablePredictor
 from sspsam import ImageEmbedding, Predictor, Referent
 from sspsam.checkpoints import CheckpointError
 from sspsam.versions import VERSIONS_CHANNEL, VersionCard, VersionStore

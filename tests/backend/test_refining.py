@@ -64,9 +64,9 @@ def test_a_negative_click_takes_away(client: FlaskClient) -> None:
 
 def test_the_model_gets_phrase_and_clicks_together(settings: Settings, redis_server: Redis) -> None:
     class Listening(ColourPredictor):
-        def predict(self, embedding: Any, phrases: Any, points: Any = None, boxes: Any = None) -> Any:
-            heard.append((list(phrases), points, boxes))
-            return super().predict(embedding, phrases, points, boxes)
+        def decode(self, questions: Any) -> Any:
+            heard.extend(questions)
+            return super().decode(questions)
 
     heard: list[Any] = []
     app = create_app(settings, redis_server, Listening())
@@ -77,10 +77,10 @@ def test_the_model_gets_phrase_and_clicks_together(settings: Settings, redis_ser
     ask(client, click(*RED, "1"))
     ask(client, click(*HOLE, "2", positive=False))
 
-    phrases, points, boxes = heard[-1]
-    assert phrases == ["the red square"]
-    np.testing.assert_allclose(points, [[12.5, 7.5, 1], [17.5, 12.5, 0]])
-    assert boxes is None
+    question = heard[-1]
+    assert question.phrase == "the red square"
+    np.testing.assert_allclose(question.points, [[12.5, 7.5, 1], [17.5, 12.5, 0]])
+    assert question.boxes is None
     app.extensions["sspsam"].engine.stop()
 
 
