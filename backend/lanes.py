@@ -115,9 +115,10 @@ class Lane(Generic[Work, Result]):
         return len(self._queue)
 
     def start(self) -> None:
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+        with self._changed:
+            if self._thread is None and not self._stopped:
+                self._thread = Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread after the work at hand; what still waits is cancelled."""

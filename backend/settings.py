@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     queue_limit: Annotated[int, Field(ge=1, le=1000)] = 64
     """Requests at the model or waiting for it; further ones are told that it is busy."""
     min_speck: Annotated[float, Field(ge=0, lt=1)] = 1e-4
-    """Parts and holes of masks that are smaller than this share of the picture are not sent."""
+    """Parts and holes of masks that are smaller than this share of the picture are not sent; 0 sends all."""
     prefetch_tasks: Annotated[int, Field(ge=0)] = 16
     """Pictures of each project's next tasks that the schedule embeds ahead; 0 embeds none."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from sspsam import ImageEmbedding, Referent
+    from sspsam.masks import BoolMask
     from sspsam.predictor import Decoded, Question
 
 UInt8Image = npt.NDArray[np.uint8]
@@ -35,6 +36,11 @@ FindImage = Callable[[], tuple[str, ReadImage]]
 
 AHEAD = 16
 """Pictures that may wait to be embedded before anybody asks."""
+MAX_EDGES = 80_000
+"""Along the rows of all masks of an answer. Each is a token of some 3 numbers in Label Studio's RLE, 12 bytes
+of JSON at most: so an answer stays below 1 MB."""
+MAX_SPECK = 0.01
+"""Parts and holes of a mask that are larger than this share of the picture are never left out."""
 NOBODY = Caller()
 PREFETCH = Caller("prefetch")
 
@@ -103,7 +109,7 @@ class SharingOptions:
     queue_limit: int = 64
     """Requests at the model or waiting for it; further ones are told that it is busy."""
     min_speck: float = 0.0
-    """Parts and holes of masks that are smaller than this share of the picture are left out."""
+    """Parts and holes of masks that are smaller than this share of the picture are left out; 0 sends all."""
 
 
 class SharedModel:
@@ -199,8 +205,17 @@ class SharedModel:
                 version = answers[0][0]
                 if all(one == version for one, _ in answers):
                     break
-            finish, min_speck = self._working.finish, self._options.min_speck
-            return version, [finish(decoded, min_speck) for _, decoded in answers]
+            edges = MAX_EDGES // len(answers)
+            return version, [self._finish(decoded, edges) for _, decoded in answers]
+
+    def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
+        """Leaves specks out; where the mask is still too ragged to be sent, larger ones, too."""
+        min_speck = self._options.min_speck
+        referent = self._working.finish(decoded, min_speck)
+        while 0 < min_speck < MAX_SPECK and _edges(referent.mask) > max_edges:
+            min_speck *= 4
+            referent = self._working.finish(decoded, min_speck)
+        return referent
 
     @contextmanager
     def _entered(self, caller: Caller) -> Iterator[None]:
@@ -281,6 +296,12 @@ class SharedModel:
                 self._metrics.batch.observe(size)
 
         return Lane(name, perform, max_batch, gather_s, note, self._metrics.refused.labels("late").inc)
+
+
+def _edges(mask: BoolMask) -> int:
+    """How often a mask begins or ends along its rows."""
+    flat = mask.ravel()
+    return int(np.count_nonzero(flat[1:] != flat[:-1]))
 
 
 def _own_stream(predictor: SwappablePredictor) -> Callable[[], AbstractContextManager[None]]:
