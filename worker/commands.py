@@ -9,6 +9,7 @@ import typer
 
 from worker.demo_commands import app as demo_app
 from worker.export_commands import app as export_app
+from worker.prefetch_commands import app as prefetch_app
 from worker.prelabel_commands import app as prelabel_app
 from worker.version_commands import app as versions_app
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 app.registered_commands += demo_app.registered_commands
 app.registered_commands += export_app.registered_commands
+app.registered_commands += prefetch_app.registered_commands
 app.registered_commands += prelabel_app.registered_commands
 app.add_typer(versions_app, name="versions")
 

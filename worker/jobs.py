@@ -1,9 +1,10 @@
 """The jobs. Each is a plain function of ids, safe to run twice, and answers with a small dict.
 
 The backend enqueues by name: `collect_annotation` and `forget_annotations` for what Label Studio tells it,
-`maybe_finetune` for "Start Training". The schedule enqueues `check_projects` and `reconcile_projects`.
-`finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`. What an event says is
-only taken as a hint where to look: annotations are read again from Label Studio.
+`maybe_finetune` for "Start Training". The schedule enqueues `check_projects`, `reconcile_projects` and
+`prefetch_projects`. `finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`,
+`prefetch_chunk` by `sspsam prefetch` and `prefetch_projects`. What an event says is only taken as a hint
+where to look: annotations are read again from Label Studio.
 
 When Label Studio does not answer, a job comes back later (`LABEL_STUDIO_RETRY`); what is missed even so, the
 next reconciliation finds.
@@ -14,8 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
@@ -24,14 +25,17 @@ from redis import Redis, RedisError
 from rq.job import Retry
 
 from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable, ModelUnavailableError
-from backend.service import build_service
+from backend.labelstudio.config import LabelingConfig
+from backend.service import Service, build_service
 from backend.settings import Settings
 from sspsam.versions import VERSIONS_CHANNEL
 from worker import collect
+from worker.chunks import enqueue_once
 from worker.decisions import ask_for_decision, consider, note_decision
 from worker.policy import EXPLICIT_TRIGGERS, Decision, Trigger
+from worker.prefetch import Prefetched, Prefetcher
 from worker.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
-from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held
+from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held, prelabel_queue
 from worker.runs import Run, discard_run, find_version, run_folder
 from worker.services import Services
 from worker.training import RunError, judge_candidate, perform
@@ -153,21 +157,84 @@ def prelabel_chunk(
         task_ids: Which tasks.
     """
     services = Services(Settings())
-    service = build_service(services.settings, services.redis)
-    service.engine.start()
-    if not service.engine.wait(MODEL_LOAD_S):
-        raise ModelUnavailableError(f"the model was not loaded within {MODEL_LOAD_S:.0f} s")
-    if service.engine.status().state == "failed":
-        raise ModelUnavailableError(f"the model could not be loaded: {service.engine.status().error}")
     progress, report = Progress(services.redis, run), ChunkReport()
-    phrases = PhraseSource.from_dict(source)
-    prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
-    try:
+    with _running_service(services) as service:
+        phrases = PhraseSource.from_dict(source)
+        prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
         for report in prelabeler.run(task_ids):
             progress.note(chunk, report)
+    return asdict(report)
+
+
+@checked
+def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Number]) -> JobResult:
+    """Embeds the pictures of tasks, so that nobody who opens one has to wait for that.
+
+    Args:
+        project_id: Of the tasks.
+        run: Under which progress is noted.
+        chunk: Of the run.
+        task_ids: Which tasks.
+    """
+    services = Services(Settings())
+    progress, report = Progress(services.redis, run), ChunkReport()
+    prefetched = Prefetched(services.redis, services.settings, project_id)
+    with _running_service(services) as service:
+        prefetcher = Prefetcher(
+            services.label_studio, services.images, service.engine, prefetched, project_id
+        )
+        for report in prefetcher.run(task_ids):
+            progress.note(chunk, report)
+    return asdict(report)
+
+
+def prefetch_projects() -> JobResult:
+    """Queues the pictures of every known project's next tasks, as far as they are not embedded."""
+    services = Services(Settings())
+    settings = services.settings
+    if not settings.prefetch_tasks or settings.embeddings_dir is None:
+        return {}
+    results: JobResult = {}
+    for project in services.known_projects():
+        try:
+            results[str(project)] = _prefetch_next(services, project)
+        except BackendError as error:
+            logger.warning("project %d was not looked at: %s", project, error)
+            results[str(project)] = str(error)
+    return results
+
+
+def _prefetch_next(services: Services, project: int) -> list[int]:
+    """Queues what is not embedded of a project's next tasks; returns their ids."""
+    config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
+    config.require("image")
+    tasks = services.label_studio.next_tasks(project, services.settings.prefetch_tasks)
+    missing = Prefetched(services.redis, services.settings, project).missing(tasks, config)
+    run, chunk = f"prefetch-{project}", "next"
+    kwargs = {"project_id": project, "run": run, "chunk": chunk, "task_ids": missing}
+    queue = prelabel_queue(services.redis)
+    if missing:
+        enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{chunk}", kwargs, at_front=True)
+    return missing
+
+
+@contextmanager
+def _running_service(services: Services) -> Iterator[Service]:
+    """What answers annotators, with a model of its own.
+
+    Raises:
+        ModelUnavailableError: the model could not be loaded.
+    """
+    service = build_service(services.settings, services.redis)
+    service.engine.start()
+    try:
+        if not service.engine.wait(MODEL_LOAD_S):
+            raise ModelUnavailableError(f"the model was not loaded within {MODEL_LOAD_S:.0f} s")
+        if service.engine.status().state == "failed":
+            raise ModelUnavailableError(f"the model could not be loaded: {service.engine.status().error}")
+        yield service
     finally:
         service.engine.stop()
-    return asdict(report)
 
 
 def _finetune(services: Services, project: int, run_id: str) -> JobResult:

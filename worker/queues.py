@@ -38,6 +38,8 @@ SOCKET_TIMEOUT_S = 10
 
 SERVED_KEY = "sspsam:served:{region}"
 """Written by the backend, backend.memory; its age tells when the mask was served."""
+PREFETCHED_KEY = "sspsam:prefetched:{project}"
+"""Hash of the tasks whose pictures are embedded; see worker.prefetch."""
 DECISION_KEY = "sspsam:decision:{project}"
 """JSON of the last decision about a fine-tune of a project: {"at", "trigger", "go", "reason"}."""
 PROGRESS_KEY = "sspsam:progress:{project}"

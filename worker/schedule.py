@@ -26,10 +26,12 @@ REDIS_AGAIN_S = 2.0
 """Between two tries to reach a Redis that went away."""
 CHECK_EVERY_S = 60
 RECONCILE_EVERY_S = 15 * 60
+PREFETCH_EVERY_S = 60
 
 SCHEDULE: Mapping[str, int] = {
     "worker.jobs.check_projects": CHECK_EVERY_S,
     "worker.jobs.reconcile_projects": RECONCILE_EVERY_S,
+    "worker.jobs.prefetch_projects": PREFETCH_EVERY_S,
 }
 """Job, by name -> seconds between two runs. Each runs once at the start, too."""
 

@@ -6,6 +6,7 @@ but to get access tokens of 300 seconds.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -136,6 +137,19 @@ class LabelStudioClient:
     def task_list(self, project_id: int) -> Iterator[Json]:
         """Yields the tasks of a project, by id, without what hangs on them."""
         return self._pages("/api/tasks", {"project": project_id, "page_size": PAGE_SIZE}, "tasks")
+
+    def next_tasks(self, project_id: int, count: int) -> list[Json]:
+        """Returns the first tasks, by id, that nobody has annotated."""
+        nobody = {
+            "filter": "filter:tasks:total_annotations",
+            "operator": "equal",
+            "type": "Number",
+            "value": 0,
+        }
+        filters = json.dumps({"filters": {"conjunction": "and", "items": [nobody]}})
+        query = {"project": project_id, "page": 1, "page_size": count, "query": filters}
+        tasks: list[Json] = self._json("GET", "/api/tasks", params=query).get("tasks") or []
+        return tasks
 
     def task(self, task_id: int) -> Json:
         return self._json("GET", f"/api/tasks/{task_id}/")

@@ -140,11 +140,14 @@ class LabelStudioServer(Loopback):
         if shape == "/api/users":
             return [{"id": 1, "email": "a@example.com"}, {"id": 9, "email": "B@example.com"}]
         if shape == "/api/tasks":
-            return self._page(int(query["project"][0]), int(query["page"][0]), int(query["page_size"][0]))
+            page, size = int(query["page"][0]), int(query["page_size"][0])
+            return self._page(int(query["project"][0]), page, size, query.get("query", [""])[0])
         return None
 
-    def _page(self, project: int, page: int, size: int) -> Json | None:
+    def _page(self, project: int, page: int, size: int, query: str) -> Json | None:
         tasks = [self.with_annotations(task) for task in self._tasks_of(project)]
+        if "filter:tasks:total_annotations" in query:
+            tasks = [task for task in tasks if not task["annotations"]]
         shown = tasks[(page - 1) * size : page * size]
         return {"tasks": shown, "total": len(tasks)} if shown or page == 1 else None
 
