@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import TrainConfig
+from finetune.data.colours import COLOURS
 from finetune.data.sentences import make_sentence, spoken_tokens
 from finetune.data.stickers import STYLES, Scene, StickerDataset, make_scene, nouns, render_crop
 from finetune.losses import TOTAL
@@ -31,6 +32,8 @@ SCENE_BATCH_DIVISOR = 8
 """So many crops stand for one scene, which costs about twice as much."""
 SCENE_SIDES = (224, 448)
 """Shortest and longest side of a scene, px."""
+CORE_SHARE = 0.5
+"""Part of the scenes that show the best-known nouns alone."""
 COVERED = 0.4
 """A patch shows an object when at least this share of it is covered."""
 BACKGROUND_WEIGHT = 0.3
@@ -53,6 +56,8 @@ class CLIPStage(nn.Module):
         self.clip = clip.requires_grad_(True)
         self.nouns = data.nouns or nouns("core", "base")
         self.class_vectors = nn.Parameter(torch.randn(len(self.nouns) + 1, clip.config.embed_dim))
+        self.core = [noun for noun in nouns("core") if noun in self.nouns]
+        self.colour_head = nn.Linear(clip.config.embed_dim, len(COLOURS) + 1)
         self.stem_head = nn.Linear(clip.config.width, len(self.nouns) + 1) if clip.config.stem else None
         spoken = spoken_tokens(self.nouns)
         self.token_heads = nn.Linear(clip.config.text_width, 2 * len(spoken))
@@ -82,13 +87,19 @@ class CLIPStage(nn.Module):
         device = self.class_vectors.device
         classes = F.normalize(self.class_vectors, dim=-1)  # (C + 1, D), the background last
         scale = self.clip.towers.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        images, labels, patch_labels = self._crops(rng) if step < self.crop_steps else self._scenes(rng, step)
+        colours: Tensor | None = None
+        if step < self.crop_steps:
+            images, labels, patch_labels = self._crops(rng)
+        else:
+            images, labels, patch_labels, colours = self._scenes(rng, step)
         stem: list[Tensor] = []
         with _watch(self.clip.towers.visual.conv1, stem):
             features = self.clip.encode_image(images.to(device))  # (B, 1 + G*G, D)
         logits = scale * F.normalize(features.float(), dim=-1) @ classes.T
         terms = {"patch": _patch_loss(logits[:, 1:], patch_labels.to(device))}
         terms |= self.text_terms(classes[:-1].detach(), scale.detach(), rng)
+        if colours is not None:
+            terms["colour"] = self._colour_loss(features[:, 1:], colours.to(device))
         if labels is not None:
             terms["image"] = F.cross_entropy(logits[:, 0], labels.to(device))
         if self.stem_head is not None:
@@ -156,25 +167,39 @@ class CLIPStage(nn.Module):
         target = torch.from_numpy(labels)
         return torch.stack(images), target, self._label_patches(covered, target[:, None].expand_as(covered))
 
-    def _scenes(self, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _scenes(self, rng: np.random.Generator, step: int) -> tuple[Tensor, None, Tensor, Tensor]:
+        """Images, no labels of whole images, those of patches, and the colours of what patches show."""
         side, count = self.clip.config.image_size, max(1, self.config.batch_size // SCENE_BATCH_DIVISOR)
-        images, labels = [], []
+        images, labels, colours = [], [], []
         for i in range(count):
-            scene = make_scene(step * count + i, nouns=self.nouns, styles=self.styles, size_range=SCENE_SIDES)
+            names = self.core if self.core and rng.random() < CORE_SHARE else self.nouns
+            scene = make_scene(step * count + i, nouns=names, styles=self.styles, size_range=SCENE_SIDES)
             image, frame = frames.image_to_clip(scene.image, side, self.clip.config.centred)
             images.append(image)
-            labels.append(self._scene_labels(scene, frame))
-        return torch.stack(images), None, torch.stack(labels)
+            patches = self._scene_labels(scene, frame)
+            labels.append(patches[0])
+            colours.append(patches[1])
+        return torch.stack(images), None, torch.stack(labels), torch.stack(colours)
 
-    def _scene_labels(self, scene: Scene, frame: frames.ClipFrame) -> Tensor:
+    def _scene_labels(self, scene: Scene, frame: frames.ClipFrame) -> tuple[Tensor, Tensor]:
+        """(P,) nouns of patches, and (P, COLOURS + 1) shares of colours, all 0 where nothing covers them."""
         side, patch = self.clip.config.image_size, self.clip.config.patch_size
         best = torch.zeros((side // patch) ** 2)
         nouns = torch.zeros(len(best), dtype=torch.long)
+        colours = torch.zeros(len(best), len(COLOURS) + 1)
         for item in scene.objects:
             covered = F.avg_pool2d(frame.mask_to_canvas(item.mask)[None, None], patch).flatten()
+            shares = [item.colours[name] for name in COLOURS]
             nouns[covered > best] = self.nouns.index(item.noun)
+            colours[covered > best] = torch.tensor([*shares, 1 - sum(shares)])
             best = torch.maximum(best, covered)
-        return self._label_patches(best, nouns)
+        return self._label_patches(best, nouns), colours * (best >= COVERED)[:, None]
+
+    def _colour_loss(self, features: Tensor, shares: Tensor) -> Tensor:
+        """Cross-entropy of (B, P, D) features with the colours of the things there, all of a thing's."""
+        shown = shares.sum(-1) > 0
+        logits = self.colour_head(features[shown]).float()
+        return F.cross_entropy(logits, shares[shown], reduction="sum") / shown.sum().clamp(min=1)
 
     def _label_patches(self, covered: Tensor, nouns: Tensor) -> Tensor:
         labels = torch.full(covered.shape, -1, dtype=torch.long)
