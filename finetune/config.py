@@ -63,6 +63,9 @@ class TrainConfig:
     """Put pictures at random places of the CLIP canvas; where they lie when serving, otherwise."""
     flip_probability: float = 0.0
     """How often pictures are mirrored, 0..1; left and right change places in the phrase as well."""
+    click_fraction: float = 0.0
+    """Part of the answers that clicks on their faults correct before they are judged, 0..1, so that phrases
+    and clicks work together. Stage `ssp`; not in the paper."""
     embeddings: Path | None = None
     """Folder that keeps SAM's image embeddings, float16, so that each picture is encoded once."""
     workers: int = 0
@@ -107,6 +110,7 @@ class TrainConfig:
         _require(
             0 <= self.flip_probability <= 1, f"flip_probability must be in 0..1, got {self.flip_probability}"
         )
+        _require(0 <= self.click_fraction <= 1, f"click_fraction must be in 0..1, got {self.click_fraction}")
         _require(
             self.accumulate >= 1 and self.workers >= 0, "accumulate must be at least 1, workers at least 0"
         )

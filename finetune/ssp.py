@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.clicks import correcting_clicks
 from finetune.config import TrainConfig
 from finetune.data.dataset import Dataset
 from finetune.examples import Batch, ExampleStream, concatenate, take
@@ -20,6 +21,8 @@ from sspsam.model import EncodedPhrase
 from sspsam.predictor import Predictor
 from sspsam.prompts import Prompts
 
+MAX_CLICKS = 2
+"""On one answer."""
 PROBED_BATCHES = 8
 """Batches that a fresh prompt encoder is initialised from."""
 
@@ -90,16 +93,38 @@ class SSPStage:
 
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
         prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
-        output = self.model.decode(batch.image_embeddings, prompts)
-        mask_logits = F.interpolate(
-            output.mask_logits.float(), batch.masks.shape[-2:], mode="bilinear", align_corners=False
-        )
+        mask_logits, iou_predictions = self._decode(batch, prompts.prompt_tokens)
+        self._correct(batch, prompts.prompt_tokens, mask_logits, iou_predictions)
         terms: dict[str, Tensor] = self.criterion(
-            mask_logits, output.boxes, batch.masks, batch.boxes, batch.has_target,
-            iou_predictions=output.iou_predictions, sample_ids=batch.sample_ids,
+            mask_logits, self.model.locate(prompts), batch.masks, batch.boxes, batch.has_target,
+            iou_predictions=iou_predictions, sample_ids=batch.sample_ids,
             patch_logits=self.patch_logits(prompts), patch_coverage=batch.patch_coverage, totals=totals,
         )  # fmt: skip
         return terms
+
+    def _decode(self, batch: Batch, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, 1, T, T) and predicted IoU (B,) of (B, N, C) prompts."""
+        logits, iou_predictions = self.model.sam(batch.image_embeddings, sparse)
+        size = batch.masks.shape[-2:]
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False), iou_predictions
+
+    def _correct(self, batch: Batch, sparse: Tensor, mask_logits: Tensor, iou_predictions: Tensor) -> None:
+        """Puts in the place of a part of the answers those that clicks on their faults lead to."""
+        many = round(self.config.click_fraction * len(sparse))
+        if many == 0:
+            return
+        first, count = (
+            int(torch.randint(len(sparse) - many + 1, ())),
+            int(torch.randint(1, MAX_CLICKS + 1, ())),
+        )
+        rows, part = range(first, first + many), slice(first, first + many)  # the batch is shuffled
+        encoder = self.model.sam.prompt_encoder
+        clicks = correcting_clicks(
+            mask_logits[part].detach(), batch.masks[part], count, encoder.input_image_size[0]
+        )
+        points, _ = encoder(points=clicks, boxes=None, masks=None)
+        prompts = torch.cat([sparse[part], points.to(sparse.dtype)], dim=1)
+        mask_logits[part], iou_predictions[part] = self._decode(take(batch, rows), prompts)
 
     def patch_logits(self, prompts: Prompts) -> Tensor | None:
         """(B, G*G): whether the fused patches show the target; None where that is not learned."""
