@@ -26,7 +26,7 @@ from sspsam.phrases import tokenize
 
 CROP_SIDE = 64
 """Side of a crop, px: a whole number of patches."""
-CROP_SHARE = 0.6
+CROP_SHARE = 0.3
 """Part of the steps that see crops; the rest sees scenes."""
 SCENE_BATCH_DIVISOR = 8
 """So many crops stand for one scene, which costs about twice as much."""

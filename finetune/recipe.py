@@ -13,11 +13,12 @@ from finetune.train import WEIGHTS_NAME, train, write_bundle
 
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
-PHRASES = (
-    "stickers/train?phrases=16&count=100000"
-    "&families=noun,place,place,ordinal,size,several,colour,relation,none,none"
-)
-"""Scenes of all nouns, in all families."""
+FAMILIES = "noun,place,ordinal,ordinal,size,size,several,colour,relation,relation,none,none"
+"""Names and places are learned with the others."""
+PHRASES = f"stickers/train?phrases=16&count=100000&families={FAMILIES}"
+"""Scenes of all nouns."""
+CORE_PHRASES = f"{PHRASES}&nouns=core&seed=1"
+"""Scenes of the best-known nouns: half of what is seen."""
 
 
 def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
@@ -27,25 +28,27 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     """
     clip = TrainConfig(
         preset=PRESET, stage="clip", output_dir=folder / "clip", data="stickers/train",
-        steps=2100, batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100,
+        steps=4100, batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100,
         weight_decay=0.05, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
     sam = TrainConfig(
         preset=PRESET, stage="sam", output_dir=folder / "sam", data="stickers/train",
-        steps=3000, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
+        steps=5200, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
         weight_decay=0.01, max_gradient_norm=1.0, precision="bfloat16",
     )  # fmt: skip
     phrases = TrainConfig(
         preset=PRESET, stage="rec", output_dir=folder / "rec", data=PHRASES,
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
-        steps=1100, batch_size=32, window=6400,
-        learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
+        replay=CORE_PHRASES, replay_fraction=0.5,
+        steps=2100, batch_size=32, window=3200,
+        learning_rate=1e-3, final_learning_rate=4e-4, warmup_steps=100,
         from_scratch=True, max_gradient_norm=1.0, loss=LossWeights(patch=4.0), precision="bfloat16",
     )  # fmt: skip
     masks = replace(
         phrases, stage="ssp", output_dir=folder / "ssp",
         init=folder / "rec" / WEIGHTS_NAME, from_scratch=False, steps=6000,
-        target_size=128, decoder_learning_rate=2e-4, seed=1,
+        learning_rate=8e-4, final_learning_rate=1e-5, decoder_learning_rate=3e-4,
+        target_size=128, click_fraction=0.2, seed=1,
         loss=LossWeights(iou_prediction=1.0, patch=4.0),
     )  # fmt: skip
     return clip, sam, phrases, masks
