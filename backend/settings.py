@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 9090
     finetune_after: Annotated[int, Field(ge=1)] = 50
     """Corrected masks since the last fine-tune that start the next one."""
+    replay_data: str = ""
+    """Data set mixed into a fine-tune against forgetting, as `sspsam train` names it; or the preset's."""
+    validation_data: str = ""
+    """Data set on which a candidate may not lose more than validation_tolerance; else the preset's own."""
+    validation_tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """In gIoU, 0..1."""
     job_modules: Names = JOB_MODULES
     """Modules whose public functions the worker runs as jobs."""
     public_url: Url = ""

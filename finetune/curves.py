@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,11 @@ from finetune.config import ConfigError, TrainConfig
 
 TENSORBOARD_FOLDER = "tensorboard"
 MLFLOW_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+REPORT_NAME = "report.html"
 MLFLOW_RUN_FILE = "mlflow-run"
 """In the output folder: id of the run, so that a resumed training goes on with its curves."""
+
+logger = logging.getLogger(__name__)
 
 
 class Curves(Protocol):
@@ -74,6 +78,43 @@ class MLflowCurves:
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+
+
+def log_outcome(
+    output_dir: Path, version: str, reason: str, page: str, metrics: Mapping[str, object]
+) -> None:
+    """Adds what became of a training to its MLflow run, if it has one: figures, verdict and report.
+
+    Args:
+        output_dir: Of the training.
+        version: What it was published as.
+        reason: Why it serves or not.
+        page: The report, HTML.
+        metrics: Nested figures; `{"candidate": {"gIoU": 0.7}}` becomes `candidate/gIoU`.
+    """
+    kept = output_dir / MLFLOW_RUN_FILE
+    if not (os.environ.get(MLFLOW_URI_VARIABLE) and kept.is_file()):
+        return
+    import mlflow
+
+    client, run_id = mlflow.MlflowClient(), kept.read_text(encoding="utf-8").strip()
+    try:
+        for name, value in _flat(metrics):
+            client.log_metric(run_id, name, value)
+        client.set_tag(run_id, "version", version)
+        client.set_tag(run_id, "reason", reason)
+        client.log_text(run_id, page, REPORT_NAME)
+    except mlflow.MlflowException as error:  # the version is published; its folder holds all of this
+        logger.warning("%s is not in MLflow: %s", version, error)
+
+
+def _flat(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of nested figures, under names that MLflow takes."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}".replace("@", "-"), float(value)
 
 
 def open_curves(config: TrainConfig, first_step: int) -> list[Curves]:

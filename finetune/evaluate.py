@@ -36,6 +36,11 @@ class SampleResult(NamedTuple):
     image_id: str
     iou: float
     """0..1; without a target 1 if the answer is empty, else 0."""
+    phrase: str = ""
+    family: str = ""
+    """Kind of phrase; empty where the data set has no kinds."""
+    label: str = ""
+    """Of the object; empty where the data set has none."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,9 @@ class _Tally:
         nothing = np.zeros_like(truth)
         mask = nothing if answer is None else answer.mask
         iou = counted.overall.update(mask, truth)
-        counted.per_sample.append(SampleResult(sample.sample_id, sample.image_id, iou))
+        counted.per_sample.append(
+            SampleResult(sample.sample_id, sample.image_id, iou, sample.phrase, sample.family, sample.label)
+        )
         if sample.family:
             counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth)
             by_name = counted.family_baselines.setdefault(sample.family, self._baselines())

@@ -44,6 +44,8 @@ class RefRecord:
     """COCO RLE that the model had proposed for this region; None when it was drawn by hand."""
     served_version: str | None = None
     """The version of the model that proposed it."""
+    label: str | None = None
+    """The brush's label, where the form has labels; nothing is learned from it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluate import ALL_OBJECTS, NOTHING, EvaluationResult
+from finetune.evaluate import ALL_OBJECTS, NOTHING, EvaluationResult, SampleResult
 from finetune.metrics import Figures
 
 EVALUATION_JSON = "evaluation.json"
@@ -63,15 +63,9 @@ def compare(incumbent: EvaluationResult, candidate: EvaluationResult) -> Compari
     Raises:
         ComparisonError: they were made on different samples, or on none.
     """
-    before = {result.sample_id: result for result in incumbent.per_sample}
-    after = {result.sample_id: result for result in candidate.per_sample}
-    if not before or before.keys() != after.keys():
-        raise ComparisonError(
-            f"the incumbent was measured on {len(before)} samples and the candidate on {len(after)}, "
-            f"{len(before.keys() & after.keys())} of them the same"
-        )
-    changes = np.array([after[sample_id].iou - before[sample_id].iou for sample_id in before])
-    image_ids = [result.image_id for result in before.values()]
+    pairs = paired_samples(incumbent, candidate)
+    changes = np.array([after.iou - before.iou for before, after in pairs])
+    image_ids = [before.image_id for before, _ in pairs]
     better, worse = int((changes > SAME_IOU).sum()), int((changes < -SAME_IOU).sum())
     return Comparison(
         incumbent=incumbent.overall,
@@ -84,6 +78,24 @@ def compare(incumbent: EvaluationResult, candidate: EvaluationResult) -> Compari
         worse=worse,
         same=len(changes) - better - worse,
     )
+
+
+def paired_samples(
+    incumbent: EvaluationResult, candidate: EvaluationResult
+) -> list[tuple[SampleResult, SampleResult]]:
+    """Each sample as both models answered it, in the incumbent's order.
+
+    Raises:
+        ComparisonError: they were made on different samples, or on none.
+    """
+    before = {result.sample_id: result for result in incumbent.per_sample}
+    after = {result.sample_id: result for result in candidate.per_sample}
+    if not before or before.keys() != after.keys():
+        raise ComparisonError(
+            f"the incumbent was measured on {len(before)} samples and the candidate on {len(after)}, "
+            f"{len(before.keys() & after.keys())} of them the same"
+        )
+    return [(result, after[sample_id]) for sample_id, result in before.items()]
 
 
 def bootstrap_interval(

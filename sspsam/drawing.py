@@ -73,6 +73,15 @@ def draw_mask(
     return drawn
 
 
+def draw_outline(
+    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: Rgb
+) -> npt.NDArray[np.uint8]:
+    """Draws the rim of a (H, W) mask on (H, W, 3) RGB uint8. Returns a new array."""
+    drawn = image.copy()
+    drawn[_outline(mask)] = colour
+    return drawn
+
+
 def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The rim of a mask, inside it; a mask that touches the border is closed there."""
     width = max(1, round(max(mask.shape) * OUTLINE_FRACTION))

@@ -59,7 +59,13 @@ class Source:
     """ISO 8601."""
     image: ImageFacts
 
-    def record(self, phrase: str, mask_rle: Mapping[str, Any] | None, region: str | None) -> RefRecord:
+    def record(
+        self,
+        phrase: str,
+        mask_rle: Mapping[str, Any] | None,
+        region: str | None,
+        label: str | None = None,
+    ) -> RefRecord:
         return RefRecord(
             image_sha256=self.image.sha256,
             image_url=self.image.url,
@@ -71,6 +77,7 @@ class Source:
             annotation=self.annotation,
             region=region,
             updated_at=self.updated_at,
+            label=label,
         )
 
 
@@ -164,7 +171,7 @@ def _region_record(
     the mask was corrected. It then counts as accepted.
     """
     rle = mask_to_coco_rle(region.mask)
-    record = source.record(phrase, rle, region.region_id)
+    record = source.record(phrase, rle, region.region_id, region.label)
     proposed = served(region.region_id)
     if proposed is None and region.region_id == region_id_for(phrase):
         proposed = ServedMask(rle, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Trigger = Literal["annotation", "schedule", "start-training", "now", "after-finetune"]
 EXPLICIT_TRIGGERS: frozenset[Trigger] = frozenset({"start-training", "now"})
@@ -16,8 +16,9 @@ GATE_METRIC = "gIoU"
 MARGIN = 0.01
 """How much better than the serving version a candidate must be, in GATE_METRIC."""
 FEW_IMAGES = 5
+"""Below so many held-out images, no interval can be drawn from them."""
 FEW_IMAGES_MARGIN = 0.02
-"""The margin below FEW_IMAGES held-out images, whose mean moves more by chance."""
+"""What is asked for in its place: a larger margin."""
 
 HELD_OUT_FRACTION = 0.25
 """Of the images with corrections."""
@@ -113,6 +114,24 @@ def assign_sides(
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """Two versions on the same samples, by GATE_METRIC."""
+
+    before: float | None
+    """Of the version that serves; None where it is not defined."""
+    after: float | None
+    """Of the candidate."""
+    samples: int
+    images: int
+    interval: tuple[float, float] | None = None
+    """Where after - before lies with 95 % confidence, by paired bootstrap over images; None for one image."""
+
+    @property
+    def change(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a candidate serves, with the comparison in words."""
 
@@ -120,28 +139,54 @@ class Verdict:
     reason: str
 
 
-def judge(incumbent: Mapping[str, Any], candidate: Mapping[str, Any], samples: int, images: int) -> Verdict:
-    """Compares two versions on the same held-out corrections.
+def judge(held_out: Measurement, base: Measurement | None, tolerance: float) -> Verdict:
+    """Decides whether a candidate serves.
+
+    It must be better on the held-out corrections: by MARGIN at least, and by so much on so many images that
+    the interval lies above 0. An interval over fewer than FEW_IMAGES images says nothing; there it is not
+    asked for, and FEW_IMAGES_MARGIN is needed instead. And it must not have lost more than the tolerance on
+    what the model knew before.
 
     Args:
-        incumbent: Metrics of the serving version, `finetune.metrics` keys, 0..1.
-        candidate: The same of the candidate.
-        samples: Number of held-out samples.
-        images: Number of images they are on.
+        held_out: On corrections that neither version was trained on.
+        base: On the base validation set; None where there is none.
+        tolerance: How much GATE_METRIC may lose on the base validation set.
     """
-    few = images < FEW_IMAGES
-    margin = FEW_IMAGES_MARGIN if few else MARGIN
-    before, after = incumbent.get(GATE_METRIC), candidate.get(GATE_METRIC)
-    held_out = (
-        f"{samples} corrected {_plural('mask', samples)} of {images} held-out {_plural('image', images)}"
+    better, how = _judge_held_out(held_out)
+    kept, what = _judge_base(base, tolerance)
+    return Verdict(better and kept, f"{how}. {what}")
+
+
+def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
+    on = (
+        f"{held_out.samples} corrected {_plural('mask', held_out.samples)} of {held_out.images} "
+        f"held-out {_plural('image', held_out.images)}"
     )
-    if before is None or after is None:
-        return Verdict(
-            False, f"{GATE_METRIC} on {held_out} is not defined, so nothing shows that it is better"
-        )
-    because = f", as fewer than {FEW_IMAGES} images are held out" if few else ""
-    comparison = f"{GATE_METRIC} {before:.3f} -> {after:.3f} ({after - before:+.3f}) on {held_out}"
-    return Verdict(after - before >= margin, f"{comparison}; at least +{margin:.3f} is needed{because}")
+    if held_out.change is None:
+        return False, f"{GATE_METRIC} on {on} is not defined, so nothing shows that it is better"
+    comparison = f"{_in_words(held_out)} on {on}; at least "
+    if held_out.images < FEW_IMAGES:
+        needed = f"+{FEW_IMAGES_MARGIN:.3f} is needed, as fewer than {FEW_IMAGES} images are held out"
+        return held_out.change >= FEW_IMAGES_MARGIN, comparison + needed
+    sure = held_out.interval is not None and held_out.interval[0] > 0
+    return (
+        held_out.change >= MARGIN and sure,
+        f"{comparison}+{MARGIN:.3f} and an interval above 0 are needed",
+    )
+
+
+def _judge_base(base: Measurement | None, tolerance: float) -> tuple[bool, str]:
+    if base is None or base.change is None:
+        return True, "What it knew before was not measured: set VALIDATION_DATA"
+    on = f"{base.samples} {_plural('phrase', base.samples)} of the base validation set"
+    return base.change >= -tolerance, f"{_in_words(base)} on {on}; -{tolerance:.3f} is allowed"
+
+
+def _in_words(measured: Measurement) -> str:
+    text = f"{GATE_METRIC} {measured.before:.3f} -> {measured.after:.3f} ({measured.change:+.3f}"
+    if measured.interval is not None and measured.images >= FEW_IMAGES:
+        text += ", 95 % interval {:+.3f} to {:+.3f}".format(*measured.interval)
+    return text + ")"
 
 
 def _plural(noun: str, count: int) -> str:

@@ -7,27 +7,28 @@ Errors:
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backend.settings import Settings
-from finetune.data.demo import SCENES
+from finetune.data.demo import SCENES, VALIDATION
 from finetune.records import RefRecord, read_records, write_records
 from sspsam.versions import VersionCard, VersionStore
-from worker.policy import GATE_METRIC, judge
+from worker.measuring import Measured, measure, to_metrics, verdict_of
 from worker.runs import HELD_OUT_FILE, RUN_FILE, TRAIN_FILE, Run, run_folder
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
-    from finetune.evaluate import EvaluationResult
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.md"
+REPORT_PAGE = "report.html"
 DISTRIBUTION = "ssp-sam-assist"
 
 
@@ -37,6 +38,8 @@ class Recipe:
 
     replay: str | None = None
     """What it has learned before, mixed in against forgetting; None where that is not at hand."""
+    validation: str | None = None
+    """Of what it has learned before, what shows that it is not forgotten; None where that is not at hand."""
     batch_size: int = 16
     """Half of it replay, where there is one."""
     target_size: int = 512
@@ -57,6 +60,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "ssp-sam-demo": Recipe(
         replay=f"{SCENES}&count=40",
+        validation=VALIDATION,
         batch_size=12,
         target_size=160,
         learning_rate=3e-4,
@@ -105,23 +109,56 @@ def perform(
     folder = run_folder(settings.model_dir, run.run_id)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
         keep_usable(folder / name, settings.images_dir)
+    base = base_validation(run.preset, settings)
+    _require_openable(base, "VALIDATION_DATA")
     config = train_config(run, store, settings)
+    _require_openable(config.replay, "REPLAY_DATA")
     weights = _train(config, progress)
-    incumbent, candidate = _measure(run, store, settings, weights)
-    return _publish(run, store, settings, config, weights, incumbent, candidate)
+    measured = _measure(run, store, settings, weights, base)
+    return _publish(run, store, settings, config, weights, measured, base)
 
 
 def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
     """Promotes or rejects a version by the figures on its card; one that was judged stays as it is."""
     if card.status != "candidate":
         return card
-    metrics = card.metrics
-    verdict = judge(
-        metrics["incumbent"], metrics["candidate"], metrics["held_out_samples"], metrics["held_out_images"]
-    )
+    verdict = verdict_of(card.metrics)
     logger.info("%s: %s", card.version_id, verdict.reason)
     decide = store.promote if verdict.promote else store.reject
     return decide(card.version_id, verdict.reason)
+
+
+def base_validation(preset: str, settings: Settings) -> str | None:
+    """The data set that shows what the model knew before; None where nobody has named one.
+
+    What ships with the preset is for the weights that ship with it.
+    """
+    if settings.validation_data:
+        return settings.validation_data
+    return _recipe(preset, settings).validation
+
+
+def _recipe(preset: str, settings: Settings) -> Recipe:
+    """The preset's, with what the settings say about data."""
+    recipe = RECIPES.get(preset, Recipe())
+    if settings.weights is not None:
+        recipe = replace(recipe, replay=None, validation=None)
+    return replace(recipe, replay=settings.replay_data) if settings.replay_data else recipe
+
+
+def _require_openable(data: str | None, variable: str) -> None:
+    """Finds out before the training that a data set is missing.
+
+    Raises:
+        RunError: it is.
+    """
+    from finetune.data.dataset import DatasetError, open_dataset
+
+    try:
+        if data is not None:
+            open_dataset(data)
+    except DatasetError as error:
+        raise RunError(f"{variable}: {error}") from error
 
 
 def keep_usable(path: Path, images: Path) -> None:
@@ -170,7 +207,7 @@ def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConf
     from finetune.config import TrainConfig
     from finetune.losses import LossWeights
 
-    folder, recipe = run_folder(settings.model_dir, run.run_id), RECIPES.get(run.preset, Recipe())
+    folder, recipe = run_folder(settings.model_dir, run.run_id), _recipe(run.preset, settings)
     return TrainConfig(
         preset=run.preset,
         output_dir=folder / "training",
@@ -206,23 +243,21 @@ def _train(config: TrainConfig, progress: Progress | None) -> Path:
     return train(config, report).weights
 
 
-def _measure(
-    run: Run, store: VersionStore, settings: Settings, weights: Path
-) -> tuple[EvaluationResult, EvaluationResult]:
-    """Incumbent and candidate on the same held-out corrections."""
+def _measure(run: Run, store: VersionStore, settings: Settings, weights: Path, base: str | None) -> Measured:
     from finetune.data.dataset import open_dataset
-    from finetune.evaluate import evaluate
     from sspsam import Predictor
     from sspsam.checkpoints import read_tensors
 
     folder = run_folder(settings.model_dir, run.run_id)
-    held_out = open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir))
     predictor = Predictor.from_preset(run.preset, settings.device, settings.weights)
-    if run.base_version != store.base_version:
-        predictor.load_trainable(store.load(run.base_version))
-    incumbent = evaluate(predictor, held_out)
-    predictor.load_trainable(read_tensors(weights))
-    return incumbent, evaluate(predictor, held_out)
+    incumbent = store.load(run.base_version) or predictor.trainable_state()
+    return measure(
+        predictor,
+        incumbent,
+        read_tensors(weights),
+        open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir)),
+        None if base is None else open_dataset(base),
+    )
 
 
 def _publish(
@@ -231,40 +266,64 @@ def _publish(
     settings: Settings,
     config: TrainConfig,
     weights: Path,
-    incumbent: EvaluationResult,
-    candidate: EvaluationResult,
+    measured: Measured,
+    base: str | None,
 ) -> VersionCard:
-    from finetune.engine import LOG_NAME
+    from finetune.curves import log_outcome
+    from finetune.engine import LOG_NAME, read_log
+    from finetune.html_report import FineTuneReport, render_report
     from finetune.report import compare, comparison_to_markdown
     from sspsam.checkpoints import read_tensors
     from sspsam.predictor import frozen_weights
 
     folder = run_folder(settings.model_dir, run.run_id)
-    metrics = {
-        "incumbent": incumbent.overall,
-        "candidate": candidate.overall,
-        "metric": GATE_METRIC,
-        "held_out_samples": incumbent.counts["samples"],
-        "held_out_images": incumbent.counts["images"],
-    }
     card = VersionCard(
         parent=run.base_version,
         parents_sha256=frozen_weights(run.preset, settings.weights),
-        metrics=metrics,
-        data={
-            "run": run.run_id,
-            "digest": run.digest,
-            "project": run.project,
-            "records": len(run.samples),
-            "trained_on": len(read_records(folder / TRAIN_FILE)),
-        },
+        metrics=to_metrics(measured, base, settings.validation_tolerance),
+        data=_data_summary(run, folder),
         config=config.to_dict(),
         code_version=package_version(DISTRIBUTION),
     )
-    report = comparison_to_markdown(compare(incumbent, candidate), run.base_version, "candidate")
+    verdict = verdict_of(card.metrics)
+    page = render_report(
+        FineTuneReport(
+            title=f"Fine-tune of {run.base_version} on project {run.project}",
+            promoted=verdict.promote,
+            reason=verdict.reason,
+            data={**card.data, "frozen weights": ", ".join(card.parents_sha256), "code": card.code_version},
+            config=card.config,
+            log=read_log(config.output_dir / LOG_NAME),
+            measured=measured.sections,
+            pictures=measured.pictures,
+        )
+    )
+    comparison = compare(measured.held_out.incumbent, measured.held_out.candidate)
     files: dict[str, Path | str] = {
-        REPORT_FILE: report,
+        REPORT_FILE: comparison_to_markdown(comparison, run.base_version, "candidate"),
+        REPORT_PAGE: page,
         LOG_NAME: config.output_dir / LOG_NAME,
         RUN_FILE: folder / RUN_FILE,
     }
-    return store.publish(read_tensors(weights), card, files)
+    card = store.publish(read_tensors(weights), card, files)
+    log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
+    return card
+
+
+def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
+    """What was learned from, in numbers."""
+    train, held_out = read_records(folder / TRAIN_FILE), read_records(folder / HELD_OUT_FILE)
+    return {
+        "run": run.run_id,
+        "digest": run.digest,
+        "project": run.project,
+        "records": len(run.samples),
+        "trained_on": len(train),
+        "trained_on_images": len({record.image_sha256 for record in train}),
+        "trained_on_corrections": sum(record.corrected for record in train),
+        "trained_on_no_target": sum(record.mask_rle is None for record in train),
+        "annotations": len({record.annotation for record in (*train, *held_out)}),
+        "held_out": len(held_out),
+        "labels": dict(Counter(record.label for record in train if record.label).most_common()),
+        "served_versions": sorted({record.served_version or "by hand" for record in train}),
+    }

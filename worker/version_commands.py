@@ -56,7 +56,11 @@ def show(
     for name, value in asdict(card).items():
         if value not in ("", {}):
             typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
-    if version != store.base_version and (report := store.path(version) / "report.md").is_file():
+    if version == store.base_version:
+        return
+    if (page := store.path(version) / "report.html").is_file():
+        typer.echo(f"report: {page}, or /reports/{version}/report.html of the backend")
+    if (report := store.path(version) / "report.md").is_file():
         typer.echo("\n" + report.read_text(encoding="utf-8"))
 
 

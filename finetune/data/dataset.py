@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
+from finetune.families import family_of
 from finetune.records import RecordFormatError, RefRecord, read_records
 from sspsam.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
 from sspsam.pictures import PictureError, read_picture
@@ -55,6 +56,8 @@ class Sample:
     """(H, W), every object of the picture at once, where the data set knows them: a trivial baseline."""
     box_xyxy: BoxXyxy | None = None
     """The published box of the target, px, where the data set has one that need not be the mask's."""
+    label: str = ""
+    """Of the object, for figures by label; empty where the data set has none."""
 
     @property
     def true_box_xyxy(self) -> BoxXyxy:
@@ -99,6 +102,8 @@ class RecordDataset:
             image=self._image(record),
             phrase=record.phrase,
             mask=_record_mask(record),
+            family=family_of(record.phrase, record.mask_rle is not None),
+            label=record.label or "",
         )
 
     def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:

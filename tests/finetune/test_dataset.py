@@ -82,7 +82,8 @@ def test_a_record_becomes_a_sample(images: Path, hole: Mask) -> None:
         [record(digest, "the cat", hole, (6, 8)), record(digest, "dog", None, (6, 8))], images
     )
     cat, dog = dataset[0], dataset[1]
-    assert (cat.phrase, cat.image_id, cat.family, cat.has_target) == ("the cat", digest, "", True)
+    assert (cat.phrase, cat.image_id, cat.family, cat.has_target) == ("the cat", digest, "noun", True)
+    assert (dog.family, dog.label) == ("none", "")
     np.testing.assert_array_equal(cat.image, picture())
     np.testing.assert_array_equal(cat.mask, hole)
     assert not dog.has_target

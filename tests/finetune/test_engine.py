@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.config import ConfigError, TrainConfig
-from finetune.curves import MLFLOW_RUN_FILE, MLFLOW_URI_VARIABLE, TENSORBOARD_FOLDER
+from finetune.curves import MLFLOW_RUN_FILE, MLFLOW_URI_VARIABLE, TENSORBOARD_FOLDER, log_outcome
 from finetune.data.dataset import open_dataset
 from finetune.engine import LOG_NAME, NonFiniteGradientError, TrainingLoop, read_log
 from finetune.losses import Criterion, NonFiniteLossError
@@ -281,6 +281,26 @@ def test_mlflow_has_parameters_curves_and_how_it_ended(
     assert run.data.metrics == pytest.approx({**result.metrics, "lr": config.final_learning_rate}, abs=1e-4)
     (point,) = client.get_metric_history(run_id, "total")
     assert point.step == 4
+    figures = {
+        "candidate": {"gIoU": 0.5, "Pr@0.5": 1},
+        "interval": (0.1, 0.2),
+        "metric": "gIoU",
+        "N-acc": None,
+    }
+    log_outcome(tmp_path / "refcoco", "m-0001", "better", "<html>", figures)
+    run = client.get_run(run_id)
+    assert run.data.metrics["candidate/gIoU"] == 0.5
+    assert run.data.metrics["candidate/Pr-0.5"] == 1
+    assert (run.data.tags["version"], run.data.tags["reason"]) == ("m-0001", "better")
+    assert [item.path for item in client.list_artifacts(run_id)] == ["report.html"]
+
+
+def test_a_training_outside_of_mlflow_has_nothing_to_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.delenv(MLFLOW_URI_VARIABLE, raising=False)
+    log_outcome(tmp_path, "m-0001", "better", "<html>", {})
 
 
 def test_mlflow_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,11 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     assert card.data["trained_on"] == 12  # 6 images, each with a mask and a phrase without one
     assert card.parent == store.base_version
     assert "ssp-sam-test-base" in (store.path(version) / "report.md").read_text()
+    assert card.metrics["interval"][0] < card.metrics["interval"][1]
+    page = (store.path(version) / "report.html").read_text()
+    assert "<strong>Promoted.</strong> gIoU" in page
+    assert page.count('src="data:image/webp') == 2
+    assert card.data["labels"] == {"object": 6}
     assert store.load(version).keys() > {"prompt_generator.box_token.weight"}
     assert not run_folder(services.settings.model_dir, job.id).exists()
     assert training_queue(services.redis).count == 0, "the same labels are not learned twice"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from worker.policy import Evidence, Side, assign_sides, decide, held_out_target, judge
+from worker.policy import Evidence, Measurement, Side, assign_sides, decide, held_out_target, judge
 
 ENOUGH = Evidence(
     trigger="annotation",
@@ -96,26 +96,65 @@ def test_an_image_that_was_trained_on_is_not_held_out_later() -> None:
     assert sides == {"a": "train", "b": "held-out"}
 
 
+SURE, UNSURE = (0.001, 0.2), (-0.001, 0.2)
+
+
+def held_out(
+    before: float | None, after: float | None, images: int = 10, interval: tuple[float, float] | None = SURE
+) -> Measurement:
+    return Measurement(before, after, 20, images, interval)
+
+
+def base(before: float, after: float) -> Measurement:
+    return Measurement(before, after, 240, 40, (-0.03, 0.01))
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "images", "promote"),
+    ("measured", "promote"),
     [
-        pytest.param(0.60, 0.6101, 10, True, id="better by the margin"),
-        pytest.param(0.60, 0.605, 10, False, id="better by less"),
-        pytest.param(0.60, 0.55, 10, False, id="worse"),
-        pytest.param(0.60, 0.615, 2, False, id="few images need more"),
-        pytest.param(0.60, 0.63, 2, True, id="few images, clearly better"),
-        pytest.param(None, 0.63, 10, False, id="nothing was measured"),
+        pytest.param(held_out(0.60, 0.6101), True, id="better by the margin"),
+        pytest.param(held_out(0.60, 0.605), False, id="better by less"),
+        pytest.param(held_out(0.60, 0.55), False, id="worse"),
+        pytest.param(held_out(0.60, 0.70, interval=UNSURE), False, id="it could as well be chance"),
+        pytest.param(held_out(0.60, 0.70, interval=None), False, id="no interval where there must be one"),
+        pytest.param(held_out(0.60, 0.615, images=2), False, id="few images need more"),
+        pytest.param(held_out(0.60, 0.63, images=2, interval=UNSURE), True, id="few images, clearly better"),
+        pytest.param(held_out(0.60, 0.63, images=1, interval=None), True, id="one image, clearly better"),
+        pytest.param(held_out(None, 0.63), False, id="nothing was measured"),
     ],
 )
-def test_judge(before: float | None, after: float | None, images: int, promote: bool) -> None:
-    verdict = judge({"gIoU": before}, {"gIoU": after}, samples=20, images=images)
-    assert verdict.promote is promote
-    assert f"20 corrected masks of {images} held-out images" in verdict.reason
+def test_it_must_be_better_on_held_out_corrections(measured: Measurement, promote: bool) -> None:
+    for known in (None, base(0.80, 0.80)):
+        verdict = judge(measured, known, tolerance=0.02)
+        assert verdict.promote is promote
+        assert f"20 corrected masks of {measured.images} held-out image" in verdict.reason
 
 
-def test_the_reason_tells_the_rule_for_few_images() -> None:
-    reason = judge({"gIoU": 0.612}, {"gIoU": 0.745}, samples=5, images=2).reason
+@pytest.mark.parametrize(
+    ("known", "promote"),
+    [
+        pytest.param(base(0.80, 0.7801), True, id="lost less than the tolerance"),
+        pytest.param(base(0.80, 0.7799), False, id="forgot too much"),
+        pytest.param(base(0.80, 0.90), True, id="gained"),
+        pytest.param(None, True, id="not measured"),
+    ],
+)
+def test_it_may_not_forget_what_it_knew(known: Measurement | None, promote: bool) -> None:
+    assert judge(held_out(0.60, 0.70), known, tolerance=0.02).promote is promote
+
+
+def test_the_reason_tells_figures_and_rules() -> None:
+    reason = judge(held_out(0.612, 0.745), base(0.801, 0.795), 0.02).reason
     assert reason == (
-        "gIoU 0.612 -> 0.745 (+0.133) on 5 corrected masks of 2 held-out images; "
-        "at least +0.020 is needed, as fewer than 5 images are held out"
+        "gIoU 0.612 -> 0.745 (+0.133, 95 % interval +0.001 to +0.200) on 20 corrected masks of 10 held-out "
+        "images; at least +0.010 and an interval above 0 are needed. gIoU 0.801 -> 0.795 (-0.006, 95 % "
+        "interval -0.030 to +0.010) on 240 phrases of the base validation set; -0.020 is allowed"
+    )
+
+
+def test_the_reason_tells_the_rule_for_few_images_and_what_was_not_measured() -> None:
+    reason = judge(held_out(0.612, 0.745, images=2), None, 0.02).reason
+    assert reason == (
+        "gIoU 0.612 -> 0.745 (+0.133) on 20 corrected masks of 2 held-out images; at least +0.020 is needed, "
+        "as fewer than 5 images are held out. What it knew before was not measured: set VALIDATION_DATA"
     )

@@ -33,7 +33,7 @@ from worker.runs import (
     run_folder,
 )
 from worker.services import Services
-from worker.training import RECIPES, Recipe, RunError, keep_usable, perform, train_config
+from worker.training import RECIPES, Recipe, RunError, base_validation, keep_usable, perform, train_config
 
 PROJECT = 8
 
@@ -141,13 +141,38 @@ def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path
     assert 0 < change < 0.2, "it went on from the weights, a little"
 
 
+def test_what_the_model_knew_before_is_named_by_the_preset_or_the_operator(services: Services) -> None:
+    settings, run = services.settings, prepare(services)
+    assert base_validation("ssp-sam-demo", settings) == RECIPES["ssp-sam-demo"].validation
+    assert base_validation("ssp-sam-224", settings) is None
+    named = settings.model_copy(
+        update={"validation_data": "refcoco/val", "replay_data": "refcoco/train", "weights": Path("own")}
+    )
+    assert base_validation("ssp-sam-224", named) == "refcoco/val"
+    assert train_config(run, services.store, named).replay == "refcoco/train"
+    own = settings.model_copy(update={"weights": Path("own")})
+    assert base_validation("ssp-sam-demo", own) is None, "what ships was not what these learned from"
+
+
+@pytest.mark.parametrize("variable", ["validation_data", "replay_data"])
+def test_a_data_set_that_is_missing_is_said_before_the_training(services: Services, variable: str) -> None:
+    settings = services.settings.model_copy(update={variable: "refcoco/val?root=/nowhere"})
+    run = prepare(services)
+    with pytest.raises(RunError, match=rf"{variable.upper()}: .*/nowhere"):
+        perform(run, services.store, settings)
+    assert not (run_folder(settings.model_dir, run.run_id) / "training").exists()
+
+
 def test_recipes_are_for_presets_that_exist() -> None:
     assert set(RECIPES) <= set(PRESETS)
 
 
-@pytest.mark.parametrize("replay", [recipe.replay for recipe in RECIPES.values() if recipe.replay])
-def test_what_is_mixed_in_can_be_opened(replay: str) -> None:
-    assert len(open_dataset(replay)) > 100
+@pytest.mark.parametrize(
+    "data",
+    [name for recipe in RECIPES.values() for name in (recipe.replay, recipe.validation) if name],
+)
+def test_what_recipes_name_can_be_opened(data: str) -> None:
+    assert len(open_dataset(data)) > 100
 
 
 def publish_candidate(services: Services, run: Run, candidate: float) -> VersionCard:
@@ -155,6 +180,7 @@ def publish_candidate(services: Services, run: Run, candidate: float) -> Version
     metrics = {
         "incumbent": {"gIoU": 0.5},
         "candidate": {"gIoU": candidate},
+        "interval": [candidate - 0.55, candidate - 0.45],
         "held_out_samples": 9,
         "held_out_images": 6,
     }

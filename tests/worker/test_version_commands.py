@@ -38,7 +38,7 @@ def store(
         "held_out_images": 2,
     }
     card = VersionCard(parent=store.base_version, metrics=metrics, data={"project": 3})
-    store.publish({"w": torch.ones(2)}, card, {"report.md": "# Better on cups\n"})
+    store.publish({"w": torch.ones(2)}, card, {"report.md": "# Better on cups\n", "report.html": "<p>"})
     return store
 
 
@@ -68,6 +68,8 @@ def test_show_prints_card_and_report(store: VersionStore) -> None:
     output = run("show", "ssp-sam-test-0001").output
     assert "parent: ssp-sam-test-base" in output
     assert "# Better on cups" in output
+    assert f"report: {store.path('ssp-sam-test-0001') / 'report.html'}" in output
+    assert "/reports/ssp-sam-test-0001/report.html" in output
     assert json.loads(run("show", "ssp-sam-test-0001", "--json").output)["data"] == {"project": 3}
     assert run("show", "ssp-sam-test-base").exit_code == 0
 
