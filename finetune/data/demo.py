@@ -5,4 +5,4 @@ NOUNS = ("core", "base")
 SCENES = f"stickers/train?nouns={','.join(NOUNS)}"
 """As for finetune.data.dataset.open_dataset."""
 VALIDATION = f"stickers/val?nouns={','.join(NOUNS)}&count=40&phrases=6"
-"""Scenes that none of them was in, enough to see a loss of two points, and few enough for a laptop."""
+"""Scenes of another split than theirs; both versions are asked about all of them in every fine-tune."""
