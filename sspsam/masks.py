@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
@@ -106,7 +107,8 @@ def mask_to_coco_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
     Raises:
         MaskFormatError: Not two-dimensional, or without pixels.
     """
-    encoded = coco_mask.encode(np.asfortranarray(_as_mask(mask), dtype=np.uint8))
+    by_columns = cv2.transpose(_as_mask(mask).view(np.uint8)).T  # as pycocotools wants it; numpy takes longer
+    encoded = coco_mask.encode(by_columns)
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 

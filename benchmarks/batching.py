@@ -1,0 +1,156 @@
+"""Phrases a second with and without micro-batching, for 1 to 64 annotators, and how evenly they are served.
+
+The same `sspsam serve` with the weights that ship, once with MAX_BATCH=1; pictures are embedded before
+anything is measured. Each client has a task of its own and sends its next phrase when the last one is
+answered. Clients and server share this machine's cores.
+
+    python benchmarks/batching.py [--seconds 8] [--clients 1 4 16 32 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import requests
+from common.sections import ROOT, table, write_section
+from common.serving import Scenes, ask, metric, serving
+
+BATCH = 16
+PICTURE = "docs/images/batching.png"
+AT = 32
+"""Clients at which the ratio is stated."""
+
+
+@dataclass
+class Load:
+    """What some clients measured."""
+
+    seconds: float
+    took_s: list[list[float]] = field(default_factory=list)
+    """Of each client's answers."""
+    errors: list[str] = field(default_factory=list)
+    batch: float = 0.0
+    """Phrases in a forward pass, on average."""
+
+    @property
+    def rate(self) -> float:
+        return sum(map(len, self.took_s)) / self.seconds
+
+    def percentile(self, percent: float) -> float:
+        return float(np.percentile(np.concatenate(self.took_s), percent))
+
+    @property
+    def fairness(self) -> float:
+        """The least served client's answers, as a part of the most served one's."""
+        counts = [len(one) for one in self.took_s]
+        return min(counts) / max(counts)
+
+
+def measure(url: str, shown: Scenes, clients: int, seconds: float) -> Load:
+    """Lets clients ask for some seconds."""
+    load = Load(seconds, [[] for _ in range(clients)])
+    before = [metric(url, f"sspsam_batch_size_{what}") for what in ("sum", "count")]
+    until_s = time.monotonic() + seconds
+
+    def annotate(client: int) -> None:
+        task = shown.server.tasks[client + 1]
+        phrases = shown.phrases[client + 1]
+        with requests.Session() as session:
+            while time.monotonic() < until_s:
+                since_s = time.perf_counter()
+                try:
+                    ask(session, url, task, phrases[len(load.took_s[client]) % len(phrases)])
+                except (RuntimeError, requests.RequestException) as error:
+                    load.errors.append(str(error))
+                load.took_s[client].append(time.perf_counter() - since_s)
+
+    threads = [threading.Thread(target=annotate, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = [metric(url, f"sspsam_batch_size_{what}") for what in ("sum", "count")]
+    load.batch = (after[0] - before[0]) / max(after[1] - before[1], 1)
+    return load
+
+
+def measure_all(batch: int, counts: list[int], seconds: float) -> dict[int, Load]:
+    with serving(max(counts), MAX_BATCH=str(batch), QUEUE_LIMIT=str(2 * max(counts))) as (url, shown):
+        with requests.Session() as session:
+            for task, phrases in shown.phrases.items():  # so that nothing waits for the encoder
+                ask(session, url, shown.server.tasks[task], phrases[0])
+        return {count: measure(url, shown, count, seconds) for count in counts}
+
+
+def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
+    """Throughput and latency against clients."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (rates, waits) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for loads, name, colour in ((alone, "each by itself", "0.6"), (together, "batched", "tab:blue")):
+        counts = list(loads)
+        rates.plot(counts, [load.rate for load in loads.values()], "o-", color=colour, label=name)
+        for percent, style in ((50, "o-"), (95, "o:")):
+            waits.plot(
+                counts,
+                [load.percentile(percent) for load in loads.values()],
+                style,
+                color=colour,
+                label=f"{name}, p{percent}",
+            )
+    rates.set(ylabel="phrases a second", ylim=(0, None))
+    waits.set(ylabel="seconds", yscale="log")
+    for axes in (rates, waits):
+        axes.set(xlabel="clients", xscale="log", xticks=list(alone))
+        axes.set_xticks(list(alone), list(map(str, alone)))
+        axes.minorticks_off()
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(ROOT / PICTURE, dpi=110)
+
+
+def main() -> None:
+    """Measures both servers and writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8, help="for each number of clients")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, AT, 64])
+    options = parser.parse_args()
+    alone = measure_all(1, options.clients, options.seconds)
+    together = measure_all(BATCH, options.clients, options.seconds)
+    draw(alone, together)
+    rows = [
+        [
+            count,
+            f"{together[count].rate / alone[count].rate:.2f}",
+            f"{alone[count].rate:.1f}",
+            f"{together[count].rate:.1f}",
+            f"{together[count].batch:.1f}",
+            f"{alone[count].percentile(95):.2f}",
+            f"{together[count].percentile(95):.2f}",
+            f"{together[count].fairness:.2f}",
+            len(alone[count].errors) + len(together[count].errors),
+        ]
+        for count in options.clients
+    ]
+    head = ["clients", "ratio", "phrases/s alone", "batched", "batch size", "p95 s alone", "batched"]
+    head += ["fairness", "errors"]
+    write_section(
+        "batching",
+        "Many annotators, one device",
+        f"Phrases a second of `sspsam serve` with the weights that ship on warm pictures, MAX_BATCH={BATCH} "
+        "against MAX_BATCH=1. Fairness is the answers of the least served client over those of the most "
+        "served one.",
+        table(head, rows),
+        "![Throughput and latency against clients](../images/batching.png)",
+    )
+
+
+if __name__ == "__main__":
+    main()
