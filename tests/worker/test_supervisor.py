@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -146,10 +146,20 @@ def test_keeps_the_log_of_the_start_before(tmp_path: Path) -> None:
     assert (tmp_path / "talker.previous.log").read_text() == "first\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stop_signals_end_the_watch(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def stop_signal(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that ends programs, even where the tests run behind nohup, which ignores some."""
+    number: signal.Signals = request.param
+    before = signal.signal(number, signal.default_int_handler)
+    yield number
+    signal.signal(number, before)
+
+
+def test_stop_signals_end_the_watch(tmp_path: Path, stop_signal: signal.Signals) -> None:
     with Supervisor(tmp_path) as supervisor, stop_signals_interrupt():
-        supervisor.start(python("sender", f"import os; os.kill({os.getpid()}, {int(number)}); {SLEEPER}"))
+        supervisor.start(
+            python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
+        )
         pid = supervisor.running["sender"].process.pid
         with pytest.raises(KeyboardInterrupt):
             supervisor.watch()
