@@ -407,7 +407,7 @@ class ManyTasks(LabelStudioServer):
 
     TASKS, REGIONS = 500, 200
 
-    def _page(self, project: int, page: int, size: int) -> dict[str, Any] | None:
+    def _page(self, project: int, page: int, size: int, query: str) -> dict[str, Any] | None:
         numbers = range((page - 1) * size, min(page * size, self.TASKS))
         return {"tasks": [self._task(number) for number in numbers], "total": self.TASKS} if numbers else None
 
