@@ -1,10 +1,10 @@
 """Phrases a second with and without micro-batching, for 1 to 64 annotators, and how evenly they are served.
 
-The same `sspsam serve` with the weights that ship, once with MAX_BATCH=1; pictures are embedded before
-anything is measured. Each client has a task of its own and sends its next phrase when the last one is
-answered. Clients and server share this machine's cores.
+Two times `sspsam serve` with the weights that ship, one with MAX_BATCH=1, asked in turn; pictures are
+embedded before anything is measured. Each client has a task of its own and sends its next phrase when the
+last one is answered. Clients and server share this machine's cores.
 
-    python benchmarks/batching.py [--seconds 8] [--clients 1 4 16 32 64]
+    python benchmarks/batching.py [--seconds 5] [--rounds 3] [--clients 1 4 16 32 64]
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ AT = 32
 class Load:
     """What some clients measured."""
 
-    seconds: float
+    seconds: float = 0.0
     took_s: list[list[float]] = field(default_factory=list)
     """Of each client's answers."""
     errors: list[str] = field(default_factory=list)
-    batch: float = 0.0
-    """Phrases in a forward pass, on average."""
+    phrases: float = 0.0
+    passes: float = 0.0
+    """In how many forward passes they were answered."""
 
     @property
     def rate(self) -> float:
@@ -49,10 +50,16 @@ class Load:
         counts = [len(one) for one in self.took_s]
         return min(counts) / max(counts)
 
+    @property
+    def batch(self) -> float:
+        """Phrases in a forward pass, on average."""
+        return self.phrases / max(self.passes, 1)
 
-def measure(url: str, shown: Scenes, clients: int, seconds: float) -> Load:
-    """Lets clients ask for some seconds."""
-    load = Load(seconds, [[] for _ in range(clients)])
+
+def measure(load: Load, url: str, shown: Scenes, clients: int, seconds: float) -> None:
+    """Lets clients ask for some seconds, and adds what they measured."""
+    load.seconds += seconds
+    load.took_s = load.took_s or [[] for _ in range(clients)]
     before = [metric(url, f"sspsam_batch_size_{what}") for what in ("sum", "count")]
     until_s = time.monotonic() + seconds
 
@@ -74,16 +81,27 @@ def measure(url: str, shown: Scenes, clients: int, seconds: float) -> Load:
     for thread in threads:
         thread.join()
     after = [metric(url, f"sspsam_batch_size_{what}") for what in ("sum", "count")]
-    load.batch = (after[0] - before[0]) / max(after[1] - before[1], 1)
-    return load
+    load.phrases += after[0] - before[0]
+    load.passes += after[1] - before[1]
 
 
-def measure_all(batch: int, counts: list[int], seconds: float) -> dict[int, Load]:
-    with serving(max(counts), MAX_BATCH=str(batch), QUEUE_LIMIT=str(2 * max(counts))) as (url, shown):
-        with requests.Session() as session:
+def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[dict[int, Load], dict[int, Load]]:
+    """What clients measured without and with batching, by their number; the two take turns."""
+    limit = str(2 * max(counts))
+    with (
+        serving(max(counts), MAX_BATCH="1", QUEUE_LIMIT=limit) as alone,
+        serving(max(counts), MAX_BATCH=str(BATCH), QUEUE_LIMIT=limit) as together,
+        requests.Session() as session,
+    ):
+        for url, shown in (alone, together):
             for task, phrases in shown.phrases.items():  # so that nothing waits for the encoder
                 ask(session, url, shown.server.tasks[task], phrases[0])
-        return {count: measure(url, shown, count, seconds) for count in counts}
+        loads: tuple[dict[int, Load], dict[int, Load]] = ({}, {})
+        for _ in range(rounds):
+            for count in counts:
+                for place, server in enumerate((alone, together)):
+                    measure(loads[place].setdefault(count, Load()), *server, count, seconds)
+    return loads
 
 
 def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
@@ -119,11 +137,11 @@ def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
 def main() -> None:
     """Measures both servers and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8, help="for each number of clients")
+    parser.add_argument("--seconds", type=float, default=5, help="for each number of clients in each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, AT, 64])
     options = parser.parse_args()
-    alone = measure_all(1, options.clients, options.seconds)
-    together = measure_all(BATCH, options.clients, options.seconds)
+    alone, together = measure_all(options.clients, options.seconds, options.rounds)
     draw(alone, together)
     rows = [
         [

@@ -18,7 +18,9 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless")
 INTRODUCTION = """# Performance
 
 Each section is written by a script in benchmarks/, which it names; `make bench` runs all of them. What counts
-are ratios of things measured in one run, in turn. Seconds depend on the machine, and on what else ran on it.
+are ratios of things measured in one run, in turn. Seconds depend on the machine, and
+on what else ran on it: a load average of as much as there are cores says that it was shared, and that the
+figures are to be measured again.
 
 """
 

@@ -347,6 +347,18 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     assert card.status in listed
 
 
+def test_the_next_tasks_are_those_that_nobody_has_annotated(project: Project) -> None:
+    first, *rest = project.tasks
+    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == project.tasks
+
+    project.client.create_annotation(first, [])
+
+    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == rest
+    assert [task["id"] for task in project.client.next_tasks(project.number, 1)] == rest[:1]
+    done = sspsam(project, "prefetch", "--project", str(project.number), "--limit", str(PICTURES))
+    assert "pictures embedded:" in done
+
+
 def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
     broken = int(
         project.client.import_tasks(project.number, [{"image": "/data/upload/1/nothing.png"}])["task_count"]
