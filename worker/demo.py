@@ -16,7 +16,7 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from worker.demo_pictures import Picture, demo_pictures
 from worker.local_label_studio import Account, label_studio_part
-from worker.supervisor import Supervisor, stop_signals_interrupt
+from worker.supervisor import Supervisor
 from worker.up import LOOPBACK, CannotStartError, Port, sole_use_of, start_redis, start_service
 
 PROJECT_TITLE = "Sticker scenes"
@@ -91,7 +91,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     """
     check(options)
     data_dir = options.data_dir.resolve()
-    with sole_use_of(data_dir), stop_signals_interrupt(), Supervisor(data_dir / "logs") as supervisor:
+    with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
         state = DemoState.load(data_dir / "demo.json")
         state.save(data_dir / "demo.json")
         start(supervisor, options, state, console)

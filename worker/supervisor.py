@@ -13,14 +13,16 @@ import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Self
 
 import psutil
+
+from worker.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,6 @@ TERM_AGAIN_S = 1.5
 KILL_S = 5.0
 """How long the system may take to clear away a killed process."""
 LAST_LOG_LINES = 15
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends the service: Ctrl-C, `kill`, and a closed terminal."""
 
 
 class SupervisorError(Exception):
@@ -123,6 +123,8 @@ class RunningPart:
 class Supervisor:
     """Owns a set of running parts. As a context manager it ends them all on the way out.
 
+    Inside, Ctrl-C, SIGTERM or SIGHUP raises KeyboardInterrupt, once; further ones do not disturb the ending.
+
     Args:
         logs: folder of the log files, one `<part>.log` each; the one before is kept as `<part>.previous.log`.
         grace_s: how long the parts may take to end by themselves when they are asked to.
@@ -132,20 +134,25 @@ class Supervisor:
         self.logs = logs
         self.grace_s = grace_s
         self.running: dict[str, RunningPart] = {}
+        self.stop_signals = StopSignals()
 
     def __enter__(self) -> Self:
+        self.stop_signals.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop_signals.ignore()
         self.stop()
+        self.stop_signals.__exit__(kind, error, trace)
 
     def start(self, *parts: Part) -> None:
         """Starts parts without waiting for them; `wait_until_ready` does that."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for part in parts:
-            self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
+            with self.stop_signals.held():  # what has been started must be known, to be ended
+                self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
 
     def wait_until_ready(self, *names: str, on_ready: Callable[[str, float], None] | None = None) -> None:
         """Returns when all of these parts answer.
@@ -194,15 +201,11 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """Ends every part and everything that came from one: asks first, kills after `grace_s`.
-
-        Runs to its end, however often Ctrl-C is pressed.
-        """
-        with handlers(signal.SIG_IGN):
-            parts = list(self.running.values())
-            end([running for running in parts if not running.part.ends_last], self.grace_s)
-            end([running for running in parts if running.part.ends_last], self.grace_s)
-            self.running.clear()
+        """Ends every part and everything that came from one: asks first, kills after `grace_s`."""
+        parts = list(self.running.values())
+        end([running for running in parts if not running.part.ends_last], self.grace_s)
+        end([running for running in parts if running.part.ends_last], self.grace_s)
+        self.running.clear()
 
 
 def start_in_own_session(part: Part, output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -261,26 +264,3 @@ def describe_exit(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
     return f"killed by {signal.Signals(-status).name}"
-
-
-@contextmanager
-def stop_signals_interrupt() -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into KeyboardInterrupt, so that they end like Ctrl-C."""
-
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with handlers(interrupt):
-        yield
-
-
-@contextmanager
-def handlers(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    """Sets one handler for the stop signals, except those ignored from outside (nohup), and restores them."""
-    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

@@ -19,7 +19,7 @@ from backend.settings import Settings
 from worker.alive import all_queues_served
 from worker.queues import connect
 from worker.redis_program import redis_program
-from worker.supervisor import Part, Supervisor, stop_signals_interrupt
+from worker.supervisor import Part, Supervisor
 
 LOOPBACK = "127.0.0.1"
 HTTP_TIMEOUT_S = 2.0
@@ -163,7 +163,7 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
     require_secrets(Settings())
     port.require_free(os.environ.get("HOST", LOOPBACK))
     environment = {"MODEL_DIR": str(data_dir.resolve() / "models"), **os.environ}
-    with sole_use_of(data_dir), stop_signals_interrupt(), Supervisor(data_dir / "logs") as supervisor:
+    with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
         redis_url = environment.get("REDIS_URL") or start_redis(supervisor, data_dir / "redis", console)
         start_service(supervisor, console, environment, redis_url, port.number)
         console.print(f"The backend is at http://{LOOPBACK}:{port.number} - logs in {data_dir / 'logs'}")

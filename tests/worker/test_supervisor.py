@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.supervisor import Part, PartDiedError, PartNotReadyError, Supervisor, stop_signals_interrupt
+from worker.supervisor import Part, PartDiedError, PartNotReadyError, RunningPart, Supervisor
 
 SLEEPER = "import time; time.sleep(120)"
 PARENT_OF_DETACHED = (
@@ -155,15 +155,60 @@ def stop_signal(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
     signal.signal(number, before)
 
 
+def run_until_stopped(supervisor: Supervisor, part: Part, started: list[int]) -> None:
+    supervisor.start(part)
+    started.append(supervisor.running[part.name].process.pid)
+    supervisor.watch()
+
+
 def test_stop_signals_end_the_watch(tmp_path: Path, stop_signal: signal.Signals) -> None:
-    with Supervisor(tmp_path) as supervisor, stop_signals_interrupt():
-        supervisor.start(
-            python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
-        )
-        pid = supervisor.running["sender"].process.pid
-        with pytest.raises(KeyboardInterrupt):
-            supervisor.watch()
-    assert has_ended(pid)
+    sender = python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
+    started: list[int] = []
+    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
+        run_until_stopped(supervisor, sender, started)
+    assert has_ended(started[0])
+
+
+def test_a_second_stop_signal_does_not_disturb_the_ending(
+    tmp_path: Path, stop_signal: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Supervisor.stop
+
+    def stop_with_another_signal(supervisor: Supervisor) -> None:
+        signal.raise_signal(stop_signal)
+        stop(supervisor)
+
+    monkeypatch.setattr(Supervisor, "stop", stop_with_another_signal)
+    sender = python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
+    started: list[int] = []
+    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
+        run_until_stopped(supervisor, sender, started)
+    assert has_ended(started[0])
+
+
+def test_a_part_that_is_being_started_is_ended_too(
+    tmp_path: Path, stop_signal: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = []
+    note_family = RunningPart.note_family
+
+    def interrupted(running: RunningPart) -> None:
+        if not pids:
+            pids.append(running.process.pid)
+            signal.raise_signal(stop_signal)
+        note_family(running)
+
+    monkeypatch.setattr(RunningPart, "note_family", interrupted)
+    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
+        supervisor.start(python("sleeper", SLEEPER))
+    assert has_ended(pids[0])
+
+
+def test_stop_signals_are_as_before_once_all_has_ended(tmp_path: Path, stop_signal: signal.Signals) -> None:
+    before = signal.getsignal(stop_signal)
+    with Supervisor(tmp_path):
+        assert signal.getsignal(stop_signal) != before
+    assert signal.getsignal(stop_signal) == before
 
 
 def test_the_part_that_ends_last_outlives_the_others(tmp_path: Path) -> None:
