@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sspsam.layouts import IMAGE_ENCODER_PREFIX, Layout, find_layout, to_ours
 from sspsam.model import SSPSAM
+from sspsam.presets import PRESETS, get_preset
 from sspsam.torchscript import is_torchscript, read_torchscript
 
 
@@ -95,10 +96,17 @@ def _copy(
     assign: bool = False,
 ) -> None:
     """Expects the tensors under `part`; those under `optional_prefix` may be missing, if all of them are."""
-    expected = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
-    if optional_prefix and not any(key.startswith(optional_prefix) for key in state):
-        expected = {key: value for key, value in expected.items() if not key.startswith(optional_prefix)}
+
+    def wanted(module: nn.Module) -> dict[str, Tensor]:
+        wanted = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
+        if optional_prefix and not any(key.startswith(optional_prefix) for key in state):
+            wanted = {key: value for key, value in wanted.items() if not key.startswith(optional_prefix)}
+        return wanted
+
+    expected = wanted(module)
     if problems := differences(expected, state) + not_finite(state):
+        if isinstance(module, SSPSAM):
+            problems = whose(state, lambda preset: wanted(_without_values(preset))) + problems
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
     if assign:
         state = {key: value.to(expected[key].dtype) for key, value in state.items()}
@@ -287,14 +295,33 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         problems.append(f"missing: {_listed(missing)}")
     if unexpected := sorted(found.keys() - expected.keys()):
         problems.append(f"unexpected: {_listed(unexpected)}")
-    for key in sorted(expected.keys() & found.keys()):
-        if expected[key].shape != found[key].shape:
-            problems.append(
-                f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
-            )
-        elif found[key].is_floating_point() != expected[key].is_floating_point() or found[key].is_complex():
-            problems.append(f"{key} is {found[key].dtype}, expected {expected[key].dtype}")
+    shared = sorted(expected.keys() & found.keys())
+    if reshaped := [key for key in shared if expected[key].shape != found[key].shape]:
+        shapes = [f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}" for key in reshaped]
+        problems.append(f"of another shape: {_listed(shapes)}")
+    if retyped := [key for key in shared if _kind(expected[key]) != _kind(found[key])]:
+        types = [f"{key} {found[key].dtype} for {expected[key].dtype}" for key in retyped]
+        problems.append(f"of another type: {_listed(types)}")
     return problems
+
+
+def whose(found: Mapping[str, Tensor], expected: Callable[[str], Mapping[str, Tensor]]) -> list[str]:
+    """The presets whose tensors these are, in words.
+
+    Args:
+        found: tensors under our names.
+        expected: gives those of a preset.
+    """
+    return [f"it is one of {name}" for name in PRESETS if not differences(expected(name), found)]
+
+
+def _without_values(preset: str) -> SSPSAM:
+    with torch.device("meta"):
+        return SSPSAM(get_preset(preset))
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

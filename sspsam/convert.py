@@ -96,6 +96,7 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
         merged = {key: value for key, value in merged.items() if key.startswith(_FROZEN_PREFIXES)}
     if problems := checkpoints.differences(expected, merged):
         found = ", ".join(f"{source.path.name} ({source.layout})" for source in opened)
+        problems = checkpoints.whose(merged, lambda name: _expected(name, for_training)) + problems
         raise CheckpointError(f"{found} do not make up {preset}: " + "; ".join(problems))
     cards = tuple(_describe(source, sum(owner[key] is source for key in merged)) for source in opened)
     out.parent.mkdir(parents=True, exist_ok=True)

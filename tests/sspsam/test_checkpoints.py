@@ -74,9 +74,19 @@ def test_every_misfit_is_listed(trained: sspsam.SSPSAM) -> None:
     for part in (
         "missing: clip.towers.visual.proj, fusion.bias",
         "unexpected: surprise",
-        "prompt_generator.norm.weight has shape (5,), expected (32,)",
+        "of another shape: prompt_generator.norm.weight (5,) for (32,)",
     ):
         assert part in str(error.value)
+
+
+def test_a_checkpoint_of_another_variant_is_told_by_name() -> None:
+    with torch.device("meta"):
+        of_336 = sspsam.build_model("ssp-sam-336").state_dict()
+        model = sspsam.build_model("ssp-sam-224")
+    with pytest.raises(CheckpointError, match="does not fit the model: it is one of ssp-sam-336; ") as error:
+        sspsam.load_checkpoint(model, of_336)
+    assert "unexpected: clip.towers.visual.transformer.resblocks.12" in str(error.value)
+    assert len(str(error.value)) < 10_000
 
 
 class Payload:

@@ -170,10 +170,16 @@ def test_missing_and_unexpected_tensors_are_listed(bundle: Tensors, tmp_path: Pa
         "ssp.pth (ssp-sam) do not make up ssp-sam-test",
         "missing: clip.towers.visual.proj, fusion.bias",
         "unexpected: surprise",
-        "prompt_generator.norm.weight has shape (5,), expected (32,)",
+        "of another shape: prompt_generator.norm.weight (5,) for (32,)",
     ):
         assert part in str(error.value)
     assert list(tmp_path.iterdir()) == [tmp_path / "ssp.pth"]
+
+
+def test_the_preset_that_a_checkpoint_belongs_to_is_named(bundle: Tensors, tmp_path: Path) -> None:
+    torch.save(reference_state(bundle), tmp_path / "ssp.pth")
+    with pytest.raises(CheckpointError, match="do not make up ssp-sam-demo: it is one of ssp-sam-test; "):
+        convert([tmp_path / "ssp.pth"], "ssp-sam-demo", tmp_path / "bundle.safetensors")
 
 
 def test_what_a_lone_checkpoint_lacks_is_named(bundle: Tensors, tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ REASONS = [
     ("unexpected", "unexpected: backdoor"),
     ("many unexpected", "and 9950 more"),
     ("not finite", "not finite: "),
-    ("shape", "has shape"),
-    ("int64", "is torch.int64, expected torch.float32"),
+    ("shape", "of another shape"),
+    ("int64", "torch.int64 for torch.float32"),
 ]
 
 
