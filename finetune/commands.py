@@ -93,6 +93,9 @@ def gallery(
     dataset: Annotated[
         str, typer.Option(metavar="NAME", help="As for evaluate; the first phrase of each picture is asked.")
     ] = "stickers/test?count=24&phrases=1",
+    failures: Annotated[
+        int | None, typer.Option(help="Draw the first so many wrong answers, and no right ones.", min=1)
+    ] = None,
     preset: PresetOption = DEFAULT_PRESET,
     version: VersionOption = None,
     weights: WeightsOption = None,
@@ -100,7 +103,7 @@ def gallery(
     model_dir: ModelDirOption = Path("models"),
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw a model's answers side by side: right ones in green frames, wrong ones in red.
+    """Draw a model's answers side by side: right ones framed green, wrong ones red.
 
     Example: sspsam gallery --out gallery.png
     """
@@ -110,7 +113,7 @@ def gallery(
 
     samples = open_dataset(dataset)
     predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
-    write_picture(draw_gallery(predictor, samples), out)
+    write_picture(draw_gallery(predictor, samples, failures=failures), out)
     typer.echo(f"Written to {out}")
 
 

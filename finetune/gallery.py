@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from finetune.data.dataset import Dataset, samples_by_image
 from finetune.metrics import SegmentationMetrics
-from finetune.protocols import PhraseModel
-from sspsam.drawing import Rgb, draw_referents
+from finetune.protocols import BoolMask, PhraseModel
+from sspsam.drawing import Rgb, draw_outline, draw_referents
 
 TILE_PX = 320
 """Side of the square that a picture is shrunk into, before its legend."""
@@ -19,38 +20,53 @@ BORDER_PX = 6
 RIGHT_IOU = 0.5
 RIGHT: Rgb = (40, 170, 90)
 WRONG: Rgb = (220, 50, 50)
+TRUTH: Rgb = (255, 255, 255)
 PAPER: Rgb = (255, 255, 255)
 
 
-def draw_gallery(model: PhraseModel, dataset: Dataset, columns: int = 6) -> Image.Image:
+def draw_gallery(
+    model: PhraseModel, dataset: Dataset, columns: int = 6, failures: int | None = None
+) -> Image.Image:
     """Asks about the first phrase of each picture and draws the answers.
 
     A green frame says that the IoU of answer and truth is RIGHT_IOU or more (or that both are empty), a red
-    one that it is not.
+    one that it is not; a white line then shows the truth.
 
     Args:
         model: Who is asked.
         dataset: Pictures and phrases, drawn in their order.
         columns: Pictures in a row.
+        failures: Draw the first so many wrong answers, and no right ones.
 
     Raises:
-        ValueError: the data set is empty.
+        ValueError: there is nothing to draw.
     """
-    tiles = list(_tiles(model, dataset))
-    if not tiles:
-        raise ValueError("the data set has no pictures to draw")
-    return _grid(tiles, columns)
+    tiles = _tiles(model, dataset)
+    if failures is not None:
+        tiles = islice((tile for tile in tiles if not tile[1]), failures)
+    drawn = [tile for tile, _ in tiles]
+    if not drawn:
+        what = "pictures" if failures is None else "wrong answers"
+        raise ValueError(f"there are no {what} to draw")
+    return _grid(drawn, columns)
 
 
-def _tiles(model: PhraseModel, dataset: Dataset) -> Iterable[Image.Image]:
+def _tiles(model: PhraseModel, dataset: Dataset) -> Iterator[tuple[Image.Image, bool]]:
+    """Drawn answers, and whether each is right."""
     for sample, *_ in samples_by_image(dataset):
         shrunk = ImageOps.contain(Image.fromarray(sample.image), (TILE_PX, TILE_PX))
         [referent] = model.predict(model.embed(sample.image), [sample.phrase])
-        mask = Image.fromarray(referent.mask).resize(shrunk.size, Image.Resampling.NEAREST)
-        small = replace(referent, mask=np.asarray(mask, dtype=np.bool_))
         right = SegmentationMetrics().update(referent.mask, sample.mask) >= RIGHT_IOU
-        tile = draw_referents(np.asarray(shrunk, dtype=np.uint8), [small])
-        yield ImageOps.expand(tile, BORDER_PX, RIGHT if right else WRONG)
+        small = replace(referent, mask=_shrink(referent.mask, shrunk.size))
+        tile = np.array(draw_referents(np.asarray(shrunk, dtype=np.uint8), [small]))
+        if not right:
+            shown = tile[: shrunk.height]
+            shown[:] = draw_outline(shown, _shrink(sample.mask, shrunk.size), TRUTH)
+        yield ImageOps.expand(Image.fromarray(tile), BORDER_PX, RIGHT if right else WRONG), right
+
+
+def _shrink(mask: BoolMask, size: tuple[int, int]) -> BoolMask:
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=np.bool_)
 
 
 def _grid(tiles: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from finetune.data.stickers import StickerDataset
-from finetune.gallery import BORDER_PX, RIGHT, TILE_PX, WRONG, draw_gallery
+from finetune.gallery import BORDER_PX, RIGHT, TILE_PX, TRUTH, WRONG, draw_gallery
 from sspsam import ImageEmbedding, Predictor, Referent
 
 DATA = StickerDataset("val", count=3, families=["noun"], phrases_per_scene=2)
@@ -45,6 +45,22 @@ def test_frames_say_what_is_right() -> None:
     assert TILE_PX < sheet.shape[1] <= 3 * (TILE_PX + 2 * BORDER_PX)
 
 
-def test_an_empty_data_set_is_an_error() -> None:
+def test_failures_alone_are_drawn_with_the_truth() -> None:
+    oracle = Oracle()
+    sheet = np.asarray(draw_gallery(oracle, DATA, columns=3, failures=1))
+    assert oracle.asked == 2, "asks no further than it has to"
+    assert tuple(sheet[sheet.shape[0] // 2, 0]) == WRONG
+    assert sheet.shape[1] <= TILE_PX + 2 * BORDER_PX
+    inside = sheet[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+    colours, counts = np.unique(inside.reshape(-1, 3), axis=0, return_counts=True)
+    white = int(counts[(colours == TRUTH).all(1)].sum())
+    assert white > 100, "the truth is outlined"
+
+
+def test_nothing_to_draw_is_an_error() -> None:
     with pytest.raises(ValueError, match="no pictures"):
         draw_gallery(Oracle(), StickerDataset("val", count=0))
+    with pytest.raises(ValueError, match="no wrong answers"):
+        draw_gallery(
+            Oracle(), StickerDataset("val", count=1, families=["noun"], phrases_per_scene=2), failures=3
+        )
