@@ -124,16 +124,19 @@ class Lane(Generic[Work, Result]):
         """Ends the thread after the work at hand; what still waits is cancelled."""
         with self._changed:
             self._stopped = True
+            self._cancel_all()
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(END_S)
 
     def submit(self, works: Sequence[Work], caller: Caller) -> list[Future[Result]]:
-        """Queues pieces of work; `wait_for` waits for them."""
+        """Queues pieces of work; `wait_for` waits for them. Once the lane was stopped, they are cancelled."""
         pieces: list[Pending[Work, Result]] = [Pending(work, caller) for work in works]
         with self._changed:
             for piece in pieces:
                 self._queue.put(piece)
+            if self._stopped:
+                self._cancel_all()
             self._changed.notify_all()
         return [piece.future for piece in pieces]
 
@@ -142,9 +145,10 @@ class Lane(Generic[Work, Result]):
             waited_s = time.monotonic() - batch[0].since_s
             self._do(batch)
             self._on_batch(len(batch), waited_s)
-        with self._changed:
-            while len(self._queue):
-                self._queue.take().future.cancel()
+
+    def _cancel_all(self) -> None:
+        while len(self._queue):
+            self._queue.take().future.cancel()
 
     def _next_batch(self) -> list[Pending[Work, Result]]:
         """Waits for work; an empty list means that the lane was stopped."""
