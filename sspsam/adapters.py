@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -24,6 +25,22 @@ class PhraseFeatures(NamedTuple):
     """(B, L): the words' weights in it, 0 at padding, 1 in sum; None without the linguistic adapter."""
     padding: Tensor
     """(B, L) bool: True at padding."""
+
+    def row(self, number: int) -> PhraseFeatures:
+        """One of the phrases, in memory of its own."""
+        part = slice(number, number + 1)
+        return PhraseFeatures._make(None if tensor is None else tensor[part].clone() for tensor in self)
+
+    @classmethod
+    def stack(cls, phrases: Sequence[PhraseFeatures]) -> PhraseFeatures:
+        """Rows as a batch."""
+        columns = zip(*phrases, strict=True)
+        return cls._make(None if column[0] is None else torch.cat(column) for column in columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(tensor.nbytes for tensor in self if tensor is not None)
 
 
 class LinguisticAttentionAdapter(nn.Module):

@@ -5,6 +5,7 @@ Source: *SSP-SAM: SAM with Semantic-Spatial Prompt for Referring Expression Segm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -34,6 +35,21 @@ class EncodedPhrase(NamedTuple):
     sentence_feature: Tensor
     """(B, D)."""
     phrase: PhraseFeatures
+
+    def row(self, number: int) -> EncodedPhrase:
+        """One of the phrases, in memory of its own."""
+        return EncodedPhrase(self.sentence_feature[number : number + 1].clone(), self.phrase.row(number))
+
+    @classmethod
+    def stack(cls, encoded: Sequence[EncodedPhrase]) -> EncodedPhrase:
+        """Rows as a batch."""
+        sentences, phrases = zip(*encoded, strict=True)
+        return cls(torch.cat(sentences), PhraseFeatures.stack(phrases))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take."""
+        return self.sentence_feature.nbytes + self.phrase.nbytes
 
 
 class SSPSAM(nn.Module):
@@ -115,9 +131,7 @@ class SSPSAM(nn.Module):
             prompts: as from make_prompts.
             extra_prompts: (B, M, C), SAM's own embeddings of points and boxes, if the user gave any.
         """
-        sparse = prompts.prompt_tokens
-        if extra_prompts is not None:
-            sparse = torch.cat([sparse, extra_prompts], dim=1)
+        sparse = prompts.sparse_prompt_embeddings(extra_prompts)
         mask_logits, iou_predictions = self.sam(image_embeddings, sparse)
         boxes = self.locate(prompts)
         return SSPSAMOutput(mask_logits, boxes, iou_predictions)

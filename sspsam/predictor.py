@@ -21,8 +21,10 @@ from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
+from sspsam.reuse import Reuse
 from sspsam.sam import build_image_encoder
 from sspsam.specks import without_specks
+from sspsam.two_way import ImageSide
 
 NO_TARGET_MIN_FRACTION = 50 / 512**2
 """A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
@@ -115,6 +117,8 @@ class Predictor:
     """The model with its image encoder, on one device. `embed` and `decode` may run at the same time.
 
     Two threads may not be in the same one of them, nor in `decode` while weights are swapped.
+
+    What `decode` makes of a picture alone, or of a phrase alone, is kept (`sspsam.reuse`).
     """
 
     def __init__(self, model: SSPSAM, image_encoder: nn.Module, preset: str, device: str = "auto") -> None:
@@ -123,6 +127,7 @@ class Predictor:
         self.model = model.eval().to(self.device)
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
+        self._reuse = Reuse(self.model)
 
     @classmethod
     def from_preset(cls, name: str, device: str = "auto", weights: Path | None = None) -> Predictor:
@@ -296,23 +301,33 @@ class Predictor:
 
     def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
         """Any number of phrases, or one question with something pointed at."""
-        image_embeddings = _rows([question.embedding.image_embedding for question in questions])
         clicks = self._embed_clicks(questions[0])
         phrases = [question.phrase for question in questions]
         boxes: Tensor | None = None
         if any(phrases):
             patch_features = _rows([question.embedding.patch_features for question in questions])
-            encoded = self.model.encode_phrase(tokenize(phrases).to(self.device))
-            prompts = self.model.make_prompts(patch_features, encoded)
-            mask_logits, boxes, iou_predictions = self.model.decode(image_embeddings, prompts, clicks)
+            prompts = self.model.make_prompts(patch_features, self._reuse.encode_phrases(phrases))
+            boxes = self.model.locate(prompts)
+            sparse = prompts.sparse_prompt_embeddings(clicks)
         elif clicks is not None:
-            mask_logits, iou_predictions = self.model.sam(image_embeddings, clicks)
+            sparse = clicks
         else:
             raise ValueError("expected points or a box: without a phrase there is nothing else to go by")
+        images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
+        mask_logits, iou_predictions = self._decode_masks(images, sparse)
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
         boxes_cxcywh = [None] * len(questions) if boxes is None else list(boxes.cpu())
         return [Decoded(*one) for one in zip(questions, grids, scores, boxes_cxcywh, strict=True)]
+
+    def _decode_masks(self, images: Sequence[ImageSide], sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """As `SAMDecoder.decode`. On a CPU one row after another: its caches do not hold several."""
+        decode = self.model.sam.decode
+        if self.device.type != "cpu":
+            return decode(ImageSide.stack(images), sparse)
+        rows = [decode(image, row) for image, row in zip(images, torch.split(sparse, 1), strict=True)]
+        mask_logits, iou_predictions = zip(*rows, strict=True)
+        return torch.cat(mask_logits), torch.cat(iou_predictions)
 
     def _embed_clicks(self, question: Question) -> Tensor | None:
         """SAM's own embeddings, (1, M, C), of what is pointed at."""

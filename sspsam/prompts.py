@@ -21,6 +21,10 @@ class Prompts(NamedTuple):
     fused_patches: Tensor
     """(B, G*G, dim): what became of the patches beside them; training may look at it."""
 
+    def sparse_prompt_embeddings(self, extra: Tensor | None = None) -> Tensor:
+        """(B, N + M, dim) for SAM's decoder, which reads (B, M, dim) others beside ours."""
+        return self.prompt_tokens if extra is None else torch.cat([self.prompt_tokens, extra], dim=1)
+
 
 class FusionLayer(nn.Module):
     """A post-norm transformer encoder layer whose queries and keys carry positions, as in DETR."""

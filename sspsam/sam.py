@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from sspsam.image_encoder import ImageEncoder
 from sspsam.presets import IMAGE_ENCODERS, DecoderConfig, ImageEncoderConfig, TinyViTConfig
 from sspsam.stem import ConvStem, PatchEmbedding
 from sspsam.tiny_vit import TinyViT
+from sspsam.two_way import ImageSide, attend_both_ways, project_image
 
 
 def build_image_encoder(name: str) -> ImageEncoder | TinyViT:
@@ -82,17 +84,62 @@ class SAMDecoder(nn.Module):
         Returns:
             mask logits (B, 1, 4h, 4w) and predicted IoU (B,).
         """
+        return self.decode(self.project(image_embeddings), sparse_prompt_embeddings)
+
+    def project(self, image_embeddings: Tensor) -> ImageSide:
+        """What the decoder makes of (B, C, h, w) image embeddings before it sees a prompt."""
+        source = image_embeddings + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        return project_image(self.mask_decoder.transformer, source, self.prompt_encoder.get_dense_pe())
+
+    def decode(self, image: ImageSide, sparse_prompt_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes one mask per row of prompts.
+
+        Args:
+            image: of B images, or of one for all.
+            sparse_prompt_embeddings: (B, N, C).
+
+        Returns:
+            as `forward`.
+        """
         decoder = self.mask_decoder
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         output_tokens = output_tokens.expand(len(sparse_prompt_embeddings), -1, -1)
         tokens = torch.cat(
             [output_tokens.to(sparse_prompt_embeddings.dtype), sparse_prompt_embeddings], dim=1
         )
-        source = image_embeddings + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        tokens, source = decoder.transformer(source, self.prompt_encoder.get_dense_pe(), tokens)
-        source = source.transpose(1, 2).reshape(image_embeddings.shape)  # (B, C, h, w)
-        upscaled = decoder.output_upscaling(source)  # (B, C/8, 4h, 4w)
+        tokens, cells = attend_both_ways(decoder.transformer, image, tokens, answers=2)
         kernel = decoder.output_hypernetworks_mlps[0](tokens[:, 1])  # (B, C/8)
-        mask_logits = torch.einsum("bc,bchw->bhw", kernel, upscaled).unsqueeze(1)
+        mask_logits = upscale(decoder.output_upscaling, cells, kernel, image.grid_hw).unsqueeze(1)
         iou_predictions = decoder.iou_prediction_head(tokens[:, 0])[:, 0]
         return mask_logits, cast(Tensor, iou_predictions)
+
+
+def upscale(upscaling: nn.Sequential, cells: Tensor, kernel: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Reads a mask out of cells.
+
+    Stock modules and numbers, in the order in which the cells lie: a transposed convolution whose stride is
+    its size maps each cell by itself, so only the logits have to be brought to their places.
+
+    Args:
+        upscaling: segment_anything's `output_upscaling`.
+        cells: (B, h*w, C).
+        kernel: (B, C/8).
+        grid_hw: (h, w).
+
+    Returns:
+        (B, 4h, 4w).
+    """
+    first, norm, first_activation, second, second_activation = cast(Any, upscaling)
+    halves = _spread(first, cells)  # (B, h*w, 2*2, C/4)
+    halves = F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    quarters = second_activation(_spread(second, first_activation(halves)))  # (B, h*w, 2*2, 2*2, C/8)
+    logits = torch.einsum("blijc,bc->blij", quarters, kernel)
+    logits = logits.view(-1, *grid_hw, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)  # (B, h, 2, 2, w, 2, 2)
+    return logits.reshape(-1, 4 * grid_hw[0], 4 * grid_hw[1])
+
+
+def _spread(convolution: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
+    """What a transposed convolution of size and stride 2 makes of (..., C) cells: (..., 2*2, C')."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2*2*C', C)
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    return F.linear(cells, weight, bias).view(*cells.shape[:-1], 4, -1)

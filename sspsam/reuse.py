@@ -1,0 +1,75 @@
+"""What depends on a picture alone, or on a phrase alone: kept for as long as the weights stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sspsam.kept import Kept
+from sspsam.model import SSPSAM, EncodedPhrase
+from sspsam.phrases import normalise, tokenize
+from sspsam.two_way import ImageSide
+
+KEPT_IMAGE_BYTES = 256 * 2**20
+"""Of what the decoder makes of pictures before it sees a prompt: some tens at 1024 px."""
+KEPT_PHRASE_BYTES = 32 * 2**20
+"""Of encoded phrases: some hundreds."""
+
+
+class Reuse:
+    """Asks a model, and keeps what may be asked again. Not safe to share between threads.
+
+    Fine-tuning changes what is kept: it is forgotten when anything was written to the model's weights since.
+
+    Args:
+        model: On its device.
+        image_bytes: How much is kept of pictures, their embeddings included.
+        phrase_bytes: How much is kept of phrases.
+    """
+
+    def __init__(
+        self, model: SSPSAM, image_bytes: int = KEPT_IMAGE_BYTES, phrase_bytes: int = KEPT_PHRASE_BYTES
+    ) -> None:
+        self._model = model
+        self._parameters = list(model.parameters())
+        self._weights = -1
+        self.images: Kept[Tensor, ImageSide] = Kept(
+            image_bytes, lambda embedding, image: embedding.nbytes + image.nbytes
+        )
+        self.phrases: Kept[str, EncodedPhrase] = Kept(phrase_bytes, lambda _, encoded: encoded.nbytes)
+
+    def project(self, image_embedding: Tensor) -> ImageSide:
+        """What the decoder makes of a (1, C, h, w) image embedding, known again as the same tensor."""
+        self._forget_other_weights()
+        image = self.images.get(image_embedding)
+        if image is None:
+            image = self._model.sam.project(image_embedding)
+            self.images.put(image_embedding, image)
+        return image
+
+    def encode_phrases(self, phrases: Sequence[str]) -> EncodedPhrase:
+        """Encodes phrases; those that are not kept yet in one pass.
+
+        Raises:
+            PhraseError: a phrase is empty, or too long.
+        """
+        self._forget_other_weights()
+        keys = [normalise(phrase) for phrase in phrases]
+        kept = {key: self.phrases.get(key) for key in keys}
+        found = {key: encoded for key, encoded in kept.items() if encoded is not None}
+        missing = [key for key in kept if key not in found]
+        if missing:
+            device = self._parameters[0].device
+            together = self._model.encode_phrase(tokenize(missing).to(device))
+            for row, key in enumerate(missing):
+                found[key] = together.row(row)
+                self.phrases.put(key, found[key])
+        return EncodedPhrase.stack([found[key] for key in keys])
+
+    def _forget_other_weights(self) -> None:
+        weights = sum(parameter._version for parameter in self._parameters)
+        if weights != self._weights:
+            self._weights = weights
+            self.images.clear()
+            self.phrases.clear()

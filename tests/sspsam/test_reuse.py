@@ -1,0 +1,138 @@
+"""What is kept between two questions: computed once, bounded, and never from other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sspsam
+from sspsam.frames import UInt8Image
+from sspsam.kept import Kept
+from sspsam.model import EncodedPhrase
+from sspsam.presets import ABLATIONS
+from sspsam.reuse import Reuse
+
+
+@pytest.fixture
+def predictor() -> sspsam.Predictor:
+    return sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+
+
+def picture(seed: int = 0) -> UInt8Image:
+    return np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+@contextmanager
+def calls(module: nn.Module) -> Iterator[list[int]]:
+    """How many rows each call of a module had."""
+    rows: list[int] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def test_a_phrase_is_encoded_once(predictor: sspsam.Predictor) -> None:
+    pictures = [predictor.embed(picture()), predictor.embed(picture(1))]
+    model = predictor.model
+    with calls(model.clip.towers.transformer) as text, calls(model.linguistic_adapter.gru) as gru:
+        first = predictor.predict(pictures[0], ["the dog", "a tree", "The  DOG"])
+        again = predictor.predict(pictures[0], ["a tree", "the dog"])
+        predictor.predict(pictures[1], ["the dog", "a red car"])
+
+    assert text == gru == [2, 1], "two phrases together, then the one that is new"
+    assert [one.score for one in again] == pytest.approx([first[1].score, first[0].score], abs=1e-6)
+
+
+def test_a_picture_is_projected_once(predictor: sspsam.Predictor) -> None:
+    pictures = [predictor.embed(picture()), predictor.embed(picture(1))]
+    first_block, second_block = predictor.model.sam.mask_decoder.transformer.layers
+    with (
+        calls(first_block.cross_attn_token_to_image.k_proj) as first,
+        calls(second_block.cross_attn_token_to_image.k_proj) as second,
+    ):
+        predictor.predict(pictures[0], ["the dog", "a tree"])
+        predictor.predict(pictures[0], ["the dog"], points=[[1, 1, 1]])
+        predictor.segment(pictures[0], points=[[1, 1, 1]])
+        assert (len(first), len(second)) == (1, 4)
+        predictor.predict(pictures[1], ["the dog"])
+    assert (len(first), len(second)) == (2, 5)
+
+
+@pytest.mark.parametrize("how", ["swapped", "trained in place"])
+def test_other_weights_answer_anew(predictor: sspsam.Predictor, how: str) -> None:
+    embedding = predictor.embed(picture())
+    before = predictor.predict(embedding, ["the dog"])[0]
+    generator = torch.Generator().manual_seed(1)
+    other = {
+        key: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for key, value in predictor.trainable_state().items()
+    }
+    if how == "swapped":
+        predictor.load_trainable(other)
+    else:
+        predictor.model.load_state_dict(other, strict=False)
+    fresh = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+    fresh.load_trainable(other)
+
+    found, expected = (one.predict(embedding, ["the dog"])[0] for one in (predictor, fresh))
+
+    assert found.score == expected.score
+    assert found.box_xyxy == expected.box_xyxy != before.box_xyxy
+    assert (found.mask == expected.mask).all()
+
+
+@pytest.mark.parametrize("ablation", ["", *(f"-without-{name}" for name in ABLATIONS)])
+def test_rows_are_stacked_as_they_were(ablation: str) -> None:
+    model = sspsam.build_model(f"ssp-sam-test{ablation}")
+    phrases = ["the dog", "two cats on the left", "a tree"]
+    with torch.inference_mode():
+        together = model.encode_phrase(sspsam.phrases.tokenize(phrases))
+    rows = [together.row(number) for number in range(3)]
+
+    assert sum(row.nbytes for row in rows) == together.nbytes
+    for found, expected in zip(tensors(EncodedPhrase.stack(rows)), tensors(together), strict=True):
+        assert torch.equal(found, expected)
+
+
+def tensors(encoded: EncodedPhrase) -> list[Tensor]:
+    return [encoded.sentence_feature, *(one for one in encoded.phrase if one is not None)]
+
+
+def test_only_so_much_is_kept(predictor: sspsam.Predictor) -> None:
+    embeddings = [predictor.embed(picture(number)).image_embedding for number in range(3)]
+    with torch.inference_mode():
+        one = embeddings[0].nbytes + predictor.model.sam.project(embeddings[0]).nbytes
+        reuse = Reuse(predictor.model, image_bytes=2 * one, phrase_bytes=0)
+        for embedding in embeddings:
+            reuse.project(embedding)
+        reuse.encode_phrases(["the dog"])
+
+    assert len(reuse.images) == 2
+    assert reuse.images.total_bytes == 2 * one
+    assert reuse.images.get(embeddings[0]) is None
+    assert len(reuse.phrases) == 0
+
+
+def test_what_was_used_last_stays() -> None:
+    kept: Kept[str, str] = Kept(10, lambda key, item: len(key) + len(item))
+    kept.put("a", "1234")
+    kept.put("b", "1234")
+    assert kept.get("a") == "1234"
+    kept.put("c", "1")
+
+    assert (kept.get("a"), kept.get("b"), kept.get("c")) == ("1234", None, "1")
+    assert kept.total_bytes == 7
+    kept.put("a", "12345678")
+    assert (kept.get("a"), kept.get("c"), kept.total_bytes) == ("12345678", None, 9)
+    kept.put("a", "123456789x")
+    assert (kept.get("a"), len(kept), kept.total_bytes) == (None, 0, 0)
+    kept.put("b", "1")
+    kept.clear()
+    assert (kept.get("b"), kept.total_bytes) == (None, 0)
