@@ -48,7 +48,9 @@ screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pict
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
 bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+	@failed=; for file in benchmarks/*.py; do \
+		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; \
+	done; [ -z "$$failed" ] || { echo "These ended with an error:$$failed"; exit 1; }
 
 SUPPLY := .venv-supply/bin
 UV_COMPILE := pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-annotate --no-header \

@@ -128,7 +128,6 @@ def main() -> None:
         engine.stop()
     head = ["picture", "share around the model", "at most", "ms around it", "bytes of the answer"]
     write_section(
-        "around-the-model",
         "Around the model",
         f"Of a warm `/predict` of {options.preset} in float32 on the CPU: everything but the networks, the "
         "wait for other phrases included. The mask is ragged, with holes and several parts.",

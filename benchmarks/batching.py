@@ -160,13 +160,12 @@ def main() -> None:
     head = ["clients", "ratio", "phrases/s alone", "batched", "batch size", "p95 s alone", "batched"]
     head += ["fairness", "errors"]
     write_section(
-        "batching",
         "Many annotators, one device",
         f"Phrases a second of `sspsam serve` with the weights that ship on warm pictures, MAX_BATCH={BATCH} "
         "against MAX_BATCH=1. Fairness is the answers of the least served client over those of the most "
         "served one.",
         table(head, rows),
-        "![Throughput and latency against clients](../images/batching.png)",
+        "![Throughput and latency against clients](images/batching.png)",
     )
 
 

@@ -62,7 +62,6 @@ def main() -> None:
         failed |= name == "ragged" and any(faster[what] < least for what, least in LEAST.items())
         rows.append([name, f"{len(rle):,}", f"{faster['encode']:.1f}", f"{faster['decode']:.1f}"])
     write_section(
-        "brush-rle",
         "Brush RLE",
         f"Masks of {HEIGHT} x {WIDTH} pixels, against `mask2rle` and `decode_rle` of label-studio-sdk: byte "
         "for byte the same, so many times as fast. Asked for on the ragged one: "

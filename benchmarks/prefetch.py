@@ -63,7 +63,6 @@ def main() -> None:
         for name, (took_s, sources) in measured.items()
     ]
     write_section(
-        "prefetch",
         "Embeddings that wait for the annotator",
         "First phrases on pictures that the backend has never seen. With `sspsam prefetch` none waits for "
         "the image encoder: embeddings are read from the disk that backends and workers share. The time is "

@@ -19,7 +19,7 @@ class RECStage(SSPStage):
         return [prompts]
 
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
-        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
+        prompts = self.make_prompts(batch)
         terms: dict[str, Tensor] = self.criterion(
             None, self.model.locate(prompts), None, batch.boxes, batch.has_target,
             sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),

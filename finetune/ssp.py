@@ -92,7 +92,7 @@ class SSPStage:
             return batch if self.replay is None else concatenate(batch, self.replay.batch(step))
 
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
-        prompts = self.model.make_prompts(batch.patch_features, self._encode(batch))
+        prompts = self.make_prompts(batch)
         mask_logits, iou_predictions = self._decode(batch, prompts.prompt_tokens)
         self._correct(batch, prompts.prompt_tokens, mask_logits, iou_predictions)
         terms: dict[str, Tensor] = self.criterion(
@@ -125,6 +125,11 @@ class SSPStage:
         points, _ = encoder(points=clicks, boxes=None, masks=None)
         prompts = torch.cat([sparse[part], points.to(sparse.dtype)], dim=1)
         mask_logits[part], iou_predictions[part] = self._decode(take(batch, rows), prompts)
+
+    def make_prompts(self, batch: Batch) -> Prompts:
+        """The model's, with what becomes of the patches where that is learned from."""
+        looked_at = self.localiser is not None
+        return self.model.make_prompts(batch.patch_features, self._encode(batch), with_patches=looked_at)
 
     def patch_logits(self, prompts: Prompts) -> Tensor | None:
         """(B, G*G): whether the fused patches show the target; None where that is not learned."""

@@ -107,9 +107,11 @@ class SSPSAM(nn.Module):
         """CLIP text features of (B, L) tokens through the linguistic adapter."""
         return EncodedPhrase(text.sentence, self.linguistic_adapter(text, tokens))
 
-    def make_prompts(self, patch_features: Tensor, encoded: EncodedPhrase) -> Prompts:
+    def make_prompts(
+        self, patch_features: Tensor, encoded: EncodedPhrase, with_patches: bool = False
+    ) -> Prompts:
         """The semantic-spatial prompts for (B, G*G, D) patch features and B phrases."""
-        return cast(Prompts, self.prompt_generator(self.fuse(patch_features, encoded)))
+        return cast(Prompts, self.prompt_generator(self.fuse(patch_features, encoded), with_patches))
 
     def fuse(self, patch_features: Tensor, encoded: EncodedPhrase) -> Tensor:
         """Multimodal patches, (B, G*G, C): adapted patches gated by the phrase vector."""

@@ -18,8 +18,8 @@ class Prompts(NamedTuple):
     """(B, dim): read by the box head."""
     prompt_tokens: Tensor
     """(B, N, dim): the semantic-spatial prompts."""
-    fused_patches: Tensor
-    """(B, G*G, dim): what became of the patches beside them; training may look at it."""
+    fused_patches: Tensor | None
+    """(B, G*G, dim): what became of the patches beside them, where it was asked for: training may look."""
 
     def sparse_prompt_embeddings(self, extra: Tensor | None = None) -> Tensor:
         """(B, N + M, dim) for SAM's decoder, which reads (B, M, dim) others beside ours."""
@@ -37,11 +37,11 @@ class FusionLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
 
-    def forward(self, sequence: Tensor, position: Tensor) -> Tensor:
-        """(B, L, dim) and (L, dim) to (B, L, dim)."""
+    def forward(self, sequence: Tensor, position: Tensor, answers: int | None = None) -> Tensor:
+        """(B, L, dim) and (L, dim) to (B, L, dim), or to the first (B, answers, dim) of them."""
         placed = sequence + position
-        attended, _ = self.self_attn(placed, placed, sequence, need_weights=False)
-        sequence = self.norm1(sequence + attended)
+        attended, _ = self.self_attn(placed[:, :answers], placed, sequence, need_weights=False)
+        sequence = self.norm1(sequence[:, :answers] + attended)
         return cast(Tensor, self.norm2(sequence + self.linear2(self.linear1(sequence).relu())))
 
 
@@ -62,18 +62,26 @@ class PromptGenerator(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, multimodal_patches: Tensor) -> Prompts:
-        """Makes prompts of (B, G*G, dim) multimodal patches."""
+    def forward(self, multimodal_patches: Tensor, with_patches: bool = False) -> Prompts:
+        """Makes prompts of (B, G*G, dim) multimodal patches.
+
+        Args:
+            multimodal_patches: as from `SSPSAM.fuse`.
+            with_patches: the last layer computes the patches too, which nothing reads but training.
+        """
         learned = torch.cat([self.box_token.weight, self.prompt_tokens.weight])
         learned = learned.expand(len(multimodal_patches), -1, -1).to(multimodal_patches.dtype)
         if self.placed_patches:
             multimodal_patches = multimodal_patches + self.position.weight[learned.shape[1] :]
         sequence = torch.cat([learned, multimodal_patches], dim=1)  # (B, 1 + N + G*G, dim)
-        for layer in self.layers:
-            sequence = layer(sequence, self.position.weight)
-        sequence = self.norm(sequence)
         first_patch = learned.shape[1]
-        return Prompts(sequence[:, 0], sequence[:, 1:first_patch], sequence[:, first_patch:])
+        *layers, last = self.layers
+        for layer in layers:
+            sequence = layer(sequence, self.position.weight)
+        sequence = last(sequence, self.position.weight, None if with_patches else first_patch)
+        sequence = self.norm(sequence)
+        patches = sequence[:, first_patch:] if with_patches else None
+        return Prompts(sequence[:, 0], sequence[:, 1:first_patch], patches)
 
 
 class BoxHead(MLP):  # type: ignore[misc]  # segment_anything is not typed

@@ -1,9 +1,10 @@
-"""Sections of docs/performance: each benchmark writes one file, and the page that lists them."""
+"""Sections of docs/performance.md: each benchmark writes its own, and leaves the others as they are."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,33 +13,30 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ROOT / "docs/performance"
 PAGE = ROOT / "docs/performance.md"
 PACKAGES = ("torch", "numpy", "opencv-python-headless")
 INTRODUCTION = """# Performance
 
-Each section is written by a script in benchmarks/, which it names; `make bench` runs all of them. What counts
-are ratios of things measured in one run, in turn. Seconds depend on the machine, and
-on what else ran on it: a load average of as much as there are cores says that it was shared, and that the
-figures are to be measured again.
-
+Each section is written by a script in benchmarks/, which it names with machine, versions and date;
+`make bench` runs all of them. What counts are ratios of things measured in one run, in turn. Seconds depend
+on the machine, and on what else ran on it: a section says where it did other work meanwhile.
 """
 
 
-def write_section(name: str, title: str, *paragraphs: str) -> None:
-    """Prints a section, and writes it to docs/performance/<name>.md with the command, machine and date.
+def write_section(title: str, *paragraphs: str) -> None:
+    """Prints a section, and writes it with command, machine and date, in place of the one of its title.
 
     Args:
-        name: Of the file.
         title: Of the section.
         paragraphs: Markdown, tables among them.
     """
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    text = "\n\n".join([f"# {title}", f"`{command}`. {machine()}", *paragraphs]) + "\n"
-    SECTIONS.mkdir(parents=True, exist_ok=True)
-    (SECTIONS / f"{name}.md").write_text(text, encoding="utf-8")
-    lines = [f"- [{_title(path)}](performance/{path.name})" for path in sorted(SECTIONS.glob("*.md"))]
-    PAGE.write_text(INTRODUCTION + "\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n\n".join([f"## {title}", f"`{command}`. {machine()}", *paragraphs]) + "\n"
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
+    sections = {one.partition("\n")[0]: one for one in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]}
+    sections[f"## {title}"] = text
+    whole = "\n".join([INTRODUCTION, *(one.strip() + "\n" for one in sections.values())])
+    PAGE.write_text(whole, encoding="utf-8")
     print(text)
 
 
@@ -51,10 +49,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def machine() -> str:
     """Where and with what this runs, in a sentence."""
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    load = os.getloadavg()[1]
+    cores, load = os.cpu_count() or 1, os.getloadavg()[1]
+    shared = f", on a machine that did other work (load average {load:.0f})" if load > 1.5 * cores else ""
     return (
-        f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}; "
-        f"{datetime.now(UTC):%Y-%m-%d}, load average {load:.1f}."
+        f"{_processor()}, {cores} cores, Python {platform.python_version()}, {packages}; "
+        f"{datetime.now(UTC):%Y-%m-%d}{shared}."
     )
 
 
@@ -65,7 +64,3 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -1,0 +1,118 @@
+"""A phrase on a picture that is embedded already, against the whole path; eight at once, against one by one.
+
+Random weights, float32, on the CPU: speed does not hang on what the weights are. SAM's image encoder takes no
+part: its embedding is there in both. What is compared runs in turn, in one thread, and is measured in seconds
+of the processor, so that other work on the machine changes little.
+
+    python benchmarks/warm.py [--rounds 3] [--presets ssp-sam-demo ssp-sam-224 ssp-sam-336]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from common.sections import table, write_section
+from torch import nn
+
+from sspsam import build_model
+from sspsam.frames import image_to_clip
+from sspsam.phrases import tokenize
+from sspsam.predictor import ImageEmbedding, Predictor
+from sspsam.presets import IMAGE_ENCODERS
+
+PRESETS = ("ssp-sam-demo", "ssp-sam-224", "ssp-sam-336")
+TOGETHER = 8
+WHOLE, WARM, AGAIN, ONE_BY_ONE, AT_ONCE = "whole", "warm", "again", "one by one", "at once"
+MOST = {
+    "ssp-sam-demo": {AT_ONCE: 0.50},
+    "ssp-sam-224": {WARM: 0.50, AT_ONCE: 0.85},
+    "ssp-sam-336": {WARM: 0.20, AT_ONCE: 0.85},
+}
+"""Preset -> what may take which part of what it is compared with."""
+
+
+def measure(preset: str, rounds: int) -> dict[str, float]:
+    """Median seconds of each."""
+    torch.manual_seed(0)
+    model = build_model(preset)
+    predictor = Predictor(model, nn.Identity(), preset, "cpu")
+    config, clip = IMAGE_ENCODERS[model.preset.image_encoder], model.preset.clip
+    picture = np.random.default_rng(0).integers(0, 256, (700, 1024, 3), dtype=np.uint8)
+    canvas, frame = image_to_clip(picture, clip.image_size, clip.centred)
+    sam = torch.randn(1, config.embedding_dim, config.embedding_size, config.embedding_size)
+    with torch.inference_mode():
+        embedding = ImageEmbedding(frame.original_hw, sam, model.encode_image(canvas[None]), frame)
+    numbers = count()
+
+    def new() -> str:
+        return f"the man number {next(numbers)} in red on the left"
+
+    def whole() -> None:
+        with torch.inference_mode():
+            model(canvas[None], sam, tokenize([new()]))
+
+    ways: dict[str, Callable[[], object]] = {
+        WHOLE: whole,
+        WARM: lambda: predictor.predict(embedding, [new()]),
+        AGAIN: lambda: predictor.predict(embedding, ["the dog"]),
+        ONE_BY_ONE: lambda: [predictor.predict(embedding, [new()]) for _ in range(TOGETHER)],
+        AT_ONCE: lambda: predictor.predict(embedding, [new() for _ in range(TOGETHER)]),
+    }
+    ways[WHOLE]()
+    ways[AGAIN]()
+    took_s: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            since_s = time.process_time()
+            way()
+            took_s[name].append(time.process_time() - since_s)
+    return {name: statistics.median(times_s) for name, times_s in took_s.items()}
+
+
+def main() -> None:
+    """Measures the presets and writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, failed = [], []
+    for preset in options.presets:
+        took_s = measure(preset, options.rounds)
+        parts = {
+            WARM: took_s[WARM] / took_s[WHOLE],
+            AGAIN: took_s[AGAIN] / took_s[WHOLE],
+            AT_ONCE: took_s[AT_ONCE] / took_s[ONE_BY_ONE],
+        }
+        most = MOST[preset]
+        failed += [f"{preset} {name}" for name, part in parts.items() if part > most.get(name, 1)]
+        told = {
+            name: f"{part:.2f}" + (f" ({most[name]:.2f})" if name in most else "")
+            for name, part in parts.items()
+        }
+        rows.append([preset, told[WARM], told[AGAIN], told[AT_ONCE], f"{took_s[WHOLE]:.2f}"])
+        print(*rows[-1], flush=True)
+    head = ["preset", "new phrase", "repeated phrase", f"{TOGETHER} at once", "s of the whole path"]
+    write_section(
+        "A phrase on a picture that is embedded",
+        "As a part of the whole path (CLIP's image tower, text, prompts, decoder; SAM's embedding is there "
+        f"in both), and {TOGETHER} new phrases at once as a part of {TOGETHER} one by one; in brackets what "
+        "is asked for. Random weights, float32, one thread, seconds of the processor.",
+        table(head, rows),
+    )
+    if failed:
+        raise SystemExit(f"slower than asked for: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
