@@ -68,6 +68,8 @@ class Outcome:
     version: str
     regions: list[ProposedRegion] = field(default_factory=list)
     no_match: list[str] = field(default_factory=list)
+    certainties: dict[str, float] = field(default_factory=dict)
+    """Phrase -> how good its answer probably is, 0..1; also of those that nothing fits."""
     failed: dict[str, str] = field(default_factory=dict)
     """Phrase -> why it could not be answered."""
     passing: bool = False
@@ -242,7 +244,9 @@ class Assistant:
         for phrase, referent in zip(phrases, answer.referents, strict=True):
             if isinstance(referent, PhraseRefusedError):
                 outcome.failed[phrase] = str(referent)
-            elif referent.no_target:
+                continue
+            outcome.certainties[phrase] = referent.certainty
+            if referent.no_target:
                 outcome.no_match.append(phrase)
             else:
                 region_id = region_id_for(project, task.task_id, phrase)
@@ -312,7 +316,7 @@ def _written(
             missed = [notes.with_no_match(phrase) for phrase in missed]
         results.append(text_result(config.prompt, str(prompt.get("id")), [*missed, *failed]))
     results += _status(outcome.message(), context, config)
-    return prediction(results, outcome.version, [region.score for region in outcome.regions])
+    return prediction(results, outcome.version, list(outcome.certainties.values()))
 
 
 def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:

@@ -12,6 +12,7 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 from redis import Redis
 
 from backend.embeddings import EmbeddingCache, Source
@@ -206,6 +207,17 @@ class Engine:
         """
         self._require_model(caller)
         return self._model.embedding(image_key, read_image, caller)[1]
+
+    def describe(
+        self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY
+    ) -> npt.NDArray[np.float32]:
+        """What a picture can be compared with others by: (D,).
+
+        Raises:
+            ModelUnavailableError: as for `predict`.
+        """
+        self._require_model(caller)
+        return self._model.embedding(image_key, read_image, caller)[0].descriptor
 
     def prefetch(self, find_image: FindImage) -> None:
         """Embeds a picture in the background, if there is a model and not much else to embed."""

@@ -51,8 +51,8 @@ class Task:
 
     def phrases(self, extra_params: object = None) -> list[str]:
         """The phrases to look for without an annotator: the task's own, else the project's."""
-        own = _phrases_in(self.data)
-        return own or _phrases_in(_json_mapping(extra_params))
+        own = phrases_in(self.data)
+        return own or phrases_in(_json_mapping(extra_params))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def project_number(value: object) -> str:
     return "" if value is None else str(value).partition(".")[0]
 
 
-def _phrases_in(fields: Mapping[str, Any]) -> list[str]:
+def phrases_in(fields: Mapping[str, Any]) -> list[str]:
     """`phrases` (a list, or one per line) and `phrase`, blank ones and repetitions left out."""
     many = fields.get("phrases")
     listed = notes.entries(many.splitlines() if isinstance(many, str) else many)

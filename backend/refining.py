@@ -133,7 +133,7 @@ class Refiner:
         results = region_results(region, config)
         if self._memory.take_said(project, task.task_id):
             results += self._told(project, task, "", config)
-        return prediction(results, version, [referent.score])
+        return prediction(results, version, [referent.certainty])
 
     def _say(
         self, project: str, task: Task, message: str, config: LabelingConfig, outcome: str

@@ -26,6 +26,8 @@ from sspsam.sam import build_image_encoder
 from sspsam.specks import without_specks
 from sspsam.two_way import ImageSide
 
+STABILITY_OFFSET = 1.0
+"""Logits by which the threshold is moved to see whether the mask stays, as in segment_anything."""
 NO_TARGET_MIN_FRACTION = 50 / 512**2
 """A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
 
@@ -48,6 +50,11 @@ class ImageEmbedding:
     def size_bytes(self) -> int:
         """Memory that the tensors take."""
         return sum(tensor.nbytes for tensor in (self.image_embedding, self.patch_features))
+
+    @property
+    def descriptor(self) -> npt.NDArray[np.float32]:
+        """(D,) mean of CLIP's patches: what pictures can be compared by."""
+        return np.asarray(self.patch_features.mean(dim=1)[0].float().cpu().numpy(), np.float32)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """In half precision on the CPU, as it is kept on disk; `Predictor.from_tensors` is the inverse."""
@@ -111,6 +118,13 @@ class Referent:
     """The REC head's answer, px of the original frame; without the head, the box around the mask."""
     no_target: bool
     """Nothing in the picture fits the phrase."""
+    stability: float = 1.0
+    """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
+
+    @property
+    def certainty(self) -> float:
+        """How good the answer probably is, 0..1: estimated IoU times stability, for an empty answer too."""
+        return self.score * self.stability
 
 
 class Predictor:
@@ -295,9 +309,9 @@ class Predictor:
             else embedding.clip_frame.box_to_original(decoded.box_cxcywh)
         )
         no_target = says_nothing(mask, decoded.score, self.model.preset.min_score, question.is_there)
-        return Referent(
-            question.phrase, np.zeros_like(mask) if no_target else mask, decoded.score, box_xyxy, no_target
-        )
+        shown = np.zeros_like(mask) if no_target else mask
+        stability = stability_of(decoded.mask_logits.numpy(), threshold)
+        return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
 
     def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
         """Any number of phrases, or one question with something pointed at."""
@@ -412,6 +426,18 @@ def choose_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
+
+
+def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:
+    """SAM's stability score, 0..1: IoU of what lies STABILITY_OFFSET above and below the threshold.
+
+    1 where nothing does: an answer that is surely empty.
+
+    Source: Kirillov et al., Segment Anything (arXiv 2304.02643), B.
+    """
+    inner = np.count_nonzero(mask_logits > threshold + STABILITY_OFFSET)
+    outer = np.count_nonzero(mask_logits > threshold - STABILITY_OFFSET)
+    return inner / outer if outer else 1.0
 
 
 def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:

@@ -49,6 +49,31 @@ def enqueue_once(
     return True
 
 
+def enqueue_after(
+    queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], jobs: Sequence[str]
+) -> str:
+    """Queues a job for when others have ended, well or not, in place of one that waits; returns its id."""
+    from rq.exceptions import NoSuchJobError
+    from rq.job import Dependency, Job
+    from rq.serializers import JSONSerializer
+
+    from worker.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
+
+    with suppress(NoSuchJobError):
+        Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer).delete()
+    found = Job.fetch_many(list(jobs), connection=queue.connection, serializer=JSONSerializer)
+    queue.enqueue_call(
+        function,
+        kwargs=dict(kwargs),
+        job_id=job_id,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=FAILURE_TTL_S,
+        retry=PRELABEL_RETRY,
+        depends_on=Dependency(jobs=[job for job in found if job is not None], allow_failure=True),
+    )
+    return job_id
+
+
 def watch(
     redis: Redis, jobs: Sequence[str], progress: Progress, chunks: Sequence[str], tasks: int
 ) -> tuple[ChunkReport, list[str]]:

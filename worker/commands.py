@@ -11,6 +11,7 @@ from worker.demo_commands import app as demo_app
 from worker.export_commands import app as export_app
 from worker.prefetch_commands import app as prefetch_app
 from worker.prelabel_commands import app as prelabel_app
+from worker.rank_commands import app as rank_app
 from worker.version_commands import app as versions_app
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ app.registered_commands += demo_app.registered_commands
 app.registered_commands += export_app.registered_commands
 app.registered_commands += prefetch_app.registered_commands
 app.registered_commands += prelabel_app.registered_commands
+app.registered_commands += rank_app.registered_commands
 app.add_typer(versions_app, name="versions")
 
 Project = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1, show_default=False)]

@@ -3,8 +3,9 @@
 The backend enqueues by name: `collect_annotation` and `forget_annotations` for what Label Studio tells it,
 `maybe_finetune` for "Start Training". The schedule enqueues `check_projects`, `reconcile_projects` and
 `prefetch_projects`. `finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`,
-`prefetch_chunk` by `sspsam prefetch` and `prefetch_projects`. What an event says is only taken as a hint
-where to look: annotations are read again from Label Studio.
+`rank_chunk` and `order_project` by `sspsam rank`, `prefetch_chunk` by `sspsam prefetch` and
+`prefetch_projects`. What an event says is only taken as a hint where to look: annotations are read again from
+Label Studio.
 
 When Label Studio does not answer, a job comes back later (`LABEL_STUDIO_RETRY`); what is missed even so, the
 next reconciliation finds.
@@ -36,6 +37,7 @@ from worker.policy import EXPLICIT_TRIGGERS, Decision, Trigger
 from worker.prefetch import Prefetched, Prefetcher
 from worker.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
 from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held, prelabel_queue
+from worker.rank import Ranker, Scores, order_tasks
 from worker.runs import Run, discard_run, find_version, run_folder
 from worker.services import Services
 from worker.training import RunError, judge_candidate, perform
@@ -186,6 +188,44 @@ def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Numb
         for report in prefetcher.run(task_ids):
             progress.note(chunk, report)
     return asdict(report)
+
+
+@checked
+def rank_chunk(
+    project_id: Number, run: str, chunk: str, source: JobResult, task_ids: list[Number]
+) -> JobResult:
+    """Answers tasks that nobody has annotated, and notes how certain the answers are.
+
+    Args:
+        project_id: Of the tasks.
+        run: Under which progress and scores are noted.
+        chunk: Of the run.
+        source: Of the phrases, as `PhraseSource.to_dict` writes it.
+        task_ids: Which tasks.
+    """
+    services = Services(Settings())
+    progress, report = Progress(services.redis, run), ChunkReport()
+    with _running_service(services) as service:
+        ranker = Ranker(
+            services.label_studio,
+            service.assistant,
+            service.engine,
+            services.images,
+            Scores(services.redis, run),
+            project_id,
+            PhraseSource.from_dict(source),
+        )
+        for report in ranker.run(task_ids):
+            progress.note(chunk, report)
+    return asdict(report)
+
+
+@checked
+def order_project(project_id: Number, run: str) -> JobResult:
+    """Puts the tasks of a run in order, once its chunks are done."""
+    services = Services(Settings())
+    scores = Scores(services.redis, run)
+    return {"ordered": order_tasks(services.label_studio, scores, project_id, services.store.current())}
 
 
 def prefetch_projects() -> JobResult:

@@ -24,7 +24,7 @@ from backend.labelstudio import notes
 from backend.labelstudio.annotations import no_target_phrases, region_texts
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
-from backend.queries import Task
+from backend.queries import Task, phrases_in
 
 CHUNK_TASKS = 100
 """Tasks of one job: a model is loaded for each."""
@@ -40,7 +40,7 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-Kind = Literal["phrases", "column", "labels"]
+Kind = Literal["phrases", "column", "labels", "own"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -50,7 +50,7 @@ class PhraseSource:
 
     kind: Kind
     phrases: tuple[str, ...] = ()
-    """The same for every task."""
+    """The same for every task; of kind "own", for those that name none themselves."""
     column: str = ""
     """A field of the task's data: a phrase, several with semicolons between them, or a list."""
 
@@ -59,6 +59,8 @@ class PhraseSource:
         entries: Iterable[str] = self.phrases
         if self.kind == "column":
             entries = notes.entries(data.get(self.column))
+        elif self.kind == "own":
+            entries = phrases_in(data) or self.phrases
         elif self.kind == "labels":
             entries = [label.alias or label.value for tag in config.masks for label in tag.labels]
         return list(notes.distinct(entries).values())
@@ -198,7 +200,7 @@ class Prelabeler:
         task = Task.parse(fields)
         phrases = self._source.phrases_of(task.data, config)
         version = self._assistant.version
-        if not phrases or any(_answers(one, phrases, version, config) for one in task.predictions):
+        if not phrases or any(answers(one, phrases, version, config) for one in task.predictions):
             report.skipped += 1
             return
         outcome = self._assistant.look(str(self._project), task, phrases, config)
@@ -241,7 +243,7 @@ def check_source(source: PhraseSource, config: LabelingConfig) -> None:
         raise PrelabelError(str(error)) from error
 
 
-def _answers(
+def answers(
     prediction: Mapping[str, Any], phrases: Iterable[str], version: str, config: LabelingConfig
 ) -> bool:
     """Whether a prediction is the version's answer to all of these phrases."""

@@ -38,6 +38,22 @@ WEBHOOK_SECRET_HEADER = "X-ML-Secret"
 _REASON_CHARACTERS = 300
 BLOCKED = "reserved network address"
 """What Label Studio says of an address that its settings forbid."""
+_UNANNOTATED = json.dumps(
+    {
+        "filters": {
+            "conjunction": "and",
+            "items": [
+                {
+                    "filter": "filter:tasks:total_annotations",
+                    "operator": "equal",
+                    "type": "Number",
+                    "value": 0,
+                }
+            ],
+        }
+    }
+)
+"""Query of tasks that nobody has annotated."""
 _HTML_TAG = re.compile(r"<[^>]*>")
 
 
@@ -140,16 +156,13 @@ class LabelStudioClient:
 
     def next_tasks(self, project_id: int, count: int) -> list[Json]:
         """Returns the first tasks, by id, that nobody has annotated."""
-        nobody = {
-            "filter": "filter:tasks:total_annotations",
-            "operator": "equal",
-            "type": "Number",
-            "value": 0,
-        }
-        filters = json.dumps({"filters": {"conjunction": "and", "items": [nobody]}})
-        query = {"project": project_id, "page": 1, "page_size": count, "query": filters}
+        query = {"project": project_id, "page": 1, "page_size": count, "query": _UNANNOTATED}
         tasks: list[Json] = self._json("GET", "/api/tasks", params=query).get("tasks") or []
         return tasks
+
+    def unannotated_tasks(self, project_id: int) -> Iterator[Json]:
+        """Yields all tasks, by id, that nobody has annotated, without what hangs on them."""
+        return self._pages("/api/tasks", {"project": project_id, "query": _UNANNOTATED}, "tasks")
 
     def task(self, task_id: int) -> Json:
         return self._json("GET", f"/api/tasks/{task_id}/")
@@ -197,6 +210,9 @@ class LabelStudioClient:
             json=[dict(prediction) for prediction in predictions],
             timeout=UPLOAD_TIMEOUT_S,
         )
+
+    def update_prediction(self, prediction_id: int, **fields: Any) -> Json:
+        return self._json("PATCH", f"/api/predictions/{prediction_id}/", json=fields)
 
     def predictions(self, task_id: int) -> list[Json]:
         return self._list("GET", "/api/predictions/", params={"task": task_id})

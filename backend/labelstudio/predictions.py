@@ -90,6 +90,12 @@ def fresh_id() -> str:
 
 
 def prediction(results: Sequence[Result], model_version: str, scores: Sequence[float] = ()) -> dict[str, Any]:
-    """Writes one prediction of a task; its score is the least certain region's."""
+    """Writes one prediction of a task.
+
+    Args:
+        results: What it shows.
+        model_version: Whose it is.
+        scores: How good the answer to each phrase probably is, 0..1; the prediction's score is the least.
+    """
     score = {"score": round(min(scores), 4)} if scores else {}
     return {"result": list(results), "model_version": model_version, **score}

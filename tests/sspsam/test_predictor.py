@@ -13,7 +13,7 @@ from sspsam import frames
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
 from sspsam.phrases import tokenize
-from sspsam.predictor import Question, says_nothing
+from sspsam.predictor import Question, says_nothing, stability_of
 from sspsam.presets import PRESETS
 
 
@@ -207,3 +207,33 @@ def test_phrases_about_different_pictures_share_a_pass(
         assert found.box_xyxy == pytest.approx(expected.box_xyxy, abs=0.05)
         assert found.score == pytest.approx(expected.score, abs=1e-4)
     assert predictor.decode([]) == []
+
+
+@pytest.mark.parametrize(
+    ("logits", "stability"),
+    [
+        ([9.0, 9.0, -9.0, -9.0], 1.0),
+        ([9.0, 0.5, -9.0, -9.0], 0.5),
+        ([9.0, 0.5, -0.5, -0.5], 0.25),
+        ([-9.0, -9.0, -9.0, -9.0], 1.0),
+        ([0.5, -9.0, -9.0, -9.0], 0.0),
+    ],
+)
+def test_a_mask_is_stable_where_its_threshold_does_not_matter(logits: list[float], stability: float) -> None:
+    assert stability_of(np.array(logits, np.float32).reshape(2, 2), threshold=0.0) == stability
+
+
+def test_an_answer_is_as_certain_as_score_and_mask(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    embedding = predictor.embed(image)
+    [decoded] = predictor.decode([Question(embedding, "a dog")])
+    referent = predictor.finish(decoded)
+    expected = stability_of(decoded.mask_logits.numpy(), predictor.model.mask_threshold)
+    assert referent.stability == expected
+    assert referent.certainty == pytest.approx(referent.score * expected)
+
+
+def test_pictures_are_described_by_their_mean_patch(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    embedding = predictor.embed(image)
+    descriptor = embedding.descriptor
+    assert descriptor.shape == (predictor.model.preset.clip.embed_dim,)
+    np.testing.assert_allclose(descriptor, embedding.patch_features[0].numpy().mean(0), atol=1e-6)

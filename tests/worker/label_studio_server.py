@@ -117,11 +117,23 @@ class LabelStudioServer(Loopback):
 
     def post(self, path: str, body: Any) -> Json | None:
         """The body of an answer to a POST; None is 404."""
+        if path == "/api/predictions/":
+            self.predictions.append({**body, "id": 1000 + len(self.predictions)})
+            return self.predictions[-1]
         if not re.fullmatch(r"/api/projects/\d+/import/predictions", path):
             return None
         self.predictions += body
         self.posts.append(len(body))
         return {"created": len(body)}
+
+    def patch(self, path: str, body: Json) -> Json | None:
+        """The body of an answer to a PATCH; None is 404."""
+        kind, number = path.strip("/").split("/")[1:3]
+        things = self.projects.values() if kind == "projects" else self.predictions
+        found = next((thing for thing in things if thing.get("id") == int(number)), None)
+        if found is not None:
+            found.update(body)
+        return found
 
     def answer(self, path: str, query: dict[str, list[str]]) -> Json | list[Json] | None:
         """The body of a GET; None is 404."""
@@ -171,13 +183,20 @@ class _Handler(BaseHTTPRequestHandler):
             text = json.dumps(body if found else {"detail": "Not found."})
             self._send(200 if found else 404, text.encode(), "application/json")
 
+    def do_PATCH(self) -> None:
+        answer = self.label_studio.patch(self.path, self._body())
+        self._send(404 if answer is None else 200, json.dumps(answer).encode(), "application/json")
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self._body()
         if self.label_studio.refuse_posts:
             self._send(502, b"{}", "application/json")
             return
         answer = self.label_studio.post(self.path, body)
         self._send(404 if answer is None else 201, json.dumps(answer).encode(), "application/json")
+
+    def _body(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
