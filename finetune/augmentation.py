@@ -1,14 +1,22 @@
-"""Mirrored pictures, whose phrases still tell left from right."""
+"""Other views of pictures: mirrored, where phrases still tell left from right, cut out, lighter or darker."""
 
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
-from finetune.data.dataset import Sample
+from finetune.data.dataset import Dataset, Sample
+from sspsam.masks import mask_to_box_xyxy
 
+LEAST_WINDOW = 0.5
+"""Of a side of the picture, when a part of it is cut out."""
+CONTRAST = (0.75, 1.25)
+BRIGHTNESS = (-25.0, 25.0)
+"""Of 255."""
 _SIDES = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards|y|er|est|s)?\b)", re.IGNORECASE)
 _OTHER = {"left": "right", "right": "left"}
 
@@ -31,6 +39,71 @@ def mirror(sample: Sample) -> Sample:
         all_objects=None if everything is None else np.ascontiguousarray(everything[:, ::-1]),
         box_xyxy=None if box is None else (width - box[2], box[1], width - box[0], box[3]),
     )
+
+
+class VariedDataset:
+    """Every sample several times: as it is, and in other views that are the same every time.
+
+    Few corrections are then seen in many places and sizes, and are embedded once each.
+
+    Args:
+        dataset: Samples.
+        views: Of each of them; 1 leaves the data set as it is.
+    """
+
+    def __init__(self, dataset: Dataset, views: int) -> None:
+        self.dataset = dataset
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.views
+
+    def __getitem__(self, index: int) -> Sample:
+        view, number = divmod(index, len(self.dataset))
+        sample = self.dataset[number]
+        return sample if view == 0 else vary(sample, view)
+
+
+def vary(sample: Sample, view: int) -> Sample:
+    """Another view of a sample; which one follows from its id and the number of the view.
+
+    A part of the picture is cut out only around what a plain name means: what is said of places, of order
+    or of other things might not be true of a part.
+    """
+    rng = np.random.default_rng((zlib.crc32(sample.sample_id.encode()), view))
+    name = f"{sample.sample_id}#{view}"
+    sample = replace(sample, sample_id=name, image_id=f"{sample.image_id}#{name}")
+    if sample.family == "noun" and sample.has_target:
+        sample = _cut_out(sample, rng)
+    if rng.random() < 0.5:
+        sample = mirror(sample)
+    light = np.arange(256) * rng.uniform(*CONTRAST) + rng.uniform(*BRIGHTNESS)
+    image = cv2.LUT(sample.image, np.clip(light, 0, 255).astype(np.uint8))
+    return replace(sample, image=np.asarray(image, np.uint8))
+
+
+def _cut_out(sample: Sample, rng: np.random.Generator) -> Sample:
+    """A part of the picture that holds the whole target."""
+    x0, y0, x1, y1 = (round(side) for side in mask_to_box_xyxy(sample.mask))
+    height, width = sample.mask.shape
+    left, right = _window(rng, x0, x1, width)
+    top, bottom = _window(rng, y0, y1, height)
+    part = np.s_[top:bottom, left:right]
+    box = sample.box_xyxy
+    return replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[part]),
+        mask=np.ascontiguousarray(sample.mask[part]),
+        all_objects=None if sample.all_objects is None else sample.all_objects[part],
+        box_xyxy=None if box is None else (box[0] - left, box[1] - top, box[2] - left, box[3] - top),
+    )
+
+
+def _window(rng: np.random.Generator, start: int, end: int, size: int) -> tuple[int, int]:
+    """A window along one side, LEAST_WINDOW of it at least, with start..end inside."""
+    length = max(end - start, round(size * rng.uniform(LEAST_WINDOW, 1)))
+    first = int(rng.integers(max(0, end - length), min(start, size - length) + 1))
+    return first, first + length
 
 
 def _like(word: str, other: str) -> str:

@@ -146,7 +146,8 @@ def open_dataset(spec: str) -> Dataset:
         spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
             needed, for `count` pictures with `phrases` samples each; a published data set's name and split
             such as `refcoco/testA`, with `root=<folder>` in place of SSPSAM_DATA, `without=refcoco/val,...`
-            to leave out the pictures of other splits; or `records:<file.jsonl>?images=<folder>`.
+            to leave out the pictures of other splits; or `records:<file.jsonl>?images=<folder>`,
+            with `views=N` to have each sample N times (`finetune.augmentation.VariedDataset`).
             Several, with " + " between them, are one.
 
     Raises:
@@ -185,14 +186,17 @@ def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -
 
 
 def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
+    from finetune.augmentation import VariedDataset
+
     images = Path(options.pop("images", ""))
+    views = _integer(spec, options, "views") or 1
     _refuse_unknown(spec, options)
     if not path.is_file():
         raise DatasetFileError(f"there is no file of records {path}")
     if images == Path() or not images.is_dir():
         raise DatasetFileError(f"{spec!r}: images=<folder> must name the folder of pictures, got '{images}'")
     try:
-        return RecordDataset(read_records(path), images)
+        return VariedDataset(RecordDataset(read_records(path), images), views)
     except RecordFormatError as error:
         raise DatasetFileError(str(error)) from error
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.augmentation import mirror, swap_sides
+from finetune.augmentation import LEAST_WINDOW, VariedDataset, mirror, swap_sides, vary
 from finetune.data.dataset import Sample
 from finetune.data.stickers import StickerDataset
+from finetune.families import family_of
 from sspsam.masks import mask_to_box_xyxy
 
 
@@ -50,3 +51,51 @@ def test_a_published_box_is_mirrored_too() -> None:
     sample = Sample("1", "1", image, "left", mask, box_xyxy=(0.5, 1.0, 4.0, 3.0))
     assert mirror(sample).true_box_xyxy == (6.0, 1.0, 9.5, 3.0)
     assert mirror(mirror(sample)).box_xyxy == sample.box_xyxy
+
+
+class Listed(list[Sample]):
+    """Samples as a data set."""
+
+
+def sample(phrase: str, target: bool = True) -> Sample:
+    """A picture of noise, with something small in its upper left part."""
+    image = np.random.default_rng(len(phrase)).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    mask = np.zeros((60, 80), bool)
+    mask[10:20, 20:30] = target
+    return Sample(phrase, phrase, image, phrase, mask, family_of(phrase, target))
+
+
+def test_every_sample_comes_as_it_is_and_in_other_views() -> None:
+    data = Listed([sample("the cat"), sample("the cat on the left")])
+    varied = VariedDataset(data, views=4)
+    assert len(varied) == 8
+    assert [varied[0], varied[1]] == [data[0], data[1]]
+    assert len({one.sample_id for one in map(varied.__getitem__, range(8))}) == 8
+    for index in range(2, 8):
+        once, again = varied[index], varied[index]
+        np.testing.assert_array_equal(once.image, again.image)
+        assert once.image.shape[:2] == once.mask.shape
+        assert once.image_id != data[index % 2].image_id, "it is embedded by itself"
+
+
+def test_views_of_a_name_hold_the_whole_target_and_differ() -> None:
+    original = sample("the cat")
+    views = [vary(original, view) for view in range(1, 30)]
+    assert {int(view.mask.sum()) for view in views} == {int(original.mask.sum())}
+    assert len({view.mask.shape for view in views}) > 5, "parts are cut out"
+    assert min(view.mask.shape[1] for view in views) >= original.mask.shape[1] * LEAST_WINDOW - 1
+
+
+def test_of_places_nothing_is_cut_out_and_sides_change_with_the_picture() -> None:
+    original = sample("the cat on the left")
+    views = [vary(original, view) for view in range(1, 20)]
+    assert {view.mask.shape for view in views} == {original.mask.shape}
+    assert {view.phrase for view in views} == {"the cat on the left", "the cat on the right"}
+    for view in views:
+        mirrored = view.phrase.endswith("right")
+        np.testing.assert_array_equal(view.mask, original.mask[:, ::-1] if mirrored else original.mask)
+
+
+def test_a_picture_without_the_target_stays_whole() -> None:
+    original = sample("the cat", target=False)
+    assert {vary(original, view).mask.shape for view in range(1, 9)} == {original.mask.shape}
