@@ -21,6 +21,19 @@ LABEL_STUDIO_MUST_HAVE = {"ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED
 """Without these two its webhooks to a private address never arrive."""
 
 
+NOT_IN_COMPOSE = {
+    "OPEN_ACCESS": "a container listens on more than this machine",
+    "JOB_MODULES": "the image holds no other jobs",
+}
+SET_BY_COMPOSE = {"REDIS_URL", "MODEL_DIR", "HOST", "PORT"}
+"""The containers' own addresses and folder."""
+EXAMPLES = dict(
+    line.split("=", 1)
+    for line in (ROOT / ".env.example").read_text().splitlines()
+    if re.match("[A-Z_]+=", line)
+)
+
+
 def services(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(path.read_text())["services"]
     return found
@@ -37,8 +50,22 @@ def test_every_service_runs_a_command_that_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_every_variable_of_ours_is_a_setting(name: str) -> None:
-    assert set(services(COMPOSE)[name]["environment"]) <= setting_names()
+def test_every_setting_can_be_set_and_nothing_else(name: str) -> None:
+    assert set(services(COMPOSE)[name]["environment"]) == setting_names() - NOT_IN_COMPOSE.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_setting_is_read_from_the_variable_of_its_name_or_is_compose_s_own(name: str) -> None:
+    for setting, value in services(COMPOSE)[name]["environment"].items():
+        assert VARIABLE.findall(value) == ([] if setting in SET_BY_COMPOSE else [setting])
+
+
+def test_the_examples_are_the_defaults() -> None:
+    """But for addresses, which are of the containers' network, and for secrets."""
+    for name in set(EXAMPLES) & setting_names() - {"LABEL_STUDIO_URL", "PUBLIC_URL"}:
+        made = Settings(**({name.lower(): EXAMPLES[name]} if EXAMPLES[name] else {}))
+        field = name.lower()
+        assert getattr(made, field) == Settings.model_fields[field].default, name
 
 
 def test_every_variable_of_the_gpu_file_is_a_setting() -> None:
@@ -48,9 +75,7 @@ def test_every_variable_of_the_gpu_file_is_a_setting() -> None:
 
 
 def test_the_examples_name_every_variable_that_compose_reads_and_no_other() -> None:
-    example = {line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
-    example = {name for name in example if re.fullmatch("[A-Z_]+", name)}
-    assert example == set(VARIABLE.findall(COMPOSE.read_text()))
+    assert set(EXAMPLES) == set(VARIABLE.findall(COMPOSE.read_text()))
 
 
 def test_the_examples_hold_no_secret() -> None:

@@ -145,7 +145,7 @@ def judge(held_out: Measurement, base: Measurement | None, tolerance: float) -> 
     It must be better on the held-out corrections: by MARGIN at least, and by so much on so many images that
     the interval lies above 0. An interval over fewer than FEW_IMAGES images says nothing; there it is not
     asked for, and FEW_IMAGES_MARGIN is needed instead. And it must not have lost more than the tolerance on
-    what the model knew before.
+    what the model knew before: where that is to be measured and cannot be, it is rejected.
 
     Args:
         held_out: On corrections that neither version was trained on.
@@ -176,9 +176,11 @@ def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
 
 
 def _judge_base(base: Measurement | None, tolerance: float) -> tuple[bool, str]:
-    if base is None or base.change is None:
+    if base is None:
         return True, "What it knew before was not measured: set VALIDATION_DATA"
     on = f"{base.samples} {_plural('phrase', base.samples)} of the base validation set"
+    if base.change is None:
+        return False, f"{GATE_METRIC} on {on} is not defined, so nothing shows what it has forgotten"
     return base.change >= -tolerance, f"{_in_words(base)} on {on}; -{tolerance:.3f} is allowed"
 
 

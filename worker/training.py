@@ -147,18 +147,21 @@ def _recipe(preset: str, settings: Settings) -> Recipe:
 
 
 def _require_openable(data: str | None, variable: str) -> None:
-    """Finds out before the training that a data set is missing.
+    """Finds out before the training that a data set is missing or empty.
 
     Raises:
         RunError: it is.
     """
     from finetune.data.dataset import DatasetError, open_dataset
 
+    if data is None:
+        return
     try:
-        if data is not None:
-            open_dataset(data)
+        samples = len(open_dataset(data))
     except DatasetError as error:
         raise RunError(f"{variable}: {error}") from error
+    if not samples:
+        raise RunError(f"{variable}: {data!r} has no samples")
 
 
 def keep_usable(path: Path, images: Path) -> None:

@@ -105,7 +105,7 @@ def held_out(
     return Measurement(before, after, 20, images, interval)
 
 
-def base(before: float, after: float) -> Measurement:
+def base(before: float | None, after: float | None) -> Measurement:
     return Measurement(before, after, 240, 40, (-0.03, 0.01))
 
 
@@ -136,7 +136,9 @@ def test_it_must_be_better_on_held_out_corrections(measured: Measurement, promot
         pytest.param(base(0.80, 0.7801), True, id="lost less than the tolerance"),
         pytest.param(base(0.80, 0.7799), False, id="forgot too much"),
         pytest.param(base(0.80, 0.90), True, id="gained"),
-        pytest.param(None, True, id="not measured"),
+        pytest.param(None, True, id="nobody has named one"),
+        pytest.param(base(0.80, None), False, id="not defined for the candidate"),
+        pytest.param(base(None, 0.80), False, id="not defined for the incumbent"),
     ],
 )
 def test_it_may_not_forget_what_it_knew(known: Measurement | None, promote: bool) -> None:
@@ -158,3 +160,11 @@ def test_the_reason_tells_the_rule_for_few_images_and_what_was_not_measured() ->
         "gIoU 0.612 -> 0.745 (+0.133) on 20 corrected masks of 2 held-out images; at least +0.020 is needed, "
         "as fewer than 5 images are held out. What it knew before was not measured: set VALIDATION_DATA"
     )
+
+
+def test_the_reason_tells_that_the_base_figure_is_not_defined() -> None:
+    reason = judge(held_out(0.612, 0.745), base(None, None), 0.02).reason
+    assert reason.endswith(
+        "gIoU on 240 phrases of the base validation set is not defined, so nothing shows what it has forgotten"
+    )
+    assert "VALIDATION_DATA" not in reason

@@ -155,10 +155,20 @@ def test_what_the_model_knew_before_is_named_by_the_preset_or_the_operator(servi
 
 
 @pytest.mark.parametrize("variable", ["validation_data", "replay_data"])
-def test_a_data_set_that_is_missing_is_said_before_the_training(services: Services, variable: str) -> None:
-    settings = services.settings.model_copy(update={variable: "refcoco/val?root=/nowhere"})
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        pytest.param("refcoco/val?root=/nowhere", "/nowhere", id="missing"),
+        pytest.param("records:{folder}/empty.jsonl?images=/", "has no samples", id="empty"),
+    ],
+)
+def test_a_data_set_that_is_missing_or_empty_is_said_before_the_training(
+    services: Services, tmp_path: Path, variable: str, data: str, problem: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    settings = services.settings.model_copy(update={variable: data.format(folder=tmp_path)})
     run = prepare(services)
-    with pytest.raises(RunError, match=rf"{variable.upper()}: .*/nowhere"):
+    with pytest.raises(RunError, match=rf"{variable.upper()}: .*{problem}"):
         perform(run, services.store, settings)
     assert not (run_folder(settings.model_dir, run.run_id) / "training").exists()
 
