@@ -41,6 +41,13 @@ class TrainConfig:
     """Data set mixed in against forgetting."""
     replay_fraction: float = 0.5
     """Share of every batch that comes from `replay`, 0..1."""
+    validation: str | None = None
+    """Data set that is not learned from: what is left in the end are the weights of its lowest loss. At most
+    its first `window` samples. Stage `ssp`."""
+    validate_every: int = 20
+    """Steps between two measurements of `validation`; the start and the end are measured, too."""
+    patience: int = 0
+    """Measurements in a row without a lower loss after which the training ends; 0: it goes to the end."""
     weights: tuple[Path, ...] = ()
     """Safetensors whose tensors replace the preset's own, later files over earlier ones."""
     init: Path | None = None
@@ -105,6 +112,18 @@ class TrainConfig:
         if self.learning_rate < self.final_learning_rate:
             raise ConfigError(f"learning_rate {self.learning_rate} lies below final_learning_rate")
         self._check_stream()
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        _require(
+            self.validate_every >= 1 and self.patience >= 0,
+            "validate_every must be at least 1, patience at least 0",
+        )
+        _require(self.validation is not None or self.patience == 0, "patience needs a validation set")
+        _require(
+            self.validation is None or self.stage == "ssp",
+            f"stage {self.stage} cannot measure a validation set",
+        )
 
     def _check_stream(self) -> None:
         _require(

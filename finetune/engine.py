@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from finetune.config import TrainConfig
 from finetune.curves import Curves, open_curves
 from finetune.losses import TOTAL, NonFiniteLossError
 from finetune.processes import Processes
+from finetune.stopping import EarlyStopping
 from sspsam.checkpoints import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ LOG_EVERY = 20
 """Steps between lines of the log."""
 LOG_FRAME = ("step", "lr", "elapsed_s", "left_s")
 """Fields of a line that are no loss terms."""
+VALIDATION = "validation "
+"""Before the name of a loss term, in the log: on the validation set."""
 PLACES = frozenset({"output_dir", "device", "workers", "embeddings", "checkpoint_every"})
 """Settings that change nothing about what is learned."""
 
@@ -50,6 +54,7 @@ class Stage(Protocol):
         """The terms of that step's loss, `total` among them."""
 
 
+@runtime_checkable
 class PartedStage(Stage, Protocol):
     """A stage whose steps can be taken in parts, and that knows whose they are."""
 
@@ -57,8 +62,11 @@ class PartedStage(Stage, Protocol):
     def sample_ids(self) -> tuple[str, ...]:
         """Samples of the last step in this process."""
 
-    def loss(self, step: int, part: int = 0) -> dict[str, Tensor]:
-        """The terms of one of `config.accumulate` parts; those of all parts average to the step's."""
+    def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """The terms of one of several parts; those of all parts average to the step's."""
+
+    def validate(self, rows: int) -> dict[str, Tensor]:
+        """The terms on the validation set, means over all of it, with at most so many samples at once."""
 
 
 class NonFiniteGradientError(NonFiniteLossError):
@@ -87,15 +95,31 @@ class TrainingLoop:
         self._precision: torch.dtype = getattr(torch, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0
+        self.stopping = EarlyStopping(config.patience)
+        self.parts = config.accumulate
+        """That this process's share of a batch goes through the model in; more where memory ran out."""
         self._learning = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def run(self, progress: ProgressFn | None = None) -> None:
-        """Trains to the last step, from the last checkpoint if there is one."""
+        """Trains to the last step, or until it is over; goes on from the last checkpoint if there is one.
+
+        With a validation set, the weights are in the end those of its lowest loss.
+        """
         config = self.config
         config.output_dir.mkdir(parents=True, exist_ok=True)
         self.resume()
-        if self.step >= config.steps:
-            return
+        if not self.is_over:
+            self._run_curves(progress)
+        if self.stopping.weights is not None:
+            self.stage.module.load_state_dict(self.stopping.weights, strict=False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.step >= self.config.steps or self.stopping.is_over
+
+    def _run_curves(self, progress: ProgressFn | None) -> None:
+        config = self.config
         curves = open_curves(config, self.step) if self.processes.is_first else []
         failed = True
         try:
@@ -109,19 +133,50 @@ class TrainingLoop:
         config = self.config
         means: dict[str, float] = {}
         first, started = self.step, time.monotonic()
-        while self.step < config.steps:
+        if config.validation is not None and self.step == 0:
+            self._note(self._validate(), 0.0, 0.0, curves)
+        while not self.is_over:
             terms = self.train_step()
             means = {name: _running_mean(means.get(name), value) for name, value in terms.items()}
-            last = self.step == config.steps
-            if self.processes.is_first and (self.step % LOG_EVERY == 0 or last):
+            measured: dict[str, float] = {}
+            at_end = self.step == config.steps
+            if config.validation is not None and (self.step % config.validate_every == 0 or at_end):
+                measured = self._validate()
+            last = self.is_over
+            if self.step % LOG_EVERY == 0 or last or measured:
                 elapsed_s = time.monotonic() - started
-                self._log(means, elapsed_s, elapsed_s / (self.step - first) * (config.steps - self.step))
-                for curve in curves:
-                    curve.write(self.step, {**means, "lr": self._learning_rate()})
+                left_s = elapsed_s / (self.step - first) * (config.steps - self.step)
+                self._note(means | measured, elapsed_s, left_s, curves)
             if self.processes.is_first and (self.step % config.checkpoint_every == 0 or last):
                 self.save()
             if progress:
                 progress(self.step, means)
+
+    def _note(self, figures: dict[str, float], elapsed_s: float, left_s: float, curves: list[Curves]) -> None:
+        """Writes a line of the log and a point of each curve; the first process does it."""
+        if not self.processes.is_first:
+            return
+        self._log(figures, elapsed_s, left_s)
+        for curve in curves:
+            curve.write(self.step, {**figures, "lr": self._learning_rate()})
+
+    def _validate(self) -> dict[str, float]:
+        """Measures the validation set and keeps the weights if they are the best so far."""
+        assert isinstance(self.stage, PartedStage)
+        torch.manual_seed(self.config.seed)
+        with torch.no_grad(), self._autocast():
+            terms = self.stage.validate(-(-self.config.batch_size // self.parts))
+        means = self.processes.mean(torch.stack(list(terms.values()))).tolist()  # all processes must agree
+        figures = dict(zip(terms, means, strict=True))
+        self.stopping.note(self.step, figures[TOTAL], self._learning_state())
+        if self.stopping.is_over:
+            logger.info(
+                "step %d is the last: no better since step %d (validation loss %.4f)",
+                self.step,
+                self.stopping.step,
+                self.stopping.loss,
+            )
+        return {VALIDATION + name: value for name, value in figures.items()}
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns its loss terms, means over all processes.
@@ -129,9 +184,7 @@ class TrainingLoop:
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; it names the samples.
         """
-        torch.manual_seed(hash((self.config.seed, self.step)))
         self.stage.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
         terms = self._backward()
         self.processes.average_gradients(self._learning)
         self.scaler.unscale_(self.optimizer)
@@ -147,22 +200,45 @@ class TrainingLoop:
         return terms
 
     def _backward(self) -> dict[str, float]:
-        """Gradients of the step, part by part; returns the loss terms."""
-        parts = self.config.accumulate
-        sums: dict[str, Tensor] = {}
-        for part in range(parts):
-            with torch.autocast(
-                self.device.type, self._precision, enabled=self._precision is not torch.float32
-            ):
-                terms = self.stage.loss(self.step) if parts == 1 else self._part(part)
-            self.scaler.scale(terms[TOTAL] / parts).backward()  # type: ignore[no-untyped-call]  # torch has none
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / parts
+        """Gradients of the step; returns the loss terms. Where memory does not suffice, in smaller parts."""
+        while True:
+            try:
+                sums = self._accumulate()
+                break
+            except RuntimeError as error:
+                if not (_is_out_of_memory(error) and self.parts < self._samples()):
+                    raise
+            # Not in the handler, where the error still holds on to the tensors of the attempt.
+            self.parts = min(2 * self.parts, self._samples())
+            logger.warning("step %d: out of memory, so the batch is taken in %d parts", self.step, self.parts)
+            clear_device_cache(garbage_collection=True)
         means = self.processes.mean(torch.stack(list(sums.values())))
         return dict(zip(sums, means.tolist(), strict=True))
 
+    def _samples(self) -> int:
+        """Of this step in this process; 1 where a stage's steps cannot be taken in parts."""
+        return len(self.stage.sample_ids) if isinstance(self.stage, PartedStage) else 1
+
+    def _accumulate(self) -> dict[str, Tensor]:
+        """Gradients of this process's share of the step, part by part; returns its loss terms."""
+        torch.manual_seed(hash((self.config.seed, self.step)))
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for part in range(self.parts):
+            with self._autocast():
+                terms = self._part(part)
+            self.scaler.scale(terms[TOTAL] / self.parts).backward()  # type: ignore[no-untyped-call]  # torch has none
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / self.parts
+        return sums
+
     def _part(self, part: int) -> dict[str, Tensor]:
-        return cast(PartedStage, self.stage).loss(self.step, part)
+        if isinstance(self.stage, PartedStage):
+            return self.stage.loss(self.step, part, self.parts)
+        return self.stage.loss(self.step)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32)
 
     def save(self) -> None:
         """Writes the checkpoint: aside first, then moved into place.
@@ -177,6 +253,8 @@ class TrainingLoop:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
+            "stopping": self.stopping.state_dict(),
+            "parts": self.parts,
             "config": self.config.to_dict(),
         }
         torch.save(state, aside)
@@ -202,7 +280,9 @@ class TrainingLoop:
         self.schedule.load_state_dict(state["schedule"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.parts = state["step"], max(self.parts, state.get("parts", 1))
+        if state.get("stopping"):
+            self.stopping.load_state_dict(state["stopping"])
         self._compare_config(state.get("config", {}))
         return True
 
@@ -240,6 +320,11 @@ class TrainingLoop:
             "left_s": round(left_s, 3),
         }
         append_json_line(self.config.output_dir / LOG_NAME, line | {k: round(v, 5) for k, v in means.items()})
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU, or where the CPU's allocator says so."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
 def append_json_line(path: Path, line: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,18 @@ class ExampleStream:
         order = np.random.default_rng((self.seed, visit)).permutation(len(examples))
         chosen = order[position * self.batch_size :][: self.batch_size]
         return self._collate([examples[i] for i in chosen])
+
+    def in_order(self, rows: int) -> Iterator[Batch]:
+        """The first window's samples as the data set has them, at most so many at once."""
+        self._load(0)
+        for start in range(0, len(self._window.examples), rows):
+            yield self._collate(self._window.examples[start : start + rows])
+
+    def counts(self) -> Tensor:
+        """(2,) float32: how many samples, and how many with a target, the first window has."""
+        self._load(0)
+        targets = [example.has_target for example in self._window.examples]
+        return torch.tensor([len(targets), sum(targets)], dtype=torch.float32)
 
     def _load(self, number: int) -> None:
         if self._window.number == number:

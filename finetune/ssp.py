@@ -37,6 +37,7 @@ class SSPStage:
         data: Dataset,
         replay: Dataset | None = None,
         processes: Processes | None = None,
+        validation: Dataset | None = None,
     ) -> None:
         self.model = predictor.model
         self.device = predictor.device
@@ -49,6 +50,7 @@ class SSPStage:
         from_replay = round(config.batch_size * config.replay_fraction) if replay is not None else 0
         self.stream = self._stream(data, predictor, config.batch_size - from_replay)
         self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
+        self.validation = None if validation is None else self._windows(validation, predictor, 1)
         self._share: tuple[int, Batch, Tensor] | None = None
 
         if config.from_scratch:
@@ -72,15 +74,31 @@ class SSPStage:
         prompts = [p for p in self._module.parameters() if p.requires_grad and id(p) not in chosen]
         return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
 
-    def loss(self, step: int, part: int = 0) -> dict[str, Tensor]:
+    def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Mask and box terms of one part of this process's share of the step's batch.
 
         Means are over the whole batch: those of all parts and processes average to that of the batch at once.
         """
         self._freeze(step)
         share, totals = self._load(step)
-        rows = Processes(part, self.config.accumulate).share(len(share.sample_ids))
-        return self._terms(take(share, rows), totals)
+        rows = Processes(part, parts).share(len(share.sample_ids))
+        return self._terms(take(share, rows), totals / parts)
+
+    def validate(self, rows: int) -> dict[str, Tensor]:
+        """Terms on the validation set, means over all of it; every process measures the whole.
+
+        Args:
+            rows: Samples that go through the model at once, at most.
+        """
+        assert self.validation is not None
+        self._module.eval()
+        with torch.autocast(self.device.type, enabled=False):
+            totals = self.validation.counts().to(self.device)
+        sums: dict[str, Tensor] = {}
+        for batch in self.validation.in_order(rows):
+            for name, term in self._terms(batch, totals).items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term
+        return sums
 
     def batch(self, step: int) -> Batch:
         """The step's batch: new data and replay. Frozen features are computed as they are when serving.
@@ -136,22 +154,24 @@ class SSPStage:
         return None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0]
 
     def _load(self, step: int) -> tuple[Batch, Tensor]:
-        """This process's share of a step's batch, and what the means of each of its parts are over."""
+        """This process's share of a step's batch, and what the means are over: of all processes."""
         if self._share is None or self._share[0] != step:
             share = self.batch(step)
             if isinstance(self.stream, ExampleStream):
                 share = take(share, self.processes.share(len(share.sample_ids)))
             counts = torch.stack([torch.ones_like(share.has_target).sum(), share.has_target.sum()]).float()
-            self._share = step, share, self.processes.mean(counts) / self.config.accumulate
+            self._share = step, share, self.processes.mean(counts)
         return self._share[1:]
 
     def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream | SampleStream:
         config = self.config
         if config.stream:
             return SampleStream(data, predictor, config, max(1, batch_size), self.processes)
-        return ExampleStream(
-            data, predictor, max(1, batch_size), config.window, config.target_size, config.seed
-        )
+        return self._windows(data, predictor, max(1, batch_size))
+
+    def _windows(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream:
+        config = self.config
+        return ExampleStream(data, predictor, batch_size, config.window, config.target_size, config.seed)
 
     def _freeze(self, step: int) -> None:
         self.model.clip.eval()

@@ -38,8 +38,11 @@ class TrainResult:
     weights: Path
     """Safetensors of what learned: the trainable tensors, or a pre-trained tower."""
     metrics: dict[str, float]
-    """Running means of the loss terms at the end."""
+    """Running means of the loss terms at the end, and the last of the validation's."""
     steps: int
+    """Taken in all; fewer than the configuration's where the training stopped early."""
+    best_step: int | None
+    """After which the weights were as they are left behind; None without a validation set: the last."""
 
 
 def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResult:
@@ -67,7 +70,8 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         checkpoints.write_tensors(weights, result())
     processes.wait()
     last = read_log(config.output_dir / LOG_NAME)[-1]
-    return TrainResult(weights, {k: v for k, v in last.items() if k not in LOG_FRAME}, loop.step)
+    metrics = {k: v for k, v in last.items() if k not in LOG_FRAME}
+    return TrainResult(weights, metrics, loop.step, None if config.validation is None else loop.stopping.step)
 
 
 def write_bundle(preset: str, files: list[Path], path: Path) -> None:
@@ -150,8 +154,9 @@ def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Processes) 
 
 def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
     replay: Dataset | None = open_dataset(config.replay) if config.replay else None
+    validation: Dataset | None = open_dataset(config.validation) if config.validation else None
     make = RECStage if config.stage == "rec" else SSPStage
-    stage = make(predictor, config, open_dataset(config.data), replay, processes)
+    stage = make(predictor, config, open_dataset(config.data), replay, processes, validation)
     return stage, predictor.trainable_state
 
 
