@@ -9,6 +9,7 @@ A version may lack any of them: it is shown without.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -73,17 +74,17 @@ def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list
         cards: Of all versions, oldest first.
     """
     published = [card for card in cards if card.version_id != store.base_version]
-    return [_fine_tune(card, store.path(card.version_id)) for card in reversed(published[-LATEST:])]
+    return [_fine_tune(store, card) for card in reversed(published[-LATEST:])]
 
 
 def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
     """The file of a version that a browser asks for; None when there is none, or it is not to be shown."""
+    if Path(name).suffix not in SHOWN_TYPES:
+        return None
     try:
-        published = name in store.get(version_id).sha256
-        path = store.path(version_id) / name
+        return store.file(version_id, name)
     except VersionError:
         return None
-    return path if published and path.suffix in SHOWN_TYPES and path.is_file() else None
 
 
 def how_trained(card: VersionCard) -> str:
@@ -92,6 +93,7 @@ def how_trained(card: VersionCard) -> str:
         return ""
     labels, project = card.data.get("trained_on"), card.data.get("project")
     steps, size, rate = (card.config.get(name) for name in ("steps", "batch_size", "learning_rate"))
+    steps = card.data.get("steps", steps)
     said = f"Fine-tuned from {card.parent}"
     said += f" on {labels} labels" if labels else ""
     said += f" of project {project}" if project else ""
@@ -117,18 +119,17 @@ def curve(values: Sequence[tuple[int, float]]) -> Curve | None:
     return Curve(points, figures[0], figures[-1], steps[-1])
 
 
-def _fine_tune(card: VersionCard, folder: Path) -> FineTune:
-    names = sorted(path.name for path in folder.iterdir())
+def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
+    names = store.file_names(card)
     report = next((name for name in REPORTS if name in names), "")
-    pictures = [path.name for path in sorted(folder.glob(PICTURES)) if path.suffix in SHOWN_TYPES]
-    return FineTune(card, curve(_losses(folder / LOG)), report, pictures)
+    pictures = [name for name in fnmatch.filter(names, PICTURES) if Path(name).suffix in SHOWN_TYPES]
+    log = shown_file(store, card.version_id, LOG)
+    return FineTune(card, None if log is None else curve(_losses(log)), report, pictures)
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:
     """(step, loss) of each line of a log that has both; one that is no JSON ends it."""
     found: list[tuple[int, float]] = []
-    if not path.is_file():
-        return found
     with path.open(encoding="utf-8") as lines:
         for text in lines:
             try:

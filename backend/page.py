@@ -172,7 +172,7 @@ def _decision_text(decision: Mapping[str, Any]) -> str:
     if not decision:
         return ""
     trigger = _TRIGGERS.get(str(decision.get("trigger")), str(decision.get("trigger")))
-    verdict = "Fine-tune" if decision.get("go") else "No fine-tune"
+    verdict = "Fine-tune" if decision.get("go") else "Not yet" if decision.get("put_off") else "No fine-tune"
     return f"{verdict}, {trigger}, {short_time(str(decision.get('at')))}: {decision.get('reason')}"
 
 

@@ -100,7 +100,7 @@ def build_service(
     redis = redis or connect_redis(settings.redis_url)
     client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     metrics, memory = Metrics(), Memory(redis)
-    versions = VersionStore(settings.model_dir, settings.preset, settings.weights)
+    versions = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
     load = partial(load_preset, settings) if predictor is None else lambda: predictor
     embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
         settings.embedding_cache_bytes, settings.embeddings_dir, settings.embedding_store_bytes

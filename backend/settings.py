@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
 from backend.fetching import HostRule
+from backend.quiet_hours import QuietHours
 from sspsam.presets import with_image_encoder
+from sspsam.version_files import check_versions_url
 
 
 def _check_url(url: str) -> str:
@@ -19,6 +21,12 @@ def _check_url(url: str) -> str:
     parts = urlsplit(url)
     if url and (parts.scheme not in ("http", "https") or not parts.hostname):
         raise ValueError("expected an address such as http://127.0.0.1:8080")
+    return url
+
+
+def _check_store(url: str) -> str:
+    if url:
+        check_versions_url(url)
     return url
 
 
@@ -42,6 +50,7 @@ def _check_root(root: Path) -> Path:
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_hosts)]
 Roots = Annotated[tuple[Annotated[Path, AfterValidator(_check_root)], ...], NoDecode, BeforeValidator(_split)]
 Url = Annotated[str, AfterValidator(_check_url)]
+StoreUrl = Annotated[str, AfterValidator(_check_store)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 JOB_MODULES = ("worker.jobs",)
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -67,6 +76,8 @@ class Settings(BaseSettings):
     """Of one address; Label Studio asks for all its annotators from one."""
     model_dir: Path = Path("models")
     """Versions, cached images, records and training runs."""
+    versions_url: StoreUrl = ""
+    """Where versions lie instead: s3://bucket/folder, gs://bucket/folder, or what else fsspec reads."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """redis://host:port/db, or unix:///path/to/socket."""
     device: str = "auto"
@@ -82,6 +93,12 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 9090
     finetune_after: Annotated[int, Field(ge=1)] = 50
     """Corrected masks since the last fine-tune that start the next one."""
+    finetune_interval_min: Annotated[float, Field(ge=0)] = 0.0
+    """Minutes from the end of a project's fine-tune to the start of the next, unless a person says now."""
+    quiet_hours: Names = ()
+    """Times of day, such as 08:00-18:00, in which no fine-tune starts, unless a person says now."""
+    time_zone: str = "UTC"
+    """Of quiet_hours; a name such as Europe/Berlin."""
     replay_data: str = ""
     """Data set mixed into a fine-tune against forgetting, as `sspsam train` names it; or the preset's."""
     validation_data: str = ""
@@ -137,11 +154,20 @@ class Settings(BaseSettings):
             self.preset = with_image_encoder(self.preset, self.sam_encoder)
         except ValueError as error:
             raise SettingsError(f"PRESET, SAM_ENCODER: {error}") from error
+        try:
+            QuietHours.parse(self.quiet_hours, self.time_zone)
+        except ValueError as error:
+            raise SettingsError(f"QUIET_HOURS, TIME_ZONE: {error}") from error
 
     @property
     def images_dir(self) -> Path:
         """Fetched images, each named by the sha256 of its bytes."""
         return self.model_dir / "images"
+
+    @property
+    def finetune_pause(self) -> QuietHours:
+        """When no fine-tune starts by itself."""
+        return QuietHours.parse(self.quiet_hours, self.time_zone)
 
     @property
     def image_host_rules(self) -> list[HostRule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,7 +104,7 @@ def open_predictor(
         preset: Name of the variant.
         device: As the predictor takes it.
         version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
-        model_dir: root of the store of versions.
+        model_dir: root of the store of versions, unless VERSIONS_URL names another place.
         weights: the preset's own; None for those in the package.
         sam_encoder: in place of the preset's own.
 
@@ -115,6 +116,7 @@ def open_predictor(
     from sspsam.checkpoints import read_tensors
     from sspsam.predictor import choose_device
     from sspsam.presets import with_image_encoder
+    from sspsam.version_files import VERSIONS_URL_VARIABLE
     from sspsam.versions import VersionStore
 
     try:
@@ -128,7 +130,7 @@ def open_predictor(
     if version.endswith(".safetensors"):
         predictor.load_trainable(read_tensors(Path(version)))
         return predictor
-    store = VersionStore(model_dir, preset, weights)
+    store = VersionStore(model_dir, preset, weights, os.environ.get(VERSIONS_URL_VARIABLE, ""))
     version_id = store.current() if version == "current" else version
     if version_id != store.base_version:
         predictor.load_trainable(store.load(version_id))

@@ -76,7 +76,11 @@ def schedule() -> None:
 def finetune(
     project: Project,
     now: Annotated[
-        bool, typer.Option("--now", help="Do not wait for the number of corrections to be reached.")
+        bool,
+        typer.Option(
+            "--now",
+            help="Do not wait for the number of corrections to be reached, nor for quiet hours to end.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
@@ -93,6 +97,8 @@ def finetune(
     typer.echo(decision["reason"])
     if decision["go"]:
         typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
+    elif decision["put_off"]:
+        typer.echo("It is not forgotten: the schedule decides again each minute.")
     elif now:
         raise typer.Exit(1)
 

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from redis import Redis
 from rq.exceptions import DuplicateJobError
-from rq.job import Job, Retry
+from rq.job import Job, JobStatus, Retry
 from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -24,11 +24,21 @@ from worker.queues import (
     FAILURE_TTL_S,
     RESULT_TTL_S,
     TRAINING_TIMEOUT_S,
+    WANTED_KEY,
     events_queue,
     held,
     training_queue,
 )
-from worker.runs import Run, find_version, last_run, load_sides, prepare_run, run_id_for
+from worker.runs import (
+    Run,
+    data_id_for,
+    find_version,
+    last_run,
+    last_version,
+    load_sides,
+    prepare_run,
+    run_id_for,
+)
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
@@ -36,6 +46,7 @@ logger = logging.getLogger(__name__)
 LOCK_WAIT_S = 60.0
 DECISION_TTL_S = 60
 """How long a wish to decide waits in the queue; it comes again with every annotation and every minute."""
+UNDER_WAY = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
 TRAINING_RETRY = Retry(max=3, interval=[10, 60, 300])
 """For a training that failed or whose worker died."""
 
@@ -54,20 +65,46 @@ def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
         )
 
 
-def consider(services: Services, project: int, trigger: Trigger) -> Decision:
-    """Applies the policy to a project; enqueues the fine-tune if it says so, and keeps the decision."""
+def consider(services: Services, project: int, trigger: Trigger, now: datetime | None = None) -> Decision:
+    """Applies the policy to a project; enqueues the fine-tune if it says so, and keeps the decision.
+
+    What a person asked for and is put off is kept, too: any later trigger then counts as theirs.
+
+    Args:
+        services: Of the process.
+        project: Label Studio's id.
+        trigger: Who asks.
+        now: With a time zone; the clock's by default.
+    """
+    wanted_key = WANTED_KEY.format(project=project)
+    if trigger in EXPLICIT_TRIGGERS:
+        services.redis.set(wanted_key, trigger, nx=trigger != "now")
     with held(services.redis, DECISION_LOCK, LOCK_WAIT_S) as locked:
         if not locked:
-            return Decision(False, "another decision takes its time; try again in a minute")
-        records = services.collection(project).records()
-        sides = _sides(services, records)
-        decision = decide(_evidence(services, project, trigger, records, sides))
-        if decision.go:
-            run = prepare_run(services.settings.model_dir, services.store, project, records, sides)
-            decision = _enqueue_finetune(services.redis, run, trigger, decision)
+            return Decision(False, "another decision takes its time; this one is made within a minute", True)
+        asked = _as_trigger(services.redis.get(wanted_key)) or trigger
+        decision = _decide(services, project, asked, now or datetime.now(UTC))
+        if not decision.put_off:
+            services.redis.delete(wanted_key)
     if decision.go or trigger != "schedule":  # the schedule's "not yet" would hide what a person was told
-        note_decision(services.redis, project, trigger, decision)
+        note_decision(services.redis, project, asked, decision)
     return decision
+
+
+def _as_trigger(kept: object) -> Trigger | None:
+    """What is kept under WANTED_KEY; anything else there is nobody's wish."""
+    name = kept.decode(errors="replace") if isinstance(kept, bytes) else ""
+    return next((trigger for trigger in EXPLICIT_TRIGGERS if trigger == name), None)
+
+
+def _decide(services: Services, project: int, trigger: Trigger, now: datetime) -> Decision:
+    records = services.collection(project).records()
+    sides = _sides(services, records)
+    decision = decide(_evidence(services, project, trigger, records, sides, now))
+    if not decision.go:
+        return decision
+    run = prepare_run(services.settings.model_dir, services.store, project, records, sides)
+    return _enqueue_finetune(services.redis, run, trigger, decision)
 
 
 def note_decision(connection: Redis, project: int, trigger: str, decision: Decision) -> None:
@@ -89,22 +126,39 @@ def _evidence(
     trigger: Trigger,
     records: Sequence[RefRecord],
     sides: Mapping[str, Side],
+    now: datetime,
 ) -> Evidence:
     corrected = [record for record in records if record.corrected]
     images = {record.image_sha256 for record in corrected}
-    run, store = last_run(services.store, project), services.store
+    run, store, settings = last_run(services.store, project), services.store, services.settings
     learned = set(run.samples) if run else set()
-    same = find_version(store, run_id_for(project, records_digest(records), store.current()))
+    last, digest = last_version(store, project), records_digest(records)
+    same = find_version(store, run_id_for(project, digest, store.current()))
+    running = next(iter(_finetunes_under_way(services.redis, project)), None)
     return Evidence(
         trigger=trigger,
         corrected_masks=len(corrected),
         new_corrected_masks=sum(sample_key(record) not in learned for record in corrected),
         training_images=sum(sides[image] == "train" for image in images),
         held_out_images=sum(sides[image] == "held-out" for image in images),
-        finetune_after=services.settings.finetune_after,
+        finetune_after=settings.finetune_after,
         trained_as=same.version_id if same else None,
-        running=next(iter(_finetunes_under_way(services.redis, project)), None),
+        running=running,
+        running_same=running is not None and running.startswith(f"{data_id_for(project, digest)}-"),
+        now=now,
+        quiet_hours=settings.finetune_pause,
+        last_ended=None if last is None else _moment(last.created_at),
+        min_interval=timedelta(minutes=settings.finetune_interval_min),
     )
+
+
+def _moment(text: str) -> datetime | None:
+    """An ISO 8601 time with its zone; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
 
 
 def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
@@ -134,10 +188,13 @@ def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: D
     try:
         enqueue()
     except DuplicateJobError:
+        job = Job.fetch(run.run_id, connection=connection, serializer=JSONSerializer)
+        if job.get_status() in UNDER_WAY:  # a worker is just taking it, so that no queue or registry has it
+            return Decision(False, f"a fine-tune already waits or runs: {run.run_id}")
         if trigger not in EXPLICIT_TRIGGERS:
             return Decision(
                 False, "the fine-tune of just these labels has failed; Start Training tries it again"
             )
-        Job.fetch(run.run_id, connection=connection, serializer=JSONSerializer).delete()
+        job.delete()
         enqueue()
     return decision

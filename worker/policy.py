@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
+
+from backend.quiet_hours import QuietHours
 
 Trigger = Literal["annotation", "schedule", "start-training", "now", "after-finetune"]
 EXPLICIT_TRIGGERS: frozenset[Trigger] = frozenset({"start-training", "now"})
@@ -26,6 +29,11 @@ MIN_HELD_OUT_IMAGES = 2
 MIN_IMAGES = 2
 """With corrections: below this there is nothing to learn from and something else to measure on."""
 
+STOPPING_FRACTION = 0.125
+"""Of the training images with corrections: not learned from, they tell when to stop."""
+MIN_STOPPING_IMAGES = 4
+"""Fewer tell too little, and are needed more to learn from: then training goes on to its last step."""
+
 Side = Literal["train", "held-out"]
 
 
@@ -35,6 +43,8 @@ class Decision:
 
     go: bool
     reason: str
+    put_off: bool = False
+    """Nothing is missing but the right time: it is decided again by itself."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,21 @@ class Evidence:
     """Version that was already trained from just these data and the serving version, if any."""
     running: str | None
     """Id of a fine-tune of the project that waits or runs, if any."""
+    running_same: bool
+    """Whether that one is of just these labels."""
+    now: datetime
+    quiet_hours: QuietHours
+    last_ended: datetime | None
+    """When the last fine-tune of the project ended, if there was one."""
+    min_interval: timedelta
+    """Setting FINETUNE_INTERVAL_MIN."""
 
 
 def decide(evidence: Evidence) -> Decision:
     """Says whether a fine-tune should start now."""
     if evidence.running is not None:
-        return Decision(False, f"a fine-tune already waits or runs: {evidence.running}")
+        reason = f"a fine-tune already waits or runs: {evidence.running}"
+        return Decision(False, reason, put_off=not evidence.running_same)
     if not (evidence.training_images and evidence.held_out_images):
         images = evidence.training_images + evidence.held_out_images
         return Decision(
@@ -71,10 +90,31 @@ def decide(evidence: Evidence) -> Decision:
         )
     if evidence.trained_as is not None:
         return Decision(False, f"these labels were already trained, as {evidence.trained_as}")
-    if evidence.trigger in EXPLICIT_TRIGGERS:
-        return Decision(True, f"asked for, with {evidence.new_corrected_masks} new corrected masks")
+    asked = evidence.trigger in EXPLICIT_TRIGGERS
     counts = f"{evidence.new_corrected_masks} of {evidence.finetune_after} new corrected masks"
-    return Decision(evidence.new_corrected_masks >= evidence.finetune_after, counts)
+    if not asked and evidence.new_corrected_masks < evidence.finetune_after:
+        return Decision(False, counts)
+    why = f"asked for, with {evidence.new_corrected_masks} new corrected masks" if asked else counts
+    starts = _may_start(evidence)
+    if starts is None or evidence.trigger == "now":
+        return Decision(True, why)
+    when, rule = starts
+    return Decision(False, f"{why}; put off to {when:%Y-%m-%d %H:%M %Z}: {rule}", put_off=True)
+
+
+def _may_start(evidence: Evidence) -> tuple[datetime, str] | None:
+    """When a fine-tune may start that may not start now, and by which rule."""
+    zone, moment, rules = evidence.quiet_hours.zone, evidence.now, []
+    if evidence.last_ended is not None:
+        again = evidence.last_ended + evidence.min_interval
+        if evidence.last_ended <= moment < again:  # one that ended after now says that a clock was set back
+            moment = again
+            minutes = evidence.min_interval.total_seconds() / 60
+            rules.append(f"at least {minutes:g} minutes lie between two fine-tunes (FINETUNE_INTERVAL_MIN)")
+    if (quiet_until := evidence.quiet_hours.end(moment)) is not None:
+        moment = quiet_until
+        rules.append(f"no fine-tune starts in the quiet hours {evidence.quiet_hours}")
+    return (moment.astimezone(zone), ", and ".join(rules)) if rules else None
 
 
 def held_out_target(images: int) -> int:
@@ -111,6 +151,15 @@ def assign_sides(
     for digest in others:
         sides.setdefault(digest, "train")
     return sides
+
+
+def choose_stopping(corrected: Collection[str]) -> set[str]:
+    """Which of the training images with corrections tell when to stop: those with the lowest digests.
+
+    The gate's held-out images must not, or they would be better for the versions that were chosen by them.
+    """
+    count = int(STOPPING_FRACTION * len(set(corrected)))
+    return set(sorted(set(corrected))[:count]) if count >= MIN_STOPPING_IMAGES else set()
 
 
 @dataclass(frozen=True)

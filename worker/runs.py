@@ -17,9 +17,11 @@ from finetune.records import RefRecord, records_digest, write_records
 from sspsam.files import replace_text
 from sspsam.versions import VersionCard, VersionStore
 from worker.collection import records_folder, sample_key
-from worker.policy import Side
+from worker.policy import Side, choose_stopping
 
 TRAIN_FILE = "train.jsonl"
+STOPPING_FILE = "stopping.jsonl"
+"""Of the training side, what tells when to stop; there is none where there are few labels."""
 HELD_OUT_FILE = "held-out.jsonl"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.json"
@@ -52,7 +54,12 @@ class Run:
 
 def run_id_for(project: int, digest: str, base_version: str) -> str:
     """Names a fine-tune by what it is made of; also the id of its job."""
-    return f"finetune-{project}-{digest[:16]}-{base_version}"
+    return f"{data_id_for(project, digest)}-{base_version}"
+
+
+def data_id_for(project: int, digest: str) -> str:
+    """What the ids of all fine-tunes on the same data begin with."""
+    return f"finetune-{project}-{digest[:16]}"
 
 
 def run_folder(model_dir: Path, run_id: str) -> Path:
@@ -91,8 +98,12 @@ def prepare_run(
     samples = tuple(sorted({sample_key(record) for record in records}))
     run = Run(run_id_for(project, digest, base_version), project, store.preset, base_version, digest, samples)
     folder = run_folder(model_dir, run.run_id)
+    training = [r for r in records if sides[r.image_sha256] == "train"]
+    stopping = choose_stopping({r.image_sha256 for r in training if r.corrected})
     held_out = [r for r in records if r.corrected and sides[r.image_sha256] == "held-out"]
-    write_records(folder / TRAIN_FILE, [r for r in records if sides[r.image_sha256] == "train"])
+    write_records(folder / TRAIN_FILE, [r for r in training if r.image_sha256 not in stopping])
+    if stopping:
+        write_records(folder / STOPPING_FILE, [r for r in training if r.image_sha256 in stopping])
     write_records(folder / HELD_OUT_FILE, held_out)
     replace_text(folder / RUN_FILE, json.dumps(asdict(run), indent=2))
     return run
@@ -103,10 +114,17 @@ def find_version(store: VersionStore, run_id: str) -> VersionCard | None:
     return next((card for card in store.list() if card.data.get("run") == run_id), None)
 
 
+def last_version(store: VersionStore, project: int) -> VersionCard | None:
+    """Returns the newest version that was made for a project."""
+    cards = [card for card in store.list() if card.data.get("project") == project]
+    return cards[-1] if cards else None
+
+
 def last_run(store: VersionStore, project: int) -> Run | None:
     """Returns what the newest version that was made for a project was made of."""
-    cards = [card for card in store.list() if card.data.get("project") == project]
-    return Run.read(store.path(cards[-1].version_id)) if cards else None
+    card = last_version(store, project)
+    path = None if card is None else store.file(card.version_id, RUN_FILE)
+    return None if path is None else Run.read(path.parent)
 
 
 def discard_run(model_dir: Path, run_id: str) -> None:

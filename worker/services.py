@@ -47,7 +47,8 @@ class Services:
 
     @cached_property
     def store(self) -> VersionStore:
-        return VersionStore(self.settings.model_dir, self.settings.preset, self.settings.weights)
+        settings = self.settings
+        return VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
 
     def collection(self, project: int) -> Collection:
         return Collection(self.settings.model_dir, project)

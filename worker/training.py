@@ -20,10 +20,11 @@ from finetune.data.demo import SCENES, VALIDATION
 from finetune.records import RefRecord, read_records, write_records
 from sspsam.versions import VersionCard, VersionStore
 from worker.measuring import Measured, measure, to_metrics, verdict_of
-from worker.runs import HELD_OUT_FILE, RUN_FILE, TRAIN_FILE, Run, run_folder
+from worker.runs import HELD_OUT_FILE, RUN_FILE, STOPPING_FILE, TRAIN_FILE, Run, run_folder
 
 if TYPE_CHECKING:
     from finetune.config import TrainConfig
+    from finetune.train import TrainResult
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Recipe:
     steps_per_sample: int = 10
     min_steps: int = 60
     max_steps: int = 600
+    patience: int = 4
+    """Measurements without a lower loss, VALIDATE_EVERY steps apart, after which the training ends."""
 
     def steps(self, samples: int) -> int:
         """Optimizer steps for so many samples."""
@@ -78,6 +81,8 @@ RECIPES: Mapping[str, Recipe] = {
 """By preset; others get a plain Recipe."""
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 20
+"""Steps."""
+VALIDATE_EVERY = 20
 """Steps."""
 
 Progress = Callable[[int, int], None]
@@ -109,13 +114,14 @@ def perform(
     folder = run_folder(settings.model_dir, run.run_id)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
         keep_usable(folder / name, settings.images_dir)
+    _keep_stopping(folder / STOPPING_FILE, settings.images_dir)
     base = base_validation(run.preset, settings)
     _require_openable(base, "VALIDATION_DATA")
     config = train_config(run, store, settings)
     _require_openable(config.replay, "REPLAY_DATA")
-    weights = _train(config, progress)
-    measured = _measure(run, store, settings, weights, base)
-    return _publish(run, store, settings, config, weights, measured, base)
+    trained = _train(config, progress)
+    measured = _measure(run, store, settings, trained.weights, base)
+    return _publish(run, store, settings, config, trained, measured, base)
 
 
 def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
@@ -185,6 +191,16 @@ def keep_usable(path: Path, images: Path) -> None:
     write_records(path, usable)
 
 
+def _keep_stopping(path: Path, images: Path) -> None:
+    """What tells when to stop is no loss: without it, the training goes on to its last step."""
+    try:
+        if path.is_file():
+            keep_usable(path, images)
+    except RunError as error:
+        logger.warning("%s", error)
+        path.unlink()
+
+
 def _phrase_problem(phrase: str) -> str:
     from sspsam.phrases import PhraseError, tokenize
 
@@ -211,11 +227,15 @@ def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConf
     from finetune.losses import LossWeights
 
     folder, recipe = run_folder(settings.model_dir, run.run_id), _recipe(run.preset, settings)
+    stops = (folder / STOPPING_FILE).is_file()
     return TrainConfig(
         preset=run.preset,
         output_dir=folder / "training",
         data=records_spec(folder / TRAIN_FILE, settings.images_dir),
         replay=recipe.replay,
+        validation=records_spec(folder / STOPPING_FILE, settings.images_dir) if stops else None,
+        validate_every=VALIDATE_EVERY,
+        patience=recipe.patience if stops else 0,
         weights=() if settings.weights is None else (settings.weights.resolve(),),
         init=store.weights_path(run.base_version),
         steps=recipe.steps(len(read_records(folder / TRAIN_FILE))),
@@ -236,14 +256,14 @@ def records_spec(path: Path, images: Path) -> str:
     return f"records:{path}?images={quote(str(images))}"
 
 
-def _train(config: TrainConfig, progress: Progress | None) -> Path:
+def _train(config: TrainConfig, progress: Progress | None) -> TrainResult:
     from finetune.train import train
 
     def report(step: int, _terms: Mapping[str, float]) -> None:
         if progress is not None:
             progress(step, config.steps)
 
-    return train(config, report).weights
+    return train(config, report)
 
 
 def _measure(run: Run, store: VersionStore, settings: Settings, weights: Path, base: str | None) -> Measured:
@@ -268,7 +288,7 @@ def _publish(
     store: VersionStore,
     settings: Settings,
     config: TrainConfig,
-    weights: Path,
+    trained: TrainResult,
     measured: Measured,
     base: str | None,
 ) -> VersionCard:
@@ -284,7 +304,7 @@ def _publish(
         parent=run.base_version,
         parents_sha256=frozen_weights(run.preset, settings.weights),
         metrics=to_metrics(measured, base, settings.validation_tolerance),
-        data=_data_summary(run, folder),
+        data=_data_summary(run, folder) | {"steps": trained.steps, "best_step": trained.best_step},
         config=config.to_dict(),
         code_version=package_version(DISTRIBUTION),
     )
@@ -308,7 +328,7 @@ def _publish(
         LOG_NAME: config.output_dir / LOG_NAME,
         RUN_FILE: folder / RUN_FILE,
     }
-    card = store.publish(read_tensors(weights), card, files)
+    card = store.publish(read_tensors(trained.weights), card, files)
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
     return card
 
@@ -316,6 +336,7 @@ def _publish(
 def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
     """What was learned from, in numbers."""
     train, held_out = read_records(folder / TRAIN_FILE), read_records(folder / HELD_OUT_FILE)
+    stopping = folder / STOPPING_FILE
     return {
         "run": run.run_id,
         "digest": run.digest,
@@ -327,6 +348,7 @@ def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
         "trained_on_no_target": sum(record.mask_rle is None for record in train),
         "annotations": len({record.annotation for record in (*train, *held_out)}),
         "held_out": len(held_out),
+        "stopped_by": len(read_records(stopping)) if stopping.is_file() else 0,
         "labels": dict(Counter(record.label for record in train if record.label).most_common()),
         "served_versions": sorted({record.served_version or "by hand" for record in train}),
     }

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sspsam.commands import WeightsOption
+from sspsam.version_files import VERSIONS_URL_VARIABLE, check_versions_url
+from sspsam.version_pruning import KEEP_LATEST, plan_pruning
+from sspsam.version_pruning import prune as remove_versions
 
 if TYPE_CHECKING:
     from sspsam.versions import VersionCard, VersionStore
 
-app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back.", no_args_is_help=True)
+app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back, prune.", no_args_is_help=True)
 
 ModelDir = Annotated[Path, typer.Option(envvar="MODEL_DIR", help="Folder of the versions.", file_okay=False)]
+VersionsUrl = Annotated[
+    str,
+    typer.Option(
+        envvar=VERSIONS_URL_VARIABLE, help="Where they lie instead: s3://bucket/folder and the like."
+    ),
+]
 Preset = Annotated[str, typer.Option(envvar="PRESET", help="Variant of the model.")]
 VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="Such as ssp-sam-demo-0001.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -29,10 +38,13 @@ PLAIN_WIDTH = 200
 
 @app.command("list")
 def list_versions(
-    model_dir: ModelDir = DEFAULT_MODEL_DIR, preset: Preset = DEFAULT_PRESET, as_json: AsJson = False
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    preset: Preset = DEFAULT_PRESET,
+    versions_url: VersionsUrl = "",
+    as_json: AsJson = False,
 ) -> None:
     """List the versions, each with its figure on held-out corrections and why it serves or not."""
-    store = _store(model_dir, preset)
+    store = _store(model_dir, preset, versions_url)
     cards, current = store.list(), store.current()
     if as_json:
         typer.echo(json.dumps([{**asdict(card), "serves": card.version_id == current} for card in cards]))
@@ -45,10 +57,11 @@ def show(
     version: VersionId,
     model_dir: ModelDir = DEFAULT_MODEL_DIR,
     preset: Preset = DEFAULT_PRESET,
+    versions_url: VersionsUrl = "",
     as_json: AsJson = False,
 ) -> None:
     """Show a version's card and report."""
-    store = _store(model_dir, preset)
+    store = _store(model_dir, preset, versions_url)
     card = store.get(version)
     if as_json:
         typer.echo(card.to_json())
@@ -58,9 +71,9 @@ def show(
             typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
     if version == store.base_version:
         return
-    if (page := store.path(version) / "report.html").is_file():
+    if (page := store.file(version, "report.html")) is not None:
         typer.echo(f"report: {page}, or /reports/{version}/report.html of the backend")
-    if (report := store.path(version) / "report.md").is_file():
+    if (report := store.file(version, "report.md")) is not None:
         typer.echo("\n" + report.read_text(encoding="utf-8"))
 
 
@@ -70,10 +83,11 @@ def promote(
     model_dir: ModelDir = DEFAULT_MODEL_DIR,
     preset: Preset = DEFAULT_PRESET,
     weights: WeightsOption = None,
+    versions_url: VersionsUrl = "",
     reason: Annotated[str, typer.Option(help="Kept with the version.")] = "promoted by hand",
 ) -> None:
     """Let a version serve. Running backends swap to it without a restart."""
-    store = _store(model_dir, preset, weights)
+    store = _store(model_dir, preset, versions_url, weights)
     store.promote(version, reason)
     _announce(store)
 
@@ -83,12 +97,42 @@ def rollback(
     model_dir: ModelDir = DEFAULT_MODEL_DIR,
     preset: Preset = DEFAULT_PRESET,
     weights: WeightsOption = None,
+    versions_url: VersionsUrl = "",
     reason: Annotated[str, typer.Option(help="Kept with the version that is left.")] = "rolled back by hand",
 ) -> None:
     """Go back to the version that served before."""
-    store = _store(model_dir, preset, weights)
+    store = _store(model_dir, preset, versions_url, weights)
     store.rollback(reason)
     _announce(store)
+
+
+@app.command()
+def prune(
+    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    preset: Preset = DEFAULT_PRESET,
+    versions_url: VersionsUrl = "",
+    keep: Annotated[int, typer.Option(help="So many of the latest stay in any case.", min=0)] = KEEP_LATEST,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")
+    ] = False,
+) -> None:
+    """Remove versions that nobody needs: not what serves, nor what can be rolled back to."""
+    store = _store(model_dir, preset, versions_url)
+    plan = plan_pruning(store, keep)
+    for version_id, why in sorted(plan.kept.items()):
+        typer.echo(f"{version_id} stays: {why}")
+    verb = "goes" if yes else "would go"
+    for version_id, size_bytes in plan.removed.items():
+        typer.echo(f"{version_id} {verb}: {_megabytes(size_bytes)}, {store.get(version_id).reason}")
+    for name, size_bytes in plan.leftovers.items():
+        typer.echo(f"{name} {verb}: {_megabytes(size_bytes)}, left by a writer that was cut short")
+    if yes:
+        remove_versions(store, plan)
+    typer.echo(f"{_megabytes(plan.bytes_freed)} {'freed' if yes else 'would be freed; --yes does it'}")
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def held_out_figure(card: VersionCard) -> str:
@@ -102,15 +146,17 @@ def held_out_figure(card: VersionCard) -> str:
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
 
 
-def _store(model_dir: Path, preset: str, weights: Path | None = None) -> VersionStore:
+def _store(model_dir: Path, preset: str, versions_url: str, weights: Path | None = None) -> VersionStore:
     from sspsam.presets import get_preset
     from sspsam.versions import VersionStore
 
     try:
         get_preset(preset)
+        if versions_url:
+            check_versions_url(versions_url)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return VersionStore(model_dir, preset, weights)
+    return VersionStore(model_dir, preset, weights, versions_url)
 
 
 def _print_table(cards: list[VersionCard], current: str) -> None:

@@ -82,3 +82,12 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
 
     with pytest.raises(SettingsError, match=f"{name}: .*{value}"):
         Settings()
+
+
+def test_where_versions_lie_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().versions_url == ""
+    monkeypatch.setenv("VERSIONS_URL", "memory://bucket/models")
+    assert Settings().versions_url == "memory://bucket/models"
+    monkeypatch.setenv("VERSIONS_URL", "bucket/models")
+    with pytest.raises(SettingsError, match=r"VERSIONS_URL: .*expected a URL such as s3://bucket/folder"):
+        Settings()

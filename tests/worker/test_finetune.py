@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+import torch
 from rq.registry import StartedJobRegistry
 
 from sspsam import Predictor
-from sspsam.versions import VERSIONS_CHANNEL
+from sspsam.versions import VERSIONS_CHANNEL, VersionStore
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.queues import events_queue, training_queue
@@ -133,19 +136,25 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
     assert len(services.store.list()) == 2
 
 
-def test_a_killed_worker_takes_its_job_with_it_and_another_goes_on(
-    services: Services, environment: dict[str, str]
+def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
+    services: Services, environment: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.maybe_finetune(PROJECT, "now")
     [job] = training_queue(services.redis).jobs
+    unbroken = tmp_path / "unbroken"
+    shutil.copytree(services.settings.model_dir, unbroken)
     checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
     with subprocess.Popen([sys.executable, "-m", "worker.pool", "training"], env=environment) as worker:
         wait_until(checkpoint.exists)
         horses = psutil.Process(worker.pid).children(recursive=True)
         worker.kill()
+        for horse in horses:
+            horse.kill()
     assert horses
     _, left = psutil.wait_procs(horses, timeout=10)
     assert not left
+    log = checkpoint.with_name("log.jsonl")
+    assert 0 < len(log.read_text().splitlines()) < 3, "or it was not killed in the middle"
     started = StartedJobRegistry(queue=training_queue(services.redis))
     [execution] = services.redis.zrange(started.key, 0, -1)
     services.redis.zadd(started.key, {execution: 1})  # a minute later, its heartbeat would be this old
@@ -154,3 +163,15 @@ def test_a_killed_worker_takes_its_job_with_it_and_another_goes_on(
         wait_until(lambda: services.store.current() == "ssp-sam-test-0001")
         pool.terminate()
     assert len(services.store.list()) == 2
+
+    wait_until(lambda: not training_queue(services.redis).count)
+    kwargs = {"project_id": PROJECT, "run_id": job.id}
+    training_queue(services.redis).enqueue_call("worker.jobs.finetune", kwargs=kwargs)
+    work_off({**environment, "MODEL_DIR": str(unbroken)}, "training")
+    other = VersionStore(unbroken, services.settings.preset)
+    mine, theirs = (store.load("ssp-sam-test-0001") for store in (services.store, other))
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0)
+    mine_card, their_card = (store.get("ssp-sam-test-0001") for store in (services.store, other))
+    assert mine_card.metrics == their_card.metrics

@@ -138,6 +138,21 @@ def test_twice_changes_nothing(services: Services, label_studio: LabelStudioServ
     assert collect(services) == collect(services)
 
 
+def test_events_out_of_order_leave_what_label_studio_has(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    """A deletion that is told before the changes that went before it; a change before the one before."""
+    label_studio.save(ANNOTATION, TASK, region("a", "the last ring", mask))
+    label_studio.save(ANNOTATION + 1, TASK, region("b", "the dot", mask))
+    collect(services, ANNOTATION + 1)
+    del label_studio.annotations[ANNOTATION + 1]
+    jobs.forget_annotations(PROJECT, [ANNOTATION + 1])
+    for annotation in (ANNOTATION, ANNOTATION + 1, ANNOTATION):  # what was told late
+        jobs.collect_annotation(PROJECT, annotation, TASK)
+    jobs.forget_annotations(PROJECT, [ANNOTATION])  # of an annotation that was made anew under its id
+    assert [record.phrase for record in services.collection(PROJECT).records()] == ["the last ring"]
+
+
 @pytest.mark.parametrize("fields", [{"was_cancelled": True}, {"result": []}], ids=["skipped", "empty"])
 def test_a_label_that_is_taken_back_leaves_no_record(
     services: Services, label_studio: LabelStudioServer, mask: Mask, fields: dict[str, Any]
@@ -312,13 +327,16 @@ def test_the_threshold_starts_one_fine_tune(
     services.memory.note_project(KnownProject(str(PROJECT)))
     correct(label_studio, mask, images=3)
     jobs.reconcile_projects()
-    assert jobs.maybe_finetune(PROJECT, "annotation") == {"go": False, "reason": "3 of 4 new corrected masks"}
+    assert jobs.maybe_finetune(PROJECT, "annotation") == {
+        "go": False, "reason": "3 of 4 new corrected masks", "put_off": False,
+    }  # fmt: skip
     correct(label_studio, mask, images=4)
     jobs.reconcile_projects()
     decisions = [jobs.maybe_finetune(PROJECT, "annotation")] + [jobs.check_projects()["3"] for _ in range(3)]
     assert [decision["go"] for decision in decisions] == [True, False, False, False]
     [job] = training_queue(services.redis).jobs
     assert job.timeout == TRAINING_TIMEOUT_S
+    assert (job.retries_left, job.retry_intervals) == (3, [10, 60, 300])
     assert job.kwargs == {"project_id": PROJECT, "run_id": job.id}
     folder = run_folder(services.settings.model_dir, job.id)
     train = {record.image_sha256 for record in read_records(folder / TRAIN_FILE)}
@@ -331,7 +349,7 @@ def test_a_person_need_not_wait_for_the_threshold(
 ) -> None:
     correct(label_studio, mask, images=2)
     decision = jobs.maybe_finetune(PROJECT, "start-training")
-    assert decision == {"go": True, "reason": "asked for, with 2 new corrected masks"}
+    assert decision == {"go": True, "reason": "asked for, with 2 new corrected masks", "put_off": False}
     kept = json.loads(services.redis.get(DECISION_KEY.format(project=PROJECT)) or b"{}")
     assert kept | {"at": ""} == {"at": "", "trigger": "start-training", **decision}
 

@@ -92,12 +92,15 @@ def test_without_a_base_set_that_is_said(measured: Measured) -> None:
 def test_a_fine_tune_measures_and_reports_what_was_known_before(services: Services) -> None:
     update = {"validation_data": BASE, "replay_data": "stickers/train?count=4", "validation_tolerance": 0.0}
     settings = services.settings.model_copy(update=update)
-    run = prepare(services)
+    run = prepare(services, count=33)
     card = perform(run, services.store, settings)
     known = card.metrics["base_validation"]
     assert (known["data"], known["tolerance"], known["samples"]) == (BASE, 0.0, 6)
     assert card.config["replay"] == "stickers/train?count=4"
+    assert (card.data["trained_on"], card.data["stopped_by"], card.data["held_out"]) == (28, 4, 1)
+    assert 0 <= card.data["best_step"] <= card.data["steps"] <= card.config["steps"]
     page = (services.store.path(card.version_id) / "report.html").read_text()
+    assert "validation total" in page
     assert page.index(HELD_OUT_TITLE) < page.index(BASE_TITLE)
     verdict = verdict_of(services.store.get(card.version_id).metrics)
     assert "on 6 phrases of the base validation set; -0.000 is allowed" in verdict.reason

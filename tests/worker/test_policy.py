@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.policy import Evidence, Measurement, Side, assign_sides, decide, held_out_target, judge
+from backend.quiet_hours import QuietHours
+from worker.policy import (
+    Decision,
+    Evidence,
+    Measurement,
+    Side,
+    assign_sides,
+    choose_stopping,
+    decide,
+    held_out_target,
+    judge,
+)
 
 ENOUGH = Evidence(
     trigger="annotation",
@@ -17,7 +29,14 @@ ENOUGH = Evidence(
     finetune_after=8,
     trained_as=None,
     running=None,
+    running_same=False,
+    now=datetime(2026, 3, 2, 9, 30, tzinfo=UTC),
+    quiet_hours=QuietHours.parse((), "UTC"),
+    last_ended=None,
+    min_interval=timedelta(),
 )
+QUIET = replace(ENOUGH, quiet_hours=QuietHours.parse(("08:00-18:00",), "Europe/Berlin"))
+SOON = replace(ENOUGH, last_ended=datetime(2026, 3, 2, 9, 0, tzinfo=UTC), min_interval=timedelta(hours=1))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +85,74 @@ def test_decide(evidence: Evidence, go: bool, reason: str) -> None:
     assert reason in decision.reason
 
 
+IN_QUIET_HOURS = "no fine-tune starts in the quiet hours"
+TOO_SOON = "at least 60 minutes lie between two fine-tunes (FINETUNE_INTERVAL_MIN)"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        pytest.param(
+            QUIET,
+            "8 of 8 new corrected masks; put off to 2026-03-02 18:00 CET: "
+            f"{IN_QUIET_HOURS} 08:00-18:00 (Europe/Berlin)",
+            id="quiet hours",
+        ),
+        pytest.param(
+            replace(QUIET, trigger="start-training", new_corrected_masks=2),
+            "asked for, with 2 new corrected masks; put off to 2026-03-02 18:00 CET: "
+            f"{IN_QUIET_HOURS} 08:00-18:00 (Europe/Berlin)",
+            id="also when asked for",
+        ),
+        pytest.param(
+            SOON,
+            f"8 of 8 new corrected masks; put off to 2026-03-02 10:00 UTC: {TOO_SOON}",
+            id="interval",
+        ),
+        pytest.param(
+            replace(SOON, quiet_hours=QuietHours.parse(("09:45-11:00",), "UTC")),
+            "8 of 8 new corrected masks; put off to 2026-03-02 11:00 UTC: "
+            f"{TOO_SOON}, and {IN_QUIET_HOURS} 09:45-11:00 (UTC)",
+            id="an interval that ends in quiet hours",
+        ),
+        pytest.param(
+            replace(ENOUGH, running="finetune-1-ab"),
+            "a fine-tune already waits or runs: finetune-1-ab",
+            id="another runs",
+        ),
+    ],
+)
+def test_what_is_put_off_says_until_when_and_why(evidence: Evidence, reason: str) -> None:
+    assert decide(evidence) == Decision(False, reason, put_off=True)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param(replace(QUIET, trigger="now"), id="a person says now, in quiet hours"),
+        pytest.param(replace(SOON, trigger="now"), id="a person says now, too soon"),
+        pytest.param(replace(QUIET, now=datetime(2026, 3, 2, 17, 0, tzinfo=UTC)), id="18:00 in Berlin"),
+        pytest.param(replace(SOON, now=datetime(2026, 3, 2, 10, 0, tzinfo=UTC)), id="an hour later"),
+        pytest.param(replace(SOON, now=datetime(2026, 3, 1, tzinfo=UTC)), id="the clock was set back"),
+    ],
+)
+def test_what_may_start(evidence: Evidence) -> None:
+    assert decide(evidence).go
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param(replace(QUIET, new_corrected_masks=7), id="too few, whatever the time"),
+        pytest.param(replace(QUIET, trained_as="m-0002", trigger="now"), id="already trained"),
+        pytest.param(replace(ENOUGH, running="finetune-1-ab", running_same=True), id="just these labels run"),
+    ],
+)
+def test_what_is_refused_is_not_put_off(evidence: Evidence) -> None:
+    decision = decide(evidence)
+    assert (decision.go, decision.put_off) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("images", "held_out"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (8, 2), (9, 3), (12, 3), (100, 25)]
 )
@@ -94,6 +181,12 @@ def test_the_split_does_not_depend_on_the_order() -> None:
 def test_an_image_that_was_trained_on_is_not_held_out_later() -> None:
     sides = assign_sides({"a": "train"}, ["a", "b"], [])
     assert sides == {"a": "train", "b": "held-out"}
+
+
+@pytest.mark.parametrize(("images", "stopping"), [(0, 0), (31, 0), (32, 4), (100, 12)])
+def test_an_eighth_tells_when_to_stop_where_there_are_enough(images: int, stopping: int) -> None:
+    digests = [f"{number:064x}" for number in range(images)]
+    assert choose_stopping(digests[::-1]) == set(digests[:stopping])
 
 
 SURE, UNSURE = (0.001, 0.2), (-0.001, 0.2)
@@ -165,6 +258,6 @@ def test_the_reason_tells_the_rule_for_few_images_and_what_was_not_measured() ->
 def test_the_reason_tells_that_the_base_figure_is_not_defined() -> None:
     reason = judge(held_out(0.612, 0.745), base(None, None), 0.02).reason
     assert reason.endswith(
-        "gIoU on 240 phrases of the base validation set is not defined, so nothing shows what it has forgotten"
+        "on 240 phrases of the base validation set is not defined, so nothing shows what it has forgotten"
     )
     assert "VALIDATION_DATA" not in reason

@@ -24,6 +24,7 @@ from worker import jobs
 from worker.policy import Side
 from worker.runs import (
     HELD_OUT_FILE,
+    STOPPING_FILE,
     TRAIN_FILE,
     Run,
     find_version,
@@ -123,6 +124,23 @@ def test_the_training_starts_from_the_version_that_serves(services: Services) ->
     config = train_config(prepare(services), services.store, services.settings)
     assert config.init == services.store.path(card.version_id) / "weights.safetensors"
     assert config.device == "cpu"
+
+
+def test_with_enough_labels_some_tell_when_to_stop(services: Services) -> None:
+    run = prepare(services, count=33)  # 32 to train on
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    train, stopping = (
+        {record.image_sha256 for record in read_records(folder / name)}
+        for name in (TRAIN_FILE, STOPPING_FILE)
+    )
+    assert (len(train), len(stopping), train & stopping) == (28, 4, set())
+    assert not stopping & {record.image_sha256 for record in read_records(folder / HELD_OUT_FILE)}
+    config = train_config(run, services.store, services.settings)
+    assert config.validation is not None
+    assert len(open_dataset(config.validation)) == 4
+    assert config.patience == Recipe().patience > 0
+    few = train_config(prepare(services, count=32), services.store, services.settings)
+    assert (few.validation, few.patience) == (None, 0)
 
 
 def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path) -> None:

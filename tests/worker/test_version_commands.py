@@ -103,3 +103,35 @@ def test_what_is_not_possible_is_said(store: VersionStore) -> None:
     assert isinstance(run("promote", "ssp-sam-test-0009").exception, UnknownVersionError)
     assert isinstance(run("rollback").exception, VersionStateError)
     assert "ssp-sam-demo" in run("list", "--preset", "nonsense").output
+
+
+def test_prune_says_what_would_go_and_goes_only_when_told(store: VersionStore) -> None:
+    store.reject("ssp-sam-test-0001", "no better on cups")
+    for _ in range(2):
+        card = store.publish({"w": torch.ones(2)}, VersionCard(data={"project": 3}), {})
+        store.promote(card.version_id)
+    said = run("prune", "--keep", "1").output
+    assert "ssp-sam-test-base stays: can be rolled back to" in said
+    assert "ssp-sam-test-0002 stays: can be rolled back to" in said
+    assert "ssp-sam-test-0003 stays: serves" in said
+    assert "ssp-sam-test-0001 would go: 0.0 MB, no better on cups" in said
+    assert "0.0 MB would be freed; --yes does it" in said
+    assert len(store.list()) == 4
+    assert "ssp-sam-test-0001 goes" in run("prune", "--keep", "1", "--yes").output
+    assert [card.version_id for card in store.list()[1:]] == ["ssp-sam-test-0002", "ssp-sam-test-0003"]
+    assert "0.0 MB freed" in run("prune", "--yes").output
+
+
+def test_versions_may_lie_elsewhere(
+    store: VersionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = (tmp_path / "elsewhere").as_uri()
+    card = VersionStore(tmp_path, PRESET, url=url).publish({"w": torch.ones(2)}, VersionCard(), {})
+    VersionStore(tmp_path, PRESET, url=url).promote(card.version_id, "better elsewhere")
+    monkeypatch.setenv("VERSIONS_URL", url)
+    assert "better elsewhere" in run("list").output
+    assert "reason: better elsewhere" in run("show", card.version_id).output
+    monkeypatch.setenv("VERSIONS_URL", "models")
+    refused = run("list")
+    assert refused.exit_code == 2
+    assert "s3://bucket/folder" in " ".join(refused.output.replace("│", "").split())
