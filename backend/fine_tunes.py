@@ -2,14 +2,14 @@
 
     log.jsonl               the training's log: a line for every few steps, `step` and the terms of the loss
     report.html, report.md  what was measured, in words and tables
-    before-after-*.webp     pictures of held-out labels: the answer before and the answer after
+    before-after.json       what changed most: `file` (a picture of both answers), `phrase`, and the
+                            IoU `before` and `after`, 0..1
 
 A version may lack any of them: it is shown without.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from sspsam.versions import VersionCard, VersionError, VersionStore
 LOG = "log.jsonl"
 REPORTS = ("report.html", "report.md")
 """The first that a version has is linked."""
-PICTURES = "before-after-*"
+PICTURES = "before-after.json"
 SHOWN_TYPES: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
     ".md": "text/plain; charset=utf-8",
@@ -50,6 +50,17 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A picture of the answers before and after, side by side."""
+
+    file: str
+    phrase: str
+    before: float
+    """IoU with what the annotator submitted, 0..1."""
+    after: float
+
+
+@dataclass(frozen=True)
 class FineTune:
     """One fine-tuned version."""
 
@@ -57,8 +68,8 @@ class FineTune:
     loss: Curve | None
     report: str
     """Name of the file; empty when there is none."""
-    pictures: Sequence[str]
-    """Names of files."""
+    pictures: Sequence[Pair]
+    """Those that became best first."""
 
     @property
     def training(self) -> str:
@@ -79,8 +90,10 @@ def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list
 
 def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
     """The file of a version that a browser asks for; None when there is none, or it is not to be shown."""
-    if Path(name).suffix not in SHOWN_TYPES:
-        return None
+    return _file(store, version_id, name) if Path(name).suffix in SHOWN_TYPES else None
+
+
+def _file(store: VersionStore, version_id: str, name: str) -> Path | None:
     try:
         return store.file(version_id, name)
     except VersionError:
@@ -122,9 +135,21 @@ def curve(values: Sequence[tuple[int, float]]) -> Curve | None:
 def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
     names = store.file_names(card)
     report = next((name for name in REPORTS if name in names), "")
-    pictures = [name for name in fnmatch.filter(names, PICTURES) if Path(name).suffix in SHOWN_TYPES]
-    log = shown_file(store, card.version_id, LOG)
+    listed, log = (_file(store, card.version_id, name) for name in (PICTURES, LOG))
+    pictures = [] if listed is None else [pair for pair in _pairs(listed) if pair.file in names]
     return FineTune(card, None if log is None else curve(_losses(log)), report, pictures)
+
+
+def _pairs(path: Path) -> list[Pair]:
+    """What the list of pictures says; nothing when it cannot be read."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Pair(str(one["file"]), str(one["phrase"]), float(one["before"]), float(one["after"]))
+            for one in listed
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:

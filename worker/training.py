@@ -19,6 +19,7 @@ from backend.settings import Settings
 from finetune.data.demo import SCENES, VALIDATION
 from finetune.records import RefRecord, read_records, write_records
 from sspsam.versions import VersionCard, VersionStore
+from worker.before_after import write_before_after
 from worker.measuring import Measured, measure, to_metrics, verdict_of
 from worker.runs import HELD_OUT_FILE, RUN_FILE, STOPPING_FILE, TRAIN_FILE, Run, run_folder
 
@@ -327,6 +328,7 @@ def _publish(
         REPORT_PAGE: page,
         LOG_NAME: config.output_dir / LOG_NAME,
         RUN_FILE: folder / RUN_FILE,
+        **write_before_after(folder, measured.held_out, measured.pictures),
     }
     card = store.publish(read_tensors(trained.weights), card, files)
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)

@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from backend.fine_tunes import CURVE_POINTS, CURVE_WH
+from backend.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.page import short_time
 from backend.service import Service
@@ -88,7 +88,16 @@ def tuned(app: Flask) -> str:
         config={"steps": 400, "batch_size": 12, "learning_rate": 3e-4},
     )
     picture = Path(app.root_path).parent / "docs/images/annotate-type.jpg"
-    files = {LOG_NAME: log, "report.html": "<p>its report</p>", "before-after-1.jpg": picture}
+    listed = [
+        {"file": "before-after-1.jpg", "phrase": "a <b>cup</b>", "before": 0.414, "after": 0.838},
+        {"file": "elsewhere.jpg", "phrase": "gone", "before": 0, "after": 1},
+    ]
+    files = {
+        LOG_NAME: log,
+        "report.html": "<p>its report</p>",
+        PICTURES: json.dumps(listed),
+        "before-after-1.jpg": picture,
+    }
     store = service_of(app).versions
     return store.publish({"shift": torch.tensor(1)}, card, files).version_id
 
@@ -110,6 +119,8 @@ def test_fine_tunes_come_with_curve_and_pictures(app: Flask, client: FlaskClient
     assert places[0] == (0, 0)
     assert places[-1] == CURVE_WH
     assert len(places) <= CURVE_POINTS + 1
+    assert 'a &lt;b&gt;cup&lt;/b&gt; <span class="quiet">IoU 41 % &rarr; 84 %</span>' in page
+    assert "elsewhere.jpg" not in page, "it is no file of the version"
     for name, start in (("before-after-1.jpg", b"\xff\xd8"), ("report.html", b"<p>its")):
         assert f"reports/{tuned}/{name}" in page
         response = client.get(f"/reports/{tuned}/{name}")
@@ -144,6 +155,19 @@ def test_a_damaged_log_shows_the_curve_up_to_there(app: Flask, client: FlaskClie
     service_of(app).versions.publish({"shift": torch.tensor(1)}, CARD, files)
 
     assert "Loss 3 &rarr; 2 in 2 steps" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    "listed", ["{", "[]", "7", '["a"]', '[{"file": "report.html"}]', '[{"file": 1, "phrase": 2}]']
+)
+def test_a_damaged_list_of_pictures_shows_none(app: Flask, client: FlaskClient, listed: str) -> None:
+    files = {PICTURES: listed, "report.html": "<p>its report</p>"}
+    service_of(app).versions.publish({"shift": torch.tensor(1)}, CARD, files)
+
+    page = client.get("/").text
+
+    assert 'class="fine-tune"' in page
+    assert "<img" not in page
 
 
 def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskClient) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ import numpy.typing as npt
 import psutil
 import pytest
 import torch
+from PIL import Image
 from rq.registry import StartedJobRegistry
 
+from backend.app import create_app
 from sspsam import Predictor
 from sspsam.versions import VERSIONS_CHANNEL, VersionStore
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
@@ -95,10 +99,37 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     page = (store.path(version) / "report.html").read_text()
     assert "<strong>Promoted.</strong> gIoU" in page
     assert page.count('src="data:image/webp') == 2
+    assert_shown_on_the_start_page(services, version)
     assert card.data["labels"] == {"object": 6}
     assert store.load(version).keys() > {"prompt_generator.box_token.weight"}
     assert not run_folder(services.settings.model_dir, job.id).exists()
     assert training_queue(services.redis).count == 0, "the same labels are not learned twice"
+
+
+def assert_shown_on_the_start_page(services: Services, version: str) -> None:
+    """Its curve and its pictures, as a browser gets them from the backend."""
+    client = create_app(services.settings.model_copy(update={"open_access": True})).test_client()
+    page = client.get("/").text
+    assert 'class="curve"' in page
+    names = re.findall(rf'<img src="reports/{version}/([^"]+)"', page)
+    assert len(names) == 2, "both held-out masks became better"
+    assert page.count(f"<figcaption>{PHRASE} <span") == 2
+    for name in names:
+        response = client.get(f"/reports/{version}/{name}")
+        assert response.content_type == "image/webp"
+        pair = np.asarray(Image.open(BytesIO(response.data)).convert("RGB"), dtype=np.int16)
+        left, right = pair[:, : pair.shape[1] // 2 - 2], pair[:, pair.shape[1] // 2 + 2 :]
+        assert not is_red(right).any(), "before is left, in red"
+        assert is_blue(right).any(), "after is right, in blue"
+        assert not is_blue(left).any()
+
+
+def is_red(picture: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
+    return (picture[..., 0] > picture[..., 1] + 60) & (picture[..., 0] > picture[..., 2] + 60)
+
+
+def is_blue(picture: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
+    return picture[..., 2] > picture[..., 0] + 60
 
 
 def test_a_candidate_that_is_no_better_is_kept_with_the_reason(
