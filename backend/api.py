@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
 
 from backend.corrections import merged
+from backend.events import read_event
 from backend.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
@@ -48,9 +49,9 @@ def predict() -> Response:
 
 @routes.post("/webhook")
 def webhook() -> tuple[Response, int]:
-    body = _body()
-    jobs = service().events.handle(body)
-    service().note_event(body)
+    event = read_event(request.get_data()) or _body()
+    jobs = service().events.handle(event)
+    service().note_event(event)
     answer = {"status": "queued" if jobs else "ignored", "jobs": jobs}
     return jsonify({**answer, "job": jobs[0]} if jobs else answer), 201 if jobs else 200
 

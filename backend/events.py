@@ -1,14 +1,16 @@
 """What Label Studio's webhook says -> jobs. Nothing is done here but to queue: an annotator's save waits.
 
-An event is only a hint where to look. The worker reads the annotation again from Label Studio.
+An event is only a hint where to look. The worker reads the annotation again from Label Studio. So of a body
+that may hold megabytes of masks only ids are read.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 from redis import Redis, RedisError
 from rq import Queue
 from rq.job import Retry
@@ -29,6 +31,44 @@ DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
 START_TRAINING = "START_TRAINING"
 
 logger = logging.getLogger(__name__)
+
+
+class _Annotation(TypedDict, total=False):
+    id: int
+    task: int | None
+
+
+class _Task(TypedDict, total=False):
+    id: int
+
+
+class _Project(TypedDict, total=False):
+    id: int
+    title: str
+
+
+class _Event(TypedDict, total=False):
+    action: str
+    annotation: _Annotation
+    annotations: list[_Annotation]
+    project: _Project
+    task: _Task
+
+
+_DECODER = msgspec.json.Decoder(_Event)
+
+
+def read_event(body: bytes) -> Mapping[str, object] | None:
+    """Reads what jobs need of a webhook's body, and skips the rest.
+
+    Returns:
+        None for a body that is not as Label Studio writes events.
+    """
+    try:
+        event: Mapping[str, object] = _DECODER.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return event
 
 
 class EventQueue:

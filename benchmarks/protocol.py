@@ -1,151 +1,48 @@
 """How quickly /health, /setup and /webhook answer while annotators keep the model busy.
 
 Label Studio gives /health and a webhook event one second, /setup three, and makes people wait meanwhile. The
-backend runs as `sspsam serve` runs it, with the weights that ship, on a Redis of its own; its pictures come
-from a server in this process. Everything shares this machine's cores, so the figures are upper bounds.
+backend runs as `sspsam serve` runs it, with the weights that ship. It is asked while nobody annotates, and
+while annotators ask without a pause. Everything shares this machine's cores, so the times are upper bounds.
 
-    python benchmarks/protocol.py [--seconds 10] [--annotators 4]
+    python benchmarks/protocol.py [--seconds 15] [--annotators 4]
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import requests
-from PIL import Image
+from common.sections import table, write_section
+from common.serving import Scenes, ask, serving
 
+from backend.events import read_event
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam.masks import mask_to_brush_rle
-from worker.redis_program import redis_program
 
 LIMIT_MS = 50
-PERCENTILES = (50, 99)
-EVENT_EVERY_S = 0.02
+EVERY_S = 0.02
 """Between two requests of one kind: far more than Label Studio sends."""
-PICTURE_PX = 640
-START_S = 120.0
+LARGE_HW = (700, 900)
+PARSES = 20
 
-
-class Pictures(BaseHTTPRequestHandler):
-    """Gives everybody the same picture."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "image/png")
-        self.end_headers()
-        self.wfile.write(PICTURE)
-
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
-
-
-def _picture() -> bytes:
-    noise = np.random.default_rng(0).integers(0, 255, (PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
-
-
-PICTURE = _picture()
+Times = dict[str, list[float]]
+"""Probe -> milliseconds."""
 
 
 def large_event() -> bytes:
-    """A saved annotation with two ragged masks, as Label Studio sends it: some megabytes."""
-    mask = np.random.default_rng(0).random((700, 900)) > 0.5
-    region = {
-        "id": "a",
-        "from_name": "mask",
-        "type": "brushlabels",
-        "value": {"rle": mask_to_brush_rle(mask)},
-    }
+    """A saved annotation with a ragged mask, which comes twice: some megabytes."""
+    rle = mask_to_brush_rle(np.random.default_rng(0).random(LARGE_HW) > 0.5)
+    region = {"id": "a", "from_name": "mask", "type": "brushlabels", "value": {"rle": rle}}
     annotation = {"id": 3, "task": 4, "project": 5, "result": [region, region]}
-    event = {
-        "action": "ANNOTATION_UPDATED",
-        "annotation": annotation,
-        "project": {"id": 5},
-        "task": {"id": 4},
-    }
-    return json.dumps(event).encode()
-
-
-@contextmanager
-def backend() -> Iterator[str]:
-    """A running backend; yields its address when its model is loaded."""
-    pictures = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    threading.Thread(target=pictures.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        own = {
-            "OPEN_ACCESS": "true",  # nobody but this process calls
-            "LABEL_STUDIO_URL": f"http://127.0.0.1:{pictures.server_port}",
-            "LABEL_STUDIO_API_KEY": "key",
-            "MODEL_DIR": f"{folder}/models",
-            "REDIS_URL": f"unix://{folder}/redis.sock",
-            "LOG_LEVEL": "WARNING",
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
-        }
-        store = [str(redis_program()), "--port", "0", "--unixsocket", f"{folder}/redis.sock", "--save", ""]
-        serve = [sys.executable, "-c", "from sspsam.cli import main; main()", "serve"]
-        redis = subprocess.Popen(store, cwd=folder, stdout=subprocess.DEVNULL)
-        process = subprocess.Popen(serve, cwd=Path(__file__).parents[1], env={**os.environ, **own})
-        try:
-            _wait_for_model(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            for started in (process, redis):
-                started.terminate()
-                started.wait()
-            pictures.shutdown()
-
-
-def _wait_for_model(url: str, process: subprocess.Popen[bytes]) -> None:
-    until_s = time.monotonic() + START_S
-    while time.monotonic() < until_s and process.poll() is None:
-        try:
-            if requests.get(f"{url}/health", timeout=5).json()["model_state"] == "ready":
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.2)
-    raise SystemExit("the backend did not start")
-
-
-def annotate(url: str, annotator: int, ended: threading.Event, answered: list[float]) -> None:
-    """Asks for one phrase after the other, on a few pictures, as fast as answers come."""
-    with requests.Session() as session:
-        for number in itertools.count():
-            if ended.is_set():
-                return
-            prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
-            asked = {**prompt, "value": {"text": [f"the {number}. thing of {annotator}"]}}
-            task = {"id": annotator, "data": {"image": f"/data/upload/{annotator}.png"}}
-            body = {
-                "tasks": [task],
-                "project": "5.1",
-                "label_config": RECOMMENDED_CONFIG,
-                "params": {"context": {"result": [asked]}},
-            }
-            since_s = time.perf_counter()
-            session.post(f"{url}/predict", json=body, timeout=100).raise_for_status()
-            answered.append(time.perf_counter() - since_s)
+    event = {"annotation": annotation, "project": {"id": 5}, "task": {"id": 4}}
+    return json.dumps({"action": "ANNOTATION_UPDATED", **event}).encode()
 
 
 def probes(url: str) -> dict[str, Callable[[requests.Session], requests.Response]]:
@@ -155,55 +52,94 @@ def probes(url: str) -> dict[str, Callable[[requests.Session], requests.Response
     return {
         "/health": lambda session: session.get(f"{url}/health"),
         "/setup": lambda session: session.post(f"{url}/setup", json=setup),
-        "/webhook, nothing to do": lambda session: session.post(f"{url}/webhook", data=small),
+        "/webhook": lambda session: session.post(f"{url}/webhook", data=small),
         f"/webhook, {len(large) / 1e6:.1f} MB": lambda session: session.post(f"{url}/webhook", data=large),
     }
 
 
-def measure(url: str, seconds: float) -> dict[str, np.ndarray]:
-    """Times, ms, of each probe, in turn."""
+def measure(url: str, seconds: float) -> Times:
+    """Asks each in turn."""
     sends = probes(url)
-    took: dict[str, list[float]] = {name: [] for name in sends}
+    took_ms: Times = {name: [] for name in sends}
     until_s = time.monotonic() + seconds
     with requests.Session() as session:
         while time.monotonic() < until_s:
             for name, send in sends.items():
                 since_s = time.perf_counter()
                 send(session).raise_for_status()
-                took[name].append(1000 * (time.perf_counter() - since_s))
-                time.sleep(EVENT_EVERY_S)
-    return {name: np.array(times) for name, times in took.items()}
+                took_ms[name].append(1000 * (time.perf_counter() - since_s))
+                time.sleep(EVERY_S)
+    return took_ms
 
 
-def report(title: str, times: dict[str, np.ndarray]) -> None:
-    print(title)
-    for name, each in times.items():
-        p50, p99 = np.percentile(each, PERCENTILES)
-        within = 100 * (each <= LIMIT_MS).mean()
-        print(f"  {name:26} p50 {p50:6.1f} ms   p99 {p99:6.1f} ms   {within:5.1f} % within {LIMIT_MS} ms")
+@contextmanager
+def annotators(url: str, shown: Scenes) -> Iterator[list[float]]:
+    """Somebody at each task types phrase after phrase inside the block; yields when each was answered."""
+    ended, answered = threading.Event(), list[float]()
+
+    def annotate(task: int) -> None:
+        with requests.Session() as session:
+            for phrase in itertools.cycle(shown.phrases[task]):
+                if ended.is_set():
+                    return
+                ask(session, url, shown.server.tasks[task], phrase)
+                answered.append(time.monotonic())
+
+    threads = [threading.Thread(target=annotate, args=(task,)) for task in shown.phrases]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answered
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def parse_ratio() -> float:
+    """How much longer `json.loads` takes than reading only ids from the large event; medians, in turn."""
+    body, took_s = large_event(), {json.loads: list[float](), read_event: list[float]()}
+    for _ in range(PARSES):
+        for parse, times in took_s.items():
+            since_s = time.perf_counter()
+            parse(body)
+            times.append(time.perf_counter() - since_s)
+    return float(np.median(took_s[json.loads]) / np.median(took_s[read_event]))
+
+
+def rows_of(idle: Times, busy: Times) -> list[list[str]]:
+    """Median and 99th percentile of each, and how many were in time."""
+    return [
+        [
+            name,
+            *(f"{np.percentile(times[name], percent):.1f}" for times in (idle, busy) for percent in (50, 99)),
+            f"{100 * np.mean(np.array(busy[name]) <= LIMIT_MS):.1f} %",
+        ]
+        for name in idle
+    ]
 
 
 def main() -> None:
-    """Measures the idle backend, then the busy one."""
+    """Measures the idle backend, then the busy one, and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="for each of the two measurements")
+    parser.add_argument("--seconds", type=float, default=15, help="for each of the two measurements")
     parser.add_argument("--annotators", type=int, default=4, help="who ask without a pause")
     options = parser.parse_args()
-    with backend() as url:
-        report("idle", measure(url, options.seconds))
-        ended, answered = threading.Event(), list[float]()
-        busy = [
-            threading.Thread(target=annotate, args=(url, number, ended, answered))
-            for number in range(options.annotators)
-        ]
-        for thread in busy:
-            thread.start()
-        times = measure(url, options.seconds)
-        ended.set()
-        for thread in busy:
-            thread.join()
-        title = f"{options.annotators} annotators, {len(answered) / options.seconds:.1f} phrases a second"
-        report(title, times)
+    with serving(options.annotators) as (url, shown):
+        idle = measure(url, options.seconds)
+        with annotators(url, shown) as answered:
+            busy = measure(url, options.seconds)
+        rate = len(answered) / options.seconds
+    head = ["request", "idle, p50 ms", "p99", "busy, p50 ms", "p99", f"busy, within {LIMIT_MS} ms"]
+    write_section(
+        "protocol",
+        "What Label Studio asks beside masks",
+        f"`sspsam serve` while nobody annotates, and while {options.annotators} annotators ask without a "
+        f"pause ({rate:.0f} phrases a second). Nothing of this loads a model or reads a mask; of an event "
+        f"only ids are read, for the large one {parse_ratio():.1f} times as fast as `json.loads` reads it. "
+        "Client and server share this machine's cores.",
+        table(head, rows_of(idle, busy)),
+    )
 
 
 if __name__ == "__main__":
