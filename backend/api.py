@@ -49,9 +49,7 @@ def predict() -> Response:
 
 @routes.post("/webhook")
 def webhook() -> tuple[Response, int]:
-    event = read_event(request.get_data()) or _body()
-    jobs = service().events.handle(event)
-    service().note_event(event)
+    jobs = service().take_event(read_event(request.get_data()) or _body())
     answer = {"status": "queued" if jobs else "ignored", "jobs": jobs}
     return jsonify({**answer, "job": jobs[0]} if jobs else answer), 201 if jobs else 200
 
@@ -80,7 +78,10 @@ def metrics() -> Response:
 
 
 @routes.get("/")
-def index() -> str:
+def index() -> str | Response:
+    """The start page for a browser; whoever does not ask for a page gets what /health says."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
+        return health()
     page = start_page(service())
     return render_template("start.html", page=page, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
 

@@ -222,10 +222,12 @@ class Assistant:
             outcome = self._find(project, task, phrases, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
+            self._memory.note_problem(project, task.task_id, str(error))
             reasons = dict.fromkeys(phrases, str(error))
             outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
+            self._memory.note_problem(project, task.task_id, internal_error())
             reasons = dict.fromkeys(phrases, internal_error())
             outcome = Outcome(self._engine.version, failed=reasons, passing=True)
         self._metrics.phrases.labels("mask").inc(len(outcome.regions))
@@ -289,13 +291,14 @@ def _split_entries(
     """Splits what is in the prompt box.
 
     Returns:
-        The phrases to look for: the newest, and earlier ones whose answer was lost or failed; and the ones to
-        keep as they are, since nothing fitted them. Both plain, oldest first, without repetitions.
+        The phrases to look for: the newest first, then earlier ones whose answer was lost or failed; and the
+        ones to keep as they are, since nothing fitted them. Both plain, in order, without repetitions.
     """
     phrases = notes.distinct(entries)
     failed = {notes.phrase_key(entry) for entry in entries if notes.has_failed(entry)}
     kept = [key for key in phrases if key in known_unmatched and key not in failed and key not in newest]
-    return [phrases[key] for key in phrases if key not in kept], [phrases[key] for key in kept]
+    asked = sorted((key for key in phrases if key not in kept), key=lambda key: key not in newest)
+    return [phrases[key] for key in asked], [phrases[key] for key in kept]
 
 
 def _written(

@@ -56,15 +56,14 @@ def connect(
     backend_url = (url or settings.backend_url).rstrip("/")
     secret = settings.webhook_secret.get_secret_value()
 
-    def may_change_config(diff: str) -> bool:
-        typer.echo(diff)
+    def may_change_config() -> bool:
         return yes or typer.confirm("Change the labeling config like this?")
 
     if check:
         lines = connecting.check_project(client, project, backend_url)
     else:
         lines = connecting.connect_project(
-            client, project, backend_url, secret, settings.basic_auth, may_change_config
+            client, project, backend_url, secret, settings.basic_auth, typer.echo, may_change_config
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} has all that it needs"]:

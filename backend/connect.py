@@ -53,7 +53,8 @@ def connect_project(
     backend_url: str,
     webhook_secret: str = "",
     basic_auth: tuple[str, str] | None = None,
-    may_change_config: Callable[[str], bool] = lambda diff: False,
+    show_diff: Callable[[str], None] = lambda diff: None,
+    may_change_config: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Makes a project work with this backend: labeling config, ML backend, webhook.
 
@@ -63,8 +64,9 @@ def connect_project(
         backend_url: As Label Studio reaches it.
         webhook_secret: What the webhook is to show in X-ML-Secret.
         basic_auth: What Label Studio has to send with each call but the webhook's.
-        may_change_config: Shown, as a diff, what a labeling config that lacks parts would get; whether it
-            may. A new project's empty config becomes the recommended one without asking.
+        show_diff: Shown what changes in the labeling config, before it does.
+        may_change_config: Whether a labeling config that lacks parts may get them. A new project's empty
+            config becomes the recommended one without asking.
 
     Returns:
         What was done, a line each.
@@ -75,7 +77,7 @@ def connect_project(
         LabelStudioError: Label Studio does not answer, refuses the key, or cannot reach the backend.
     """
     project = client.project(project_id)
-    done = _set_config(client, project, may_change_config)
+    done = _set_config(client, project, show_diff, may_change_config)
     if project.get("show_collab_predictions"):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are not shown to annotators any more: the model is asked by phrase alone")
@@ -153,7 +155,10 @@ def _why(client: LabelStudioClient, backend: dict[str, Any]) -> str:
 
 
 def _set_config(
-    client: LabelStudioClient, project: dict[str, Any], may_change_config: Callable[[str], bool]
+    client: LabelStudioClient,
+    project: dict[str, Any],
+    show_diff: Callable[[str], None],
+    may_change_config: Callable[[], bool],
 ) -> list[str]:
     before = project.get("label_config") or EMPTY_CONFIG
     config = LabelingConfig.parse(before)
@@ -161,7 +166,8 @@ def _set_config(
     if not missing:
         return ["the labeling config has all that is used"]
     after = completed_config(before)
-    if config.has_names and not may_change_config(config_diff(before, after)):
+    show_diff(config_diff(before, after))
+    if config.has_names and not may_change_config():
         needed = [tag for tag in missing if tag.required]
         if not needed:
             return [f"the labeling config stays as it is: {tag.reason}" for tag in missing]

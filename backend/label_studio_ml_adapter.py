@@ -16,7 +16,7 @@ from typing import Any
 
 from label_studio_ml.model import LabelStudioMLBase
 
-from backend.queries import PredictQuery
+from backend.queries import PredictQuery, parse_setup
 from backend.service import Service, build_service
 from backend.settings import Settings
 
@@ -26,6 +26,16 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
 
     def setup(self) -> None:
         self.set("model_version", shared_service().engine.version)
+        if self.label_config:
+            self._meet()
+
+    def set_extra_params(self, extra_params: Any) -> None:
+        """Keeps what was typed at connecting: it may hold the project's phrases."""
+        self._meet(extra_params)
+
+    def _meet(self, extra_params: Any = None) -> None:
+        known = {"project": self.project_id, "schema": self.label_config, "extra_params": extra_params}
+        shared_service().meet(parse_setup(known))
 
     def predict(
         self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **kwargs: Any
@@ -43,7 +53,7 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
 
     def fit(self, event: str, data: dict[str, Any], **kwargs: Any) -> None:
         """Queues what an event asks for."""
-        shared_service().events.handle({**data, "action": event})
+        shared_service().take_event({**data, "action": event})
 
 
 @cache

@@ -9,6 +9,7 @@ answer goes out without.
     sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
     sspsam:said:<project>:<task>          there while the form says something about a click
     sspsam:box:<project>:<task>           JSON of what the prompt box holds: id, entries
+    sspsam:problems:<project>             list of JSON of Problem, the last first
     sspsam:heard                          hash: project id -> when its webhook last said something, ISO 8601
     sspsam:projects                       hash: project id -> JSON of KnownProject
     sspsam:decision:<project>             read only, the worker's: JSON
@@ -30,17 +31,22 @@ from redis import Redis, RedisError
 from backend.corrections import CorrectionLog, ProjectTally
 from backend.labelstudio.notes import phrase_key
 from backend.labelstudio.predictions import ProposedRegion
+from backend.request_ids import request_id
 from backend.shown import ShownMask
 
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
 """For how long after the last answer on a task clicks correct what was shown on it."""
+PROBLEMS_S = 24 * 3600
+"""For how long after the last problem of a project its problems are shown."""
+PROBLEMS_KEPT = 5
 _SERVED = "sspsam:served:"
 _SERVED_ON = "sspsam:served-on:"
 _UNMATCHED = "sspsam:unmatched:"
 _SHOWN = "sspsam:shown:"
 _SAID = "sspsam:said:"
 _BOX = "sspsam:box:"
+_PROBLEMS = "sspsam:problems:"
 _PROJECTS = "sspsam:projects"
 _HEARD = "sspsam:heard"
 _DECISION = "sspsam:decision:"
@@ -67,6 +73,18 @@ class Served:
     version: str
     """Of the model that proposed it."""
     phrase: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that an annotator asked for and could not get."""
+
+    at: str
+    """ISO 8601, UTC."""
+    task: str
+    reason: str
+    request_id: str
+    """Under which the log says more."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,27 @@ class Memory:
     def take_said(self, project: str, task: str) -> bool:
         """Whether the form says something about a click; from now on it does not."""
         return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
+
+    def note_problem(self, project: str, task: str, reason: str) -> None:
+        """Keeps what went wrong on a task, now, for whoever leads the project."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        value = json.dumps(asdict(Problem(at, task, reason, request_id.get())))
+        key = _PROBLEMS + project
+
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.lpush(key, value)
+                pipeline.ltrim(key, 0, PROBLEMS_KEPT - 1)
+                pipeline.expire(key, PROBLEMS_S)
+                pipeline.execute()
+
+        self._try(write, None)
+
+    def problems(self, project: str) -> list[Problem]:
+        """Returns what went wrong lately, the last first."""
+        nothing: list[bytes] = []
+        found = self._try(lambda: self._redis.lrange(_PROBLEMS + project, 0, -1), nothing)
+        return [Problem(**json.loads(value)) for value in found]
 
     def _note(self, key: str, values: Fields) -> None:
         def write() -> None:

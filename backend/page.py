@@ -12,7 +12,7 @@ from backend.engine import EngineStatus
 from backend.errors import LabelingConfigError
 from backend.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from backend.labelstudio.config import LabelingConfig, MissingTag
-from backend.memory import KnownProject, Memory
+from backend.memory import KnownProject, Memory, Problem
 from backend.service import Service
 from sspsam.versions import HistoryEntry, VersionCard, VersionError
 
@@ -59,6 +59,8 @@ class ProjectRow:
     training: str
     last_event: str
     """When its webhook last arrived, ISO 8601; empty if it never did."""
+    problems: Sequence[Problem] = ()
+    """What annotators could not get lately, the last first."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,15 @@ def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
         missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
     except LabelingConfigError as error:
         missing, problem = [], str(error)
-    heard = memory.heard(project.project_id)
-    return ProjectRow(project, problem, missing, _decision_text(decision), _progress_text(progress), heard)
+    return ProjectRow(
+        project,
+        problem,
+        missing,
+        _decision_text(decision),
+        _progress_text(progress),
+        memory.heard(project.project_id),
+        memory.problems(project.project_id),
+    )
 
 
 def short_time(text: str) -> str:

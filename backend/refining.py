@@ -88,9 +88,11 @@ class Refiner:
             return self._refine(project, task, gestures, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
+            self._memory.note_problem(project, task.task_id, str(error))
             return self._say(project, task, f"The click was not used: {error}.", config, "failed")
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
+            self._memory.note_problem(project, task.task_id, internal_error())
             return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
 
     def _refine(

@@ -73,11 +73,22 @@ class Service:
             level = logging.WARNING if tag.required else logging.INFO
             logger.log(level, "project %s: %s. Add %s", project.project_id, tag.reason, tag.xml)
 
-    def note_event(self, event: Mapping[str, object]) -> None:
-        """Counts a webhook event, and keeps that its project's webhook works.
+    def take_event(self, event: object) -> list[str]:
+        """Queues what a webhook event asks for; counts it, and keeps that its project's webhook works.
 
-        Actions that Label Studio may yet invent are counted together.
+        Returns:
+            Ids of the jobs; none for events that need no work.
+
+        Raises:
+            RequestError, QueueUnavailableError: as `EventQueue.handle`.
         """
+        jobs = self.events.handle(event)
+        assert isinstance(event, Mapping)
+        self._note_event(event)
+        return jobs
+
+    def _note_event(self, event: Mapping[str, object]) -> None:
+        """Actions that Label Studio may yet invent are counted together."""
         action = str(event.get("action"))
         self.metrics.events.labels(action if action in _COUNTED_ACTIONS else "other").inc()
         project = event.get("project")

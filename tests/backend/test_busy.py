@@ -14,10 +14,10 @@ from redis import Redis
 from backend.app import create_app
 from backend.labelstudio import notes
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from backend.service import Service
 from backend.settings import Settings
 from tests.backend.colours import ColourPredictor, Referent
 from tests.backend.editor import ask, masks, predict_body, prompt, task, texts
+from tests.backend.parts import service_of
 from tests.backend.waiting import wait_until
 
 NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
@@ -55,11 +55,6 @@ def app(settings: Settings, redis_server: Redis, predictor: Held) -> Iterator[Fl
     yield app
     predictor.may.set()
     engine.stop()
-
-
-def service_of(app: Flask) -> Service:
-    service: Service = app.extensions["sspsam"]
-    return service
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_config_of_ones_own_is_added_to_when_allowed(
 ) -> None:
     shown: list[str] = []
 
-    connect_project(client, 3, BACKEND, may_change_config=lambda diff: not shown.append(diff))
+    connect_project(client, 3, BACKEND, show_diff=shown.append, may_change_config=lambda: bool(shown))
 
     after = label_studio.project["label_config"]
     assert '<Choices name="c" toName="image"/>' in after
@@ -248,11 +248,20 @@ def test_the_command_connects_and_then_finds_nothing_missing(
 
     checked = runner.invoke(commands, ["connect", "--project", "3", "--check"])
     connected = runner.invoke(commands, ["connect", "--project", "3"])
+    twice = runner.invoke(commands, ["connect", "--project", "3"])
     again = runner.invoke(commands, ["connect", "--project", "3", "--check"])
 
     assert checked.exit_code == 1
     assert f"no ML backend at {BACKEND}" in checked.output
+    assert (
+        "labeling config: there is no <BrushLabels>: nowhere to put a mask. Add <BrushLabels"
+        in checked.output
+    )
+    assert '+  <BrushLabels name="mask"' in connected.output, "the change is shown first"
+    assert connected.output.index("+  <Brush") < connected.output.index("recommended labeling config now")
     assert connected.exit_code == 0, connected.output
+    assert twice.exit_code == 0
+    assert "<BrushLabels" not in twice.output, "nothing changes any more"
     assert again.exit_code == 0
     assert "has all that it needs" in again.output
 

@@ -321,6 +321,48 @@ def decode(store: ImageStore, web: Web, data: bytes) -> np.ndarray:
     return store.decode(store.digest(PATH))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_formats(store: ImageStore, label_studio: Web, kind: str) -> None:
+    shown = decode(store, label_studio, encoded(picture(), kind))
+
+    assert shown.shape == picture().shape
+    off = np.abs(shown.astype(int) - picture()).mean()
+    assert off < (12 if kind in ("JPEG", "WEBP") else 1), "lossy ones are near"
+
+
+def test_cmyk_of_a_jpeg(store: ImageStore, label_studio: Web) -> None:
+    file = BytesIO()
+    Image.new("RGB", (16, 16), "white").convert("CMYK").save(file, "JPEG")
+
+    assert decode(store, label_studio, file.getvalue()).min() > 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_undone(
+    store: ImageStore, label_studio: Web, kind: str, orientation: int
+) -> None:
+    """As EXIF 2.32 (4.6.4, tag 0x0112) says where a picture's first row and column are shown."""
+    turned = {
+        1: picture(),
+        2: picture()[:, ::-1],
+        3: np.rot90(picture(), 2),
+        4: picture()[::-1],
+        5: picture().swapaxes(0, 1),
+        6: np.rot90(picture(), 1),
+        7: np.rot90(picture(), 2).swapaxes(0, 1),
+        8: np.rot90(picture(), -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+
+    shown = decode(store, label_studio, encoded(np.ascontiguousarray(turned), kind, exif=exif, **quality))
+
+    assert shown.shape == picture().shape
+    assert np.abs(shown.astype(int) - picture()).mean() < 3
+
+
 def test_pictures_are_upright(store: ImageStore, label_studio: Web) -> None:
     """Label Studio shows EXIF orientation 6 turned by a quarter, so masks are of the turned picture."""
     exif = Image.Exif()

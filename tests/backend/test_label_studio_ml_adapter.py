@@ -16,11 +16,14 @@ from rq.serializers import JSONSerializer
 from werkzeug.wrappers import Response
 
 from backend.errors import RequestError
-from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from tests.backend.colours import encoded, picture
+from tests.backend.editor import click
 from tests.backend.web import Web
 
 HOSTED = Path(__file__).parent / "hosted"
+TASK = {"id": 1, "data": {"image": "/data/upload/a.png"}}
 MODULES = ("label_studio_ml", "label_studio_ml.model", "backend.label_studio_ml_adapter")
 
 
@@ -49,15 +52,43 @@ def adapter(
 
 def test_phrases_are_answered(adapter: ModuleType) -> None:
     model = adapter.SspSamModel("3", RECOMMENDED_CONFIG)
-    tasks = [{"id": 1, "data": {"image": "/data/upload/a.png"}}]
     prompt = {"id": "p", "from_name": "prompt", "value": {"text": ["the dog"]}}
 
-    (answer,) = model.predict(tasks, context={"result": [prompt]})
-    (silent,) = model.predict(tasks, context=None)
+    (answer,) = model.predict([TASK], context={"result": [prompt]})
+    (silent,) = model.predict([TASK], context=None)
 
     assert model.get("model_version") == answer["model_version"] == "ssp-sam-test-base"
     assert {result["from_name"] for result in answer["result"]} >= {"prompt"}
     assert silent == {"result": [], "model_version": "ssp-sam-test-base"}
+
+
+def test_what_is_typed_at_connecting_and_what_a_form_lacks_is_known(
+    adapter: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/></View>'
+    adapter.SspSamModel("4", config)
+    assert "project 4: there is no <BrushLabels>" in caplog.text
+
+    adapter.SspSamModel("4", RECOMMENDED_CONFIG).set_extra_params('{"phrase": "the dog"}')
+    (answer,) = adapter.SspSamModel("4", RECOMMENDED_CONFIG).predict([TASK], context=None)
+
+    assert phrases_of(answer) == {"the dog"}
+
+
+def phrases_of(prediction: dict[str, Any]) -> set[str | None]:
+    """With a mask or without."""
+    content = read_annotation(prediction, LabelingConfig.parse(RECOMMENDED_CONFIG))
+    return {region.phrase for region in content.regions} | set(content.no_target_phrases)
+
+
+def test_clicks_are_answered(adapter: ModuleType) -> None:
+    model = adapter.SspSamModel("3", RECOMMENDED_CONFIG)
+
+    (answer,) = model.predict([TASK], context={"result": [click(12, 7, "1")]})
+
+    assert answer["model_version"] == "ssp-sam-test-base"
+    assert {result["from_name"] for result in answer["result"]} <= {"mask", "status"}
+    assert answer["result"]
 
 
 def test_events_are_queued(adapter: ModuleType, redis_server: Redis) -> None:
@@ -65,6 +96,7 @@ def test_events_are_queued(adapter: ModuleType, redis_server: Redis) -> None:
 
     adapter.SspSamModel("5", RECOMMENDED_CONFIG).fit("ANNOTATION_CREATED", event, job_id=None)
 
+    assert adapter.shared_service().memory.heard("5"), "as by our own route"
     (job,) = Queue("events", connection=redis_server, serializer=JSONSerializer).get_jobs()
     assert job.func_name == "worker.jobs.collect_annotation"
     with pytest.raises(RequestError):

@@ -12,15 +12,19 @@ import torch
 from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
+from werkzeug.wrappers import Response
 
 from backend.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.memory import PROBLEMS_KEPT, PROBLEMS_S
 from backend.page import short_time
-from backend.service import Service
 from backend.settings import Settings
 from finetune.engine import LOG_NAME
 from sspsam.versions import VersionCard, VersionStore
+from tests.backend.editor import ask, click, prompt, task
+from tests.backend.parts import service_of
 from tests.backend.waiting import wait_until
+from tests.backend.web import Web
 
 CARD = VersionCard(
     metrics={
@@ -35,11 +39,6 @@ CARD = VersionCard(
 def client(app: Flask) -> FlaskClient:
     wait_until(lambda: service_of(app).engine.status().state == "ready", "the model is loaded")
     return app.test_client()
-
-
-def service_of(app: Flask) -> Service:
-    service: Service = app.extensions["sspsam"]
-    return service
 
 
 def publish(versions: VersionStore, card: VersionCard, shift: int) -> str:
@@ -230,6 +229,28 @@ def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_ser
     assert "Streets &amp; cars" in after
     assert "Elsewhere" not in after, "not connected"
     assert "never arrived" not in after
+
+
+def test_what_annotators_could_not_get_is_shown_to_the_lead(
+    client: FlaskClient, redis_server: Redis, label_studio: Web
+) -> None:
+    client.post("/setup", json={"project": "2.1", "schema": RECOMMENDED_CONFIG})
+    client.post("/setup", json={"project": "3.1", "schema": RECOMMENDED_CONFIG})
+    ask(client, prompt("very " * 90))
+    assert "could not get" not in client.get("/").text, "a phrase is the annotator's"
+    for number in range(PROBLEMS_KEPT + 1):
+        ask(client, prompt("the red square"), one=task(40 + number, f"/data/{number}.png"))
+    label_studio.answers["/data/broken.png"] = Response(b"no picture")
+    ask(client, click(3, 3, "1"), one=task(50, "/data/broken.png"))
+
+    page = client.get("/").text
+
+    assert page.count("What annotators could not get lately") == 1, "of the project that it is about"
+    assert re.findall(r"data\?task=(\d+)", page) == ["50", "45", "44", "43", "42"], "the last first"
+    assert "not an image" in page
+    assert "answers 404" in page
+    assert re.search(r"UTC, request [0-9a-f]{12}<", page)
+    assert 0 < redis_server.ttl("sspsam:problems:2") <= PROBLEMS_S
 
 
 def test_an_unreadable_store_does_not_close_the_page(app: Flask, client: FlaskClient) -> None:

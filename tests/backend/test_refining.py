@@ -38,7 +38,7 @@ def box(x0: int, y0: int, x1: int, y1: int, result_id: str = "b1") -> dict[str, 
 
 @pytest.mark.parametrize("auto_accept", [True, False])
 def test_clicks_correct_the_mask_that_they_are_on(client: FlaskClient, auto_accept: bool) -> None:
-    first = ask(client, prompt("the red square", "the blue bar"))
+    first = ask(client, prompt("the red square; the blue bar"))
     one, two = click(*HOLE, "1"), click(*BLUE, "2")
 
     filled = ask(client, one)

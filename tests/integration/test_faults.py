@@ -355,5 +355,5 @@ def test_a_damaged_version_does_not_keep_the_backend_from_serving(
 
     assert version_that_answered(backend.ask(image_of(label_studio_server))) == store.base_version
     if what == "weights":
-        page = requests.get(backend.url, auth=AUTH, timeout=30).text
+        page = requests.get(backend.url, auth=AUTH, headers={"Accept": "text/html"}, timeout=30).text
         assert "differs from what was published" in page

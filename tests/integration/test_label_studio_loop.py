@@ -33,6 +33,7 @@ PICTURES = 4
 WAIT_S = 60.0
 TRAINING_WAIT_S = 240.0
 POLL_S = 0.2
+BROWSER = {"Accept": "text/html"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def test_a_form_of_ones_own_is_added_to(label_studio: RunningLabelStudio, servic
     )
     client = label_studio.client
     number = int(client.create_project("Own form", own)["id"])
-    connect_project(client, number, service.url, service.webhook_secret, may_change_config=lambda diff: True)
+    connect_project(client, number, service.url, service.webhook_secret, may_change_config=lambda: True)
     assert check_project(client, number, service.url) == []
     assert '<Choices name="weather"' in client.project(number)["label_config"]
 
@@ -340,7 +341,7 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     serving = card.version_id if card.status == "promoted" else "ssp-sam-test-base"
     wait_until("that it serves", lambda: store.current() == serving)
     wait_until("Label Studio's word", lambda: project.backend["model_version"] == serving)
-    page = requests.get(project.service.url, timeout=WAIT_S).text
+    page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
     assert serving in page
     listed = sspsam(project, "versions", "list")
     assert card.version_id in listed
