@@ -29,7 +29,7 @@ from backend.sharing import (
     SharingOptions,
     SwappablePredictor,
 )
-from sspsam.versions import VERSIONS_CHANNEL, VersionError, VersionStore
+from sspsam.versions import VERSIONS_CHANNEL, UnreachableStoreError, VersionError, VersionStore
 
 if TYPE_CHECKING:
     import torch
@@ -235,6 +235,8 @@ class Engine:
                 return
             try:
                 self._swap(wanted)
+            except UnreachableStoreError as error:  # the version may be good: again at the next look
+                logger.warning("version %s cannot be fetched; %s serves on: %s", wanted, self._version, error)
             except Exception as error:  # whatever it is, what serves must go on serving
                 logger.exception("version %s cannot be loaded; %s serves on", wanted, self._version)
                 self._refused[wanted] = str(error)

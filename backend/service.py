@@ -25,7 +25,7 @@ from backend.metrics import Metrics
 from backend.queries import project_number
 from backend.settings import Settings
 from backend.sharing import SharingOptions, SwappablePredictor
-from sspsam.versions import VersionCard, VersionStore
+from sspsam.versions import VersionCard, VersionError, VersionStore
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
@@ -52,7 +52,12 @@ class Service:
     def version_ids(self) -> list[str]:
         """The version in service first, then the others that were not rejected, newest first."""
         serving = self.engine.version
-        others = [card.version_id for card in self.usable_versions() if card.version_id != serving]
+        try:
+            usable = self.usable_versions()
+        except VersionError:  # such as a store that is away for a moment: what serves is known without it
+            logger.exception("the version store cannot be read")
+            return [serving]
+        others = [card.version_id for card in usable if card.version_id != serving]
         return [serving, *reversed(others)]
 
     def usable_versions(self) -> list[VersionCard]:

@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     """Corrected masks since the last fine-tune that start the next one."""
     finetune_interval_min: Annotated[float, Field(ge=0)] = 0.0
     """Minutes from the end of a project's fine-tune to the start of the next, unless a person says now."""
+    finetune_processes: Annotated[int, Field(ge=0)] = 0
+    """Processes of a fine-tune, which share each batch; 0: one for each GPU of the worker's machine."""
     quiet_hours: Names = ()
     """Times of day, such as 08:00-18:00, in which no fine-tune starts, unless a person says now."""
     time_zone: str = "UTC"

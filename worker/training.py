@@ -120,7 +120,7 @@ def perform(
     _require_openable(base, "VALIDATION_DATA")
     config = train_config(run, store, settings)
     _require_openable(config.replay, "REPLAY_DATA")
-    trained = _train(config, progress)
+    trained = _train(config, settings.finetune_processes, progress)
     measured = _measure(run, store, settings, trained.weights, base)
     return _publish(run, store, settings, config, trained, measured, base)
 
@@ -257,14 +257,24 @@ def records_spec(path: Path, images: Path) -> str:
     return f"records:{path}?images={quote(str(images))}"
 
 
-def _train(config: TrainConfig, progress: Progress | None) -> TrainResult:
+def _train(config: TrainConfig, processes: int, progress: Progress | None) -> TrainResult:
+    """Trains in so many processes; with 0, in one for each GPU."""
+    from finetune.launch import train_together
     from finetune.train import train
 
     def report(step: int, _terms: Mapping[str, float]) -> None:
         if progress is not None:
             progress(step, config.steps)
 
-    return train(config, report)
+    count = processes or _gpus(config.device)
+    return train(config, report) if count == 1 else train_together(config, count, report)
+
+
+def _gpus(device: str) -> int:
+    """How many GPUs a device means; 1 where it is one, or the CPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
 
 
 def _measure(run: Run, store: VersionStore, settings: Settings, weights: Path, base: str | None) -> Measured:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from redis import Redis
 
 from backend.embeddings import EmbeddingCache
@@ -19,6 +21,7 @@ from backend.service import connect_redis
 from backend.sharing import SwappablePredictor
 from sspsam import ImageEmbedding, Predictor, Referent
 from sspsam.checkpoints import CheckpointError
+from sspsam.version_objects import VersionObjects
 from sspsam.versions import VERSIONS_CHANNEL, VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
 from tests.backend.waiting import wait_until
@@ -244,6 +247,39 @@ def test_a_damaged_version_at_the_start_leaves_the_base(
 
     assert engine.predict("picture", picture, ["the dog"]).version == BASE
     assert "sha256" in engine.status().refused[version]
+
+
+class AwayNowAndThen(LocalFileSystem):
+    """Storage that objects can be listed in, but not always fetched from."""
+
+    cachable = False
+    is_away = True
+    tries = 0
+
+    def get_file(self, *arguments: Any, **options: Any) -> None:
+        self.tries += 1
+        if self.is_away:
+            raise ConnectionError("no route to host")
+        super().get_file(*arguments, **options)
+
+
+def test_a_store_that_is_away_for_a_moment_refuses_no_version(
+    make_engine: Callable[..., Engine], versions: VersionStore, tmp_path: Path
+) -> None:
+    here, there = AwayNowAndThen(), LocalFileSystem(auto_mkdir=True)
+    elsewhere = VersionStore(tmp_path, PRESET)
+    for store, storage, name in ((versions, here, "here"), (elsewhere, there, "there")):
+        store.files = VersionObjects(str(tmp_path / "bucket"), PRESET, tmp_path / name, storage)
+    engine = make_engine(preset)
+    engine.start()
+    assert engine.predict("picture", picture, ["the dog"]).version == BASE
+    version = publish(elsewhere, 0.5)
+
+    wait_until(lambda: here.tries > 1, "it is tried again and again")
+
+    assert (engine.version, engine.status().refused) == (BASE, {})
+    here.is_away = False
+    wait_until(lambda: engine.version == version, "the version serves")
 
 
 def test_no_request_fails_during_swaps(make_engine: Callable[..., Engine], versions: VersionStore) -> None:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from redis import Redis, RedisError
 
-from worker.queues import events_queue
+from worker.queues import EVENT_TIMEOUT_S, events_queue
 from worker.redis_program import redis_program
 from worker.schedule import SCHEDULE, Schedule
 
@@ -45,6 +45,7 @@ def test_jobs_are_json_and_expire_when_no_worker_takes_them(redis_server: Redis)
         assert isinstance(data, bytes)
         assert json.loads(zlib.decompress(data))[0] == job.func_name
         assert 0 < redis_server.ttl(job.key) <= SCHEDULE[job.func_name]
+        assert job.timeout == EVENT_TIMEOUT_S
 
 
 @pytest.mark.integration

@@ -1,0 +1,40 @@
+"""A training in several processes: the same result as in one, and no process left when one fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from finetune.launch import TrainingProcessError, train_together
+from finetune.train import train
+from sspsam.checkpoints import read_tensors
+from tests.finetune.test_stopping import validated
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes_learn_and_stop_as_one_does(tmp_path: Path) -> None:
+    settings = {"steps": 22, "patience": 20, "validate_every": 4, "learning_rate": 1e-4}
+    alone = train(validated(tmp_path / "one", decoder_learning_rate=1e-4, **settings))
+    told: list[int] = []
+    config = validated(tmp_path / "two", decoder_learning_rate=1e-4, **settings)
+    together = train_together(config, 2, lambda step, _means: told.append(step))
+    assert together.weights == tmp_path / "two" / alone.weights.name
+    assert (together.steps, together.best_step) == (alone.steps, alone.best_step)
+    assert together.metrics == pytest.approx(alone.metrics, rel=1e-2)
+    assert told[-1] == 22
+    one, two = read_tensors(alone.weights), read_tensors(together.weights)
+    assert one.keys() == two.keys()
+    changes = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert float(changes.mean()) < 1e-4
+
+
+def test_when_one_fails_all_end_and_it_is_said(tmp_path: Path) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    config = validated(tmp_path, data="stickers/train?count=4&nouns=nothing-of-that-name")
+    with pytest.raises(TrainingProcessError, match=r"process \d of 2 of the training ended with status 1"):
+        train_together(config, 2)
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
