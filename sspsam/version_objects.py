@@ -96,9 +96,8 @@ class VersionObjects:
         folder.mkdir(parents=True, exist_ok=True)
         for name, sha256 in card.sha256.items():
             aside = folder / f".{uuid.uuid4().hex}"
-            os.link(self.checked(card, name, sha256), aside)
+            shutil.copyfile(self.checked(card, name, sha256), aside)
             os.replace(aside, folder / name)
-            aside.unlink(missing_ok=True)  # a rename between two names of one file does nothing
         return folder
 
     def checked(self, card: VersionCard, name: str, sha256: str) -> Path:

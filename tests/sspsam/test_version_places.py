@@ -35,7 +35,7 @@ MakeStore = Callable[[], VersionStore]
 
 
 def objects_on_disk(root: Path, disk: Path) -> VersionStore:
-    """An object store that is slow to lie about itself: files on a disk, used as if they were objects."""
+    """An object store whose objects are files on a disk."""
     store = VersionStore(root, PRESET)
     store.files = VersionObjects(str(disk), PRESET, root / "fetched", LocalFileSystem(auto_mkdir=True))
     return store

@@ -89,9 +89,9 @@ def test_without_a_base_set_that_is_said(measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_a_fine_tune_measures_and_reports_what_was_known_before(services: Services) -> None:
+def test_a_fine_tune_in_two_processes_measures_and_reports_what_was_known_before(services: Services) -> None:
     update = {"validation_data": BASE, "replay_data": "stickers/train?count=4", "validation_tolerance": 0.0}
-    settings = services.settings.model_copy(update=update)
+    settings = services.settings.model_copy(update={**update, "finetune_processes": 2})
     run = prepare(services, count=33)
     card = perform(run, services.store, settings)
     known = card.metrics["base_validation"]
