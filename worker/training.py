@@ -21,14 +21,26 @@ from finetune.records import RefRecord, read_records, write_records
 from sspsam.versions import VersionCard, VersionStore
 from worker.before_after import write_before_after
 from worker.measuring import Measured, measure, to_metrics, verdict_of
-from worker.runs import HELD_OUT_FILE, RUN_FILE, STOPPING_FILE, TRAIN_FILE, Run, run_folder
+from worker.runs import (
+    HELD_OUT_FILE,
+    RUN_FILE,
+    STOPPING_FILE,
+    TRAIN_FILE,
+    Run,
+    find_version,
+    run_folder,
+)
 
 if TYPE_CHECKING:
-    from finetune.config import TrainConfig
+    from finetune.config import Precision, TrainConfig
     from finetune.train import TrainResult
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_VIEWS = 160
+"""Pictures that a fine-tune embeds more often than once, at most."""
+NEVER = 10**9
+"""Steps."""
 REPORT_FILE = "report.md"
 REPORT_PAGE = "report.html"
 DISTRIBUTION = "ssp-sam-assist"
@@ -47,9 +59,17 @@ class Recipe:
     target_size: int = 512
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
+    """0 leaves the mask decoder as it is."""
     max_gradient_norm: float = 0.1
     iou_prediction: float = 0.0
     """Weight of the loss that keeps the scores honest."""
+    patch: float = 0.0
+    """Weight of the loss that tells the patches where the target is."""
+    precision: Precision = "float32"
+    replay_fraction: float = 0.5
+    """Of a batch."""
+    most_views: int = 1
+    """Of each sample, when there are few."""
     steps_per_sample: int = 10
     min_steps: int = 60
     max_steps: int = 600
@@ -59,6 +79,28 @@ class Recipe:
     def steps(self, samples: int) -> int:
         """Optimizer steps for so many samples."""
         return min(self.max_steps, max(self.min_steps, self.steps_per_sample * samples))
+
+    def views(self, samples: int) -> int:
+        """How often each of so many samples is seen from another side."""
+        return max(1, min(self.most_views, EMBEDDED_VIEWS // max(1, samples)))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of TrainConfig that do not depend on the data."""
+        from finetune.losses import LossWeights
+
+        return {
+            "replay": self.replay,
+            "replay_fraction": self.replay_fraction,
+            "batch_size": self.batch_size,
+            "target_size": self.target_size,
+            "learning_rate": self.learning_rate,
+            "decoder_learning_rate": self.decoder_learning_rate,
+            "decoder_frozen_steps": 0 if self.decoder_learning_rate else NEVER,
+            "max_gradient_norm": self.max_gradient_norm,
+            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch),
+            "precision": self.precision,
+            "warmup_steps": WARMUP_STEPS,
+        }
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -225,36 +267,29 @@ def _picture_problem(record: RefRecord, images: Path) -> str:
 def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConfig:
     """How the run is trained, by the recipe of its preset, from the version that serves."""
     from finetune.config import TrainConfig
-    from finetune.losses import LossWeights
 
     folder, recipe = run_folder(settings.model_dir, run.run_id), _recipe(run.preset, settings)
+    samples = len(read_records(folder / TRAIN_FILE))
     stops = (folder / STOPPING_FILE).is_file()
     return TrainConfig(
         preset=run.preset,
         output_dir=folder / "training",
-        data=records_spec(folder / TRAIN_FILE, settings.images_dir),
-        replay=recipe.replay,
+        data=records_spec(folder / TRAIN_FILE, settings.images_dir, recipe.views(samples)),
         validation=records_spec(folder / STOPPING_FILE, settings.images_dir) if stops else None,
         validate_every=VALIDATE_EVERY,
         patience=recipe.patience if stops else 0,
         weights=() if settings.weights is None else (settings.weights.resolve(),),
         init=store.weights_path(run.base_version),
-        steps=recipe.steps(len(read_records(folder / TRAIN_FILE))),
-        batch_size=recipe.batch_size,
-        target_size=recipe.target_size,
-        learning_rate=recipe.learning_rate,
-        decoder_learning_rate=recipe.decoder_learning_rate,
-        max_gradient_norm=recipe.max_gradient_norm,
-        loss=LossWeights(iou_prediction=recipe.iou_prediction),
-        warmup_steps=WARMUP_STEPS,
+        steps=recipe.steps(samples),
         checkpoint_every=CHECKPOINT_EVERY,
         device=settings.device,
+        **recipe.settings(),
     )
 
 
-def records_spec(path: Path, images: Path) -> str:
+def records_spec(path: Path, images: Path, views: int = 1) -> str:
     """The name under which `finetune.data.dataset.open_dataset` opens records."""
-    return f"records:{path}?images={quote(str(images))}"
+    return f"records:{path}?images={quote(str(images))}&views={views}"
 
 
 def _train(config: TrainConfig, processes: int, progress: Progress | None) -> TrainResult:
@@ -340,6 +375,8 @@ def _publish(
         RUN_FILE: folder / RUN_FILE,
         **write_before_after(folder, measured.held_out, measured.pictures),
     }
+    if (published := find_version(store, run.run_id)) is not None:
+        return published  # by a worker that took this one for dead
     card = store.publish(read_tensors(trained.weights), card, files)
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
     return card

@@ -248,3 +248,14 @@ def test_a_version_tells_what_it_was_made_of(services: Services) -> None:
     assert find_version(services.store, "finetune-8-other") is None
     assert last_run(services.store, PROJECT) == run
     assert last_run(services.store, 99) is None
+
+
+@pytest.mark.parametrize(("samples", "views"), [(1, 8), (15, 8), (40, 4), (100, 1), (5000, 1)])
+def test_few_samples_are_seen_from_several_sides(samples: int, views: int) -> None:
+    assert Recipe(most_views=8).views(samples) == views
+    assert Recipe().views(samples) == 1
+
+
+def test_a_mask_decoder_that_does_not_learn_is_frozen() -> None:
+    assert Recipe(decoder_learning_rate=0).settings()["decoder_frozen_steps"] > Recipe().max_steps
+    assert Recipe().settings()["decoder_frozen_steps"] == 0
