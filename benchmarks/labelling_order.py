@@ -1,0 +1,153 @@
+"""Uncertain tasks first, or any order? mIoU of a thing never seen against the number of labels, simulated.
+
+A pool of scenes, each asked for one new noun. In every round an order chooses tasks; their true
+masks are learned from, together with all chosen before, from the weights that ship, and fresh scenes are
+asked. Both orders see the same pool, settings and fresh scenes; the first round is drawn at random for both.
+
+    python benchmarks/labelling_order.py [--seeds 5] [--pool 40] [--rounds 4] [--labels 5] [--steps 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from common.novel import CORRECTED_SPLIT, FRESH_SPLIT, NovelDataset, NovelScene, novel_scenes
+from common.sections import table, write_section
+
+from finetune.augmentation import VariedDataset
+from finetune.config import TrainConfig
+from finetune.data.dataset import open_dataset
+from finetune.engine import TrainingLoop
+from finetune.evaluate import evaluate
+from finetune.examples import ExampleStream
+from finetune.ssp import SSPStage
+from finetune.streaming import SampleStream
+from sspsam import ImageEmbedding, Predictor
+from worker.ranking import learning_scores
+from worker.training import RECIPES
+
+PRESET = "ssp-sam-demo"
+NOUNS = ("koala", "guitar", "umbrella", "castle", "pizza")
+RECIPE = RECIPES[PRESET]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A task of the pool, its picture embedded."""
+
+    scene: NovelScene
+    embedding: ImageEmbedding
+
+
+class Simulation:
+    """One pool, on which both orders are tried.
+
+    Args:
+        seed: Chooses the noun, the pool's order and the first round.
+        pool: Scenes in it.
+        fresh: Scenes that are measured on.
+        steps: Of each fine-tune.
+    """
+
+    def __init__(self, seed: int, pool: int, fresh: int, steps: int) -> None:
+        self.predictor = Predictor.from_preset(PRESET, "cpu")
+        self.base = self.predictor.trainable_state()
+        self.order = np.random.default_rng(seed).permutation(pool).tolist()
+        noun = NOUNS[seed % len(NOUNS)]
+        scenes = list(islice(novel_scenes(noun, CORRECTED_SPLIT), pool))
+        self.pool = [Asked(scene, self.predictor.embed(scene.image)) for scene in scenes]
+        self.fresh = NovelDataset(list(islice(novel_scenes(noun, FRESH_SPLIT), fresh)))
+        self.steps = steps
+        self.replay = open_dataset(str(RECIPE.replay))
+        self.replayed: ExampleStream | SampleStream | None = None
+
+    def curves(self, rounds: int, labels: int) -> tuple[list[float], list[float]]:
+        """MIoU after each round, in our order and in any; the first round is the same for both."""
+        first = [self.learn(self.order[:labels])]
+        learned = self.predictor.trainable_state()
+        ours = first + self.go_on(True, rounds, labels)
+        self.predictor.load_trainable(learned)
+        return ours, first + self.go_on(False, rounds, labels)
+
+    def go_on(self, uncertain: bool, rounds: int, labels: int) -> list[float]:
+        """MIoU after each of the rounds that follow the first."""
+        chosen, scores = self.order[:labels], []
+        for _ in range(rounds - 1):
+            left = [place for place in self.order if place not in chosen]
+            chosen = [*chosen, *(self.most_uncertain(left) if uncertain else left)[:labels]]
+            scores.append(self.learn(chosen))
+        return scores
+
+    def most_uncertain(self, places: Sequence[int]) -> list[int]:
+        """As `sspsam rank` puts them."""
+        asked = [self.pool[place] for place in places]
+        answers = [self.predictor.predict(one.embedding, [one.scene.phrase])[0] for one in asked]
+        certainties = np.array([answer.certainty for answer in answers], np.float32)
+        scores = learning_scores(certainties, np.stack([one.embedding.descriptor for one in asked]))
+        return [places[place] for place in scores.argsort(kind="stable").tolist()]
+
+    def learn(self, places: Sequence[int]) -> float:
+        """Fine-tunes the weights that ship, with the worker's settings; returns the mIoU from then on."""
+        self.predictor.load_trainable(self.base)
+        scenes = NovelDataset([self.pool[place].scene for place in places])
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainConfig(
+                PRESET, Path(folder), steps=self.steps, checkpoint_every=self.steps, **RECIPE.settings()
+            )
+            stage = SSPStage(
+                self.predictor, config, VariedDataset(scenes, RECIPE.views(len(scenes))), self.replay
+            )
+            stage.replay = self.replayed = self.replayed or stage.replay  # embedded once
+            TrainingLoop(stage, config, self.predictor.device).run()
+        self.predictor.model.eval()
+        return float(evaluate(self.predictor, self.fresh).overall["mIoU"] or 0.0)
+
+
+def main() -> None:
+    """Simulates and writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pool", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--labels", type=int, default=5, help="of each round")
+    parser.add_argument("--steps", type=int, default=40, help="of each fine-tune")
+    parser.add_argument("--fresh", type=int, default=40)
+    options = parser.parse_args()
+    curves: dict[bool, list[list[float]]] = {True: [], False: []}
+    for seed in range(options.seeds):
+        since_s = time.monotonic()
+        simulation = Simulation(seed, options.pool, options.fresh, options.steps)
+        for uncertain, curve in zip(curves, simulation.curves(options.rounds, options.labels), strict=True):
+            curves[uncertain].append(curve)
+        print(seed, curves[True][-1], curves[False][-1], f"{time.monotonic() - since_s:.0f} s", flush=True)
+    rows = []
+    for turn in range(options.rounds):
+        ours, others = (np.array([curve[turn] for curve in curves[which]]) for which in (True, False))
+        rows.append(
+            [
+                (turn + 1) * options.labels,
+                f"{ours.mean():.3f}",
+                f"{others.mean():.3f}",
+                f"{(ours - others).mean():+.3f} ± {2 * (ours - others).std() / np.sqrt(len(ours)):.3f}",
+            ]
+        )
+    write_section(
+        "labelling-order",
+        "What to label first",
+        f"mIoU on {options.fresh} fresh scenes asked for a thing that `{PRESET}` has never seen, after "
+        f"{options.steps} steps on so many corrections out of a pool of {options.pool}; means over "
+        f"{options.seeds} seeds, with two standard errors of the difference. The first {options.labels} are "
+        "the same for both.",
+        table(["corrections", "`sspsam rank`", "any order", "difference"], rows),
+    )
+
+
+if __name__ == "__main__":
+    main()
