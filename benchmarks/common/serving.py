@@ -113,6 +113,12 @@ def sspsam(*arguments: str) -> list[str]:
 
 def ask(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str) -> list[dict[str, Any]]:
     """Sends what the editor sends for a phrase; returns the regions' results."""
+    prediction = predict(session, url, scene, phrase)
+    return [one for one in prediction["result"] if one["type"] == "brushlabels"]
+
+
+def predict(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str) -> dict[str, Any]:
+    """Sends what the editor sends for a phrase; returns the whole prediction."""
     entry = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
     body = {
         "tasks": [{"id": scene["id"], "data": scene["data"]}],
@@ -122,11 +128,11 @@ def ask(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: s
     }
     response = session.post(f"{url}/predict", json=body, timeout=ANSWER_S)
     response.raise_for_status()
-    [prediction] = response.json()["results"]
+    prediction: dict[str, Any] = response.json()["results"][0]
     said = [one["value"]["text"] for one in prediction["result"] if one["from_name"] == "status"]
     if any("not looked for" in text for texts in said for text in texts):
         raise RuntimeError(f"no answer: {said}")
-    return [one for one in prediction["result"] if one["type"] == "brushlabels"]
+    return prediction
 
 
 def metric(url: str, name: str) -> float:

@@ -23,8 +23,9 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from finetune.records import RefRecord
 from sspsam.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
-from sspsam.versions import VersionStore
+from sspsam.versions import VersionCard, VersionStore
 from tests.integration.conftest import RunningLabelStudio, RunningService
+from tests.worker.decisive import decisive_state
 from worker.collection import Collection
 from worker.demo_pictures import demo_pictures
 
@@ -386,3 +387,34 @@ def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
     again = run_sspsam(project, *command)
     assert again.returncode == 0, again.stderr
     assert f"predictions: 0 with 0 masks, tasks left alone: {PICTURES}" in again.stdout
+
+
+def next_task(project: Project) -> int:
+    """What "Label All Tasks" serves now."""
+    url = f"{project.client.url}/api/projects/{project.number}/next"
+    answer = requests.get(url, headers={"Authorization": project.client.authorization()}, timeout=WAIT_S)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["id"])
+
+
+def test_label_studio_serves_tasks_in_our_order(project: Project) -> None:
+    store = VersionStore(project.service.model_dir, "ssp-sam-test")
+    before = store.current()
+    version = store.promote(store.publish(decisive_state(), VersionCard(), {}).version_id).version_id
+    try:
+        told = sspsam(project, "rank", "--project", str(project.number), "--phrase", "the crab")
+    finally:
+        store.rollback()
+    assert f"tasks in order: {PICTURES}, predictions posted: {PICTURES}" in told
+    predicted = {task: project.client.predictions(task) for task in project.tasks}
+    assert {one["model_version"] for found in predicted.values() for one in found} == {version}
+    scores = {task: float(found[0]["score"]) for task, found in predicted.items()}
+    assert len(set(scores.values())) == PICTURES, "no two are alike"
+
+    served = []
+    for _ in project.tasks:
+        served.append(next_task(project))
+        project.client.create_annotation(served[-1], [])
+
+    assert served == sorted(project.tasks, key=scores.__getitem__)
+    assert store.current() == before

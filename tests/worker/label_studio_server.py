@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +75,8 @@ class LabelStudioServer(Loopback):
     posts: list[int] = field(default_factory=list)
     """How many predictions came in each request."""
     refuse_posts: bool = False
+    hold: bool = False
+    """Requests for annotations are not answered."""
     requests: list[str] = field(default_factory=list)
     clock: int = 0
     """Minutes, for updated_at."""
@@ -173,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         self.label_studio.requests.append(parts.path)
+        while self.label_studio.hold and parts.path.startswith("/api/annotations/"):
+            time.sleep(0.02)
         if self.headers.get("Authorization") != f"Token {KEY}":
             self._send(401, b'{"detail": "Invalid token."}', "application/json")
         elif parts.path in self.label_studio.files:

@@ -1,0 +1,95 @@
+"""Two workers and two backends on one Redis and one store, as on several machines: docs/scaling.md."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import requests
+from rq import Worker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from tests.integration.conftest import LOOPBACK, free_port
+from tests.integration.test_faults import Backend, FixedLabelStudio, asked
+from tests.integration.test_worker_faults import (
+    BASE,
+    FIRST,
+    PICTURES,
+    PROJECT,
+    collected,
+    kill,
+    label_studio,
+    redis_process,
+    save_event,
+    services,
+    wait_until,
+)
+from worker import jobs
+from worker.decisions import ask_for_decision
+from worker.queues import EVENTS, TRAINING, training_queue
+from worker.services import Services
+
+__all__ = ["label_studio", "redis_process", "services"]
+
+
+@contextmanager
+def worker() -> Iterator[subprocess.Popen[bytes]]:
+    """A `sspsam worker` of another machine."""
+    command = [sys.executable, "-m", "worker", "worker", "--queues", f"{EVENTS},{TRAINING}"]
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+@contextmanager
+def backend() -> Iterator[Backend]:
+    """A `sspsam serve` of another machine."""
+    port = free_port()
+    told = os.environ | {"OPEN_ACCESS": "true", "PORT": str(port), "HOST": LOOPBACK}
+    command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "serve"]
+    with subprocess.Popen(command, env=told, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield Backend(process, f"http://{LOOPBACK}:{port}")
+        finally:
+            process.kill()
+
+
+def version_of(server: Backend, image: str) -> str:
+    answer = requests.post(f"{server.url}/predict", json=asked(image, "the bright square"), timeout=60)
+    return str(answer.json()["results"][0]["model_version"])
+
+
+def test_jobs_are_shared_data_is_trained_once_and_every_backend_swaps(
+    services: Services, label_studio: FixedLabelStudio
+) -> None:
+    image = str(label_studio.tasks[1]["data"]["image"])
+    with ExitStack() as stack:
+        backends = [stack.enter_context(backend()) for _ in range(2)]
+        for _ in range(2):
+            stack.enter_context(worker())
+        wait_until(lambda: len(Worker.all(connection=services.redis)) == 4)
+        events = [save_event(services, number) for number in range(1, PICTURES + 1)]
+        wait_until(lambda: collected(services) == set(range(1, PICTURES + 1)))
+        for server in backends:
+            wait_until(server.ready)
+        assert {version_of(server, image) for server in backends} == {BASE}
+
+        for _ in range(10):  # ten triggers at once, from both machines' schedules and a person
+            ask_for_decision(services.redis, PROJECT, "start-training")
+            jobs.maybe_finetune(PROJECT, "start-training")
+            jobs.check_projects()
+        wait_until(lambda: services.store.current() == FIRST)
+        wait_until(lambda: {version_of(server, image) for server in backends} == {FIRST})
+        wait_until(lambda: training_queue(services.redis).count == 0)
+
+    assert [card.version_id for card in services.store.list()] == [BASE, FIRST], "trained once"
+    done = [Job.fetch(one, connection=services.redis, serializer=JSONSerializer) for one in events]
+    assert len({job.worker_name for job in done}) == 2, "shared"

@@ -1,0 +1,280 @@
+"""Workers that break while they collect, train or publish, and what they depend on: nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+import torch
+from redis import Redis
+from rq.job import Job
+from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from backend.events import EventQueue
+from sspsam.versions import VersionCard, VersionStore
+from tests.integration.test_faults import FixedLabelStudio, RedisProcess
+from tests.worker.label_studio_server import KEY, prompt, region
+from worker import jobs
+from worker.collection import Collection
+from worker.queues import QUEUES, connect, events_queue, queue_named, training_queue
+from worker.runs import run_folder
+from worker.services import Services
+
+PRESET, PROJECT, PICTURES = "ssp-sam-test", 5, 8
+PATIENCE_S = 600.0
+POLL_S = 0.005
+BASE, FIRST = f"{PRESET}-base", f"{PRESET}-0001"
+
+
+def scene(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """A bright square on dark noise, and its mask."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+    top, left = (int(rng.integers(2, side - 26)) for side in (48, 64))
+    mask = np.zeros((48, 64), dtype=np.bool_)
+    mask[top : top + 24, left : left + 24] = True
+    image[mask] = (250, 240, 90)
+    return image, mask
+
+
+@pytest.fixture
+def redis_process() -> Iterator[RedisProcess]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:  # a socket's path must be short
+        process = RedisProcess(Path(folder))
+        process.start()
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def label_studio() -> Iterator[FixedLabelStudio]:
+    with FixedLabelStudio() as server:
+        server.add_project(PROJECT)
+        for number in range(1, PICTURES + 1):
+            image, mask = scene(number)
+            server.add_task(number, PROJECT, image)
+            server.save(number, number, [*region(f"r{number}", "the bright square", mask), prompt("a cup")])
+        yield server
+
+
+@pytest.fixture
+def services(
+    tmp_path: Path,
+    redis_process: RedisProcess,
+    label_studio: FixedLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Services:
+    told = {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": KEY,
+        "REDIS_URL": redis_process.url,
+        "MODEL_DIR": str(tmp_path / "models"),
+        "PRESET": PRESET,
+        "DEVICE": "cpu",
+        "FINETUNE_AFTER": "1000",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    return Services(jobs.Settings())
+
+
+@contextmanager
+def workers(*queues: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`sspsam worker`, killed on the way out with all that it started."""
+    command = [sys.executable, "-m", "worker", "worker", "--queues", ",".join(queues or QUEUES)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """As by a power cut: the pool, its workers and their jobs, none of them asked."""
+    with suppress(psutil.NoSuchProcess):
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
+
+
+def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+    until_s = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until_s, "it did not happen in time"
+        time.sleep(POLL_S)
+
+
+def let_heartbeats_expire(connection: Redis) -> None:
+    """As if a minute had gone by since a worker died."""
+    for name in QUEUES:
+        started = StartedJobRegistry(queue=queue_named(name, connection))
+        for execution in connection.zrange(started.key, 0, -1):
+            connection.zadd(started.key, {execution: 1})
+
+
+def save_event(services: Services, annotation: int) -> str:
+    """What the webhook makes of a saved annotation; returns the job's id."""
+    event = {
+        "action": "ANNOTATION_CREATED",
+        "annotation": {"id": annotation, "task": annotation},
+        "project": {"id": PROJECT},
+    }
+    [number] = EventQueue(services.redis).handle(event)
+    return number
+
+
+def collected(services: Services) -> set[int]:
+    return {record.annotation for record in Collection(services.settings.model_dir, PROJECT).records()}
+
+
+def queue_finetune(services: Services) -> Job:
+    assert jobs.maybe_finetune(PROJECT, "now")["go"]
+    [job] = training_queue(services.redis).jobs
+    return job
+
+
+def aside(store: VersionStore) -> list[Path]:
+    """Folders of versions that are being written."""
+    return [path for path in store.folder.glob(".*") if path.is_dir()] if store.folder.is_dir() else []
+
+
+def test_a_worker_killed_while_it_collects(services: Services, label_studio: FixedLabelStudio) -> None:
+    label_studio.hold = True
+    save_event(services, 1)
+    with workers("events") as process:
+        wait_until(lambda: "/api/annotations/1/" in label_studio.requests)
+        kill(process)
+    label_studio.hold = False
+    assert collected(services) == set()
+
+    let_heartbeats_expire(services.redis)
+    with workers("events"):
+        wait_until(lambda: collected(services) == {1})
+
+
+def test_a_worker_killed_while_it_trains(services: Services) -> None:
+    job = queue_finetune(services)
+    folder = run_folder(services.settings.model_dir, job.id) / "training"
+    with workers("training") as process:
+        wait_until((folder / "checkpoint.pt").exists)
+        kill(process)
+    assert services.store.current() == BASE
+    let_heartbeats_expire(services.redis)
+    with workers("training"):
+        wait_until(lambda: services.store.current() == FIRST)
+    assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
+
+
+def test_a_worker_killed_while_it_publishes(services: Services) -> None:
+    queue_finetune(services)
+    with workers("training") as process:
+        wait_until(lambda: aside(services.store))
+        kill(process)
+    assert services.store.current() == BASE
+    for card in services.store.list():
+        services.store.load(card.version_id)  # what is visible is whole
+    let_heartbeats_expire(services.redis)
+    with workers("training"):
+        wait_until(lambda: services.store.current() == FIRST)
+    assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
+
+
+PUBLISH = """
+import sys, torch
+from pathlib import Path
+from sspsam.versions import VersionCard, VersionStore
+VersionStore(Path(sys.argv[1]), sys.argv[2]).publish({"a": torch.zeros(50_000_000)}, VersionCard(), {})
+"""
+
+
+def test_a_process_killed_in_the_middle_of_writing_a_version(tmp_path: Path) -> None:
+    store = VersionStore(tmp_path, PRESET)
+    with subprocess.Popen([sys.executable, "-c", PUBLISH, str(tmp_path), PRESET]) as process:
+        wait_until(lambda: aside(store))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert aside(store), "it was in the middle"
+    assert [card.version_id for card in store.list()] == [BASE]
+    assert store.publish({"a": torch.zeros(4)}, VersionCard(), {}).version_id == FIRST
+
+
+def test_redis_restarted_with_jobs_queued_and_running(
+    services: Services, redis_process: RedisProcess
+) -> None:
+    job = queue_finetune(services)
+    folder = run_folder(services.settings.model_dir, job.id) / "training"
+    shutil.rmtree(Collection(services.settings.model_dir, PROJECT).folder)
+    waiting = {save_event(services, number) for number in range(1, PICTURES + 1)}
+    with workers("training"):
+        wait_until((folder / "checkpoint.pt").exists)
+        redis_process.kill()
+        redis_process.start()
+        assert set(events_queue(connect(redis_process.url)).get_job_ids()) == waiting
+        time.sleep(1.0)
+        let_heartbeats_expire(services.redis)
+        wait_until(lambda: services.store.current() == FIRST)
+    with workers("events"):
+        wait_until(lambda: collected(services) == set(range(1, PICTURES + 1)))
+    assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
+
+
+def test_label_studio_away_while_an_event_is_worked_on(
+    services: Services, label_studio: FixedLabelStudio
+) -> None:
+    """The first retry comes after 5 s; jobs.LABEL_STUDIO_RETRY_S go on for a quarter of an hour and more."""
+    assert sum(jobs.LABEL_STUDIO_RETRY_S) > 15 * 60
+    label_studio.__exit__()
+    number = save_event(services, 1)
+    job = Job.fetch(number, connection=services.redis, serializer=JSONSerializer)
+    with workers("events"):
+        wait_until(lambda: job.get_status() == "scheduled")
+        label_studio.__enter__()
+        wait_until(lambda: collected(services) == {1})
+    assert len(FailedJobRegistry(queue=events_queue(services.redis))) == 0
+
+
+def test_a_clock_that_jumps_ahead_makes_no_second_version(services: Services) -> None:
+    """The job's heartbeat looks old, so that a second worker begins it while the first is still at it."""
+    job = queue_finetune(services)
+    folder = run_folder(services.settings.model_dir, job.id) / "training"
+    with workers("training"):
+        wait_until((folder / "checkpoint.pt").exists)
+        let_heartbeats_expire(services.redis)
+        with workers("training"):
+            wait_until(lambda: services.store.current() == FIRST)
+            wait_until(lambda: job.get_status() == "finished")
+            wait_until(lambda: not StartedJobRegistry(queue=training_queue(services.redis)).count)
+    assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
+
+
+def test_poisoned_records_are_left_out(services: Services, caplog: pytest.LogCaptureFixture) -> None:
+    """An unreadable picture, and a file of records that is none."""
+    jobs.maybe_finetune(PROJECT, "now")
+    records = Collection(services.settings.model_dir, PROJECT).records()
+    (services.settings.images_dir / records[0].image_sha256).write_bytes(b"no picture")
+    with workers("training"):
+        wait_until(lambda: services.store.current() == FIRST)
+    card = services.store.get(FIRST)
+    assert card.data["trained_on_images"] + card.metrics["held_out_images"] == PICTURES - 1
+
+    broken = Collection(services.settings.model_dir, PROJECT).folder / "2.jsonl"
+    broken.write_text("{")
+    assert collected(services) == set(range(1, PICTURES + 1)) - {2}
+    jobs.reconcile_projects()
+    assert collected(services) == set(range(1, PICTURES + 1))
