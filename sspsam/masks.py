@@ -13,6 +13,7 @@ Formats:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,9 +37,7 @@ _HEADER_BITS = 32 + 5 + 4 * 4
 _MAX_RUN = 2 ** _FIELD_BITS[-1]
 _MAX_ELEMENTS = 2**32 - 1
 
-_MIN_SEGMENT_BITS = 1024  # of the stream, one lane of the decoder each
-_MAX_LANES = 2048
-_GUESS_TOKENS = 6
+_PIECE_BITS = 2**15  # of the stream, looked at together
 
 
 class MaskFormatError(ValueError):
@@ -272,11 +271,9 @@ def _fill(
 class _TokenReader:
     """Finds the tokens of a brush RLE stream.
 
-    Where a token starts is known only when the one before it has been read, so a plain reader goes token
-    by token. This one cuts the stream into segments and walks all of them in step, each from a guessed
-    start. The true chain is then followed from segment to segment, and segments that it enters elsewhere
-    than guessed are walked again, until the chain stands. (As in parallel Huffman decoders: Klein and
-    Wiseman, The Computer Journal 46(5), 2003.)
+    Where a token starts is known only when the one before it has been read, and reading tokens one by one
+    is slow here. How long a run at each bit of a piece would be is looked up for all bits together; what is
+    left is to follow them.
     """
 
     def __init__(self, data: npt.NDArray[np.uint8], field_bits: _Ints) -> None:
@@ -284,7 +281,6 @@ class _TokenReader:
         self._field_bits = np.tile(field_bits, 2)  # by the 3 bits a token starts with
         padded = np.concatenate((data, np.zeros(4, dtype=np.uint8))).astype(np.uint32)
         self._windows = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
-        self._segment_bits = max(_MIN_SEGMENT_BITS, -(-self.n_bits // _MAX_LANES))
 
     def words(self, positions: _Ints) -> npt.NDArray[np.uint32]:
         """Reads the 8-bit word at each bit position."""
@@ -300,66 +296,32 @@ class _TokenReader:
 
     def positions(self) -> _Ints:
         """Finds the bit position of each token, up to the end of the stream (its padding included)."""
-        n_lanes = -(-self.n_bits // self._segment_bits)
-        lane_starts: _Ints = np.arange(n_lanes) * self._segment_bits
-        lane_ends: _Ints = np.minimum(lane_starts + self._segment_bits, self.n_bits)
-        entries = self._guess_entries(lane_starts)
-        exits = np.empty_like(entries)
-        shortest = 3 + int(self._field_bits.min()) + _WORD_BITS
-        steps = np.full((self._segment_bits // shortest + 2, n_lanes), -1, dtype=np.int64)
-        walk_again: _Ints = np.arange(n_lanes)
-        while walk_again.size:
-            steps[:, walk_again] = -1
-            self._walk(walk_again, entries, lane_ends, exits, steps)
-            chain, walk_again = self._follow(entries, exits)
-        visited = steps[:, chain].T
-        found: _Ints = visited[visited >= 0]
-        return found
-
-    def _guess_entries(self, lane_starts: _Ints) -> _Ints:
-        """Guesses each lane's first token: where most of the next tokens are runs of 0 or of 255."""
-        longest = 3 + int(self._field_bits.max()) + _WORD_BITS
-        starts = np.minimum(lane_starts[:, None] + np.arange(longest), self.n_bits)
-        plausible = np.zeros(starts.shape, dtype=np.int64)
-        at = starts
-        for _ in range(_GUESS_TOKENS):
-            is_run, _, word_positions = self.read(at)
-            words = self.words(np.minimum(word_positions, self.n_bits))
-            plausible += is_run & ((words == 0) | (words == 2**_WORD_BITS - 1))
-            at = np.minimum(word_positions + _WORD_BITS, self.n_bits)
-        entries: _Ints = starts[np.arange(len(starts)), plausible.argmax(axis=1)]
-        entries[0] = _HEADER_BITS
-        return entries
-
-    def _walk(self, lanes: _Ints, entries: _Ints, ends: _Ints, exits: _Ints, steps: _Ints) -> None:
-        """Walks lanes from their entries to their ends; notes each token, and where each lane is left."""
-        at, limit = entries[lanes], ends[lanes]
-        step = 0
-        while True:
-            inside = at < limit
-            if not inside.all():
-                exits[lanes[~inside]] = at[~inside]
-                lanes, at, limit = lanes[inside], at[inside], limit[inside]
-            if not lanes.size:
-                return
-            steps[step, lanes] = at
-            is_run, counts, word_positions = self.read(at)
-            at = word_positions + np.where(is_run, 1, counts) * _WORD_BITS
-            step += 1
-
-    def _follow(self, entries: _Ints, exits: _Ints) -> tuple[list[int], _Ints]:
-        """Follows the chain of segments; corrects wrong entries and returns the lanes that had one."""
-        starts, leaves = entries.tolist(), exits.tolist()
-        chain, wrong = [], []
+        pieces = []
         position = _HEADER_BITS
         while position < self.n_bits:
-            lane = position // self._segment_bits
-            chain.append(lane)
-            if starts[lane] != position:
-                entries[lane] = position
-                wrong.append(lane)
-            position = leaves[lane]
-        return chain, np.array(wrong, dtype=np.int64)
+            first = position & ~7
+            runs = memoryview(self._run_bits(first, min(first + _PIECE_BITS, self.n_bits)))
+            at, size, found = position - first, len(runs), array("q")
+            while at < size:
+                found.append(at)
+                at += runs[at] or self._literal_bits(first + at)
+            pieces.append(np.frombuffer(found, dtype=np.int64) + first)
+            position = first + at
+        return np.concatenate(pieces)
+
+    def _run_bits(self, first: int, end: int) -> npt.NDArray[np.uint8]:
+        """How long a run at each bit position would be, 0 where it is none; from and to whole bytes."""
+        lengths = np.where(np.arange(8) > 3, 3 + self._field_bits + _WORD_BITS, 0).astype(np.uint8)
+        windows = (self._windows[first >> 3 : end >> 3] >> np.uint32(16)).astype(np.uint16)
+        kinds = (windows[:, None] << np.arange(8, dtype=np.uint16)) >> np.uint16(13)
+        return lengths[kinds].ravel()
+
+    def _literal_bits(self, position: int) -> int:
+        """How long the token of literal words at a bit position is."""
+        bits = int(self._windows[position >> 3]) << (position & 7) & 0xFFFFFFFF
+        field = int(self._field_bits[bits >> 29])
+        count = ((bits << 3 & 0xFFFFFFFF) >> (32 - field)) + 1
+        return 3 + field + count * _WORD_BITS
 
     def _bits_from(self, positions: _Ints) -> npt.NDArray[np.uint32]:
         """Returns 32 bits from each position, of which the first 25 count."""
