@@ -300,7 +300,7 @@ class _TokenReader:
         position = _HEADER_BITS
         while position < self.n_bits:
             first = position & ~7
-            runs = memoryview(self._run_bits(first, min(first + _PIECE_BITS, self.n_bits)))
+            runs = self._run_bits(first, min(first + _PIECE_BITS, self.n_bits)).data
             at, size, found = position - first, len(runs), array("q")
             while at < size:
                 found.append(at)
@@ -314,7 +314,8 @@ class _TokenReader:
         lengths = np.where(np.arange(8) > 3, 3 + self._field_bits + _WORD_BITS, 0).astype(np.uint8)
         windows = (self._windows[first >> 3 : end >> 3] >> np.uint32(16)).astype(np.uint16)
         kinds = (windows[:, None] << np.arange(8, dtype=np.uint16)) >> np.uint16(13)
-        return lengths[kinds].ravel()
+        runs: npt.NDArray[np.uint8] = lengths[kinds].ravel()
+        return runs
 
     def _literal_bits(self, position: int) -> int:
         """How long the token of literal words at a bit position is."""
