@@ -153,4 +153,4 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     """Loads the preset with its weights: the operator's, or those that ship with it. Imports torch."""
     from sspsam import Predictor
 
-    return Predictor.from_preset(settings.preset, settings.device, settings.weights)
+    return Predictor.from_preset(settings.preset, settings.device, settings.weights, settings.image_precision)

@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     """Which model; its name says `-with-<encoder>` where sam_encoder names one."""
     sam_encoder: str = ""
     """A SAM image encoder in place of the preset's own, such as `mobile`."""
+    image_precision: Literal["float32", "bfloat16"] = "float32"
+    """What SAM's image encoder computes in."""
     weights: Path | None = None
     """The preset's weights, as `sspsam weights convert` writes them; without it, those in the package."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ STABILITY_OFFSET = 1.0
 """Logits by which the threshold is moved to see whether the mask stays, as in segment_anything."""
 NO_TARGET_MIN_FRACTION = 50 / 512**2
 """A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
+
+ImagePrecision = Literal["float32", "bfloat16"]
+"""What SAM's image encoder computes in; bfloat16 where the hardware has it is faster, and less exact."""
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 TEST_SEED = 0
@@ -135,8 +139,18 @@ class Predictor:
     What `decode` makes of a picture alone, or of a phrase alone, is kept (`sspsam.reuse`).
     """
 
-    def __init__(self, model: SSPSAM, image_encoder: nn.Module, preset: str, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: SSPSAM,
+        image_encoder: nn.Module,
+        preset: str,
+        device: str = "auto",
+        image_precision: ImagePrecision = "float32",
+    ) -> None:
+        if image_precision not in get_args(ImagePrecision):
+            raise ValueError(f"unknown precision {image_precision!r}, expected float32 or bfloat16")
         self.preset = preset
+        self.image_precision = image_precision
         self.device = choose_device(device)
         self.model = model.eval().to(self.device)
         self.image_encoder = image_encoder.eval().to(self.device)
@@ -144,7 +158,13 @@ class Predictor:
         self._reuse = Reuse(self.model)
 
     @classmethod
-    def from_preset(cls, name: str, device: str = "auto", weights: Path | None = None) -> Predictor:
+    def from_preset(
+        cls,
+        name: str,
+        device: str = "auto",
+        weights: Path | None = None,
+        image_precision: ImagePrecision = "float32",
+    ) -> Predictor:
         """Loads a preset with its weights.
 
         Args:
@@ -152,15 +172,16 @@ class Predictor:
             device: `cpu`, `cuda`, `cuda:1`, or `auto`: CUDA where there is one.
             weights: a safetensors file with the model's and the image encoder's tensors; without it, the
                 weights that ship in the package.
+            image_precision: what SAM's image encoder computes in; its embeddings are float32 in any case.
 
         Raises:
-            ValueError: there is no such preset.
+            ValueError: there is no such preset or precision.
             CheckpointError: no weights for it, or they do not fit.
         """
         preset = get_preset(name)
         path = weights or packaged_weights(name)
         if path is not None:
-            return cls(*load_bundle(name, path), name, device)
+            return cls(*load_bundle(name, path), name, device, image_precision)
         if base_preset(name) != "ssp-sam-test":
             raise checkpoints.CheckpointError(
                 f"no weights for {name} ship in the package: give a converted file (sspsam weights convert)"
@@ -168,7 +189,7 @@ class Predictor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEST_SEED)
             model, image_encoder = build_model(name), build_image_encoder(preset.image_encoder)
-        return cls(model, image_encoder, name, device)
+        return cls(model, image_encoder, name, device, image_precision)
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
         """Swaps fine-tuned tensors in. Image embeddings stay valid.
@@ -197,9 +218,12 @@ class Predictor:
         clip = self.model.preset.clip
         clip_image, clip_frame = frames.image_to_clip(image, clip.image_size, clip.centred)
         sam_image = frames.image_to_sam(image, self._sam_side)
+        in_bfloat16 = self.image_precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
+            image_embedding = self.image_encoder(sam_image[None].to(self.device))
         return ImageEmbedding(
             original_hw=clip_frame.original_hw,
-            image_embedding=self.image_encoder(sam_image[None].to(self.device)),
+            image_embedding=image_embedding.float(),
             patch_features=self.model.encode_image(clip_image[None].to(self.device)),
             clip_frame=clip_frame,
         )
@@ -221,7 +245,8 @@ class Predictor:
         """Hex sha256 of all that image embeddings depend on, fine-tuned weights not among it."""
         clip = self.model.preset.clip
         sizes = f"{clip.image_size} {clip.centred} {clip.surgery_blocks} {self._sam_side}"
-        return digest_of_modules(self.image_encoder, self.model.clip.towers.visual, also=sizes)
+        exactness = "" if self.image_precision == "float32" else f" {self.image_precision}"
+        return digest_of_modules(self.image_encoder, self.model.clip.towers.visual, also=sizes + exactness)
 
     def predict(
         self,

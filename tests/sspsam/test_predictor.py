@@ -237,3 +237,18 @@ def test_pictures_are_described_by_their_mean_patch(predictor: sspsam.Predictor,
     descriptor = embedding.descriptor
     assert descriptor.shape == (predictor.model.preset.clip.embed_dim,)
     np.testing.assert_allclose(descriptor, embedding.patch_features[0].numpy().mean(0), atol=1e-6)
+
+
+def test_the_image_encoder_may_compute_in_bfloat16(image: UInt8Image) -> None:
+    exact, fast = (
+        sspsam.Predictor.from_preset("ssp-sam-test", "cpu", image_precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    expected, found = exact.embed(image), fast.embed(image)
+    assert found.image_embedding.dtype == torch.float32
+    assert not torch.equal(found.image_embedding, expected.image_embedding)
+    torch.testing.assert_close(found.image_embedding, expected.image_embedding, atol=0.1, rtol=0.1)
+    assert torch.equal(found.patch_features, expected.patch_features)
+    assert fast.encoders_digest != exact.encoders_digest, "the one's embeddings are not the other's"
+    with pytest.raises(ValueError, match="unknown precision 'int4', expected float32 or bfloat16"):
+        sspsam.Predictor.from_preset("ssp-sam-test", "cpu", image_precision="int4")
