@@ -14,7 +14,8 @@ from backend.errors import (
     LabelStudioUnauthorized,
     LabelStudioUnavailable,
 )
-from backend.labelstudio.client import ACCESS_TOKEN_AGE_S, PAGE_SIZE, LabelStudioClient
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.connection import ACCESS_TOKEN_AGE_S, PAGE_SIZE
 from tests.backend.web import Web, as_json, slowly
 
 LEGACY = "f" * 40
