@@ -9,8 +9,8 @@ import requests
 
 from worker.supervisor import Part
 
-FIRST_START_S = 300.0
-"""Its first start makes the data base: about a minute on two cores."""
+FIRST_START_S = 900.0
+"""Its first start makes the data base: about a minute on two cores that have nothing else to do."""
 TIMEOUT_S = 5.0
 
 SETTINGS: Mapping[str, str] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from sspsam import Predictor
 from tests.e2e.editor import Editor
@@ -20,7 +20,7 @@ from worker.up import LOOPBACK
 HERE = Path(__file__).parent
 SCREENSHOTS = HERE / "screenshots"
 CHROMIUM = os.environ.get("CHROMIUM", "chromium")
-WINDOW = {"width": 1500, "height": 1250}
+WINDOW = ViewportSize(width=1500, height=1250)
 BROWSER_OPTIONS = (
     "--no-sandbox",  # as root, in a container
     "--disable-background-networking",

@@ -18,7 +18,7 @@ from worker.up import LOOPBACK
 
 ROOT = Path(__file__).parents[2]
 LABEL_STUDIO = Path(os.environ.get("LABEL_STUDIO", ROOT / ".venv-label-studio/bin/label-studio"))
-READY_WITHIN_S = 300.0
+READY_WITHIN_S = 900.0
 END_WITHIN_S = 60.0
 POLL_S = 0.25
 FINETUNE_AFTER = 8

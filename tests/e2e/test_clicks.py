@@ -3,23 +3,19 @@
 On projects of their own beside the demo's, whose tasks all show one picture.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from backend.connect import connect_project
-from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
 from sspsam.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
+from tests.e2e.desk import Desk, make_desk
 from tests.e2e.editor import Editor, masks_of
 from tests.e2e.running_demo import Demo
-from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, referents, true_masks
-from worker.demo_pictures import Picture
+from tests.e2e.truth import UNDERSTOOD_IOU, overlap
 
 BOXES = RECOMMENDED_CONFIG.replace(
     "<Image ",
@@ -27,55 +23,6 @@ BOXES = RECOMMENDED_CONFIG.replace(
     "</RectangleLabels>\n  <Image ",
 )
 COPIES = 6
-CLEAR_IOU = 0.8
-
-
-@dataclass
-class Desk:
-    """A project whose tasks all show one picture."""
-
-    demo: Demo
-    project: int
-    fresh: Iterator[int]
-    """Tasks that nobody has opened."""
-    masks: Sequence[tuple[str, BoolMask]]
-    """Two phrases that the model understands, with what they mean: no pixel in common."""
-    nothing: str
-    """A phrase for which the model finds nothing."""
-
-    def saved(self, task: int) -> AnnotationContent:
-        """What a task's only annotation says."""
-        (annotation,) = self.demo.client.annotations(task)
-        return read_annotation(annotation, CONFIG)
-
-
-def make_desk(demo: Demo, predictor: Predictor, title: str, config: str, copies: int) -> Desk:
-    picture, masks = next(
-        (picture, pair) for picture in demo.pictures if (pair := understood_pair(predictor, picture))
-    )
-    absent = [other.phrases[-1].text for other in demo.pictures]
-    client = demo.client
-    project = int(client.create_project(title, config, show_collab_predictions=False)["id"])
-    for _ in range(copies):
-        client.upload_images(project, [picture.path])
-    connect_project(client, project, demo.backend_url, demo.state.webhook_secret, demo.state.basic_auth)
-    fresh = iter([int(task["id"]) for task in client.tasks(project)])
-    nothing = next(
-        referent.phrase for referent in referents(predictor, picture, absent) if referent.no_target
-    )
-    return Desk(demo, project, fresh, masks, nothing)
-
-
-def understood_pair(predictor: Predictor, picture: Picture) -> list[tuple[str, BoolMask]]:
-    """Two well understood phrases of a picture for different things; none where there are none."""
-    truth = true_masks(picture)
-    good = [
-        (one.phrase, truth[one.phrase])
-        for one in referents(predictor, picture, list(truth))
-        if overlap(one.mask, truth[one.phrase]) > CLEAR_IOU
-    ]
-    pairs = itertools.combinations(good, 2)
-    return next(([one, other] for one, other in pairs if not (one[1] & other[1]).any()), [])
 
 
 @pytest.fixture(scope="module")

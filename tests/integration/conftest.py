@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from backend.connect import connect_project
 from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.integration.project import PICTURES, Project
+from worker.demo_pictures import demo_pictures
 from worker.local_label_studio import Account, label_studio_part
 from worker.supervisor import Supervisor
 from worker.up import LOOPBACK, start_redis, start_service
@@ -32,6 +36,8 @@ class RunningLabelStudio:
 
     url: str
     account: Account
+    folder: Path
+    """Of its data."""
 
     @property
     def client(self) -> LabelStudioClient:
@@ -67,7 +73,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
     with Supervisor(folder / "logs") as supervisor:
         supervisor.start(label_studio_part(LABEL_STUDIO, port, folder, account))
         supervisor.wait_until_ready("label-studio")
-        yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account)
+        yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account, folder)
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +103,18 @@ def service(
         environment["REDIS_URL"] = redis_url
         url = f"http://{LOOPBACK}:{port}"
         yield RunningService(url, redis_url, folder / "models", secret, environment)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    return [picture.path for picture in demo_pictures(folder, PICTURES)]
+
+
+@pytest.fixture
+def project(label_studio: RunningLabelStudio, service: RunningService, pictures: list[Path]) -> Project:
+    client = label_studio.client
+    number = int(client.create_project("Loop", RECOMMENDED_CONFIG)["id"])
+    client.upload_images(number, pictures)
+    connect_project(client, number, service.url, webhook_secret=service.webhook_secret)
+    return Project(client, service, number, [task["id"] for task in client.tasks(number)])

@@ -1,185 +1,27 @@
 """The loop through the API of a real Label Studio: phrase, correction, training, export."""
 
 import json
-import subprocess
-import sysconfig
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import requests
-from PIL import Image
 from pycocotools.coco import COCO
 
-from backend.connect import check_project, connect_project, probe_webhook
-from backend.labelstudio.annotations import read_annotation
-from backend.labelstudio.client import LabelStudioClient
-from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from finetune.records import RefRecord
-from sspsam.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
-from sspsam.versions import VersionCard, VersionStore
-from tests.integration.conftest import RunningLabelStudio, RunningService
-from tests.worker.decisive import decisive_state
-from worker.collection import Collection
-from worker.demo_pictures import demo_pictures
-
-CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
-PICTURES = 4
-WAIT_S = 60.0
-TRAINING_WAIT_S = 240.0
-POLL_S = 0.2
-BROWSER = {"Accept": "text/html"}
-
-
-@dataclass(frozen=True)
-class Project:
-    """A connected project with its own tasks."""
-
-    client: LabelStudioClient
-    service: RunningService
-    number: int
-    tasks: list[int]
-
-    @property
-    def backend(self) -> dict[str, Any]:
-        """Label Studio's record of our backend, just asked for its health."""
-        return self.client.ml_backends(self.number)[0]
-
-    @property
-    def records(self) -> list[RefRecord]:
-        """What the worker has collected."""
-        return Collection(self.service.model_dir, self.number).records()
-
-    def ask(self, task: int, *phrases: str) -> list[dict[str, Any]]:
-        """Enters phrases in the prompt box, as the editor sends them, and returns the results to draw."""
-        prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
-        return self.send(task, {**prompt, "value": {"text": list(phrases)}})
-
-    def click(self, task: int, x: float, y: float, name: str, positive: bool = True) -> dict[str, Any]:
-        """A click of the smart tool, x and y in percent, as the editor describes it."""
-        height, width = size_of(self, task)
-        return {
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "value": {"x": x, "y": y, "width": 0.2, "labels": ["refine"], "keypointlabels": ["refine"]},
-            "is_positive": positive,
-            "id": name,
-            "from_name": "click",
-            "to_name": "image",
-            "type": "keypointlabels",
-            "origin": "manual",
-        }
-
-    def send(self, task: int, *results: dict[str, Any]) -> list[dict[str, Any]]:
-        """Sends what is on the form, as the editor does, and returns the results to draw."""
-        context = {"result": list(results)}
-        answer = self.client.interactive_predict(int(self.backend["id"]), task, context)
-        drawn: list[dict[str, Any]] = answer["data"]["result"]
-        return drawn
-
-    def save(self, task: int, phrase: str, mask: BoolMask, region: str = "drawn") -> int:
-        """Saves an annotation of one region; returns its id."""
-        results = region_results(ProposedRegion(region, phrase, mask, score=0.5), CONFIG)
-        return int(self.client.create_annotation(task, results)["id"])
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    return [picture.path for picture in demo_pictures(folder, PICTURES)]
-
-
-@pytest.fixture
-def project(label_studio: RunningLabelStudio, service: RunningService, pictures: list[Path]) -> Project:
-    client = label_studio.client
-    number = int(client.create_project("Loop", RECOMMENDED_CONFIG)["id"])
-    client.upload_images(number, pictures)
-    connect_project(client, number, service.url, webhook_secret=service.webhook_secret)
-    return Project(client, service, number, [task["id"] for task in client.tasks(number)])
-
-
-def wait_until(what: str, condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
-        time.sleep(POLL_S)
-
-
-def run_sspsam(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs an `sspsam` command on the service's data."""
-    command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), *arguments]
-    environment = project.service.environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRAINING_WAIT_S)
-
-
-def sspsam(project: Project, *arguments: str) -> str:
-    """Runs a command that must succeed, and returns what it printed."""
-    done = run_sspsam(project, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def ring(height: int, width: int) -> BoolMask:
-    """A mask with a hole, and a separate part that touches the border."""
-    rows, columns = np.mgrid[:height, :width]
-    distance = np.hypot(rows - height / 2, columns - width / 2)
-    mask: BoolMask = (distance < height / 4) & (distance > height / 8)
-    mask[-5:, -9:] = True
-    return mask
-
-
-def mask_of(result: dict[str, Any]) -> BoolMask:
-    """The mask of a brush result."""
-    return brush_rle_to_mask(result["value"]["rle"], result["original_height"], result["original_width"])
-
-
-def size_of(project: Project, task: int) -> tuple[int, int]:
-    """(H, W) of a task's picture."""
-    url = project.client.url + project.client.task(task)["data"]["image"]
-    answer = requests.get(url, headers={"Authorization": project.client.authorization()}, timeout=WAIT_S)
-    with Image.open(BytesIO(answer.content)) as picture:
-        return picture.height, picture.width
-
-
-def test_a_connected_project_has_all_that_it_needs(project: Project) -> None:
-    assert check_project(project.client, project.number, project.service.url) == []
-    assert project.backend["readable_state"] == "Connected"
-    assert project.backend["is_interactive"] is True
-    assert project.backend["model_version"] == "ssp-sam-test-base"
-    (webhook,) = project.client.webhooks(project.number)
-    assert webhook["headers"] == {"X-ML-Secret": project.service.webhook_secret}
-
-
-def test_connecting_again_changes_nothing(project: Project) -> None:
-    secret = project.service.webhook_secret
-    connect_project(project.client, project.number, project.service.url, webhook_secret=secret)
-    assert len(project.client.ml_backends(project.number)) == 1
-    assert len(project.client.webhooks(project.number)) == 1
-
-
-def test_a_webhook_event_arrives(project: Project) -> None:
-    secret = project.service.webhook_secret
-    found = probe_webhook(project.client, project.number, project.service.url, secret)
-    assert found == "a webhook event has arrived"
-
-
-def test_a_form_of_ones_own_is_added_to(label_studio: RunningLabelStudio, service: RunningService) -> None:
-    own = (
-        '<View><Image name="picture" value="$image"/><Choices name="weather" toName="picture" smart="false">'
-        '<Choice value="sun"/><Choice value="rain"/></Choices></View>'
-    )
-    client = label_studio.client
-    number = int(client.create_project("Own form", own)["id"])
-    connect_project(client, number, service.url, service.webhook_secret, may_change_config=lambda: True)
-    assert check_project(client, number, service.url) == []
-    assert '<Choices name="weather"' in client.project(number)["label_config"]
+from sspsam.masks import brush_rle_to_mask, coco_rle_to_mask
+from sspsam.versions import VersionStore
+from tests.integration.project import (
+    BROWSER,
+    CONFIG,
+    TRAINING_WAIT_S,
+    WAIT_S,
+    Project,
+    mask_of,
+    ring,
+    size_of,
+    sspsam,
+    wait_until,
+)
 
 
 def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:
@@ -285,10 +127,13 @@ def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> 
         result for result in project.ask(task, "the fish") if result["from_name"] in ("mask", "phrase")
     ]
     assert results, "the tiny model finds a mask for anything"
+    before = corrections(project)
     number = int(project.client.create_annotation(task, results)["id"])
     wait_until("the record", lambda: len(project.records) == 1)
     assert not project.records[0].corrected
     assert project.records[0].served_version == "ssp-sam-test-base"
+    accepted = {"accepted": before["accepted"] + 1, "edited": before["edited"]}
+    wait_until("that it is counted", lambda: corrections(project) == accepted)
 
     region = next(result for result in results if result["from_name"] == "mask")
     mask = brush_rle_to_mask(region["value"]["rle"], region["original_height"], region["original_width"])
@@ -296,6 +141,22 @@ def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> 
     corrected = region_results(ProposedRegion(region["id"], "the fish", mask, score=0.5), CONFIG)
     project.client.update_annotation(number, corrected)
     wait_until("the correction", lambda: [one.corrected for one in project.records] == [True])
+    edited = {"accepted": before["accepted"], "edited": before["edited"] + 1}
+    wait_until("that it is counted anew", lambda: corrections(project) == edited)
+    page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
+    assert '<table class="corrections">' in page
+
+
+def corrections(project: Project) -> dict[str, float]:
+    """What became of the masks that the first version proposed, as Prometheus reads it."""
+    text = requests.get(f"{project.service.url}/metrics", timeout=WAIT_S).text
+    series = 'sspsam_corrections{{label="object",outcome="{0}",version="ssp-sam-test-base"}} '
+    values = {name: series.format(name) for name in ("accepted", "edited")}
+    lines = text.splitlines()
+    return {
+        name: float(next((line for line in lines if line.startswith(start)), "0").rpartition(" ")[2])
+        for name, start in values.items()
+    }
 
 
 def test_an_event_without_the_secret_is_refused(project: Project) -> None:
@@ -347,74 +208,3 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     listed = sspsam(project, "versions", "list")
     assert card.version_id in listed
     assert card.status in listed
-
-
-def test_the_next_tasks_are_those_that_nobody_has_annotated(project: Project) -> None:
-    first, *rest = project.tasks
-    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == project.tasks
-
-    project.client.create_annotation(first, [])
-
-    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == rest
-    assert [task["id"] for task in project.client.next_tasks(project.number, 1)] == rest[:1]
-    done = sspsam(project, "prefetch", "--project", str(project.number), "--limit", str(PICTURES))
-    assert "pictures embedded:" in done
-
-
-def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
-    broken = int(
-        project.client.import_tasks(project.number, [{"image": "/data/upload/1/nothing.png"}])["task_count"]
-    )
-    assert broken == 1
-    (bad,) = {task["id"] for task in project.client.tasks(project.number)} - set(project.tasks)
-    command = ["prelabel", "--project", str(project.number), "--phrase", "the crab; the fish"]
-    serving = project.client.ml_backends(project.number)[0]["model_version"]
-
-    first = run_sspsam(project, *command)
-
-    assert first.returncode == 1, "one image is bad"
-    assert f"task {bad}: " in first.stderr
-    assert f"predictions: {PICTURES} with" in first.stdout
-    predictions = {task: project.client.predictions(task) for task in project.tasks}
-    assert {len(found) for found in predictions.values()} == {1}
-    for (prediction,) in predictions.values():
-        assert prediction["model_version"] == serving
-        content = read_annotation(prediction, CONFIG)
-        phrases = {region.phrase for region in content.regions} | set(content.no_target_phrases)
-        assert phrases == {"the crab", "the fish"}
-
-    project.client.delete_task(bad)
-    again = run_sspsam(project, *command)
-    assert again.returncode == 0, again.stderr
-    assert f"predictions: 0 with 0 masks, tasks left alone: {PICTURES}" in again.stdout
-
-
-def next_task(project: Project) -> int:
-    """What "Label All Tasks" serves now."""
-    url = f"{project.client.url}/api/projects/{project.number}/next"
-    answer = requests.get(url, headers={"Authorization": project.client.authorization()}, timeout=WAIT_S)
-    assert answer.status_code == 200, answer.text
-    return int(answer.json()["id"])
-
-
-def test_label_studio_serves_tasks_in_our_order(project: Project) -> None:
-    store = VersionStore(project.service.model_dir, "ssp-sam-test")
-    before = store.current()
-    version = store.promote(store.publish(decisive_state(), VersionCard(), {}).version_id).version_id
-    try:
-        told = sspsam(project, "rank", "--project", str(project.number), "--phrase", "the crab")
-    finally:
-        store.rollback()
-    assert f"tasks in order: {PICTURES}, predictions posted: {PICTURES}" in told
-    predicted = {task: project.client.predictions(task) for task in project.tasks}
-    assert {one["model_version"] for found in predicted.values() for one in found} == {version}
-    scores = {task: float(found[0]["score"]) for task, found in predicted.items()}
-    assert len(set(scores.values())) == PICTURES, "no two are alike"
-
-    served = []
-    for _ in project.tasks:
-        served.append(next_task(project))
-        project.client.create_annotation(served[-1], [])
-
-    assert served == sorted(project.tasks, key=scores.__getitem__)
-    assert store.current() == before

@@ -1,0 +1,126 @@
+"""Masks before anybody asks, in a real Label Studio: whole projects, and tasks that are opened or chosen."""
+
+from typing import Any
+
+import requests
+
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.integration.project import (
+    CONFIG,
+    PICTURES,
+    WAIT_S,
+    Project,
+    run_sspsam,
+    sspsam,
+)
+
+
+def test_the_next_tasks_are_those_that_nobody_has_annotated(project: Project) -> None:
+    first, *rest = project.tasks
+    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == project.tasks
+
+    project.client.create_annotation(first, [])
+
+    assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == rest
+    assert [task["id"] for task in project.client.next_tasks(project.number, 1)] == rest[:1]
+    done = sspsam(project, "prefetch", "--project", str(project.number), "--limit", str(PICTURES))
+    assert "pictures embedded:" in done
+
+
+def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
+    broken = int(
+        project.client.import_tasks(project.number, [{"image": "/data/upload/1/nothing.png"}])["task_count"]
+    )
+    assert broken == 1
+    (bad,) = {task["id"] for task in project.client.tasks(project.number)} - set(project.tasks)
+    command = ["prelabel", "--project", str(project.number), "--phrase", "the crab; the fish"]
+    serving = project.client.ml_backends(project.number)[0]["model_version"]
+
+    first = run_sspsam(project, *command)
+
+    assert first.returncode == 1, "one image is bad"
+    assert f"task {bad}: " in first.stderr
+    assert f"predictions: {PICTURES} with" in first.stdout
+    predictions = {task: project.client.predictions(task) for task in project.tasks}
+    assert {len(found) for found in predictions.values()} == {1}
+    for (prediction,) in predictions.values():
+        assert prediction["model_version"] == serving
+        content = read_annotation(prediction, CONFIG)
+        phrases = {region.phrase for region in content.regions} | set(content.no_target_phrases)
+        assert phrases == {"the crab", "the fish"}
+
+    project.client.delete_task(bad)
+    again = run_sspsam(project, *command)
+    assert again.returncode == 0, again.stderr
+    assert f"predictions: 0 with 0 masks, tasks left alone: {PICTURES}" in again.stdout
+
+
+def test_phrases_of_a_whole_project_come_from_a_column_or_from_the_labels(project: Project) -> None:
+    first, second, *rest = project.tasks
+    for task, caption in ((first, "the crab"), (second, "the fish; a phone")):
+        project.client.update_task(task, {**project.client.task(task)["data"], "caption": caption})
+    more = '<Label value="object"/><Label value="S" alias="shirt"'
+    labels = RECOMMENDED_CONFIG.replace('<Label value="object"', more)
+    command = ["prelabel", "--project", str(project.number)]
+
+    by_column = sspsam(project, *command, "--from-column", "caption")
+    project.client.update_project(project.number, label_config=labels)
+    by_label = sspsam(project, *command, "--from-labels")
+
+    assert f"tasks left alone: {len(rest)}" in by_column, "those without a caption"
+    assert "tasks left alone: 0" in by_label
+    assert [phrases_of(one) for one in project.client.predictions(second)] == [
+        {"the fish", "a phone"},
+        {"object", "shirt"},
+    ]
+    assert {len(project.client.predictions(task)) for task in rest} == {1}
+
+
+def phrases_of(prediction: dict[str, Any]) -> set[str | None]:
+    """With a mask or without."""
+    content = read_annotation(prediction, CONFIG)
+    return {region.phrase for region in content.regions} | set(content.no_target_phrases)
+
+
+def test_retrieve_predictions_answers_each_task_by_its_own_data(project: Project) -> None:
+    """What the Data Manager sends for the tasks that are selected."""
+    one, several, none, broken = project.tasks
+    for task, data in (
+        (one, {"phrase": "the crab"}),
+        (several, {"phrases": ["the crab", "the fish"]}),
+        (broken, {"phrase": "the crab", "image": "/data/upload/1/nothing.png"}),
+    ):
+        project.client.update_task(task, {**project.client.task(task)["data"], **data})
+
+    for _ in range(2):
+        answer = requests.post(
+            f"{project.client.url}/api/dm/actions",
+            params={"id": "retrieve_tasks_predictions", "project": str(project.number)},
+            json={"selectedItems": {"all": True, "excluded": []}},
+            headers={"Authorization": project.client.authorization()},
+            timeout=WAIT_S,
+        )
+        assert answer.ok, answer.text
+
+    found = {task: [phrases_of(each) for each in project.client.predictions(task)] for task in project.tasks}
+    assert found == {
+        one: [{"the crab"}],
+        several: [{"the crab", "the fish"}],
+        none: [set()],  # so that it is not asked for again
+        broken: [],  # so that it is
+    }
+
+
+def test_opening_a_task_predicts_by_its_data_once(project: Project) -> None:
+    with_phrase, without, *_ = project.tasks
+    fields = project.client.task(with_phrase)["data"]
+    project.client.update_task(with_phrase, {**fields, "phrase": "the crab"})
+    project.client.update_project(project.number, show_collab_predictions=True)
+
+    for _ in range(2):
+        for task in (with_phrase, without):
+            project.client.task(task)  # as the editor does when it opens one
+
+    assert [phrases_of(one) for one in project.client.predictions(with_phrase)] == [{"the crab"}]
+    assert [one["result"] for one in project.client.predictions(without)] == [[]]
