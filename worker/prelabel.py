@@ -62,7 +62,7 @@ class PhraseSource:
         elif self.kind == "own":
             entries = phrases_in(data) or self.phrases
         elif self.kind == "labels":
-            entries = [label.alias or label.value for tag in config.masks for label in tag.labels]
+            entries = [label.written for tag in config.masks for label in tag.labels]
         return list(notes.distinct(entries).values())
 
     def to_dict(self) -> Json:

@@ -105,7 +105,7 @@ def own_phrases(records: Iterable[RefRecord], config: LabelingConfig) -> PhraseS
     """Looks for a task's own phrases; where it has none, for what annotators ask most, or else the labels."""
     asked = Counter(notes.phrase_key(record.phrase) for record in records)
     common = tuple(phrase for phrase, _ in asked.most_common(COMMON_PHRASES))
-    labels = tuple(label.alias or label.value for tag in config.masks for label in tag.labels)
+    labels = tuple(label.written for tag in config.masks for label in tag.labels)
     return PhraseSource("own", common or labels)
 
 

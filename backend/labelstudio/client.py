@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from backend.errors import LabelStudioError
 from backend.labelstudio.connection import ACCESS_TOKEN_AGE_S, PAGE_SIZE, TIMEOUT_S, Connection, Json
 
 UPLOAD_TIMEOUT_S = 300.0
@@ -164,18 +165,23 @@ class LabelStudioClient:
         body = {"task": task_id, "result": list(result), "model_version": model_version, "score": score}
         return self._connection.ask_object("POST", "/api/predictions/", json=body)
 
-    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> Json:
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Adds predictions, each {"task", "result", "model_version", "score"}, in one request.
 
-        Returns:
-            Label Studio's count, {"created": N}.
+        Raises:
+            LabelStudioError: it dropped some: what does not fit the labeling config goes without a word.
         """
-        return self._connection.ask_object(
+        answer = self._connection.ask_object(
             "POST",
             f"/api/projects/{project_id}/import/predictions",
             json=[dict(prediction) for prediction in predictions],
             timeout=UPLOAD_TIMEOUT_S,
         )
+        if answer.get("created") != len(predictions):
+            raise LabelStudioError(
+                f"Label Studio took {answer.get('created')} of {len(predictions)} predictions: the others do "
+                "not fit the project's labeling config"
+            )
 
     def update_prediction(self, prediction_id: int, **fields: Any) -> Json:
         return self._connection.ask_object("PATCH", f"/api/predictions/{prediction_id}/", json=fields)

@@ -97,6 +97,11 @@ class Label:
     predicted: tuple[str, ...] = ()
     """What models call it: attribute `predicted_values`."""
 
+    @property
+    def written(self) -> str:
+        """What results hold: Label Studio drops predictions that hold the value of a label with an alias."""
+        return self.alias or self.value
+
     def place_in(self, phrase: str) -> tuple[int, int] | None:
         """Where a phrase names this label by one of its names, which may be in the plural.
 
@@ -173,13 +178,13 @@ class LabelingConfig:
         owned = [(tag, each) for tag in self.masks for each in tag.labels]
         for tag, each in owned:
             if label and label in (each.value, each.alias):
-                return Brush(tag, each.value)
+                return Brush(tag, each.written)
         named = [(place, tag, each) for tag, each in owned if (place := each.place_in(phrase)) is not None]
         if named:
             _, tag, chosen = min(named, key=lambda entry: entry[0])
-            return Brush(tag, chosen.value)
+            return Brush(tag, chosen.written)
         main = self.masks[0]
-        return Brush(main, main.labels[0].value if main.labels else None)
+        return Brush(main, main.labels[0].written if main.labels else None)
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
@@ -209,7 +214,7 @@ class LabelingConfig:
     def missing(self) -> list[MissingTag]:
         """Returns the parts that no tag plays, the required ones first."""
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
-        labels = ",".join(label.value for tag in self.masks for label in tag.labels) or "object"
+        labels = ",".join(label.written for tag in self.masks for label in tag.labels) or "object"
         return [
             MissingTag(role, role in _REQUIRED, _WHY[role], _filled(xml, image, labels))
             for role, xml in SNIPPETS.items()

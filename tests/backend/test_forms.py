@@ -25,7 +25,7 @@ OWN = """<View>
 @pytest.mark.parametrize(
     ("phrase", "brush", "label"),
     [
-        ("the blue stripe", "shapes", "Bar"),
+        ("the blue stripe", "shapes", "stripe"),
         ("the red tile", "shapes", "Square"),
         ("a red square", "shapes", "Square"),
         ("something red", "things", "thing"),

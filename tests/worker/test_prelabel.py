@@ -134,7 +134,7 @@ def test_labels_are_phrases(services: Services, label_studio: LabelStudioServer,
     (prediction,) = label_studio.predictions
     assert phrases_of(prediction) == {"dog", "cat"}
     regions = {region.phrase: region.label for region in read_annotation(prediction, CONFIG).regions}
-    assert regions.items() <= {"dog": "dog", "cat": "c"}.items()
+    assert regions.items() <= {"dog": "dog", "cat": "cat"}.items()
 
 
 def test_predictions_are_posted_in_small_batches(
