@@ -26,7 +26,7 @@ OWN = """<View>
   <BrushLabels name="named" toName="photo" smart="false"><Label value="Named" alias="{alias}"/></BrushLabels>
   <Image name="photo" value="$image"/>
   <TextArea name="remark" toName="photo" perRegion="true" displayMode="region-list" editable="true"
-            whenLabelValue="Thing,Named" maxSubmissions="1" rows="1" smart="false"/>
+            whenLabelValue="Thing,{alias}" maxSubmissions="1" rows="1" smart="false"/>
 </View>"""
 ORIENTATION = 0x0112
 ON_ITS_SIDE = 6
