@@ -299,7 +299,6 @@ def main() -> None:
     lessons = run(Pupil(options.fresh), nouns, counts)
     how = "the fine-tunes alone" if options.inner else "through a real Label Studio, worker, gate and swap"
     write_section(
-        "active-learning",
         "What corrections teach",
         f"`{PRESET}` has never seen these things. Each is corrected on so many pictures, a quarter of which "
         f"the gate holds out; {how}. mIoU on {options.fresh} fresh scenes asked for the thing, and gIoU on "

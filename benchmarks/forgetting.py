@@ -50,7 +50,7 @@ def main() -> None:
         f"{Settings.model_fields['validation_tolerance'].default} on the base validation set "
         "(`VALIDATION_TOLERANCE`)."
     )
-    write_section("forgetting", "What a fine-tune forgets", about, table(head, rows))
+    write_section("What a fine-tune forgets", about, table(head, rows))
 
 
 def measure(noun: str, corrections: int) -> tuple[str, ...]:

@@ -139,7 +139,6 @@ def main() -> None:
             ]
         )
     write_section(
-        "labelling-order",
         "What to label first",
         f"mIoU on {options.fresh} fresh scenes asked for a thing that `{PRESET}` has never seen, after "
         f"{options.steps} steps on so many corrections out of a pool of {options.pool}; means over "

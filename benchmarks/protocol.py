@@ -132,7 +132,6 @@ def main() -> None:
         rate = len(answered) / options.seconds
     head = ["request", "idle, p50 ms", "p99", "busy, p50 ms", "p99", f"busy, within {LIMIT_MS} ms"]
     write_section(
-        "protocol",
         "What Label Studio asks beside masks",
         f"`sspsam serve` while nobody annotates, and while {options.annotators} annotators ask without a "
         f"pause ({rate:.0f} phrases a second). Nothing of this loads a model or reads a mask; of an event "

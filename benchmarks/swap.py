@@ -182,7 +182,6 @@ def main() -> None:
         ["memory after the last, MiB", f"{sizes[-1]:.0f}"],
     ]
     write_section(
-        "swap",
         "Weights swapped under load",
         f"{options.clients} clients ask `{PRESET}` without a pause while {options.swaps} promotions and "
         "rollbacks take turns, with a version whose masks are the complement. Around a swap: answers under "
