@@ -5,6 +5,7 @@ The tests follow one another on one running demo.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from playwright.sync_api import Page, expect
 from pycocotools.coco import COCO
 
 from backend.labelstudio.annotations import read_annotation
+from finetune.records import RefRecord
 from sspsam.masks import BoolMask
 from sspsam.versions import VersionCard, VersionStore
 from tests.e2e.editor import Editor
 from tests.e2e.running_demo import FINETUNE_AFTER, Demo
 from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, saved_regions, task_of, true_masks
+from worker.collection import Collection
 from worker.demo_pictures import Picture
 
 OUTLINE_POINTS = 48
 BRUSH_LARGER = 3
 """Steps: a brush wide enough that a correction is plain to see."""
+COLLECT_WITHIN_S = 60.0
 TRAIN_WITHIN_S = 900.0
 SWAP_WITHIN_S = 60.0
 SECOND_START_WITHIN_S = 30.0
@@ -95,14 +99,23 @@ def test_corrections_train_a_better_version(
     demo: Demo, editor: Editor, page: Page, understood: Picture
 ) -> None:
     before = version_of(demo)
-    corrected = 0
-    for picture in (picture for picture in demo.pictures if picture != understood):
-        if corrected >= FINETUNE_AFTER:
+
+    def records() -> list[RefRecord]:
+        return Collection(demo.folder / "models", demo.project).records()
+
+    def corrected() -> int:
+        return sum(record.corrected for record in records())
+
+    named = [picture for picture in demo.pictures if any(len(said.targets) == 1 for said in picture.phrases)]
+    for picture in (picture for picture in named if picture != understood):
+        if corrected() >= FINETUNE_AFTER:
             break
-        editor.open_task(demo.project, task_of(demo, picture))
-        corrected += correct_all(editor, picture)
+        task = task_of(demo, picture)
+        editor.open_task(demo.project, task)
+        correct_all(editor, picture)
         editor.submit()
-    assert corrected >= FINETUNE_AFTER
+        wait_until("the labels are collected", partial(is_collected, records, task), COLLECT_WITHIN_S)
+    assert corrected() >= FINETUNE_AFTER
 
     store = VersionStore(demo.folder / "models", "ssp-sam-demo")
 
@@ -127,15 +140,16 @@ def test_corrections_train_a_better_version(
     assert editor.version_in_test_request(demo.project) == card.version_id
 
 
-def correct_all(editor: Editor, picture: Picture) -> int:
-    """Types a picture's phrases for one thing, widens each mask by an outline, says how many there were."""
-    count = 0
+def is_collected(records: Callable[[], list[RefRecord]], task: int) -> bool:
+    return any(record.task == task for record in records())
+
+
+def correct_all(editor: Editor, picture: Picture) -> None:
+    """Types a picture's phrases for one thing, and widens each mask by an outline."""
     masks = true_masks(picture)
     for phrase in (said.text for said in picture.phrases if len(said.targets) == 1):
         if editor.type_phrase(phrase):
             editor.brush_over(phrase, outline(masks[phrase]), BRUSH_LARGER)
-            count += 1
-    return count
 
 
 def test_labels_leave_as_coco(demo: Demo, tmp_path: Path) -> None:
