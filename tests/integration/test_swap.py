@@ -47,6 +47,7 @@ PHRASES = tuple(f"the thing number {number}" for number in range(6))
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 ALIKE = 0.98
 """IoU with what a version says alone: phrases that share a pass may differ in a pixel."""
+SWAP_WITHIN_S = 120.0
 MOST_GROWTH_BYTES = 32 * 2**20
 
 State = Mapping[str, torch.Tensor]
@@ -182,16 +183,16 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_message_may_be_lost(
     current.write_text(json.dumps({**json.loads(before), "version_id": damaged}))
 
     def page() -> str:
-        return requests.get(backend.url, timeout=60).text
+        return requests.get(backend.url, headers={"Accept": "text/html"}, timeout=60).text
 
-    wait_until(lambda: "differs from what was published" in page())
+    wait_until(lambda: "differs from what was published" in page(), SWAP_WITHIN_S)
     answer = ask(backend, image, PHRASES[0])
     assert versions.wrong(answer, PHRASES[0]) == ""
     assert answer.json()["results"][0]["model_version"] == first, "the old one serves on"
 
     current.write_text(before)
     versions.store.promote(second)
-    wait_until(lambda: backend.health()["model_version"] == second)
+    wait_until(lambda: backend.health()["model_version"] == second, SWAP_WITHIN_S)
     answer = ask(backend, image, PHRASES[0])
     assert versions.wrong(answer, PHRASES[0]) == ""
     assert answer.json()["results"][0]["model_version"] == second
