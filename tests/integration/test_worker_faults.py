@@ -19,6 +19,7 @@ import torch
 from redis import Redis
 from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend.events import EventQueue
@@ -126,6 +127,7 @@ def let_heartbeats_expire(connection: Redis) -> None:
         started = StartedJobRegistry(queue=queue_named(name, connection))
         for execution in connection.zrange(started.key, 0, -1):
             connection.zadd(started.key, {execution: 1})
+        connection.delete(RQScheduler.get_locking_key(name))
 
 
 def save_event(services: Services, annotation: int) -> str:
