@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 
-from backend.connect import connect_project
+from backend.connect import connect_project, probe_webhook
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from worker.demo_pictures import Picture, demo_pictures
@@ -100,7 +100,9 @@ def demo(options: DemoOptions, console: Console) -> None:
         project = prepare_project(client, state.project, pictures, console)
         replace(state, project=project).save(data_dir / "demo.json")
         forget_other_backends(client, project, options.backend_url)
-        connect_project(client, project, options.backend_url, state.webhook_secret, state.basic_auth)
+        connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
+        connect_project(*connection)
+        probe_webhook(*connection)  # so that the start page knows that corrections arrive
         console.print(guide(options, state, project, pictures, data_dir))
         supervisor.watch()
 
@@ -212,7 +214,10 @@ def guide(
     options: DemoOptions, state: DemoState, project: int, pictures: Sequence[Picture], data_dir: Path
 ) -> Panel:
     """What the person does next."""
-    phrases = "\n".join(f"         [cyan]{phrase.text}[/cyan]" for phrase in pictures[0].phrases)
+    phrases = "\n".join(
+        f"         [cyan]{phrase.text}[/cyan]{'' if phrase.targets else '  (which fits nothing)'}"
+        for phrase in pictures[0].phrases
+    )
     corrections = os.environ.get("FINETUNE_AFTER", FINETUNE_AFTER)
     text = f"""\
 [bold]1.[/bold] Open  {options.label_studio_url}/projects/{project}/data

@@ -15,8 +15,9 @@ from finetune.data.stickers import Scene, ScenePhrase, make_phrases, make_scene,
 from finetune.data.vocabulary import also_called
 
 SPLIT = "val"
-FIRST_SEED = 7_000_000
-"""Scenes that neither training nor evaluation draws."""
+FIRST_SEED = 7_000_057
+"""Scenes that neither training nor evaluation draws. The first is one whose phrases the weights that ship
+understand, since a person begins with it; the others are as they come, failures included."""
 SIZE_RANGE_PX = (480, 800)
 WIDTH_PER_HEIGHT = (1.0, 1.7)
 """Landscape pictures: the editor is wider than high."""

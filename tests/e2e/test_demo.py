@@ -64,12 +64,15 @@ def wait_until(what: str, condition: Callable[[], bool], within_s: float) -> Non
         time.sleep(POLL_S)
 
 
-def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo) -> None:
+def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo, editor: Editor, page: Page) -> None:
     assert f"{demo.label_studio_url}/projects/{demo.project}/data" in demo.screen
     assert "demo@example.com" in demo.screen
     for phrase in demo.pictures[0].phrases:
         assert phrase.text in demo.screen
     assert len(list(demo.client.tasks(demo.project))) >= 24
+    page.goto(demo.start_page)
+    expect(page.get_by_role("heading", name="Model in service")).to_be_visible()
+    expect(page.get_by_text("webhook has never arrived")).to_have_count(0)
 
 
 def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, understood: Picture) -> None:
