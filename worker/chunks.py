@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,41 @@ NO_WORKER_S = 20.0
 SHOWN_PROBLEMS = 20
 _UNDER_WAY = ("queued", "started", "scheduled", "deferred")
 
+ProjectOption = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)]
+PhrasesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What to look for in every picture; again, or with `;`, for several."),
+]
+ColumnOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Take the phrases of each task from this field of its data.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")]
+
+
+def enqueue_chunks(
+    redis: Redis, function: str, run: str, task_ids: Sequence[int], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Queues a job for each chunk of tasks, unless it waits or runs already; returns the chunks' names.
+
+    Args:
+        redis: That the workers share.
+        function: Of the jobs. It gets `run`, `chunk`, `task_ids`, and the rest.
+        run: Under which progress is noted; a job's id is `<run>-<chunk>`.
+        task_ids: All of them.
+        kwargs: The rest.
+    """
+    from worker.prelabel import Progress, chunk_name, chunks_of
+    from worker.queues import prelabel_queue
+
+    queue, progress, names = prelabel_queue(redis), Progress(redis, run), []
+    for ids in chunks_of(task_ids):
+        name = chunk_name(ids)
+        job = {**kwargs, "run": run, "chunk": name, "task_ids": ids}
+        if enqueue_once(queue, function, f"{run}-{name}", job):
+            progress.forget(name)
+        names.append(name)
+    return names
+
 
 def enqueue_once(
     queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], at_front: bool = False
@@ -30,22 +65,12 @@ def enqueue_once(
     from rq.job import Job
     from rq.serializers import JSONSerializer
 
-    from worker.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
-
     with suppress(NoSuchJobError):
         job = Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer)
         if job.get_status() in _UNDER_WAY:
             return False
         job.delete()
-    queue.enqueue_call(
-        function,
-        kwargs=dict(kwargs),
-        job_id=job_id,
-        result_ttl=RESULT_TTL_S,
-        failure_ttl=FAILURE_TTL_S,
-        retry=PRELABEL_RETRY,
-        at_front=at_front,
-    )
+    _enqueue(queue, function, job_id, kwargs, at_front=at_front)
     return True
 
 
@@ -57,11 +82,17 @@ def enqueue_after(
     from rq.job import Dependency, Job
     from rq.serializers import JSONSerializer
 
-    from worker.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
-
     with suppress(NoSuchJobError):
         Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer).delete()
     found = Job.fetch_many(list(jobs), connection=queue.connection, serializer=JSONSerializer)
+    others = Dependency(jobs=[job for job in found if job is not None], allow_failure=True)
+    _enqueue(queue, function, job_id, kwargs, depends_on=others)
+    return job_id
+
+
+def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], **how: Any) -> None:
+    from worker.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
+
     queue.enqueue_call(
         function,
         kwargs=dict(kwargs),
@@ -69,9 +100,8 @@ def enqueue_after(
         result_ttl=RESULT_TTL_S,
         failure_ttl=FAILURE_TTL_S,
         retry=PRELABEL_RETRY,
-        depends_on=Dependency(jobs=[job for job in found if job is not None], allow_failure=True),
+        **how,
     )
-    return job_id
 
 
 def watch(

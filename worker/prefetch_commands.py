@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
+from worker.chunks import DetachOption, ProjectOption
+
 app = typer.Typer()
 
 
 @app.command()
 def prefetch(
-    project: Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)],
+    project: ProjectOption,
     limit: Annotated[
         int, typer.Option(help="Only so many tasks that nobody has annotated; 0 takes every task.", min=0)
     ] = 0,
-    detach: Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")] = False,
+    detach: DetachOption = False,
 ) -> None:
     """Embed the pictures of a project, so that no first phrase waits for it; running workers do it.
 
@@ -23,9 +25,9 @@ def prefetch(
     """
     from backend.labelstudio.config import LabelingConfig
     from backend.settings import Settings
-    from worker.chunks import enqueue_once, finish, watch
-    from worker.prelabel import Progress, chunk_name, chunks_of
-    from worker.queues import prelabel_queue, require_redis
+    from worker.chunks import enqueue_chunks, finish, watch
+    from worker.prelabel import Progress
+    from worker.queues import require_redis
     from worker.services import Services
 
     services = Services(Settings())
@@ -37,17 +39,12 @@ def prefetch(
     tasks = client.next_tasks(project, limit) if limit else client.task_list(project)
     task_ids = [int(task["id"]) for task in tasks]
     run = f"prefetch-{project}"
-    progress = Progress(services.redis, run)
-    chunks = {chunk_name(ids): ids for ids in chunks_of(task_ids)}
-    queue = prelabel_queue(services.redis)
-    for name, ids in chunks.items():
-        kwargs = {"project_id": project, "run": run, "chunk": name, "task_ids": ids}
-        if enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{name}", kwargs):
-            progress.forget(name)
+    asked = {"project_id": project}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.prefetch_chunk", run, task_ids, asked)
     if detach or not chunks:
         typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
     jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, progress, list(chunks), len(task_ids))
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
     embedded = report.tasks - report.skipped - len(report.problems)
     finish(report, failures, f"pictures embedded: {embedded}, at hand before: {report.skipped}")

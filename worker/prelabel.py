@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -136,10 +136,21 @@ class Progress:
         return total
 
 
-def run_name(project: int, source: PhraseSource) -> str:
+def run_name(command: str, project: int, source: PhraseSource) -> str:
     """Names a run by what it asks for: the same command again goes on with it."""
     asked = json.dumps(source.to_dict(), sort_keys=True)
-    return f"prelabel-{project}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+    return f"{command}-{project}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+
+
+def each_task(task_ids: Iterable[int], work: Callable[[int], None], report: ChunkReport) -> Iterator[None]:
+    """Works on tasks, and comes back after each; one that was deleted meanwhile is skipped."""
+    for number in task_ids:
+        report.tasks += 1
+        try:
+            work(number)
+        except LabelStudioNotFound:
+            report.skipped += 1
+        yield
 
 
 def chunks_of(task_ids: Iterable[int], size: int = CHUNK_TASKS) -> Iterator[list[int]]:
@@ -184,12 +195,11 @@ class Prelabeler:
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("mask", "image")
         report = ChunkReport()
-        for number in task_ids:
-            report.tasks += 1
-            try:
-                self._answer(self._client.task(number), config, report)
-            except LabelStudioNotFound:
-                report.skipped += 1  # deleted meanwhile
+
+        def answer(number: int) -> None:
+            self._answer(self._client.task(number), config, report)
+
+        for _ in each_task(task_ids, answer, report):
             if len(self._waiting) >= POST_BATCH:
                 self._post(report)
                 yield report

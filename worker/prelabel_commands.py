@@ -6,23 +6,20 @@ from typing import Annotated
 
 import typer
 
+from worker.chunks import ColumnOption, DetachOption, PhrasesOption, ProjectOption
+
 app = typer.Typer()
 
 
 @app.command()
 def prelabel(
-    project: Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)],
-    phrase: Annotated[
-        list[str] | None,
-        typer.Option(help="What to look for in every picture; again, or with `;`, for several."),
-    ] = None,
-    from_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Take the phrases of each task from this field of its data.")
-    ] = "",
+    project: ProjectOption,
+    phrase: PhrasesOption = None,
+    from_column: ColumnOption = "",
     from_labels: Annotated[
         bool, typer.Option("--from-labels", help="Look for each label of the form, by its alias or name.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")] = False,
+    detach: DetachOption = False,
 ) -> None:
     """Put masks into every task of a project, for annotators to begin with; running workers do it.
 
@@ -30,9 +27,9 @@ def prelabel(
     """
     from backend.labelstudio.config import LabelingConfig
     from backend.settings import Settings
-    from worker.chunks import enqueue_once, finish, watch
-    from worker.prelabel import PhraseSource, Progress, check_source, chunk_name, chunks_of, run_name
-    from worker.queues import prelabel_queue, require_redis
+    from worker.chunks import enqueue_chunks, finish, watch
+    from worker.prelabel import PhraseSource, Progress, check_source, run_name
+    from worker.queues import require_redis
     from worker.services import Services
 
     given = [bool(phrase), bool(from_column), from_labels]
@@ -46,27 +43,16 @@ def prelabel(
     config.require("mask", "image")
     check_source(source, config)
     task_ids = [int(task["id"]) for task in services.label_studio.task_list(project)]
-    run = run_name(project, source)
-    progress = Progress(services.redis, run)
-    chunks = {chunk_name(ids): ids for ids in chunks_of(task_ids)}
-    queue = prelabel_queue(services.redis)
-    for name, ids in chunks.items():
-        kwargs = {
-            "project_id": project,
-            "run": run,
-            "chunk": name,
-            "source": source.to_dict(),
-            "task_ids": ids,
-        }
-        if enqueue_once(queue, "worker.jobs.prelabel_chunk", f"{run}-{name}", kwargs):
-            progress.forget(name)
+    run = run_name("prelabel", project, source)
+    asked = {"project_id": project, "source": source.to_dict()}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.prelabel_chunk", run, task_ids, asked)
     if detach or not chunks:
         typer.echo(
             f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see how far it is."
         )
         return
     jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, progress, list(chunks), len(task_ids))
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
     finish(
         report,
         failures,

@@ -11,7 +11,6 @@ behind, writes the final scores, and sets the project to that order.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -32,7 +31,7 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
 from finetune.records import RefRecord
-from worker.prelabel import ChunkReport, PhraseSource, answers
+from worker.prelabel import ChunkReport, PhraseSource, answers, each_task
 from worker.ranking import Floats, learning_scores
 
 RANK_KEY = "sspsam:rank:{run}"
@@ -95,12 +94,6 @@ class Scores:
             self._redis.hdel(self._key, *gone)
 
 
-def run_name(project: int, source: PhraseSource) -> str:
-    """Names a run by what it asks for."""
-    asked = json.dumps(source.to_dict(), sort_keys=True)
-    return f"rank-{project}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-
-
 def own_phrases(records: Iterable[RefRecord], config: LabelingConfig) -> PhraseSource:
     """Looks for a task's own phrases; where it has none, for what annotators ask most, or else the labels."""
     asked = Counter(notes.phrase_key(record.phrase) for record in records)
@@ -150,14 +143,12 @@ class Ranker:
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("mask", "image")
         report = ChunkReport()
-        for number in task_ids:
-            report.tasks += 1
-            try:
-                self._score(self._client.task(number), config, report)
-            except LabelStudioNotFound:
-                report.skipped += 1  # deleted meanwhile
+
+        def score(number: int) -> None:
+            self._score(self._client.task(number), config, report)
+
+        for _ in each_task(task_ids, score, report):
             yield report
-        yield report
 
     def _score(self, fields: Json, config: LabelingConfig, report: ChunkReport) -> None:
         task = Task.parse(fields)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from worker.chunks import ColumnOption, DetachOption, PhrasesOption, ProjectOption
 
 app = typer.Typer()
 
 
 @app.command()
 def rank(
-    project: Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)],
-    phrase: Annotated[
-        list[str] | None,
-        typer.Option(help="What to look for in every picture; again, or with `;`, for several."),
-    ] = None,
-    from_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Take the phrases of each task from this field of its data.")
-    ] = "",
-    detach: Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")] = False,
+    project: ProjectOption,
+    phrase: PhrasesOption = None,
+    from_column: ColumnOption = "",
+    detach: DetachOption = False,
 ) -> None:
     """Put first what teaches most: tasks that the model is least certain of, near-duplicates last.
 
@@ -30,10 +25,10 @@ def rank(
     """
     from backend.labelstudio.config import LabelingConfig
     from backend.settings import Settings
-    from worker.chunks import enqueue_after, enqueue_once, finish, watch
-    from worker.prelabel import PhraseSource, Progress, check_source, chunk_name, chunks_of
+    from worker.chunks import enqueue_after, enqueue_chunks, finish, watch
+    from worker.prelabel import PhraseSource, Progress, check_source, run_name
     from worker.queues import prelabel_queue, require_redis
-    from worker.rank import own_phrases, run_name
+    from worker.rank import own_phrases
     from worker.services import Services
 
     if phrase and from_column:
@@ -51,27 +46,16 @@ def rank(
         source = own_phrases(services.collection(project).records(), config)
     check_source(source, config)
     task_ids = [int(task["id"]) for task in client.unannotated_tasks(project)]
-    run = run_name(project, source)
-    progress = Progress(services.redis, run)
-    chunks = {chunk_name(ids): ids for ids in chunks_of(task_ids)}
-    queue = prelabel_queue(services.redis)
-    for name, ids in chunks.items():
-        kwargs = {
-            "project_id": project,
-            "run": run,
-            "chunk": name,
-            "source": source.to_dict(),
-            "task_ids": ids,
-        }
-        if enqueue_once(queue, "worker.jobs.rank_chunk", f"{run}-{name}", kwargs):
-            progress.forget(name)
+    run = run_name("rank", project, source)
+    asked = {"project_id": project, "source": source.to_dict()}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.rank_chunk", run, task_ids, asked)
     jobs = [f"{run}-{name}" for name in chunks]
     if jobs:
-        last = {"project_id": project, "run": run}
+        queue, last = prelabel_queue(services.redis), {"project_id": project, "run": run}
         jobs.append(enqueue_after(queue, "worker.jobs.order_project", f"{run}-order", last, jobs))
     if detach or not chunks:
         typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
-    report, failures = watch(services.redis, jobs, progress, list(chunks), len(task_ids))
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
     scored = report.tasks - len(report.problems)
     finish(report, failures, f"tasks in order: {scored}, predictions posted: {report.posted}")

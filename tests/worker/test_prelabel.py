@@ -170,9 +170,14 @@ def test_a_form_without_a_brush_is_refused(
 
 
 def test_runs_and_chunks_are_named_by_what_they_are() -> None:
-    assert run_name(1, BOTH) == run_name(1, PhraseSource.from_dict(BOTH.to_dict()))
-    names = {run_name(1, BOTH), run_name(2, BOTH), run_name(1, PhraseSource("labels"))}
-    assert len(names) == 3
+    assert run_name("prelabel", 1, BOTH) == run_name("prelabel", 1, PhraseSource.from_dict(BOTH.to_dict()))
+    names = {
+        run_name("prelabel", 1, BOTH),
+        run_name("rank", 1, BOTH),
+        run_name("prelabel", 2, BOTH),
+        run_name("prelabel", 1, PhraseSource("labels")),
+    }
+    assert len(names) == 4
     assert list(chunks_of(range(1, 8), 3)) == [[1, 2, 3], [4, 5, 6], [7]]
     assert list(chunks_of([])) == []
     assert chunk_name([1, 2, 3]) != chunk_name([1, 3])
