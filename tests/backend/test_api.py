@@ -17,8 +17,8 @@ from backend.settings import Settings
 from tests.backend.colours import ColourPredictor
 from tests.backend.editor import ask, prompt
 from tests.backend.parts import BASE, service_of
-from tests.backend.waiting import wait_until
 from tests.backend.web import Web
+from tests.waiting import wait_until
 
 Json = dict[str, Any]
 

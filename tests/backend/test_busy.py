@@ -18,7 +18,7 @@ from backend.settings import Settings
 from tests.backend.colours import ColourPredictor, Referent
 from tests.backend.editor import ask, masks, predict_body, prompt, task, texts
 from tests.backend.parts import service_of
-from tests.backend.waiting import wait_until
+from tests.waiting import wait_until
 
 NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
 

@@ -24,7 +24,7 @@ from sspsam.checkpoints import CheckpointError
 from sspsam.version_objects import VersionObjects
 from sspsam.versions import VERSIONS_CHANNEL, VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
-from tests.backend.waiting import wait_until
+from tests.waiting import wait_until
 
 PRESET = "ssp-sam-test"
 BASE = f"{PRESET}-base"

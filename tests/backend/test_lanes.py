@@ -10,7 +10,7 @@ import pytest
 
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 from backend.lanes import Caller, Entrance, FairQueue, Lane, Pending, wait_for
-from tests.backend.waiting import wait_until
+from tests.waiting import wait_until
 
 ANNA, BERT, CLEO = Caller("anna"), Caller("bert"), Caller("cleo")
 

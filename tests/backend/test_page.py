@@ -23,8 +23,8 @@ from finetune.engine import LOG_NAME
 from sspsam.versions import VersionCard, VersionStore
 from tests.backend.editor import ask, click, prompt, task
 from tests.backend.parts import service_of
-from tests.backend.waiting import wait_until
 from tests.backend.web import Web
+from tests.waiting import wait_until
 
 CARD = VersionCard(
     metrics={

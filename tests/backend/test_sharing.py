@@ -23,7 +23,7 @@ from sspsam import Predictor, Referent
 from sspsam.masks import mask_to_brush_rle
 from sspsam.versions import VersionStore
 from tests.backend.colours import ColourPredictor, Pixels, as_referent, picture
-from tests.backend.waiting import wait_until
+from tests.waiting import wait_until
 
 PRESET = "ssp-sam-test"
 

@@ -18,8 +18,8 @@ from sspsam.checkpoints import CheckpointError, is_trainable, write_tensors
 from sspsam.cli import build_app
 from sspsam.predictor import Predictor
 from sspsam.versions import VersionCard, VersionStore
-from tests.backend.waiting import wait_until
 from tests.sspsam.published_files import PRESET, golden_bundle
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 The tests follow one another on one running demo.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from sspsam.versions import VersionCard, VersionStore
 from tests.e2e.editor import Editor
 from tests.e2e.running_demo import FINETUNE_AFTER, Demo
 from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, saved_regions, task_of, true_masks
+from tests.waiting import wait_until
 from worker.collection import Collection
 from worker.demo_pictures import Picture
 
@@ -55,13 +55,6 @@ def outline(mask: BoolMask) -> list[tuple[float, float]]:
         if inside.size:  # a hollow thing may have its middle beside itself
             way.append(((xs[inside[-1]] + 0.5) / width, (ys[inside[-1]] + 0.5) / height))
     return way
-
-
-def wait_until(what: str, condition: Callable[[], bool], within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
-        time.sleep(POLL_S)
 
 
 def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo, editor: Editor, page: Page) -> None:
@@ -117,7 +110,7 @@ def test_corrections_train_a_better_version(
         editor.open_task(demo.project, task)
         correct_all(editor, picture)
         editor.submit()
-        wait_until("the labels are collected", partial(is_collected, records, task), COLLECT_WITHIN_S)
+        wait_until(partial(is_collected, records, task), "the labels are collected", COLLECT_WITHIN_S, POLL_S)
     assert corrected() >= FINETUNE_AFTER
 
     store = VersionStore(demo.folder / "models", "ssp-sam-demo")
@@ -125,7 +118,7 @@ def test_corrections_train_a_better_version(
     def made() -> list[VersionCard]:
         return [card for card in store.list() if card.version_id != before and card.status in VERDICTS]
 
-    wait_until("a judged version", lambda: bool(made()), TRAIN_WITHIN_S)
+    wait_until(lambda: bool(made()), "a judged version", TRAIN_WITHIN_S, POLL_S)
     card = made()[-1]
     listed = demo.sspsam("versions", "list")
     assert card.version_id in listed
@@ -139,7 +132,7 @@ def test_corrections_train_a_better_version(
     if card.status == "rejected":  # so few strokes need not make it better; a person may overrule the gate
         assert version_of(demo) == before
         demo.sspsam("versions", "promote", card.version_id)
-    wait_until("the new version", lambda: version_of(demo) == card.version_id, SWAP_WITHIN_S)
+    wait_until(lambda: version_of(demo) == card.version_id, "the new version", SWAP_WITHIN_S, POLL_S)
     assert editor.version_in_test_request(demo.project) == card.version_id
 
 

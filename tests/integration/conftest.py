@@ -3,9 +3,11 @@
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
@@ -18,6 +20,9 @@ from worker.demo_pictures import demo_pictures
 from worker.local_label_studio import Account, label_studio_part
 from worker.supervisor import Supervisor
 from worker.up import LOOPBACK, start_redis, start_service
+
+if TYPE_CHECKING:
+    from tests.integration.parts import RedisProcess
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -118,3 +123,14 @@ def project(label_studio: RunningLabelStudio, service: RunningService, pictures:
     client.upload_images(number, pictures)
     connect_project(client, number, service.url, webhook_secret=service.webhook_secret)
     return Project(client, service, number, [task["id"] for task in client.tasks(number)])
+
+
+@pytest.fixture
+def redis_process() -> "Iterator[RedisProcess]":
+    from tests.integration.parts import RedisProcess
+
+    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:  # a socket's path must be short
+        process = RedisProcess(Path(folder))
+        process.start()
+        yield process
+        process.kill()

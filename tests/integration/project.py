@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sysconfig
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -84,13 +82,6 @@ class Project:
         """Saves an annotation of one region; returns its id."""
         results = region_results(ProposedRegion(region, phrase, mask, score=0.5), CONFIG)
         return int(self.client.create_annotation(task, results)["id"])
-
-
-def wait_until(what: str, condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
-        time.sleep(POLL_S)
 
 
 def run_sspsam(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:

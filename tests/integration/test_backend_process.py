@@ -23,9 +23,9 @@ from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from tests.backend.colours import encoded, picture
-from tests.backend.waiting import wait_until
 from tests.backend.web import Web, slowly
 from tests.integration.conftest import LOOPBACK, RunningLabelStudio, free_port
+from tests.waiting import wait_until
 
 STOP_S = 20.0
 PICTURE_S = 1.5

@@ -11,16 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import requests
 import torch
-from redis import Redis, RedisError
 
 from backend.errors import ImageFetchError
 from backend.images import ImageStore
@@ -29,113 +25,31 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
 from sspsam.versions import CURRENT, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import encoded, picture
-from tests.backend.waiting import wait_until
 from tests.integration.conftest import LOOPBACK, free_port
+from tests.integration.parts import (
+    ANNOTATION,
+    AUTH,
+    PROJECT,
+    SECRET,
+    TASK,
+    Backend,
+    FixedLabelStudio,
+    RedisProcess,
+)
+from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, LabelStudioServer, region
 from worker import jobs
-from worker.redis_program import redis_program
 
 AWAY_S = float(os.environ.get("REDIS_AWAY_S", "3"))
 """How long Redis is gone in its test; 60 for the figure in docs/reliability.md."""
 START_S = 120.0
 PRESET = "ssp-sam-test"
-PROJECT, TASK, ANNOTATION = 3, 7, 11
-SECRET = "webhook-secret"
-AUTH = ("user", "password")
-
-
-class RedisProcess:
-    """A redis-server that can be killed and started again on the same data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.url = f"unix://{folder}/r.sock"
-        self._command = [str(redis_program()), "--port", "0", "--unixsocket", f"{folder}/r.sock"]
-        self._command += ["--dir", str(folder), "--appendonly", "yes", "--save", ""]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        wait_until(self._answers, "Redis answers")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def _answers(self) -> bool:
-        with suppress(RedisError), Redis.from_url(self.url) as client:
-            return bool(client.ping())
-        return False
-
-
-@dataclass
-class FixedLabelStudio(LabelStudioServer):
-    """A Label Studio that comes back at the same address."""
-
-    port: int = field(default_factory=free_port)
-
-    def make_server(self) -> ThreadingHTTPServer:
-        from tests.worker.label_studio_server import _Handler
-
-        handler = type("Handler", (_Handler,), {"label_studio": self})
-        return ThreadingHTTPServer((LOOPBACK, self.port), handler)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A running `sspsam serve`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-
-    def health(self) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = requests.get(f"{self.url}/health", timeout=5).json()
-            return answer
-        except requests.RequestException:
-            return {}
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, "the backend has ended"
-        return self.health().get("model_state") == "ready"
-
-    def ask(self, image: str, phrase: str = "the red square") -> requests.Response:
-        return requests.post(f"{self.url}/predict", json=asked(image, phrase), auth=AUTH, timeout=60)
-
-    def webhook(self) -> requests.Response:
-        event = {
-            "action": "ANNOTATION_CREATED",
-            "annotation": {"id": ANNOTATION, "task": TASK},
-            "project": {"id": PROJECT},
-        }
-        return requests.post(f"{self.url}/webhook", json=event, headers={"X-ML-Secret": SECRET}, timeout=30)
-
-
-def asked(image: str, phrase: str) -> dict[str, Any]:
-    prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "value": {"text": [phrase]}}
-    return {
-        "tasks": [{"id": TASK, "data": {"image": image}}],
-        "project": f"{PROJECT}.1",
-        "label_config": RECOMMENDED_CONFIG,
-        "params": {"context": {"result": [prompt]}},
-    }
 
 
 def version_that_answered(answer: requests.Response) -> str:
     assert answer.status_code == 200, answer.text
     assert "not looked for" not in answer.text, answer.text[:500]
     return str(answer.json()["results"][0]["model_version"])
-
-
-@pytest.fixture
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:  # a socket's path must be short
-        process = RedisProcess(Path(folder))
-        process.start()
-        yield process
-        process.kill()
 
 
 @pytest.fixture

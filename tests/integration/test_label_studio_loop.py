@@ -13,6 +13,7 @@ from sspsam.versions import VersionStore
 from tests.integration.project import (
     BROWSER,
     CONFIG,
+    POLL_S,
     TRAINING_WAIT_S,
     WAIT_S,
     Project,
@@ -20,8 +21,8 @@ from tests.integration.project import (
     ring,
     size_of,
     sspsam,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 
 def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:
@@ -82,7 +83,7 @@ def test_leftover_clicks_are_neither_records_nor_exported(project: Project, tmp_
         "value": {**results[0]["value"], "keypointlabels": ["refine"]},
     }
     project.client.create_annotation(task, [click, *results, part])
-    wait_until("the record", lambda: len(project.records) == 1)
+    wait_until(lambda: len(project.records) == 1, "the record", WAIT_S, POLL_S)
 
     sspsam(project, "export", "--project", str(project.number), "--out", str(tmp_path / "labels.json"))
 
@@ -102,7 +103,7 @@ def test_a_saved_annotation_becomes_a_record_follows_its_changes_and_goes(projec
     task = project.tasks[1]
     mask = ring(*size_of(project, task))
     number = project.save(task, "the ring", mask)
-    wait_until("the record", lambda: len(project.records) == 1)
+    wait_until(lambda: len(project.records) == 1, "the record", WAIT_S, POLL_S)
     (record,) = project.records
     assert (record.phrase, record.task, record.annotation) == ("the ring", task, number)
     assert record.mask_rle is not None
@@ -112,13 +113,15 @@ def test_a_saved_annotation_becomes_a_record_follows_its_changes_and_goes(projec
     changed = ~mask
     results = region_results(ProposedRegion("drawn", "all but the ring", changed, score=0.5), CONFIG)
     project.client.update_annotation(number, results)
-    wait_until("the change", lambda: [one.phrase for one in project.records] == ["all but the ring"])
+    wait_until(
+        lambda: [one.phrase for one in project.records] == ["all but the ring"], "the change", WAIT_S, POLL_S
+    )
     (record,) = project.records
     assert record.mask_rle is not None
     assert np.array_equal(coco_rle_to_mask(record.mask_rle), changed)
 
     project.client.delete_annotation(number)
-    wait_until("that it is forgotten", lambda: project.records == [])
+    wait_until(lambda: project.records == [], "that it is forgotten", WAIT_S, POLL_S)
 
 
 def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> None:
@@ -129,20 +132,20 @@ def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> 
     assert results, "the tiny model finds a mask for anything"
     before = corrections(project)
     number = int(project.client.create_annotation(task, results)["id"])
-    wait_until("the record", lambda: len(project.records) == 1)
+    wait_until(lambda: len(project.records) == 1, "the record", WAIT_S, POLL_S)
     assert not project.records[0].corrected
     assert project.records[0].served_version == "ssp-sam-test-base"
     accepted = {"accepted": before["accepted"] + 1, "edited": before["edited"]}
-    wait_until("that it is counted", lambda: corrections(project) == accepted)
+    wait_until(lambda: corrections(project) == accepted, "that it is counted", WAIT_S, POLL_S)
 
     region = next(result for result in results if result["from_name"] == "mask")
     mask = brush_rle_to_mask(region["value"]["rle"], region["original_height"], region["original_width"])
     mask[: mask.shape[0] // 2] ^= True
     corrected = region_results(ProposedRegion(region["id"], "the fish", mask, score=0.5), CONFIG)
     project.client.update_annotation(number, corrected)
-    wait_until("the correction", lambda: [one.corrected for one in project.records] == [True])
+    wait_until(lambda: [one.corrected for one in project.records] == [True], "the correction", WAIT_S, POLL_S)
     edited = {"accepted": before["accepted"], "edited": before["edited"] + 1}
-    wait_until("that it is counted anew", lambda: corrections(project) == edited)
+    wait_until(lambda: corrections(project) == edited, "that it is counted anew", WAIT_S, POLL_S)
     page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
     assert '<table class="corrections">' in page
 
@@ -188,7 +191,7 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
         mask = np.zeros((height, width), bool)
         mask[:, : width // 2] = True
         project.save(task, "the left half", mask)
-    wait_until("the records", lambda: len(project.records) == len(project.tasks))
+    wait_until(lambda: len(project.records) == len(project.tasks), "the records", WAIT_S, POLL_S)
     store = VersionStore(project.service.model_dir, "ssp-sam-test")
     before = len(store.list())
     project.client.start_training(int(project.backend["id"]))
@@ -196,13 +199,13 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     def judged() -> bool:
         return len(store.list()) > before and store.list()[-1].status != "candidate"
 
-    wait_until("a judged version", judged, TRAINING_WAIT_S)
+    wait_until(judged, "a judged version", TRAINING_WAIT_S, POLL_S)
     card = store.list()[-1]
     assert card.metrics["candidate"] is not None
     assert "gIoU" in card.reason
     serving = card.version_id if card.status == "promoted" else "ssp-sam-test-base"
-    wait_until("that it serves", lambda: store.current() == serving)
-    wait_until("Label Studio's word", lambda: project.backend["model_version"] == serving)
+    wait_until(lambda: store.current() == serving, "that it serves", WAIT_S, POLL_S)
+    wait_until(lambda: project.backend["model_version"] == serving, "Label Studio's word", WAIT_S, POLL_S)
     page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
     assert serving in page
     listed = sspsam(project, "versions", "list")

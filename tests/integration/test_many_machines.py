@@ -16,7 +16,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from tests.integration.conftest import LOOPBACK, free_port
-from tests.integration.test_faults import Backend, FixedLabelStudio, asked
+from tests.integration.parts import Backend, FixedLabelStudio, asked
 from tests.integration.test_worker_faults import (
     BASE,
     FIRST,
@@ -25,17 +25,16 @@ from tests.integration.test_worker_faults import (
     collected,
     kill,
     label_studio,
-    redis_process,
     save_event,
     services,
-    wait_until,
+    wait_long,
 )
 from worker import jobs
 from worker.decisions import ask_for_decision
 from worker.queues import EVENTS, TRAINING, training_queue
 from worker.services import Services
 
-__all__ = ["label_studio", "redis_process", "services"]
+__all__ = ["label_studio", "services"]
 
 
 @contextmanager
@@ -75,20 +74,20 @@ def test_jobs_are_shared_data_is_trained_once_and_every_backend_swaps(
         backends = [stack.enter_context(backend()) for _ in range(2)]
         for _ in range(2):
             stack.enter_context(worker())
-        wait_until(lambda: len(Worker.all(connection=services.redis)) == 4)
+        wait_long(lambda: len(Worker.all(connection=services.redis)) == 4)
         events = [save_event(services, number) for number in range(1, PICTURES + 1)]
-        wait_until(lambda: collected(services) == set(range(1, PICTURES + 1)))
+        wait_long(lambda: collected(services) == set(range(1, PICTURES + 1)))
         for server in backends:
-            wait_until(server.ready)
+            wait_long(server.ready)
         assert {version_of(server, image) for server in backends} == {BASE}
 
         for _ in range(10):  # ten triggers at once, from both machines' schedules and a person
             ask_for_decision(services.redis, PROJECT, "start-training")
             jobs.maybe_finetune(PROJECT, "start-training")
             jobs.check_projects()
-        wait_until(lambda: services.store.current() == FIRST)
-        wait_until(lambda: {version_of(server, image) for server in backends} == {FIRST})
-        wait_until(lambda: training_queue(services.redis).count == 0)
+        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: {version_of(server, image) for server in backends} == {FIRST})
+        wait_long(lambda: training_queue(services.redis).count == 0)
 
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST], "trained once"
     done = [Job.fetch(one, connection=services.redis, serializer=JSONSerializer) for one in events]

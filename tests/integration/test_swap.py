@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -27,19 +28,12 @@ from sspsam.masks import BoolMask
 from sspsam.versions import CURRENT, VERSIONS_CHANNEL, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import picture
 from tests.integration.conftest import LOOPBACK, free_port
-from tests.integration.test_faults import (
-    Backend,
-    FixedLabelStudio,
-    asked,
-    environment,
-    label_studio_server,
-    redis_process,
-)
+from tests.integration.parts import Backend, FixedLabelStudio, asked
+from tests.integration.test_faults import environment, label_studio_server
+from tests.waiting import wait_until
 from tests.worker.decisive import PRESET, decisive_state
 
-from .test_worker_faults import wait_until
-
-__all__ = ["environment", "label_studio_server", "redis_process"]
+__all__ = ["environment", "label_studio_server"]
 
 CLIENTS = 32
 SWAPS = 8
@@ -107,7 +101,7 @@ def backend(environment: dict[str, str], versions: Versions) -> Iterator[Backend
     with subprocess.Popen(command, env=told, stderr=subprocess.DEVNULL) as process:
         try:
             server = Backend(process, f"http://{LOOPBACK}:{port}")
-            wait_until(server.ready)
+            wait_until(server.ready, patience_s=SWAP_WITHIN_S)
             yield server
         finally:
             process.kill()
@@ -142,6 +136,9 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(
                 served[answer.json()["results"][0]["model_version"]] += 1
             turn += 1
 
+    def has_served(version: str, answers: int) -> bool:
+        return served[version] >= answers or bool(wrong)
+
     clients = [threading.Thread(target=annotate, args=(number,)) for number in range(CLIENTS)]
     process, sizes = psutil.Process(backend.process.pid), []
     for client in clients:
@@ -156,8 +153,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(
                     versions.store.promote(second)
                 serving = versions.store.current()
                 redis.publish(VERSIONS_CHANNEL, serving)
-                before = served[serving]
-                wait_until(lambda: served[serving] >= before + CLIENTS or wrong)  # noqa: B023
+                wait_until(partial(has_served, serving, served[serving] + CLIENTS), patience_s=SWAP_WITHIN_S)
                 family = [process, *process.children(recursive=True)]
                 sizes.append(sum(one.memory_info().rss for one in family))
     finally:
@@ -185,14 +181,14 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_message_may_be_lost(
     def page() -> str:
         return requests.get(backend.url, headers={"Accept": "text/html"}, timeout=60).text
 
-    wait_until(lambda: "differs from what was published" in page(), SWAP_WITHIN_S)
+    wait_until(lambda: "differs from what was published" in page(), patience_s=SWAP_WITHIN_S)
     answer = ask(backend, image, PHRASES[0])
     assert versions.wrong(answer, PHRASES[0]) == ""
     assert answer.json()["results"][0]["model_version"] == first, "the old one serves on"
 
     current.write_text(before)
     versions.store.promote(second)
-    wait_until(lambda: backend.health()["model_version"] == second, SWAP_WITHIN_S)
+    wait_until(lambda: backend.health()["model_version"] == second, patience_s=SWAP_WITHIN_S)
     answer = ask(backend, image, PHRASES[0])
     assert versions.wrong(answer, PHRASES[0]) == ""
     assert answer.json()["results"][0]["model_version"] == second

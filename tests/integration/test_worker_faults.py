@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 import pytest
 import torch
@@ -24,8 +23,10 @@ from rq.serializers import JSONSerializer
 
 from backend.events import EventQueue
 from sspsam.versions import VersionCard, VersionStore
-from tests.integration.test_faults import FixedLabelStudio, RedisProcess
+from tests.integration.parts import FixedLabelStudio, RedisProcess
+from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, prompt, region
+from tests.worker.squares import scene
 from worker import jobs
 from worker.collection import Collection
 from worker.queues import QUEUES, connect, events_queue, queue_named, training_queue
@@ -33,31 +34,9 @@ from worker.runs import run_folder
 from worker.services import Services
 
 PRESET, PROJECT, PICTURES = "ssp-sam-test", 5, 8
-PATIENCE_S = 600.0
-POLL_S = 0.005
 BASE, FIRST = f"{PRESET}-base", f"{PRESET}-0001"
-
-
-def scene(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """A bright square on dark noise, and its mask."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
-    top, left = (int(rng.integers(2, side - 26)) for side in (48, 64))
-    mask = np.zeros((48, 64), dtype=np.bool_)
-    mask[top : top + 24, left : left + 24] = True
-    image[mask] = (250, 240, 90)
-    return image, mask
-
-
-@pytest.fixture
-def redis_process() -> Iterator[RedisProcess]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:  # a socket's path must be short
-        process = RedisProcess(Path(folder))
-        process.start()
-        yield process
-        process.kill()
+wait_long = partial(wait_until, patience_s=240.0)
+"""RQ looks for what died once a minute."""
 
 
 @pytest.fixture
@@ -114,13 +93,6 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    until_s = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < until_s, "it did not happen in time"
-        time.sleep(POLL_S)
-
-
 def let_heartbeats_expire(connection: Redis) -> None:
     """As if a minute had gone by since a worker died."""
     for name in QUEUES:
@@ -160,40 +132,40 @@ def test_a_worker_killed_while_it_collects(services: Services, label_studio: Fix
     label_studio.hold = True
     save_event(services, 1)
     with workers("events") as process:
-        wait_until(lambda: "/api/annotations/1/" in label_studio.requests)
+        wait_long(lambda: "/api/annotations/1/" in label_studio.requests)
         kill(process)
     label_studio.hold = False
     assert collected(services) == set()
 
     let_heartbeats_expire(services.redis)
     with workers("events"):
-        wait_until(lambda: collected(services) == {1})
+        wait_long(lambda: collected(services) == {1})
 
 
 def test_a_worker_killed_while_it_trains(services: Services) -> None:
     job = queue_finetune(services)
     folder = run_folder(services.settings.model_dir, job.id) / "training"
     with workers("training") as process:
-        wait_until((folder / "checkpoint.pt").exists)
+        wait_long((folder / "checkpoint.pt").exists)
         kill(process)
     assert services.store.current() == BASE
     let_heartbeats_expire(services.redis)
     with workers("training"):
-        wait_until(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current() == FIRST)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
 def test_a_worker_killed_while_it_publishes(services: Services) -> None:
     queue_finetune(services)
     with workers("training") as process:
-        wait_until(lambda: aside(services.store))
+        wait_long(lambda: aside(services.store))
         kill(process)
     assert services.store.current() == BASE
     for card in services.store.list():
         services.store.load(card.version_id)  # what is visible is whole
     let_heartbeats_expire(services.redis)
     with workers("training"):
-        wait_until(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current() == FIRST)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
@@ -208,7 +180,7 @@ VersionStore(Path(sys.argv[1]), sys.argv[2]).publish({"a": torch.zeros(50_000_00
 def test_a_process_killed_in_the_middle_of_writing_a_version(tmp_path: Path) -> None:
     store = VersionStore(tmp_path, PRESET)
     with subprocess.Popen([sys.executable, "-c", PUBLISH, str(tmp_path), PRESET]) as process:
-        wait_until(lambda: aside(store))
+        wait_long(lambda: aside(store))
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert aside(store), "it was in the middle"
@@ -224,15 +196,15 @@ def test_redis_restarted_with_jobs_queued_and_running(
     shutil.rmtree(Collection(services.settings.model_dir, PROJECT).folder)
     waiting = {save_event(services, number) for number in range(1, PICTURES + 1)}
     with workers("training"):
-        wait_until((folder / "checkpoint.pt").exists)
+        wait_long((folder / "checkpoint.pt").exists)
         redis_process.kill()
         redis_process.start()
         assert set(events_queue(connect(redis_process.url)).get_job_ids()) == waiting
         time.sleep(1.0)
         let_heartbeats_expire(services.redis)
-        wait_until(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current() == FIRST)
     with workers("events"):
-        wait_until(lambda: collected(services) == set(range(1, PICTURES + 1)))
+        wait_long(lambda: collected(services) == set(range(1, PICTURES + 1)))
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
@@ -245,9 +217,9 @@ def test_label_studio_away_while_an_event_is_worked_on(
     number = save_event(services, 1)
     job = Job.fetch(number, connection=services.redis, serializer=JSONSerializer)
     with workers("events"):
-        wait_until(lambda: job.get_status() == "scheduled")
+        wait_long(lambda: job.get_status() == "scheduled")
         label_studio.__enter__()
-        wait_until(lambda: collected(services) == {1})
+        wait_long(lambda: collected(services) == {1})
     assert len(FailedJobRegistry(queue=events_queue(services.redis))) == 0
 
 
@@ -256,12 +228,12 @@ def test_a_clock_that_jumps_ahead_makes_no_second_version(services: Services) ->
     job = queue_finetune(services)
     folder = run_folder(services.settings.model_dir, job.id) / "training"
     with workers("training"):
-        wait_until((folder / "checkpoint.pt").exists)
+        wait_long((folder / "checkpoint.pt").exists)
         let_heartbeats_expire(services.redis)
         with workers("training"):
-            wait_until(lambda: services.store.current() == FIRST)
-            wait_until(lambda: job.get_status() == "finished")
-            wait_until(lambda: not StartedJobRegistry(queue=training_queue(services.redis)).count)
+            wait_long(lambda: services.store.current() == FIRST)
+            wait_long(lambda: job.get_status() == "finished")
+            wait_long(lambda: not StartedJobRegistry(queue=training_queue(services.redis)).count)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
@@ -271,7 +243,7 @@ def test_poisoned_records_are_left_out(services: Services, caplog: pytest.LogCap
     records = Collection(services.settings.model_dir, PROJECT).records()
     (services.settings.images_dir / records[0].image_sha256).write_bytes(b"no picture")
     with workers("training"):
-        wait_until(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current() == FIRST)
     card = services.store.get(FIRST)
     assert card.data["trained_on_images"] + card.metrics["held_out_images"] == PICTURES - 1
 

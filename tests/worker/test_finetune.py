@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from rq.registry import StartedJobRegistry
 from backend.app import create_app
 from sspsam import Predictor
 from sspsam.versions import VERSIONS_CHANNEL, VersionStore
+from tests.waiting import wait_until
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
+from tests.worker.squares import scene
 from worker import jobs
 from worker.queues import events_queue, training_queue
 from worker.runs import run_folder
@@ -35,17 +36,7 @@ UInt8Image = npt.NDArray[np.uint8]
 
 PROJECT = 5
 PHRASE = "the bright square"
-
-
-def scene(seed: int) -> tuple[UInt8Image, npt.NDArray[np.bool_]]:
-    """A bright square on dark noise, and its mask."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
-    top, left = (int(rng.integers(2, side - 26)) for side in (48, 64))
-    mask = np.zeros((48, 64), dtype=np.bool_)
-    mask[top : top + 24, left : left + 24] = True
-    image[mask] = (250, 240, 90)
-    return image, mask
+WAIT_S = 120.0
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +52,6 @@ def work_off(environment: dict[str, str], *queues: str) -> None:
     """Runs real worker processes until their queues are empty."""
     command = [sys.executable, "-m", "worker", "worker", "--burst", "--queues", ",".join(queues)]
     subprocess.run(command, env=environment, check=True, timeout=240)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_corrections_become_a_version_that_serves(services: Services, environment: dict[str, str]) -> None:
@@ -155,7 +139,7 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
     checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
     command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
     with subprocess.Popen(command, env=environment) as pool:
-        wait_until(checkpoint.exists)
+        wait_until(checkpoint.exists, patience_s=WAIT_S)
         pool.send_signal(signal.SIGTERM)
         started = time.monotonic()
         assert pool.wait(timeout=20) == 0
@@ -176,7 +160,7 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     shutil.copytree(services.settings.model_dir, unbroken)
     checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
     with subprocess.Popen([sys.executable, "-m", "worker.pool", "training"], env=environment) as worker:
-        wait_until(checkpoint.exists)
+        wait_until(checkpoint.exists, patience_s=WAIT_S)
         horses = psutil.Process(worker.pid).children(recursive=True)
         worker.kill()
         for horse in horses:
@@ -191,11 +175,11 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     services.redis.zadd(started.key, {execution: 1})  # a minute later, its heartbeat would be this old
     command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
     with subprocess.Popen(command, env=environment) as pool:
-        wait_until(lambda: services.store.current() == "ssp-sam-test-0001")
+        wait_until(lambda: services.store.current() == "ssp-sam-test-0001", patience_s=WAIT_S)
         pool.terminate()
     assert len(services.store.list()) == 2
 
-    wait_until(lambda: not training_queue(services.redis).count)
+    wait_until(lambda: not training_queue(services.redis).count, patience_s=WAIT_S)
     kwargs = {"project_id": PROJECT, "run_id": job.id}
     training_queue(services.redis).enqueue_call("worker.jobs.finetune", kwargs=kwargs)
     work_off({**environment, "MODEL_DIR": str(unbroken)}, "training")

@@ -155,18 +155,24 @@ def stop_signal(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
     signal.signal(number, before)
 
 
-def run_until_stopped(supervisor: Supervisor, part: Part, started: list[int]) -> None:
-    supervisor.start(part)
-    started.append(supervisor.running[part.name].process.pid)
-    supervisor.watch()
+def stopped_by(stop_signal: signal.Signals, folder: Path) -> int:
+    """Runs a part that sends a signal to its supervisor, until that ends; returns the part's process id."""
+    started: list[int] = []
+
+    def run(supervisor: Supervisor) -> None:
+        supervisor.start(
+            python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
+        )
+        started.append(supervisor.running["sender"].process.pid)
+        supervisor.watch()
+
+    with pytest.raises(KeyboardInterrupt), Supervisor(folder) as supervisor:
+        run(supervisor)
+    return started[0]
 
 
 def test_stop_signals_end_the_watch(tmp_path: Path, stop_signal: signal.Signals) -> None:
-    sender = python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
-    started: list[int] = []
-    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
-        run_until_stopped(supervisor, sender, started)
-    assert has_ended(started[0])
+    assert has_ended(stopped_by(stop_signal, tmp_path))
 
 
 def test_a_second_stop_signal_does_not_disturb_the_ending(
@@ -179,11 +185,7 @@ def test_a_second_stop_signal_does_not_disturb_the_ending(
         stop(supervisor)
 
     monkeypatch.setattr(Supervisor, "stop", stop_with_another_signal)
-    sender = python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
-    started: list[int] = []
-    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
-        run_until_stopped(supervisor, sender, started)
-    assert has_ended(started[0])
+    assert has_ended(stopped_by(stop_signal, tmp_path))
 
 
 def test_a_part_that_is_being_started_is_ended_too(
