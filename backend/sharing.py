@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from sspsam import ImageEmbedding, Referent
+    from sspsam.answers import Decoded, Question
     from sspsam.masks import BoolMask
-    from sspsam.predictor import Decoded, Question
 
 UInt8Image = npt.NDArray[np.uint8]
 ReadImage = Callable[[], UInt8Image]
@@ -75,7 +75,7 @@ class Clicks:
     box_xyxy: tuple[float, float, float, float] | None = None
 
     def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
-        """`points` and `boxes`, as `sspsam.predictor.Question` has them."""
+        """`points` and `boxes`, as `sspsam.answers.Question` has them."""
         height, width = original_hw
         points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
         box = None
@@ -92,7 +92,7 @@ class Asked:
     clicks: Clicks | None = None
 
     def about(self, embedding: ImageEmbedding) -> Question:
-        from sspsam.predictor import Question
+        from sspsam.answers import Question
 
         where = self.clicks.in_pixels(embedding.original_hw) if self.clicks is not None else {}
         return Question(embedding, self.phrase, **where)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from backend.app import create_app
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
+from sspsam.answers import Decoded, Question
 from sspsam.model import build_model
-from sspsam.predictor import Decoded, Predictor, Question
+from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS
 
 SIZES = {"1 megapixel": (1000, 1000), "12 megapixels": (3000, 4000)}

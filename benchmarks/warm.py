@@ -25,9 +25,10 @@ from common.sections import table, write_section
 from torch import nn
 
 from sspsam import build_model
+from sspsam.answers import ImageEmbedding
 from sspsam.frames import image_to_clip
 from sspsam.phrases import tokenize
-from sspsam.predictor import ImageEmbedding, Predictor
+from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS
 
 PRESETS = ("ssp-sam-demo", "ssp-sam-224", "ssp-sam-336")

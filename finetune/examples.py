@@ -12,11 +12,12 @@ from torch import Tensor
 
 from finetune.data.dataset import Dataset, Sample
 from sspsam import frames
+from sspsam.answers import ImageEmbedding
 from sspsam.clip import TextFeatures
 from sspsam.frames import BoolMask, ClipFrame
 from sspsam.masks import coco_rle_to_mask, mask_to_coco_rle
 from sspsam.phrases import tokenize
-from sspsam.predictor import ImageEmbedding, Predictor
+from sspsam.predictor import Predictor
 
 TEXT_CHUNK = 64
 """Phrases that the text tower reads at once."""

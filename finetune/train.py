@@ -19,8 +19,9 @@ from finetune.processes import Processes, join_processes
 from finetune.rec import RECStage
 from finetune.ssp import SSPStage
 from sspsam import checkpoints
+from sspsam.bundles import WEIGHTS_FOLDER
 from sspsam.model import build_model
-from sspsam.predictor import WEIGHTS_FOLDER, Predictor
+from sspsam.predictor import Predictor
 from sspsam.presets import base_preset, get_preset
 from sspsam.sam import build_image_encoder
 

@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sspsam.answers import ImageEmbedding, Referent
     from sspsam.checkpoints import CheckpointError, load_checkpoint
     from sspsam.model import SSPSAM, build_model
     from sspsam.phrases import PhraseError
-    from sspsam.predictor import ImageEmbedding, Predictor, Referent
+    from sspsam.predictor import Predictor
     from sspsam.presets import PRESETS
     from sspsam.sam import build_image_encoder
 
@@ -31,10 +32,10 @@ _HOMES = {
     "PRESETS": "presets",
     "SSPSAM": "model",
     "CheckpointError": "checkpoints",
-    "ImageEmbedding": "predictor",
+    "ImageEmbedding": "answers",
     "PhraseError": "phrases",
     "Predictor": "predictor",
-    "Referent": "predictor",
+    "Referent": "answers",
     "build_image_encoder": "sam",
     "build_model": "model",
     "load_checkpoint": "checkpoints",

@@ -13,7 +13,8 @@ import typer
 from sspsam.weight_commands import app as weights_app
 
 if TYPE_CHECKING:
-    from sspsam.predictor import Predictor, Referent
+    from sspsam.answers import Referent
+    from sspsam.predictor import Predictor
 
 app = typer.Typer()
 app.add_typer(weights_app, name="weights")

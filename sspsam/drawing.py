@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
-    from sspsam.predictor import Referent
+    from sspsam.answers import Referent
 
 Rgb = tuple[int, int, int]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sspsam import checkpoints, frames
+from sspsam.answers import Decoded, ImageEmbedding, Question, Referent, says_nothing, stability_of
+from sspsam.bundles import load_bundle, packaged_weights
 from sspsam.embedding_files import digest_of_modules
-from sspsam.files import sha256_of_file
-from sspsam.frames import BoolMask, ClipFrame, Hw, UInt8Image
-from sspsam.layouts import IMAGE_ENCODER_PREFIX
+from sspsam.frames import ClipFrame, UInt8Image
 from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, build_model
 from sspsam.phrases import tokenize
@@ -27,108 +26,10 @@ from sspsam.sam import build_image_encoder
 from sspsam.specks import without_specks
 from sspsam.two_way import ImageSide
 
-STABILITY_OFFSET = 1.0
-"""Logits by which the threshold is moved to see whether the mask stays, as in segment_anything."""
-NO_TARGET_MIN_FRACTION = 50 / 512**2
-"""A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
-
 ImagePrecision = Literal["float32", "bfloat16"]
 """What SAM's image encoder computes in; bfloat16 where the hardware has it is faster, and less exact."""
 
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 TEST_SEED = 0
-
-
-@dataclass(frozen=True)
-class ImageEmbedding:
-    """What depends on the image alone."""
-
-    original_hw: Hw
-    image_embedding: Tensor
-    """(1, C, h, w): SAM's image encoder."""
-    patch_features: Tensor
-    """(1, G*G, D): CLIP's patches."""
-    clip_frame: ClipFrame
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that the tensors take."""
-        return sum(tensor.nbytes for tensor in (self.image_embedding, self.patch_features))
-
-    @property
-    def descriptor(self) -> npt.NDArray[np.float32]:
-        """(D,) mean of CLIP's patches: what pictures can be compared by."""
-        return np.asarray(self.patch_features.mean(dim=1)[0].float().cpu().numpy(), np.float32)
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """In half precision on the CPU, as it is kept on disk; `Predictor.from_tensors` is the inverse."""
-        return {
-            "image_embedding": self.image_embedding.cpu().half(),
-            "patch_features": self.patch_features.cpu().half(),
-            "clip_frame": self.clip_frame.to_tensor(),
-        }
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about a picture."""
-
-    embedding: ImageEmbedding
-    phrase: str
-    """A referring expression of at most 77 CLIP tokens; empty for what is pointed at without one."""
-    points: npt.ArrayLike | None = None
-    """(N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame."""
-    boxes: npt.ArrayLike | None = None
-    """(4,) xyxy px, original frame."""
-
-    @property
-    def is_pointed(self) -> bool:
-        """Whether there is anything beside the phrase."""
-        return self.points is not None or self.boxes is not None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether somebody says that there is something: with a box, or with a point that is part of it."""
-        if self.boxes is not None:
-            return True
-        if self.points is None:
-            return False
-        return bool((np.asarray(self.points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the networks say to a question, still in SAM's frame."""
-
-    question: Question
-    mask_logits: Tensor
-    """(4h, 4w) float32 over the padded square, on the CPU."""
-    score: float
-    """The decoder's estimate of the mask's IoU, 0..1."""
-    box_cxcywh: Tensor | None
-    """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
-
-
-@dataclass(frozen=True)
-class Referent:
-    """What a phrase refers to."""
-
-    phrase: str
-    mask: BoolMask
-    """(H, W) in the original frame; all False when nothing fits."""
-    score: float
-    """The decoder's estimate of the mask's IoU, 0..1."""
-    box_xyxy: tuple[float, float, float, float]
-    """The REC head's answer, px of the original frame; without the head, the box around the mask."""
-    no_target: bool
-    """Nothing in the picture fits the phrase."""
-    stability: float = 1.0
-    """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
-
-    @property
-    def certainty(self) -> float:
-        """How good the answer probably is, 0..1: estimated IoU times stability, for an empty answer too."""
-        return self.score * self.stability
 
 
 class Predictor:
@@ -388,57 +289,6 @@ class Predictor:
         return sparse  # type: ignore[no-any-return]  # segment_anything is not typed
 
 
-def packaged_weights(preset: str) -> Path | None:
-    """The file of weights that ships with a preset, if one does."""
-    name = get_preset(preset).weights
-    return None if name is None else WEIGHTS_FOLDER / name
-
-
-def frozen_weights(preset: str, weights: Path | None = None) -> dict[str, str]:
-    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256.
-
-    Args:
-        preset: Name of the preset.
-        weights: The operator's own; None for those in the package. Without either, nothing is named.
-    """
-    path = weights or packaged_weights(preset)
-    return {} if path is None else {path.name: sha256_of_file(path)}
-
-
-def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:
-    """Makes the model and its image encoder out of a file that holds both.
-
-    The tensors are the file's own, mapped into memory: float32 weights exist once, and are read when they are
-    used. The file must not be changed in place while they are; replacing it is fine.
-
-    Args:
-        preset: key of PRESETS.
-        path: safetensors, the image encoder's tensors under `image_encoder.`.
-
-    Raises:
-        CheckpointError: it is missing, damaged, made for another preset, or does not fit.
-    """
-    if path.suffix != ".safetensors":
-        raise checkpoints.CheckpointError(f"{path} is no safetensors file: sspsam weights convert makes one")
-    state = checkpoints.read_tensors(path)
-    made_for = checkpoints.read_metadata(path).get("preset", preset)
-    if made_for != preset:
-        raise checkpoints.CheckpointError(f"{path} was made for {made_for}, expected {preset}")
-    encoder = {
-        key.removeprefix(IMAGE_ENCODER_PREFIX): value
-        for key, value in state.items()
-        if key.startswith(IMAGE_ENCODER_PREFIX)
-    }
-    rest = {key: value for key, value in state.items() if not key.startswith(IMAGE_ENCODER_PREFIX)}
-    with torch.device("meta"):
-        model = build_model(preset)
-        image_encoder = build_image_encoder(model.preset.image_encoder)
-    checkpoints.load_strictly(image_encoder, encoder, assign=True)
-    checkpoints.load_strictly(model, rest, assign=True)
-    model.clip.restore_attention_mask()
-    return model, image_encoder
-
-
 def choose_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one, otherwise the CPU.
 
@@ -451,25 +301,6 @@ def choose_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
-
-
-def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:
-    """SAM's stability score, 0..1: IoU of what lies STABILITY_OFFSET above and below the threshold.
-
-    1 where nothing does: an answer that is surely empty.
-
-    Source: Kirillov et al., Segment Anything (arXiv 2304.02643), B.
-    """
-    inner = np.count_nonzero(mask_logits > threshold + STABILITY_OFFSET)
-    outer = np.count_nonzero(mask_logits > threshold - STABILITY_OFFSET)
-    return inner / outer if outer else 1.0
-
-
-def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:
-    """Whether an answer says that nothing fits; what somebody points at is there, however small."""
-    if is_there:
-        return not mask.any()
-    return np.count_nonzero(mask) < NO_TARGET_MIN_FRACTION * mask.size or score < min_score
 
 
 def _rows(tensors: Sequence[Tensor]) -> Tensor:

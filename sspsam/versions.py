@@ -352,7 +352,7 @@ class VersionStore:
 
     @cached_property
     def _frozen(self) -> dict[str, str]:
-        from sspsam.predictor import frozen_weights
+        from sspsam.bundles import frozen_weights
 
         return frozen_weights(self.preset, self.weights)
 

@@ -342,8 +342,8 @@ def _publish(
     from finetune.engine import LOG_NAME, read_log
     from finetune.html_report import FineTuneReport, render_report
     from finetune.report import compare, comparison_to_markdown
+    from sspsam.bundles import frozen_weights
     from sspsam.checkpoints import read_tensors
-    from sspsam.predictor import frozen_weights
 
     folder = run_folder(settings.model_dir, run.run_id)
     card = VersionCard(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from backend.images import UInt8Image
 from sspsam import Referent
+from sspsam.answers import Question
 from sspsam.masks import BoolMask, mask_to_box_xyxy
-from sspsam.predictor import Question
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 SCORE = 0.75

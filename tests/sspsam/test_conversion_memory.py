@@ -37,7 +37,8 @@ import sys
 from pathlib import Path
 import torch
 from sspsam.convert import convert
-from sspsam.predictor import Predictor, load_bundle
+from sspsam.bundles import load_bundle
+from sspsam.predictor import Predictor
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()

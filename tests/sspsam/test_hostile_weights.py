@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import sspsam
+from sspsam.bundles import load_bundle
 from sspsam.checkpoints import CheckpointError, read_tensors, trainable_state, write_tensors
-from sspsam.predictor import load_bundle
 from sspsam.versions import CARD, CURRENT, WEIGHTS, DamagedVersionError, VersionCard, VersionStore
 
 PRESET = "ssp-sam-test"

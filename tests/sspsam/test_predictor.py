@@ -10,10 +10,10 @@ import torch
 
 import sspsam
 from sspsam import frames
+from sspsam.answers import Question, says_nothing, stability_of
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
 from sspsam.phrases import tokenize
-from sspsam.predictor import Question, says_nothing, stability_of
 from sspsam.presets import PRESETS
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sspsam
+from sspsam.answers import Decoded, Question
 from sspsam.frames import sam_logits_to_mask
-from sspsam.predictor import Decoded, Question
 from sspsam.specks import without_specks
 
 

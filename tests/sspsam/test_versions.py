@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sspsam.predictor import frozen_weights
+from sspsam.bundles import frozen_weights
 from sspsam.versions import (
     DamagedVersionError,
     ForeignVersionError,

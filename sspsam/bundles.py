@@ -1,0 +1,68 @@
+"""Files of a whole variant, model and image encoder: those that ship, and the operator's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sspsam import checkpoints
+from sspsam.files import sha256_of_file
+from sspsam.layouts import IMAGE_ENCODER_PREFIX
+from sspsam.model import SSPSAM, build_model
+from sspsam.presets import get_preset
+from sspsam.sam import build_image_encoder
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+
+def packaged_weights(preset: str) -> Path | None:
+    """The file of weights that ships with a preset, if one does."""
+    name = get_preset(preset).weights
+    return None if name is None else WEIGHTS_FOLDER / name
+
+
+def frozen_weights(preset: str, weights: Path | None = None) -> dict[str, str]:
+    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256.
+
+    Args:
+        preset: Name of the preset.
+        weights: The operator's own; None for those in the package. Without either, nothing is named.
+    """
+    path = weights or packaged_weights(preset)
+    return {} if path is None else {path.name: sha256_of_file(path)}
+
+
+def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:
+    """Makes the model and its image encoder out of a file that holds both.
+
+    The tensors are the file's own, mapped into memory: float32 weights exist once, and are read when they are
+    used. The file must not be changed in place while they are; replacing it is fine.
+
+    Args:
+        preset: key of PRESETS.
+        path: safetensors, the image encoder's tensors under `image_encoder.`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, made for another preset, or does not fit.
+    """
+    if path.suffix != ".safetensors":
+        raise checkpoints.CheckpointError(f"{path} is no safetensors file: sspsam weights convert makes one")
+    state = checkpoints.read_tensors(path)
+    made_for = checkpoints.read_metadata(path).get("preset", preset)
+    if made_for != preset:
+        raise checkpoints.CheckpointError(f"{path} was made for {made_for}, expected {preset}")
+    encoder = {
+        key.removeprefix(IMAGE_ENCODER_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(IMAGE_ENCODER_PREFIX)
+    }
+    rest = {key: value for key, value in state.items() if not key.startswith(IMAGE_ENCODER_PREFIX)}
+    with torch.device("meta"):
+        model = build_model(preset)
+        image_encoder = build_image_encoder(model.preset.image_encoder)
+    checkpoints.load_strictly(image_encoder, encoder, assign=True)
+    checkpoints.load_strictly(model, rest, assign=True)
+    model.clip.restore_attention_mask()
+    return model, image_encoder
