@@ -31,7 +31,7 @@ from finetune.ssp import SSPStage
 from finetune.streaming import SampleStream
 from sspsam import ImageEmbedding, Predictor
 from worker.ranking import learning_scores
-from worker.training import RECIPES
+from worker.recipes import RECIPES
 
 PRESET = "ssp-sam-demo"
 NOUNS = ("koala", "guitar", "umbrella", "castle", "pizza")

@@ -22,6 +22,7 @@ from sspsam.versions import ForeignVersionError, VersionCard
 from tests.sspsam.published_files import golden_bundle
 from worker import jobs
 from worker.policy import Side
+from worker.recipes import RECIPES, Recipe, base_validation, train_config
 from worker.runs import (
     HELD_OUT_FILE,
     STOPPING_FILE,
@@ -34,7 +35,7 @@ from worker.runs import (
     run_folder,
 )
 from worker.services import Services
-from worker.training import RECIPES, Recipe, RunError, base_validation, keep_usable, perform, train_config
+from worker.training import RunError, keep_usable, perform
 
 PROJECT = 8
 
