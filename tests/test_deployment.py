@@ -45,7 +45,7 @@ def setting_names() -> set[str]:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_service_runs_a_command_that_exists(name: str) -> None:
-    commands = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]  # a click Group
+    commands = typer.main.get_command(build_app()).commands
     assert services(COMPOSE)[name]["command"][0] in commands
 
 

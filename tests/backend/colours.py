@@ -71,7 +71,7 @@ class ColourPredictor:
         return "c0" * 32
 
     def _answer(self, question: Question) -> Referent:
-        image = question.embedding.image  # type: ignore[attr-defined]
+        image = question.embedding.image
         if question.phrase:
             mask = self._find(image, question.phrase)
         else:

@@ -77,7 +77,7 @@ def ask(
     body = predict_body([one or task()], {"result": list(results)}, config)
     response = client.post("/predict", json=body)
     assert response.status_code == 200
-    (prediction,) = response.json["results"]  # type: ignore[index]
+    (prediction,) = response.json["results"]
     found: Json = prediction
     return found
 

@@ -144,7 +144,7 @@ def test_a_body_is_not_read_before_the_password_is_seen(closed_client: FlaskClie
         def read(self, *size: int) -> bytes:
             raise AssertionError("it was read")
 
-        readline = readlines = __iter__ = read  # type: ignore[assignment]
+        readline = readlines = __iter__ = read
 
     environ = {"wsgi.input": Unread(), "CONTENT_LENGTH": "100", "wsgi.input_terminated": True}
     for path in ("/predict", "/setup", "/webhook"):

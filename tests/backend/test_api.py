@@ -30,7 +30,7 @@ def test_what_is_no_predict_request_is_refused(client: FlaskClient, body: bytes)
     response = client.post("/predict", data=body, content_type="application/json")
 
     assert response.status_code == 400
-    assert "must be an object" in response.json["error"] or "needs a list" in response.json["error"]  # type: ignore[index]
+    assert "must be an object" in response.json["error"] or "needs a list" in response.json["error"]
 
 
 def test_health_and_setup_do_not_wait_for_the_model(settings: Settings, redis_server: Redis) -> None:
@@ -107,9 +107,9 @@ def test_answers_carry_an_id_that_the_log_has(
     number = response.headers["X-Request-Id"]
     assert number != given
     assert re.fullmatch(r"[0-9a-f]{12}", number)
-    assert response.json["request_id"] == number  # type: ignore[index]
+    assert response.json["request_id"] == number
     (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert line.request_id == number  # type: ignore[attr-defined]
+    assert line.request_id == number
     assert client.get("/health").headers["X-Request-Id"] != number
     handler.removeFilter(add_request_id)
 
@@ -122,7 +122,7 @@ def test_health_setup_and_webhook_load_nothing_and_ask_nobody(
     client = app.test_client()
     event = {"action": "ANNOTATION_CREATED", "annotation": {"id": 1, "task": 2}, "project": {"id": 5}}
 
-    assert client.get("/health").json["model_state"] == "loading"  # type: ignore[index]
+    assert client.get("/health").json["model_state"] == "loading"
     assert client.post("/setup", json={"project": "5.1", "schema": RECOMMENDED_CONFIG}).status_code == 200
     assert client.post("/webhook", json=event).status_code == 201
 

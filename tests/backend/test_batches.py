@@ -17,7 +17,7 @@ Json = dict[str, Any]
 def batch(client: FlaskClient, tasks: list[Json], config: str = RECOMMENDED_CONFIG) -> list[Any]:
     response = client.post("/predict", json=predict_body(tasks, None, config))
     assert response.status_code == 200
-    results: list[Any] = response.json["results"]  # type: ignore[index]
+    results: list[Any] = response.json["results"]
     return results
 
 

@@ -122,7 +122,7 @@ def test_opening_a_task_embeds_its_picture(app: Flask, predictor: Held) -> None:
 
     answer = app.test_client().post("/predict", json=predict_body([task()], None)).json
 
-    assert answer["results"][0]["result"] == []  # type: ignore[index]
+    assert answer["results"][0]["result"] == []
     wait_until(lambda: "sspsam_prefetched_total 1.0" in app.test_client().get("/metrics").text, "embedded")
     predictor.may.set()
     ask(app.test_client(), prompt("the red square"))

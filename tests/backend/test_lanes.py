@@ -36,7 +36,7 @@ def make_lane() -> Iterator[Callable[..., Lane[int, int]]]:
     lanes: list[Lane[int, int]] = []
 
     def make(perform: Callable[[Sequence[int]], Sequence[int]], **options: object) -> Lane[int, int]:
-        lanes.append(Lane("test", perform, **options))  # type: ignore[arg-type]
+        lanes.append(Lane("test", perform, **options))
         lanes[-1].start()
         return lanes[-1]
 

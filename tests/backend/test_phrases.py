@@ -164,7 +164,7 @@ def test_drafts_and_saved_phrases_are_not_asked(client: FlaskClient, context: Js
 
     response = client.post("/predict", json=predict_body([one], context))
 
-    (prediction,) = response.json["results"]  # type: ignore[index]
+    (prediction,) = response.json["results"]
     assert prediction["result"] == []
 
 
@@ -291,7 +291,7 @@ def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None
     body = predict_body([task()], {"result": [prompt("the red square")]})
     response = app.test_client().post("/predict", json=body, headers=headers)
 
-    (prediction,) = response.json["results"]  # type: ignore[index]
+    (prediction,) = response.json["results"]
     (said,) = texts(prediction, "status") or []
     assert "its log says more under from-a-proxy" in said
     assert response.headers["X-Request-Id"] == "from-a-proxy"

@@ -264,7 +264,7 @@ def test_pictures_that_nobody_waits_for_take_turns_with_those_that_somebody_does
         return reads
 
     for name in ("ahead 1", "ahead 2", "ahead 3"):
-        engine.prefetch(lambda name=name: (name, read(name)))  # type: ignore[misc]
+        engine.prefetch(lambda name=name: (name, read(name)))
     assert predictor.embedding.wait(20)
     with ThreadPoolExecutor(1) as pool:
         wanted = pool.submit(engine.predict, "wanted", read("wanted"), ["red"], Caller("anna"))

@@ -91,7 +91,7 @@ def test_that_a_projects_webhook_works_is_kept(settings: Settings, redis_server:
 
     def last_event(project: int) -> str:
         answer = client.get(f"/webhook?project={project}", headers=shown)
-        found: str = answer.json["last_event"]  # type: ignore[index]
+        found: str = answer.json["last_event"]
         return found
 
     assert client.post("/webhook", json=event).status_code == 401

@@ -29,7 +29,7 @@ class CountingEncoder(nn.Module):
         return pooled
 
 
-def picture(seed: int = 0, height: int = 6, width: int = 8) -> np.ndarray:  # type: ignore[type-arg]
+def picture(seed: int = 0, height: int = 6, width: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 

@@ -247,7 +247,7 @@ class Overheard(Processes):
         object.__setattr__(self, "said", said)
 
     def gather(self, value: Any) -> list[Any]:
-        self.said.append(value)  # type: ignore[attr-defined]
+        self.said.append(value)
         return [copy.deepcopy(value)]
 
 

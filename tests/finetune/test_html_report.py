@@ -51,7 +51,7 @@ def page(**changes: object) -> str:
         "measured": [MeasuredOn("Held-out corrections", result(0), result(0.02))],
         "pictures": {"5/18": Image.new("RGB", (8, 4), (1, 2, 3))},
     }
-    return render_report(FineTuneReport(**{**values, **changes}))  # type: ignore[arg-type]
+    return render_report(FineTuneReport(**{**values, **changes}))
 
 
 class Tags(HTMLParser):

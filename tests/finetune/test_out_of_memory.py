@@ -127,6 +127,6 @@ def test_a_stage_without_parts_says_that_memory_ran_out(tmp_path: Path) -> None:
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     encoder = predictor.model.preset.image_encoder
     data = open_dataset(config.data)
-    stage = GreedySAM(predictor.image_encoder, predictor.model.sam, config, data, encoder)  # type: ignore[arg-type]
+    stage = GreedySAM(predictor.image_encoder, predictor.model.sam, config, data, encoder)
     with pytest.raises(torch.OutOfMemoryError):
         TrainingLoop(stage, config, predictor.device).train_step()

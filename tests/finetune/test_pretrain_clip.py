@@ -38,7 +38,7 @@ def test_colours_are_learned_from_what_patches_show(stage: CLIPStage) -> None:
     for _ in range(12):
         optimizer.zero_grad()
         term = stage.loss(FIRST_OF_SCENES)["colour"]
-        term.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        term.backward()
         optimizer.step()
         losses.append(term.item())
     assert losses[-1] < 0.8 * losses[0]

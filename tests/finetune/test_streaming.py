@@ -138,7 +138,7 @@ def test_embeddings_are_kept_and_found(config: TrainConfig, data: StickerDataset
     files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert 3 <= len(files) <= 6, "one or two of each of three scenes: as it is, and mirrored"
     second = stream(config, data)
-    second.embeddings = Unused(second.embeddings)  # type: ignore[assignment]
+    second.embeddings = Unused(second.embeddings)
     for step, batch in enumerate(batches):
         torch.testing.assert_close(
             second.batch(step).image_embeddings, batch.image_embeddings, rtol=0, atol=0
@@ -189,4 +189,4 @@ def test_settings_that_contradict_each_other_are_refused(
     config: TrainConfig, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(config, **settings)  # type: ignore[arg-type]
+        dataclasses.replace(config, **settings)

@@ -67,4 +67,4 @@ def test_what_is_no_mask_is_refused() -> None:
     with pytest.raises(MaskFormatError, match="a mask is"):
         mask_to_polygons(np.zeros((2, 2, 2)))
     with pytest.raises(MaskFormatError, match="not COCO polygons"):
-        polygons_to_mask([["a", "b"]], 4, 4)  # type: ignore[list-item]
+        polygons_to_mask([["a", "b"]], 4, 4)

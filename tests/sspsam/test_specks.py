@@ -12,7 +12,7 @@ from sspsam.frames import sam_logits_to_mask
 from sspsam.specks import without_specks
 
 
-def logits(*rows: str) -> np.ndarray:  # type: ignore[type-arg]
+def logits(*rows: str) -> np.ndarray:
     """`#` is mask."""
     return np.array([[2.0 if cell == "#" else -1.0 for cell in row] for row in rows], np.float32)
 

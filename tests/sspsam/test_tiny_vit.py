@@ -92,7 +92,7 @@ def test_convolution_and_norm_are_one() -> None:
     features = torch.randn(2, 4, 9, 9)
     with torch.inference_mode():
         torch.testing.assert_close(layer(features), layer.bn(layer.c(features)), atol=1e-5, rtol=1e-5)
-    before = layer.bn.running_mean.clone()  # type: ignore[union-attr]
+    before = layer.bn.running_mean.clone()
     layer.train()(features)
     assert not torch.equal(layer.bn.running_mean, before)
 
