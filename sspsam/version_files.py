@@ -44,8 +44,10 @@ def check_versions_url(url: str) -> None:
     """Refuses what cannot be a store's URL.
 
     Raises:
-        ValueError: there is no scheme, no place, or nothing that reads such URLs.
+        ValueError: there is no scheme, no place, nothing that reads such URLs, or nothing that can make an
+            object only where there is none: writers at once would then lose versions.
     """
+    from fsspec import AbstractFileSystem
     from fsspec.registry import get_filesystem_class
 
     parts = urlsplit(url)
@@ -54,9 +56,12 @@ def check_versions_url(url: str) -> None:
     if parts.scheme == "file" and parts.netloc:
         raise ValueError(f"expected three slashes, as in file:///folder, got {url!r}")
     try:
-        get_filesystem_class(parts.scheme)
+        reader = get_filesystem_class(parts.scheme)
     except (ValueError, ImportError) as error:
         raise ValueError(f"{url!r}: {error}") from error
+    looks_before_it_writes = getattr(reader, "_pipe_file", reader.pipe_file) is AbstractFileSystem.pipe_file
+    if parts.scheme != "file" and looks_before_it_writes:
+        raise ValueError(f"{url!r}: {parts.scheme}:// cannot refuse to overwrite, which versions rely on")
 
 
 def open_files(root: Path, preset: str, url: str) -> VersionFiles:

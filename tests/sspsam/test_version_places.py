@@ -34,10 +34,25 @@ MakeStore = Callable[[], VersionStore]
 """Each call is another process's view of one store; what they have fetched is each its own."""
 
 
+class ObjectsOnDisk(LocalFileSystem):
+    """Makes an object whole or not at all, and not where there is one, as S3 does."""
+
+    cachable = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        self.makedirs(self._parent(path), exist_ok=True)
+        aside = Path(self._parent(path)).parent / f"{uuid.uuid4().hex}.aside"
+        aside.write_bytes(value)
+        try:
+            os.link(aside, path) if mode == "create" else os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def objects_on_disk(root: Path, disk: Path) -> VersionStore:
     """An object store whose objects are files on a disk."""
     store = VersionStore(root, PRESET)
-    store.files = VersionObjects(str(disk), PRESET, root / "fetched", LocalFileSystem(auto_mkdir=True))
+    store.files = VersionObjects(str(disk), PRESET, root / "fetched", ObjectsOnDisk(auto_mkdir=True))
     return store
 
 
@@ -102,6 +117,7 @@ def test_steps_are_the_same_everywhere(make_store: MakeStore) -> None:
         store.promote(f"{PRESET}-0007")
 
 
+@pytest.mark.parametrize("make_store", ["folders", "file URL", "objects on a disk"], indirect=True)
 def test_writers_at_once_get_ids_of_their_own_and_lose_no_step(make_store: MakeStore) -> None:
     stores = [make_store() for _ in range(4)]
 
@@ -203,7 +219,9 @@ def test_a_store_that_refuses_is_named(tmp_path: Path) -> None:
         store.current()
 
 
-@pytest.mark.parametrize("url", ["models", "s3://", "file://models/here", "nosuch://bucket/models"])
+@pytest.mark.parametrize(
+    "url", ["models", "s3://", "file://models/here", "nosuch://bucket/models", "ftp://host/models"]
+)
 def test_a_url_that_names_no_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=url):
         check_versions_url(url)

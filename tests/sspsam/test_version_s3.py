@@ -22,6 +22,13 @@ pytestmark = pytest.mark.integration
 
 PRESET = "ssp-sam-test"
 START_S = 120.0
+SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app))
+"""
+"""One request after the other: only so does it refuse a second object of one name for certain, as S3 does."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def endpoint() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", SERVER, str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_S
         while True:
