@@ -185,7 +185,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_finds_it_again(demo: Demo) ->
     assert version_of(demo) == version
 
 
-def test_the_death_of_one_part_ends_all_and_is_told(demo: Demo) -> None:
+def test_the_death_of_one_part_ends_all_and_is_told_and_the_next_start_works(demo: Demo) -> None:
     assert demo.process is not None
     family = psutil.Process(demo.process.pid).children(recursive=True)
     redis = next(process for process in family if "redis-server" in process.cmdline()[0])
@@ -194,3 +194,6 @@ def test_the_death_of_one_part_ends_all_and_is_told(demo: Demo) -> None:
     assert "redis ended by itself (killed by SIGKILL)" in demo.screen
     assert "Its last lines" in demo.screen
     assert not [process for process in family if process.is_running()]
+
+    demo.start()
+    assert version_of(demo) in demo.sspsam("versions", "list")
