@@ -6,8 +6,11 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
+import msgspec
 from flask import Flask, Response, g, jsonify, request
+from flask.json.provider import DefaultJSONProvider
 from redis import Redis
 from werkzeug.exceptions import HTTPException
 
@@ -29,6 +32,14 @@ SECURITY_HEADERS = {
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 """With every answer that has none of its own; the pages have a style of their own and no script."""
+
+
+class FastJSON(DefaultJSONProvider):
+    """Writes the long lists of numbers that brush RLE is in a tenth of the standard library's time."""
+
+    def dumps(self, obj: Any, **options: Any) -> str:
+        return msgspec.json.encode(obj).decode()
+
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -55,7 +66,7 @@ def create_app(
     gate = Gate(settings)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
+    app.json = FastJSON(app)
     app.jinja_env.filters["short_time"] = short_time
     service = build_service(settings, redis, predictor)
     app.extensions["sspsam"] = service
