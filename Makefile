@@ -47,7 +47,7 @@ e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
-bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
+bench: .venv/.installed-bench ## the benchmarks, each a ratio measured in one run
 	@failed=; for file in benchmarks/*.py; do \
 		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; \
 	done; [ -z "$$failed" ] || { echo "These ended with an error:$$failed"; exit 1; }
@@ -91,6 +91,10 @@ clean: ## remove what was installed and built; the demo's data in .demo stays
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed-dev
+	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[bench]'
 	@touch $@
 
 $(LABEL_STUDIO):

@@ -1,0 +1,100 @@
+"""Fine-tuning with SAM's image embeddings kept, against encoding the pictures in every step.
+
+The same steps three times, each in a process of its own: without keeping embeddings, keeping them, and with
+what the second kept. Random weights where none ship; speed does not hang on them.
+
+    python benchmarks/kept_embeddings.py [--presets ssp-sam-demo ssp-sam-224-with-vit_b] [--steps 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common.sections import table, write_section
+
+PRESETS = {"ssp-sam-demo": 32, "ssp-sam-224-with-vit_b": 2}
+"""Preset -> samples of a step."""
+
+
+def measure(preset: str, steps: int, embeddings: Path | None) -> dict[str, float]:
+    """Trains; samples per second after the first step, and the process's peak memory, MiB."""
+    from finetune.config import TrainConfig
+    from finetune.train import train
+
+    batch = PRESETS[preset]
+    ends = []
+
+    def note(step: int, means: dict[str, float]) -> None:
+        ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:
+        config = TrainConfig(
+            preset=preset,
+            output_dir=Path(folder),
+            data=f"stickers/train?count={batch}&phrases=1",
+            steps=steps + 1,
+            batch_size=batch,
+            warmup_steps=1,
+            stream=True,
+            embeddings=embeddings,
+        )
+        train(config, note)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"per_s": batch * steps / (ends[-1] - ends[0]), "mib": peak_mib}
+
+
+def child(preset: str, steps: int, embeddings: Path | None) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--presets", preset, "--steps", str(steps), "--one"]
+    command += ["--embeddings", str(embeddings)] if embeddings else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Measures each preset and writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--embeddings", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.presets[0], options.steps, options.embeddings)))
+        return
+    rows = []
+    for preset in options.presets:
+        with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:
+            without = child(preset, options.steps, None)
+            child(preset, 1, Path(folder))
+            kept = child(preset, options.steps, Path(folder))
+        faster = kept["per_s"] / without["per_s"]
+        memory = kept["mib"] / without["mib"]
+        rates = [f"{one['per_s']:.2f}" for one in (kept, without)]
+        rows.append([preset, PRESETS[preset], *rates, f"{faster:.2f}", f"{kept['mib']:.0f}", f"{memory:.2f}"])
+    head = [
+        "preset",
+        "samples of a step",
+        "a second, kept",
+        "encoded",
+        "ratio",
+        "peak MiB, kept",
+        "of encoded",
+    ]
+    write_section(
+        "Fine-tuning with kept embeddings",
+        "Samples a second and the process's peak memory, its weights included, float32 on the CPU. Every "
+        "step sees the same pictures; with kept embeddings none is encoded by SAM.",
+        table(head, rows),
+    )
+
+
+if __name__ == "__main__":
+    main()
