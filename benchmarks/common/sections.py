@@ -21,7 +21,7 @@ Each section is written by a script in benchmarks/, which it names with machine,
 `make bench` runs all of them. What counts are ratios of things measured in one run, in turn. Seconds depend
 on the machine, and on what else ran on it: a section says where it did other work meanwhile.
 
-Nothing here was measured on a GPU yet. There, on a machine with one, these say what the sections below cannot:
+Nothing here was measured on a GPU yet. On a machine with one, these say what the sections below cannot:
 `python benchmarks/encoders.py --device cuda`, `python benchmarks/half_precision.py --device cuda`, and with
 `DEVICE=cuda` and a `PRESET` with its `WEIGHTS` in the environment, `python benchmarks/batching.py`.
 """
