@@ -83,7 +83,7 @@ def main() -> None:
     write_section(
         "SAM's image encoders",
         f"One picture of 1024 px, random weights, float32 on {options.device}, each in a process of its own; "
-        "memory is what it takes beside the weights. Stock is segment_anything's own code for the same module. "
+        "memory is what it takes beside the weights. Stock is segment_anything's code for the same module. "
         "Asked for: not slower than stock, 0.6 of its memory, and MobileSAM's within 0.1 of ViT-H's time.",
         table(head, rows),
     )
