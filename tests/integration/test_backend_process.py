@@ -9,9 +9,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,38 +23,12 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from tests.backend.colours import encoded, picture
 from tests.backend.web import Web, slowly
 from tests.integration.conftest import LOOPBACK, RunningLabelStudio, free_port
+from tests.integration.parts import Backend
 from tests.waiting import wait_until
 
 STOP_S = 20.0
 PICTURE_S = 1.5
 """How long the picture's server takes in the test of a graceful stop."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A running `sspsam serve`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-
-    def health(self) -> dict[str, Any]:
-        """What /health says; {} while nobody listens."""
-        try:
-            answer: dict[str, Any] = requests.get(f"{self.url}/health", timeout=5).json()
-            return answer
-        except requests.ConnectionError:
-            return {}
-
-    def ask(self, phrase: str, image: str) -> requests.Response:
-        """Sends what the editor sends when a phrase is entered."""
-        prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "value": {"text": [phrase]}}
-        body = {
-            "tasks": [{"id": 1, "data": {"image": image}}],
-            "project": "1.1",
-            "label_config": RECOMMENDED_CONFIG,
-            "params": {"context": {"result": [prompt]}},
-        }
-        return requests.post(f"{self.url}/predict", json=body, timeout=60)
 
 
 @pytest.fixture
@@ -108,7 +80,7 @@ def test_it_answers_before_and_after_the_model_is_loaded(
     assert setup.json() == {"model_version": "ssp-sam-test-base"}
     assert time.monotonic() - since_s < 3, "Label Studio waits three seconds"
 
-    answer = backend.ask("the red square", f"{web.url}/a.png")
+    answer = backend.ask(f"{web.url}/a.png")
     assert answer.status_code == 200
     assert answer.json()["results"][0]["model_version"] == "ssp-sam-test-base"
     assert backend.health()["model_state"] == "ready"
@@ -122,7 +94,7 @@ def test_a_request_under_way_is_answered_before_it_stops(
     wait_until(lambda: backend.health().get("model_state") == "ready", "the model is loaded")
 
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(backend.ask, "the red square", "/slow.png")
+        answer = pool.submit(backend.ask, "/slow.png")
         wait_until(
             lambda: any(request.path == "/slow.png" for request in web.asked), "the picture is asked for"
         )
