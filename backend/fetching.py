@@ -11,6 +11,7 @@ Our key to Label Studio goes to Label Studio's origin and to no other.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -41,6 +42,8 @@ CHUNK_BYTES = 1 << 16
 DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 ANY_PUBLIC_HOST = "*"
+LABEL_STUDIO_PATH = re.compile(r"/(data/(upload|local-files)|(tasks|projects)/\d+/[a-z-]+)/")
+"""Of the files that Label Studio gives out."""
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port -> addresses, as text. Raises OSError."""
@@ -190,9 +193,11 @@ class Fetcher:
             return False
         rules = [rule for rule in self._hosts if rule.allows(target)]
         if not rules:
+            name = "IMAGE_HOSTS"
+            if LABEL_STUDIO_PATH.search(target.path):
+                name += ", or set LABEL_STUDIO_HOST where that is Label Studio itself"
             raise ImageMissingError(
-                f"images are not fetched from {target.place}: "
-                "whoever runs the backend can add it to IMAGE_HOSTS"
+                f"images are not fetched from {target.place}: whoever runs the backend can add it to {name}"
             )
         return all(rule.host == ANY_PUBLIC_HOST for rule in rules)
 

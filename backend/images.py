@@ -64,6 +64,7 @@ class ImageStore:
         timeout_s: For the whole of one fetch.
         hosts: Other hosts that pictures are fetched from.
         roots: Folders below which `file://` addresses are read.
+        host: What Label Studio calls itself, where that is not the client's address.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class ImageStore:
         timeout_s: float,
         hosts: Sequence[HostRule] = (),
         roots: Sequence[Path] = (),
+        host: str = "",
     ) -> None:
         self.folder = folder
         self._client = client
+        self._host = f"{host.rstrip('/')}/" if host else ""
         self._fetcher = Fetcher(client, hosts, max_bytes, timeout_s)
         self._roots = roots
         self._max_bytes = max_bytes
@@ -101,6 +104,8 @@ class ImageStore:
         value = value.strip()
         if value.startswith("/"):
             return self._on_label_studio(value)
+        if self._host and value.startswith(self._host):
+            return self._on_label_studio(f"/{value.removeprefix(self._host)}")
         parts = urlsplit(value)
         if parts.scheme in STORAGE_SCHEMES and task_id:
             uri = base64.urlsafe_b64encode(value.encode()).decode()

@@ -133,6 +133,7 @@ def build_service(
         settings.image_timeout_s,
         settings.image_host_rules,
         settings.image_roots,
+        settings.label_studio_host,
     )
     assistant = Assistant(engine, images, memory, metrics, settings.predict_timeout_s)
     return Service(settings, engine, assistant, memory, EventQueue(redis), versions, metrics)

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
 
     label_studio_url: Url = "http://127.0.0.1:8080"
     """Where Label Studio answers; pictures at relative addresses are fetched from here."""
+    label_studio_host: Url = ""
+    """What Label Studio calls itself (its own variable of this name), where that is not label_studio_url:
+    tasks of its local files and storages name it."""
     label_studio_api_key: SecretStr = SecretStr("")
     """A personal access token or a legacy token; sent to label_studio_url and to nothing else."""
     basic_auth_user: str = ""

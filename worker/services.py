@@ -43,6 +43,7 @@ class Services:
             settings.image_timeout_s,
             settings.image_host_rules,
             settings.image_roots,
+            settings.label_studio_host,
         )
 
     @cached_property

@@ -163,6 +163,39 @@ def test_resolve(tmp_path: Path, base: str, value: str, url: str) -> None:
     assert make_store(tmp_path, base).resolve(value) == url
 
 
+@pytest.mark.parametrize(
+    ("base", "host", "value", "url"),
+    [
+        ("http://ls:8080", "https://label.example", "/data/local-files/?d=a", "/data/local-files/?d=a"),
+        (
+            "http://ls:8080",
+            "https://label.example/",
+            "/tasks/7/resolve/?fileuri=a",
+            "/tasks/7/resolve/?fileuri=a",
+        ),
+        ("http://ls:8080/studio", "https://label.example/studio", "/data/upload/a.png", "/data/upload/a.png"),
+    ],
+)
+def test_label_studio_is_asked_where_we_reach_it(
+    tmp_path: Path, base: str, host: str, value: str, url: str
+) -> None:
+    """Its storages' tasks hold the address that it has for browsers."""
+    client = LabelStudioClient(base, KEY)
+    store = ImageStore(tmp_path, client, 10**6, 10**5, timeout_s=10.0, host=host)
+
+    assert store.resolve(host.rstrip("/") + value) == base + url
+    assert store.resolve(f"https://label.example.evil{value}") == f"https://label.example.evil{value}"
+
+
+def test_a_file_of_label_studio_at_another_address_names_the_setting(tmp_path: Path) -> None:
+    store = make_store(tmp_path, "http://127.0.0.1:9")
+    for path in ("/data/local-files/?d=a.png", "/studio/tasks/3/resolve/?fileuri=x", "/data/upload/3/a.png"):
+        with pytest.raises(ImageMissingError, match="LABEL_STUDIO_HOST"):
+            store.digest(f"https://label.example{path}")
+    with pytest.raises(ImageMissingError, match=r"IMAGE_HOSTS$"):
+        store.digest("https://cdn.example/data/a.png")
+
+
 @pytest.mark.parametrize("scheme", ["s3", "gs", "azure-blob"])
 def test_what_lies_in_a_storage_comes_through_label_studio(
     store: ImageStore, label_studio: Web, elsewhere: Web, scheme: str

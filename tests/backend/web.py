@@ -32,9 +32,11 @@ class Web(Loopback):
 
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    port: int = 0
+    """To listen on; 0 is a free one."""
 
     def make_server(self) -> BaseWSGIServer:
-        return make_server("127.0.0.1", 0, self._application, threaded=True)
+        return make_server("127.0.0.1", self.port, self._application, threaded=True)
 
     @property
     def authorizations(self) -> list[str | None]:

@@ -5,7 +5,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LABEL_STUDIO = Path(os.environ.get("LABEL_STUDIO", ROOT / ".venv-label-studio/bin/label-studio"))
+LOCAL_FILES = "local-files"
+"""The folder, in Label Studio's own, whose files it may give out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,15 +77,26 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
     folder = tmp_path_factory.mktemp("label-studio")
     account = Account("annotator@example.com", "password", secrets.token_hex(20))
     port = free_port()
+    local_files = {
+        "LOCAL_FILES_SERVING_ENABLED": "true",
+        "LOCAL_FILES_DOCUMENT_ROOT": str(folder / LOCAL_FILES),
+    }
     with Supervisor(folder / "logs") as supervisor:
-        supervisor.start(label_studio_part(LABEL_STUDIO, port, folder, account))
+        part = label_studio_part(LABEL_STUDIO, port, folder, account)
+        supervisor.start(replace(part, environment={**(part.environment or {}), **local_files}))
         supervisor.wait_until_ready("label-studio")
         yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account, folder)
 
 
 @pytest.fixture(scope="session")
+def other_servers() -> list[int]:
+    """Ports where tests may have servers of pictures: the service is told of them when it starts."""
+    return [free_port() for _ in range(2)]
+
+
+@pytest.fixture(scope="session")
 def service(
-    tmp_path_factory: pytest.TempPathFactory, label_studio: RunningLabelStudio
+    tmp_path_factory: pytest.TempPathFactory, label_studio: RunningLabelStudio, other_servers: list[int]
 ) -> Iterator[RunningService]:
     """The service as `sspsam up` starts it, with the tiny preset of random weights."""
     folder = tmp_path_factory.mktemp("service")
@@ -92,6 +105,8 @@ def service(
     environment = {
         **os.environ,
         "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_HOST": label_studio.url.replace(LOOPBACK, "localhost"),
+        "IMAGE_HOSTS": ",".join(f"{LOOPBACK}:{port}" for port in other_servers),
         "LABEL_STUDIO_API_KEY": label_studio.account.token,
         "WEBHOOK_SECRET": secret,
         "OPEN_ACCESS": "true",  # the webhook's secret alone

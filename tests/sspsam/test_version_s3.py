@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,41 +11,17 @@ import torch
 
 from sspsam.version_pruning import plan_pruning, prune
 from sspsam.versions import UnreachableStoreError, VersionCard, VersionStore
+from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.integration
 
 PRESET = "ssp-sam-test"
-START_S = 120.0
-SERVER = """
-import sys
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app))
-"""
-"""One request after the other: only so does it refuse a second object of one name for certain, as S3 does."""
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-c", SERVER, str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
-                break
-            except urllib.error.HTTPError as error:
-                error.close()
-                break
-            except OSError:
-                assert server.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.2)
+    with s3_server() as url:
         yield url
-        server.terminate()
 
 
 @pytest.fixture
