@@ -24,11 +24,13 @@ from rq.serializers import JSONSerializer
 from backend.events import EventQueue
 from sspsam.versions import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
+from tests.integration.terminal import Terminal
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, prompt, region
 from tests.worker.squares import scene
 from worker import jobs
 from worker.collection import Collection
+from worker.prelabel import POST_BATCH
 from worker.queues import QUEUES, connect, events_queue, queue_named, training_queue
 from worker.runs import run_folder
 from worker.services import Services
@@ -129,17 +131,48 @@ def aside(store: VersionStore) -> list[Path]:
 
 
 def test_a_worker_killed_while_it_collects(services: Services, label_studio: FixedLabelStudio) -> None:
-    label_studio.hold = True
+    label_studio.hold = "/api/annotations/"
     save_event(services, 1)
     with workers("events") as process:
         wait_long(lambda: "/api/annotations/1/" in label_studio.requests)
         kill(process)
-    label_studio.hold = False
+    label_studio.hold = ""
     assert collected(services) == set()
 
     let_heartbeats_expire(services.redis)
     with workers("events"):
         wait_long(lambda: collected(services) == {1})
+
+
+def test_a_prelabelling_that_is_cut_short_goes_on(services: Services, label_studio: FixedLabelStudio) -> None:
+    """The worker killed, the command interrupted: in the end each task has its prediction once."""
+    tasks = range(1, 3 * POST_BATCH + 1)
+    for number in tasks[PICTURES:]:
+        label_studio.add_task(number, PROJECT, scene(number)[0])
+    bad = tasks[-3]
+    label_studio.files[label_studio.tasks[bad]["data"]["image"]] = b"no picture"
+    label_studio.hold = f"/api/tasks/{tasks[POST_BATCH + 4]}/"
+    command = ["prelabel", "--project", str(PROJECT), "--phrase", "the bright square; a cup"]
+
+    with workers("prelabel") as process, Terminal(*command) as first:
+        wait_long(lambda: f"{POST_BATCH}/{len(tasks)}" in first.text)
+        wait_long(lambda: label_studio.hold in label_studio.requests)
+        kill(process)
+        assert first.interrupt() != 0
+    assert [one["task"] for one in label_studio.predictions] == list(tasks[:POST_BATCH])
+    label_studio.hold = ""
+
+    let_heartbeats_expire(services.redis)
+    with workers("prelabel"), Terminal(*command) as second:
+        assert second.wait() == 1
+        told = second.text[second.text.rindex(f"{len(tasks)}/{len(tasks)}") :]
+        assert "Tasks ━" in second.text, "a bar"
+        assert f"task {bad}: the file is not an image" in told, "at the end"
+        assert f"tasks left alone: {POST_BATCH}, tasks with a problem: 1" in told
+        assert [one["task"] for one in label_studio.predictions] == [one for one in tasks if one != bad]
+        with Terminal(*command) as third:
+            assert third.wait() == 1
+            assert f"predictions: 0 with 0 masks, tasks left alone: {len(tasks) - 1}" in third.text
 
 
 def test_a_worker_killed_while_it_trains(services: Services) -> None:

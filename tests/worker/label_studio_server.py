@@ -75,8 +75,8 @@ class LabelStudioServer(Loopback):
     posts: list[int] = field(default_factory=list)
     """How many predictions came in each request."""
     refuse_posts: bool = False
-    hold: bool = False
-    """Requests for annotations are not answered."""
+    hold: str = ""
+    """Requests for paths that begin like this are not answered, unless it is empty."""
     requests: list[str] = field(default_factory=list)
     clock: int = 0
     """Minutes, for updated_at."""
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         self.label_studio.requests.append(parts.path)
-        while self.label_studio.hold and parts.path.startswith("/api/annotations/"):
+        while self.label_studio.hold and parts.path.startswith(self.label_studio.hold):
             time.sleep(0.02)
         if self.headers.get("Authorization") != f"Token {KEY}":
             self._send(401, b'{"detail": "Invalid token."}', "application/json")
