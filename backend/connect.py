@@ -30,9 +30,10 @@ def check_project(client: LabelStudioClient, project_id: int, backend_url: str) 
     """
     project = client.project(project_id)
     missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config_of(project).missing()]
-    if project.get("show_collab_predictions"):
+    backends = client.ml_backends(project_id)
+    if _asks_unasked(project, backends):
         missing.append("the project shows predictions to annotators: every opened task asks the model")
-    backend = _of_url(client.ml_backends(project_id), backend_url)
+    backend = _of_url(backends, backend_url)
     if backend is None:
         missing.append(f"no ML backend at {backend_url}")
     elif not backend.get("is_interactive"):
@@ -78,12 +79,18 @@ def connect_project(
     """
     project = client.project(project_id)
     done = _set_config(client, project, show_diff, may_change_config)
-    if project.get("show_collab_predictions"):
+    if _asks_unasked(project, client.ml_backends(project_id)):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are not shown to annotators any more: the model is asked by phrase alone")
     done.append(_connect_backend(client, project_id, backend_url, basic_auth))
     done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
     return done
+
+
+def _asks_unasked(project: dict[str, Any], backends: list[dict[str, Any]]) -> bool:
+    """Whether opening a task asks the model; what it has predicted before, as a version's, may be shown."""
+    live = {None, "", *(backend.get("title") for backend in backends)}
+    return bool(project.get("show_collab_predictions")) and project.get("model_version") in live
 
 
 def config_of(project: dict[str, Any]) -> LabelingConfig:

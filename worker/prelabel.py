@@ -184,6 +184,8 @@ class Prelabeler:
         self._project = project
         self._source = source
         self._waiting: list[Json] = []
+        self._version = ""
+        """Whose predictions the tasks have."""
 
     def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
         """Works on the tasks; yields the report so far whenever everything in it has been posted.
@@ -192,7 +194,8 @@ class Prelabeler:
             LabelStudioError: it does not take predictions, or does not answer; what is posted stays.
             LabelingConfigError: the form has no brush, or no image.
         """
-        config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
+        project = self._client.project(self._project)
+        config = LabelingConfig.parse(project["label_config"])
         config.require("mask", "image")
         report = ChunkReport()
 
@@ -204,13 +207,18 @@ class Prelabeler:
                 self._post(report)
                 yield report
         self._post(report)
+        self._show(project)
         yield report
 
     def _answer(self, fields: Json, config: LabelingConfig, report: ChunkReport) -> None:
         task = Task.parse(fields)
         phrases = self._source.phrases_of(task.data, config)
         version = self._assistant.version
-        if not phrases or any(answers(one, phrases, version, config) for one in task.predictions):
+        if not phrases:
+            report.skipped += 1
+            return
+        if any(answers(one, phrases, version, config) for one in task.predictions):
+            self._version = version
             report.skipped += 1
             return
         outcome = self._assistant.look(str(self._project), task, phrases, config)
@@ -227,7 +235,14 @@ class Prelabeler:
         if self._waiting:
             self._client.import_predictions(self._project, self._waiting)
             report.posted += len(self._waiting)
+            self._version = str(self._waiting[-1]["model_version"])
             self._waiting.clear()
+
+    def _show(self, project: Json) -> None:
+        """Has Label Studio begin annotations with the predictions, in the stream of all tasks, too."""
+        shown = {"show_collab_predictions": True, "model_version": self._version}
+        if self._version and any(project.get(name) != value for name, value in shown.items()):
+            self._client.update_project(self._project, **shown)
 
 
 def check_source(source: PhraseSource, config: LabelingConfig) -> None:

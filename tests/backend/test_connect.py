@@ -121,6 +121,21 @@ def test_what_was_undone_by_hand_is_mended(label_studio: OneProject, client: Lab
     assert label_studio.webhooks[0]["headers"] == {"X-ML-Secret": "s3cret"}
 
 
+def test_predictions_of_a_version_stay_shown(label_studio: OneProject, client: LabelStudioClient) -> None:
+    """As `sspsam prelabel` leaves a project; one that is set to the live model asks it at every opening."""
+    connect_project(client, 3, BACKEND, "s3cret")
+    label_studio.project |= {"show_collab_predictions": True, "model_version": "ssp-sam-demo-0001"}
+
+    assert check_project(client, 3, BACKEND) == []
+    connect_project(client, 3, BACKEND, "s3cret")
+    assert label_studio.project["show_collab_predictions"] is True
+
+    label_studio.project["model_version"] = label_studio.backends[0]["title"]
+    assert "every opened task asks the model" in check_project(client, 3, BACKEND)[0]
+    connect_project(client, 3, BACKEND, "s3cret")
+    assert label_studio.project["show_collab_predictions"] is False
+
+
 @pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
 def test_a_config_of_ones_own_is_not_replaced_unasked(
     label_studio: OneProject, client: LabelStudioClient

@@ -45,6 +45,22 @@ class Editor:
         self.switch("Auto-Annotation", on=True)
         self.switch(ACCEPT_AT_ONCE, on=accept_at_once)
 
+    def label_all_tasks(self, project: int) -> None:
+        """Begins the stream of a project's tasks, as annotators do, and waits until one is drawn."""
+        self.page.goto(f"{self.url}/projects/{project}/data")
+        self.page.get_by_role("button", name=re.compile("^Label ")).click()
+        expect(self.prompt).to_be_visible(timeout=LONG_MS)
+        expect(self.picture).to_be_attached(timeout=LONG_MS)
+        self.page.wait_for_load_state("networkidle", timeout=LONG_MS)
+
+    def retrieve_predictions(self, project: int) -> None:
+        """Has the model asked for all tasks of a project, by the Data Manager's menu."""
+        self.page.goto(f"{self.url}/projects/{project}/data")
+        self.page.get_by_role("checkbox").first.check()
+        self.page.get_by_text("Actions", exact=False).first.click()
+        self.page.get_by_text("Retrieve Predictions").click()
+        self.page.get_by_role("button", name="OK").click()
+
     @property
     def prompt(self) -> Locator:
         """The box that phrases are typed into."""

@@ -86,6 +86,7 @@ class Demo:
             "LABEL_STUDIO_URL": self.label_studio_url,
             "LABEL_STUDIO_API_KEY": self.account.token,
             "MODEL_DIR": str(self.folder / "models"),
+            "REDIS_URL": f"unix://{self.folder}/redis/redis.sock",
         }
 
     def sspsam(self, *arguments: str) -> str:

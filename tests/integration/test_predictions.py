@@ -42,6 +42,8 @@ def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
     assert first.returncode == 1, "one image is bad"
     assert f"task {bad}: " in first.stderr
     assert f"predictions: {PICTURES} with" in first.stdout
+    fields = project.client.project(project.number)
+    assert (fields["show_collab_predictions"], fields["model_version"]) == (True, serving), "to begin with"
     predictions = {task: project.client.predictions(task) for task in project.tasks}
     assert {len(found) for found in predictions.values()} == {1}
     for (prediction,) in predictions.values():

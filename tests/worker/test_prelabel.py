@@ -88,6 +88,19 @@ def test_doing_it_again_does_nothing(
     assert run(BOTH, tasks)["posted"] == 3, "a new version answers anew"
 
 
+def test_annotators_begin_with_what_was_predicted(
+    services: Services, label_studio: LabelStudioServer, tasks: list[int]
+) -> None:
+    project = label_studio.projects[PROJECT]
+    run(PhraseSource("column", column="what"), tasks)
+    assert "show_collab_predictions" not in project, "nothing is predicted"
+
+    for _ in range(2):  # the second time everything is there
+        run(BOTH, tasks)
+        shown = {name: project.pop(name) for name in ("show_collab_predictions", "model_version")}
+        assert shown == {"show_collab_predictions": True, "model_version": BASE}
+
+
 def test_one_bad_image_does_not_stop_it(
     services: Services, label_studio: LabelStudioServer, tasks: list[int]
 ) -> None:
