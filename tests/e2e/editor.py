@@ -57,9 +57,9 @@ class Editor:
         """Has the model asked for all tasks of a project, by the Data Manager's menu."""
         self.page.goto(f"{self.url}/projects/{project}/data")
         self.page.get_by_role("checkbox").first.check()
-        self.page.get_by_text("Actions", exact=False).first.click()
+        self.page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
         self.page.get_by_text("Retrieve Predictions").click()
-        self.page.get_by_role("button", name="OK").click()
+        self.page.get_by_text("OK", exact=True).click()
 
     @property
     def prompt(self) -> Locator:

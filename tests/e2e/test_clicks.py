@@ -15,7 +15,7 @@ from sspsam.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
 from tests.e2e.desk import Desk, make_desk
 from tests.e2e.editor import Editor, masks_of
 from tests.e2e.running_demo import Demo
-from tests.e2e.truth import UNDERSTOOD_IOU, overlap
+from tests.e2e.truth import UNDERSTOOD_IOU, inside, overlap
 
 BOXES = RECOMMENDED_CONFIG.replace(
     "<Image ",
@@ -33,19 +33,6 @@ def desk(demo: Demo, predictor: Predictor) -> Desk:
 @pytest.fixture(scope="module")
 def desk_with_boxes(demo: Demo, predictor: Predictor) -> Desk:
     return make_desk(demo, predictor, "Boxes", BOXES, 1)
-
-
-def parts(mask: BoolMask, x: float, y: float) -> tuple[float, float]:
-    """A pixel, in parts of the picture's width and height."""
-    height, width = mask.shape
-    return (x + 0.5) / width, (y + 0.5) / height
-
-
-def inside(mask: BoolMask) -> tuple[float, float]:
-    """The pixel of a mask that is nearest to its middle."""
-    rows, columns = np.nonzero(mask)
-    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-    return parts(mask, float(columns[nearest]), float(rows[nearest]))
 
 
 def box_around(mask: BoolMask) -> tuple[float, float, float, float]:

@@ -8,9 +8,9 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
 from tests.e2e.desk import Desk, make_desk
-from tests.e2e.editor import LONG_MS, Editor
+from tests.e2e.editor import LONG_MS, Editor, masks_of
 from tests.e2e.running_demo import Demo
-from tests.e2e.truth import UNDERSTOOD_IOU, overlap
+from tests.e2e.truth import UNDERSTOOD_IOU, inside, overlap
 from tests.waiting import wait_until
 
 COPIES = 3
@@ -48,6 +48,27 @@ def test_annotators_begin_with_what_was_found(desk: Desk, editor: Editor) -> Non
         assert (after.phrase, after.label) == (before.phrase, before.label)
         np.testing.assert_array_equal(after.mask, before.mask)
     assert overlap(next(it.mask for it in saved.regions if it.phrase == one), one_mask) > UNDERSTOOD_IOU
+
+
+def test_a_click_corrects_what_was_found(desk: Desk, editor: Editor) -> None:
+    """In the task as it is opened from the list, where Label Studio shows predictions, too."""
+    (one, one_mask), (other, _) = desk.masks
+    task = sorted(int(task["id"]) for task in desk.demo.client.tasks(desk.project))[1]
+    (prediction,) = desk.demo.client.predictions(task)
+    before = {region.phrase: region for region in read_annotation(prediction, desk.config).regions}
+    editor.open_task(desk.project, task)
+    expect(editor.regions).to_have_count(2)
+
+    corrected = masks_of(editor.point_at(inside(one_mask), "Control"))
+
+    assert list(corrected) == [before[one].region_id]
+    expect(editor.regions).to_have_count(2)
+    expect(editor.region_of(one)).to_be_visible()
+    editor.submit()
+    after = {region.phrase: region for region in desk.saved(task).regions}
+    assert after.keys() == {one, other}
+    assert (after[one].mask != before[one].mask).any()
+    np.testing.assert_array_equal(after[other].mask, before[other].mask)
 
 
 def test_retrieve_predictions_in_the_data_manager(demo: Demo, predictor: Predictor, editor: Editor) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from sspsam import Predictor, Referent
@@ -35,6 +37,19 @@ def true_masks(picture: Picture) -> dict[str, BoolMask]:
 def overlap(one: BoolMask, other: BoolMask) -> float:
     """Intersection over union."""
     return float((one & other).sum() / max(1, (one | other).sum()))
+
+
+def parts(mask: BoolMask, x: float, y: float) -> tuple[float, float]:
+    """A pixel, in parts of the picture's width and height."""
+    height, width = mask.shape
+    return (x + 0.5) / width, (y + 0.5) / height
+
+
+def inside(mask: BoolMask) -> tuple[float, float]:
+    """The pixel of a mask that is nearest to its middle."""
+    rows, columns = np.nonzero(mask)
+    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
+    return parts(mask, float(columns[nearest]), float(rows[nearest]))
 
 
 def understands(predictor: Predictor, picture: Picture) -> bool:
