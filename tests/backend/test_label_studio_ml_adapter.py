@@ -1,8 +1,13 @@
-"""The adapter gives a hosting server what the service answers."""
+"""The adapter gives a hosting server what the service answers.
+
+With the package `label_studio_ml` where it is installed (the extra `label-studio-ml`), else with a stand-in
+for its base class.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +39,8 @@ def adapter(
     """The adapter's module, on the environment that a hosting server would be started with."""
     for module in MODULES:
         monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.syspath_prepend(HOSTED)
+    if importlib.util.find_spec("label_studio_ml") is None:
+        monkeypatch.syspath_prepend(HOSTED)
     with Web({"/data/upload/a.png": Response(encoded(picture()))}) as label_studio:
         for name, value in {
             "LABEL_STUDIO_URL": label_studio.url,
