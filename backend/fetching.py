@@ -178,7 +178,14 @@ class Fetcher:
             LabelStudioUnauthorized: Label Studio refuses our key.
         """
         deadline_s = time.monotonic() + self._timeout_s
-        target = Target.parse(url)
+        try:
+            return self._follow(Target.parse(url), deadline_s)
+        except LabelStudioUnauthorized:
+            if not self._client.renew():
+                raise
+            return self._follow(Target.parse(url), deadline_s)
+
+    def _follow(self, target: Target, deadline_s: float) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             public_only = self._check_host(target)
             answer = self._get(target, public_only, deadline_s)

@@ -53,6 +53,10 @@ class LabelStudioClient:
         """The Authorization header that opens this server; send it nowhere else."""
         return self._connection.authorization()
 
+    def renew(self) -> bool:
+        """Drops an access token that was refused; whether the next header may be another one."""
+        return self._connection.renew()
+
     def whoami(self) -> Json:
         """Returns the user whose key this is."""
         return self._connection.ask_object("GET", "/api/current-user/whoami")

@@ -59,6 +59,10 @@ class Connection:
         """The Authorization header that opens this server."""
         return self._auth.header()
 
+    def renew(self) -> bool:
+        """Drops an access token that was refused; whether it is worth to ask again."""
+        return self._auth.renew()
+
     def same_origin(self, url: str) -> bool:
         """Whether a URL is on this server."""
         return _origin(url) == _origin(self.url)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from werkzeug.utils import redirect
-from werkzeug.wrappers import Response
+from werkzeug.wrappers import Request, Response
 
 from backend.errors import (
     ImageError,
@@ -27,7 +27,7 @@ from backend.images import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.settings import Settings
 from tests.backend.colours import encoded, picture
-from tests.backend.web import Web, slowly
+from tests.backend.web import Web, as_json, slowly
 
 KEY = "k" * 40
 PATH = "/data/upload/1/a.png"
@@ -293,6 +293,28 @@ def test_a_refused_key_names_the_setting(store: ImageStore, label_studio: Web, s
 
     with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
         store.digest(PATH)
+
+
+def test_an_access_token_that_was_refused_is_renewed_once(tmp_path: Path, label_studio: Web) -> None:
+    """As after a night in which the machine slept, of which its clocks for intervals know nothing."""
+    tokens = iter(["old", "new", "newer"])
+    label_studio.answers["/api/token/refresh/"] = lambda request: as_json({"access": next(tokens)})
+
+    def file(request: Request) -> Response:
+        fresh = request.headers["Authorization"] == "Bearer new"
+        return Response(encoded(picture())) if fresh else Response("", 401)
+
+    label_studio.answers[PATH] = label_studio.answers["/data/upload/1/b.png"] = file
+    client = LabelStudioClient(label_studio.url, "personal.access.token")
+    store = ImageStore(tmp_path, client, 10**6, 10**5, timeout_s=10.0)
+
+    np.testing.assert_array_equal(store.decode(store.digest(PATH)), picture())
+    assert [value for value in label_studio.authorizations if value] == ["Bearer old", "Bearer new"]
+
+    label_studio.answers["/data/upload/1/b.png"] = Response("", 401)
+    with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):
+        store.digest("/data/upload/1/b.png")
+    assert [value for value in label_studio.authorizations if value][2:] == ["Bearer new", "Bearer newer"]
 
 
 @pytest.mark.parametrize("status", [404, 500])
