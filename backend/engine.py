@@ -40,6 +40,8 @@ State = Literal["loading", "ready", "failed"]
 
 LOAD_WAIT_S = 60.0
 """How long a request waits for a model that is still loading; Label Studio waits 100 s."""
+STORE_WAIT_S = 2.0
+"""How long `start` waits to know which version is to serve: the store may be far away, or down."""
 POLL_S = 1.0
 """How often the version store is read, in case a message was lost."""
 _MESSAGE_WAIT_S = 0.1  # how long `stop` may have to wait
@@ -106,6 +108,8 @@ class Engine:
         self._version = versions.base_version
         self._error = ""
         self._refused: dict[str, str] = {}
+        self._expected = self._version
+        self._read_store = Event()  # set when it is known which version is to serve first
         self._loaded = Event()  # set when loading has ended, well or not
         self._stopped = Event()
         self._swap_lock = Lock()
@@ -116,6 +120,7 @@ class Engine:
         if not self._threads:
             self._threads = [Thread(target=self._run, name="engine", daemon=True)]
             self._threads[0].start()
+            self._read_store.wait(STORE_WAIT_S)
 
     def stop(self) -> None:
         """Ends the threads, after what they are at; who still waits is told so."""
@@ -139,7 +144,7 @@ class Engine:
             state: State = "failed" if self._predictor is None else "ready"
             device = str(getattr(self._predictor, "device", ""))
             return EngineStatus(state, self._version, self._error, device, dict(self._refused))
-        return EngineStatus("loading", self._version if self._predictor else self._wanted())
+        return EngineStatus("loading", self._expected)
 
     def waiting(self) -> dict[str, int]:
         """What for -> how many wait for it."""
@@ -243,6 +248,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._expected = self._wanted()
+            self._read_store.set()
             self._load()
         except Exception as error:  # shown to whoever asks for a mask, and on the start page
             logger.exception("the model cannot be loaded")

@@ -105,6 +105,34 @@ def test_status_does_not_wait_for_the_model(
         assert answer.result(timeout=20).version == version
 
 
+class FarStore(VersionStore):
+    """Answers when it may; an object store may be far away, or down."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, PRESET)
+        self.reads, self.may_answer = 0, Event()
+
+    def current(self) -> str:
+        self.reads += 1
+        assert self.may_answer.wait(20)
+        return super().current()
+
+
+def test_status_does_not_wait_for_the_version_store(tmp_path: Path) -> None:
+    store = FarStore(tmp_path)
+    version = publish(store, 0.5, promote=False)
+    engine = Engine(preset, store, EmbeddingCache(10**8), poll_s=0.1)
+    engine.start()
+
+    assert [engine.status().state for _ in range(3)] == ["loading"] * 3
+    assert store.reads == 1, "once, and not for each question"
+    store.may_answer.set()
+    wait_until(lambda: engine.status().state == "ready", "the model is loaded")
+    store.promote(version)
+    wait_until(lambda: engine.version == version, "the version")
+    engine.stop()
+
+
 def test_a_model_that_cannot_be_loaded_says_why(make_engine: Callable[..., Engine]) -> None:
     def load() -> SwappablePredictor:
         raise CheckpointError("no weights for ssp-sam-336")
