@@ -82,6 +82,9 @@ class TrainConfig:
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
     """Of SAM's mask decoder."""
+    word_learning_rate: float = 0.0
+    """Of the embeddings of words that `replay` does not say: textual inversion (arXiv 2208.01618), which
+    changes no phrase without them. 0 leaves the text tower as it is. Stage `ssp`, not with `stream`."""
     decoder_frozen_steps: int = 0
     """First steps in which the mask decoder does not learn."""
     final_learning_rate: float = 1e-6
@@ -113,6 +116,11 @@ class TrainConfig:
             raise ConfigError(f"learning_rate {self.learning_rate} lies below final_learning_rate")
         self._check_stream()
         self._check_validation()
+        _require(
+            self.word_learning_rate == 0
+            or (self.stage == "ssp" and self.replay is not None and not self.stream),
+            "word_learning_rate needs stage ssp, replay, which says what words are known, and no stream",
+        )
 
     def _check_validation(self) -> None:
         _require(

@@ -108,6 +108,11 @@ class ExampleStream:
         for start in range(0, len(self._window.examples), rows):
             yield self._collate(self._window.examples[start : start + rows])
 
+    def phrases(self) -> list[str]:
+        """The phrases of the first window, each once."""
+        self._load(0)
+        return sorted(self._window.text)
+
     def counts(self) -> Tensor:
         """(2,) float32: how many samples, and how many with a target, the first window has."""
         self._load(0)
@@ -140,7 +145,7 @@ class ExampleStream:
         for start in range(0, len(distinct), TEXT_CHUNK):
             chunk = distinct[start : start + TEXT_CHUNK]
             tokens = tokenize(chunk)
-            features = self.predictor.model.clip.encode_text(tokens.to(self.predictor.device))
+            features = self.predictor.model.encode_text(tokens.to(self.predictor.device))
             rows = zip(
                 chunk, tokens, features.words.half().cpu(), features.sentence.half().cpu(), strict=True
             )

@@ -18,6 +18,7 @@ from finetune.losses import Criterion
 from finetune.processes import Processes
 from finetune.streaming import SampleStream
 from sspsam.model import EncodedPhrase
+from sspsam.phrases import tokenize
 from sspsam.predictor import Predictor
 from sspsam.prompts import Prompts
 
@@ -28,7 +29,7 @@ PROBED_BATCHES = 8
 
 
 class SSPStage:
-    """Everything but CLIP and SAM's image and prompt encoders learns."""
+    """Everything but CLIP and SAM's image and prompt encoders learns, and the embeddings of new words."""
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class SSPStage:
         self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
         self.validation = None if validation is None else self._windows(validation, predictor, 1)
         self._share: tuple[int, Batch, Tensor] | None = None
+        if config.word_learning_rate > 0:
+            self.model.learned_words.add(self._new_words(), self.device)
 
         if config.from_scratch:
             probed = reduce(concatenate, (self.batch(step) for step in range(PROBED_BATCHES)))
@@ -68,11 +71,18 @@ class SSPStage:
         return () if self._share is None else self._share[1].sample_ids
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The mask decoder learns more slowly than the prompts."""
+        """The prompts, the mask decoder, which learns more slowly, and new words, which do not decay."""
         decoder = list(self.model.sam.mask_decoder.parameters())
-        chosen = {id(parameter) for parameter in decoder}
+        words = list(self.model.learned_words.parameters())
+        chosen = {id(parameter) for parameter in (*decoder, *words)}
         prompts = [p for p in self._module.parameters() if p.requires_grad and id(p) not in chosen]
-        return [{"params": prompts}, {"params": decoder, "lr": self.config.decoder_learning_rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": prompts},
+            {"params": decoder, "lr": self.config.decoder_learning_rate},
+        ]
+        if words and self.config.word_learning_rate > 0:
+            groups.append({"params": words, "lr": self.config.word_learning_rate, "weight_decay": 0.0})
+        return groups
 
     def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Mask and box terms of one part of this process's share of the step's batch.
@@ -163,6 +173,13 @@ class SSPStage:
             self._share = step, share, self.processes.mean(counts)
         return self._share[1:]
 
+    def _new_words(self) -> set[int]:
+        """Tokens of the data that what it has learned before does not say."""
+        assert isinstance(self.stream, ExampleStream)
+        assert isinstance(self.replay, ExampleStream)
+        said, known = (set(tokenize(s.phrases()).flatten().tolist()) for s in (self.stream, self.replay))
+        return said - known
+
     def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream | SampleStream:
         config = self.config
         if config.stream:
@@ -179,5 +196,7 @@ class SSPStage:
         self.model.sam.mask_decoder.requires_grad_(learns)
 
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        phrase = self.model.linguistic_adapter(batch.text, batch.tokens)
-        return EncodedPhrase(batch.text.sentence, phrase)
+        """The batch's phrases; through the text tower again where words of it learn."""
+        learns = self.config.word_learning_rate > 0 and self.model.learned_words.offsets is not None
+        text = self.model.encode_text(batch.tokens) if learns else batch.text
+        return self.model.adapt_phrase(text, batch.tokens)

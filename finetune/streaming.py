@@ -213,7 +213,7 @@ class SampleStream:
             patch_features=model.encode_image(torch.stack([r.canvas for r in readings]).to(device)),
             image_embeddings=self._embed(readings),
             tokens=tokens,
-            text=TextFeatures(*model.clip.encode_text(tokens)),
+            text=TextFeatures(*model.encode_text(tokens)),
             masks=torch.stack([reading.mask for reading in readings]).to(device),
             patch_coverage=torch.stack([reading.patch_coverage for reading in readings]).to(device),
             boxes=torch.stack([reading.box for reading in readings]).to(device),

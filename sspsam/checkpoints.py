@@ -24,6 +24,7 @@ from sspsam.layouts import IMAGE_ENCODER_PREFIX, Layout, find_layout, to_ours
 from sspsam.model import SSPSAM
 from sspsam.presets import PRESETS, get_preset
 from sspsam.torchscript import is_torchscript, read_torchscript
+from sspsam.words import WORDS_PREFIX
 
 
 class CheckpointError(ValueError):
@@ -250,8 +251,9 @@ def write_tensors(
 
 
 def trainable_state(model: SSPSAM) -> dict[str, Tensor]:
-    """The tensors that training changes: everything but CLIP and SAM's prompt encoder."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if is_trainable(name)}
+    """The tensors that training changes: everything but CLIP and SAM's prompt encoder, and learned words."""
+    words = model.learned_words.state_dict(prefix=WORDS_PREFIX)
+    return {name: p.detach() for name, p in model.named_parameters() if is_trainable(name)} | words
 
 
 def is_trainable(name: str) -> bool:
@@ -260,17 +262,26 @@ def is_trainable(name: str) -> bool:
 
 
 def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
-    """Copies fine-tuned tensors into the model; exactly the trainable ones.
+    """Copies fine-tuned tensors into the model; exactly the trainable ones. Words are the state's alone.
 
     Raises:
         CheckpointError: names or shapes do not fit, or a value is not finite.
     """
-    own = trainable_state(model)
-    if problems := differences(own, state) + not_finite(state):
+    words, others = _split_words(state)
+    _, own = _split_words(trainable_state(model))
+    problems = differences(own, others) + not_finite(state) + model.learned_words.problems(words)
+    if problems:
         raise CheckpointError("the weights do not fit the model: " + "; ".join(problems))
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            parameter.copy_(others[name])
+    model.learned_words.replace(words, model.fusion.weight.device)
+
+
+def _split_words(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Learned words, without their prefix, and all other tensors."""
+    words = {k.removeprefix(WORDS_PREFIX): v for k, v in state.items() if k.startswith(WORDS_PREFIX)}
+    return words, {name: value for name, value in state.items() if not name.startswith(WORDS_PREFIX)}
 
 
 def _unwrap(checkpoint: object) -> dict[str, Tensor]:

@@ -58,10 +58,16 @@ class CLIPTowers(nn.Module):
         features = torch.cat([tokens[:, :1], surgery_tokens[:, 1:]], dim=1)
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
 
-    def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Runs the text tower on (B, L) int64 tokens; padding changes no sentence feature."""
+    def encode_text(self, tokens: Tensor, offsets: Tensor | None = None) -> TextFeatures:
+        """Runs the text tower on (B, L) int64 tokens; padding changes no sentence feature.
+
+        Args:
+            tokens: as from `sspsam.phrases.tokenize`.
+            offsets: (B, L, text width), added to their embeddings: learned words.
+        """
         towers, length = self.towers, tokens.shape[1]
         embedded = towers.token_embedding(tokens) + towers.positional_embedding[:length]
+        embedded = embedded if offsets is None else embedded + offsets
         mask = towers.attn_mask[:length, :length]
         words = towers.ln_final(towers.transformer(embedded, attn_mask=mask))  # (B, L, width)
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]

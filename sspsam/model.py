@@ -16,6 +16,7 @@ from sspsam.clip import CLIPTowers, TextFeatures
 from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
 from sspsam.prompts import BoxHead, PromptGenerator, Prompts
 from sspsam.sam import SAMDecoder
+from sspsam.words import LearnedWords
 
 
 class SSPSAMOutput(NamedTuple):
@@ -67,6 +68,7 @@ class SSPSAM(nn.Module):
         image_encoder = IMAGE_ENCODERS[preset.image_encoder]
         dim = image_encoder.embedding_dim
         self.clip = CLIPTowers(preset.clip)
+        self.learned_words = LearnedWords(self.clip.towers.vocab_size, preset.clip.text_width)
         self.linguistic_adapter = build_linguistic_adapter(preset)
         self.visual_adapter = build_visual_adapter(preset)
         self.fusion = nn.Linear(preset.prompt.adapter_dim, dim)
@@ -101,7 +103,11 @@ class SSPSAM(nn.Module):
 
     def encode_phrase(self, tokens: Tensor) -> EncodedPhrase:
         """CLIP text features through the linguistic adapter."""
-        return self.adapt_phrase(self.clip.encode_text(tokens), tokens)
+        return self.adapt_phrase(self.encode_text(tokens), tokens)
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """CLIP text features of (B, L) tokens, learned words as fine-tuning has taught them."""
+        return self.clip.encode_text(tokens, self.learned_words(tokens))
 
     def adapt_phrase(self, text: TextFeatures, tokens: Tensor) -> EncodedPhrase:
         """CLIP text features of (B, L) tokens through the linguistic adapter."""

@@ -37,6 +37,8 @@ class Recipe:
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
     """0 leaves the mask decoder as it is."""
+    word_learning_rate: float = 0.0
+    """Of words that the replay does not say; without one, nothing tells which they are, and none learns."""
     max_gradient_norm: float = 0.1
     iou_prediction: float = 0.0
     """Weight of the loss that keeps the scores honest."""
@@ -72,6 +74,7 @@ class Recipe:
             "target_size": self.target_size,
             "learning_rate": self.learning_rate,
             "decoder_learning_rate": self.decoder_learning_rate,
+            "word_learning_rate": self.word_learning_rate if self.replay else 0.0,
             "decoder_frozen_steps": 0 if self.decoder_learning_rate else NEVER,
             "max_gradient_norm": self.max_gradient_norm,
             "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch),
@@ -86,12 +89,14 @@ RECIPES: Mapping[str, Recipe] = {
         validation=VALIDATION,
         batch_size=12,
         target_size=160,
-        learning_rate=3e-4,
-        decoder_learning_rate=1e-4,
+        learning_rate=1e-4,
+        decoder_learning_rate=0.0,
+        word_learning_rate=2e-2,
         max_gradient_norm=1.0,
         iou_prediction=1.0,
-        steps_per_sample=6,
-        min_steps=40,
+        most_views=8,
+        steps_per_sample=10,
+        min_steps=60,
         max_steps=300,
     ),
     "ssp-sam-test": Recipe(

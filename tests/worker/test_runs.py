@@ -173,6 +173,16 @@ def test_what_the_model_knew_before_is_named_by_the_preset_or_the_operator(servi
     assert base_validation("ssp-sam-demo", own) is None, "what ships was not what these learned from"
 
 
+def test_words_learn_where_replay_says_which_are_known(services: Services) -> None:
+    run = replace(prepare(services), preset="ssp-sam-demo")
+    store, settings = services.store, services.settings
+    assert train_config(run, store, settings).word_learning_rate > 0
+    own = settings.model_copy(update={"weights": Path("own")})
+    assert train_config(run, store, own).word_learning_rate == 0
+    named = own.model_copy(update={"replay_data": "refcoco/train"})
+    assert train_config(run, store, named).word_learning_rate > 0
+
+
 @pytest.mark.parametrize("variable", ["validation_data", "replay_data"])
 @pytest.mark.parametrize(
     ("data", "problem"),
