@@ -22,6 +22,7 @@ from finetune.losses import TOTAL, NonFiniteLossError
 from finetune.processes import Processes
 from finetune.stopping import EarlyStopping
 from sspsam.checkpoints import CheckpointError
+from sspsam.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +246,6 @@ class TrainingLoop:
 
         It holds no state of random numbers: each step's follow from the seed and its number.
         """
-        path = self.config.output_dir / CHECKPOINT_NAME
-        aside = path.with_suffix(".part")
         state = {
             "module": self._learning_state(),
             "optimizer": self.optimizer.state_dict(),
@@ -257,8 +256,8 @@ class TrainingLoop:
             "parts": self.parts,
             "config": self.config.to_dict(),
         }
-        torch.save(state, aside)
-        aside.replace(path)
+        with replacing(self.config.output_dir / CHECKPOINT_NAME) as aside:
+            torch.save(state, aside)
 
     def resume(self) -> bool:
         """Goes on from the checkpoint in the output folder, if there is one.

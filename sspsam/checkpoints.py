@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sspsam.files import replacing
 from sspsam.layouts import IMAGE_ENCODER_PREFIX, Layout, find_layout, to_ours
 from sspsam.model import SSPSAM
 from sspsam.presets import PRESETS, get_preset
@@ -239,15 +240,11 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file: aside first, then moved into place."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    aside = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as aside:
         aside.touch()
         mode = aside.stat().st_mode  # safetensors would leave a file that only its owner can read
         save_file(contiguous, aside, dict(metadata or {}))
         aside.chmod(mode)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def trainable_state(model: SSPSAM) -> dict[str, Tensor]:

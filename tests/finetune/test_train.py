@@ -68,6 +68,25 @@ def test_a_stopped_run_ends_as_an_unbroken_one(config: TrainConfig, tmp_path: Pa
     assert resumed.steps == config.steps
 
 
+@pytest.mark.slow
+def test_a_run_that_two_workers_do_at_once_ends_as_with_one(config: TrainConfig, tmp_path: Path) -> None:
+    """As when a worker was taken for dead: another does all of the run in the same folder meanwhile."""
+    alone = read_tensors(train(config).weights)
+    shared = dataclasses.replace(config, output_dir=tmp_path / "shared")
+    others: list[Path] = []
+
+    def let_another_work(step: int, means: dict[str, float]) -> None:
+        if step == 4:
+            others.append(train(shared).weights)
+
+    own = read_tensors(train(shared, let_another_work).weights)
+    assert len(others) == 1
+    assert all(torch.equal(own[key], alone[key]) for key in alone)
+    assert train(shared).steps == config.steps, "its checkpoint can be read"
+    assert {path.name for path in shared.output_dir.iterdir()} >= {CHECKPOINT_NAME, LOG_NAME, WEIGHTS_NAME}
+    assert not [path for path in shared.output_dir.iterdir() if path.name.startswith(".")]
+
+
 def test_a_finished_run_is_not_repeated(config: TrainConfig) -> None:
     train(config)
     steps: list[int] = []
