@@ -32,6 +32,21 @@ def test_two_processes_learn_and_stop_as_one_does(tmp_path: Path) -> None:
     assert float(changes.mean()) < 1e-4
 
 
+def test_two_processes_learn_new_words_as_one_does(tmp_path: Path) -> None:
+    """Where a batch's share of one of them may hold none of these words."""
+    words = {
+        "data": "stickers/train?count=2&nouns=koala&families=noun",
+        "replay": "stickers/train?count=4&nouns=first&families=noun",
+        "word_learning_rate": 1e-2, "batch_size": 4, "replay_fraction": 0.75, "steps": 4,
+    }  # fmt: skip
+    alone = read_tensors(train(validated(tmp_path / "one", **words)).weights)
+    together = read_tensors(train_together(validated(tmp_path / "two", **words), 2).weights)
+    assert torch.equal(alone["learned_words.tokens"], together["learned_words.tokens"])
+    offsets = [state["learned_words.offsets"] for state in (alone, together)]
+    assert float(offsets[0].abs().max()) > 1e-3
+    assert float((offsets[0] - offsets[1]).abs().mean()) < 1e-4
+
+
 def test_when_one_fails_all_end_and_it_is_said(tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     config = validated(tmp_path, data="stickers/train?count=4&nouns=nothing-of-that-name")
