@@ -27,6 +27,8 @@ from tests.integration.parts import Backend
 from tests.waiting import wait_until
 
 STOP_S = 20.0
+BUSY_QUANTILE = 0.25
+"""Of the times of answers that counts here: of the others, what else this machine does may be to blame."""
 PICTURE_S = 1.5
 """How long the picture's server takes in the test of a graceful stop."""
 
@@ -74,11 +76,17 @@ def test_it_answers_before_and_after_the_model_is_loaded(
 ) -> None:
     backend = start_backend()
     wait_until(lambda: bool(backend.health()), "the backend listens")
-
-    since_s = time.monotonic()
-    setup = requests.post(f"{backend.url}/setup", json={"project": "1.1", "schema": ""}, timeout=5)
-    assert setup.json() == {"model_version": "ssp-sam-test-base"}
-    assert time.monotonic() - since_s < 3, "Label Studio waits three seconds"
+    body = {"project": "1.1", "schema": RECOMMENDED_CONFIG}
+    took_s = []
+    while backend.health()["model_state"] == "loading":
+        for path, sent in {"health": None, "setup": body}.items():
+            since_s = time.monotonic()
+            answer = requests.request(
+                "POST" if sent else "GET", f"{backend.url}/{path}", json=sent, timeout=5
+            )
+            took_s.append(time.monotonic() - since_s)
+            assert answer.json()["model_version"] == "ssp-sam-test-base"
+    assert np.quantile(took_s, BUSY_QUANTILE) < 0.05
 
     answer = backend.ask(f"{web.url}/a.png")
     assert answer.status_code == 200
