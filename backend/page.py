@@ -111,7 +111,7 @@ def start_page(service: Service) -> StartPage:
         versions=rows[::-1],
         fine_tunes=fine_tunes,
         projects=[_project_row(project, service.memory) for project in service.memory.projects()],
-        label_studio_url=service.settings.label_studio_url,
+        label_studio_url=service.settings.label_studio_for_browsers,
         backend_url=service.settings.backend_url,
         waiting_jobs=service.memory.waiting_jobs(),
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),

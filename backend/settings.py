@@ -192,6 +192,11 @@ class Settings(BaseSettings):
         return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
     @property
+    def label_studio_for_browsers(self) -> str:
+        """Where people reach Label Studio."""
+        return (self.label_studio_host or self.label_studio_url).rstrip("/")
+
+    @property
     def basic_auth(self) -> tuple[str, str] | None:
         """Name and password that callers must send; None when everybody may ask."""
         password = self.basic_auth_pass.get_secret_value()

@@ -181,6 +181,17 @@ def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskC
     assert '<strong id="serving">ssp-sam-test-base</strong>' in page
 
 
+def test_links_lead_to_label_studio_as_browsers_reach_it(
+    settings: Settings, redis_server: Redis, app: Flask, client: FlaskClient
+) -> None:
+    client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
+    assert f'href="{settings.label_studio_url}/projects/7/data"' in client.get("/").text
+
+    app.extensions["sspsam"].settings.label_studio_host = "https://label.example/"
+
+    assert 'href="https://label.example/projects/7/data"' in client.get("/").text
+
+
 def test_projects_say_what_they_lack(client: FlaskClient) -> None:
     bare = '<View><Image name="photo" value="$image"/></View>'
     client.post("/setup", json={"project": "7.1", "schema": bare, "extra_params": ""})

@@ -24,7 +24,7 @@ from rq.serializers import JSONSerializer
 from backend.events import EventQueue
 from sspsam.versions import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
-from tests.integration.terminal import Terminal
+from tests.terminal import Terminal
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, prompt, region
 from tests.worker.squares import scene

@@ -143,7 +143,8 @@ class LabelStudioServer(Loopback):
         parts = [int(part) for part in re.findall(r"/(\d+)(?=/|$)", path)]
         shape = re.sub(r"/\d+", "/N", path).rstrip("/")
         if shape == "/api/projects/N":
-            return self.projects.get(parts[0])
+            project = self.projects.get(parts[0])
+            return None if project is None else {**project, "task_number": len(self._tasks_of(parts[0]))}
         if shape == "/api/annotations/N":
             return self.annotations.get(parts[0])
         if shape == "/api/tasks/N":

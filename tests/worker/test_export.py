@@ -30,6 +30,7 @@ from backend.errors import (
 from backend.labelstudio.client import LabelStudioClient
 from finetune.data.dataset import open_dataset
 from sspsam.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_brush_rle
+from tests.terminal import Terminal
 from tests.worker.label_studio_server import KEY, LabelStudioServer, prompt, region
 from worker.commands import app
 from worker.export import ProjectReader, Selection
@@ -389,6 +390,22 @@ def test_the_command_chooses_and_says_that_annotators_are_not_merged(
     assert "several" not in one.stderr
     assert nobody.exit_code == 2
     assert "b@example.com" in nobody.output
+
+
+@pytest.mark.slow
+def test_a_bar_shows_how_far_it_is(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        label_studio.save(number, number, region("a", "the ring", mask))
+
+    with Terminal("export", "--project", str(PROJECT), "--out", str(tmp_path / "labels.json")) as terminal:
+        assert terminal.wait() == 0
+
+    tasks = len(label_studio.tasks)
+    assert f"{tasks}/{tasks}" in terminal.text
+    assert "Tasks ━" in terminal.text
+    assert "masks: 2, images: 2" in terminal.text
 
 
 def test_the_models_score_goes_with_its_masks(
