@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sspsam.files import replacing
 from sspsam.layouts import IMAGE_ENCODER_PREFIX, Layout, find_layout, to_ours
 from sspsam.model import SSPSAM
+from sspsam.phrases import token_text
 from sspsam.presets import PRESETS, get_preset
 from sspsam.torchscript import is_torchscript, read_torchscript
 from sspsam.words import WORDS_PREFIX
@@ -273,6 +274,12 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
         for name, parameter in own.items():
             parameter.copy_(others[name])
     model.learned_words.replace(words, model.fusion.weight.device)
+
+
+def learned_words(state: Mapping[str, Tensor]) -> list[str]:
+    """The words, or pieces of words, that fine-tuned tensors have taught the text tower."""
+    tokens = state.get(f"{WORDS_PREFIX}tokens")
+    return [] if tokens is None else [token_text(token) for token in tokens.tolist()]
 
 
 def _split_words(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

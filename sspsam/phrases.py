@@ -46,6 +46,12 @@ def token_ids(text: str) -> list[int]:
     return ids
 
 
+def token_text(token: int) -> str:
+    """The word, or the piece of one, that a token stands for."""
+    text: str = _tokenizer().decode([token])
+    return text.strip()
+
+
 def _encode(phrase: str) -> list[int]:
     text = normalise(phrase)
     if not text:

@@ -209,14 +209,15 @@ def _publish(
     from finetune.html_report import FineTuneReport, render_report
     from finetune.report import compare, comparison_to_markdown
     from sspsam.bundles import frozen_weights
-    from sspsam.checkpoints import read_tensors
+    from sspsam.checkpoints import learned_words, read_tensors
 
-    folder = run_folder(settings.model_dir, run.run_id)
+    folder, state = run_folder(settings.model_dir, run.run_id), read_tensors(trained.weights)
     card = VersionCard(
         parent=run.base_version,
         parents_sha256=frozen_weights(run.preset, settings.weights),
         metrics=to_metrics(measured, base, settings.validation_tolerance),
-        data=_data_summary(run, folder) | {"steps": trained.steps, "best_step": trained.best_step},
+        data=_data_summary(run, folder)
+        | {"learned_words": learned_words(state), "steps": trained.steps, "best_step": trained.best_step},
         config=config.to_dict(),
         code_version=package_version(DISTRIBUTION),
     )
@@ -243,7 +244,7 @@ def _publish(
     }
     if (published := find_version(store, run.run_id)) is not None:
         return published  # by a worker that took this one for dead
-    card = store.publish(read_tensors(trained.weights), card, files)
+    card = store.publish(state, card, files)
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
     return card
 

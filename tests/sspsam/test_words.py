@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 import sspsam
-from sspsam.checkpoints import CheckpointError, load_trainable, read_tensors, trainable_state, write_tensors
+from sspsam.checkpoints import (
+    CheckpointError,
+    learned_words,
+    load_trainable,
+    read_tensors,
+    trainable_state,
+    write_tensors,
+)
 from sspsam.phrases import token_ids, tokenize
 
 PRESET = "ssp-sam-test"
@@ -48,6 +55,12 @@ def test_a_new_word_means_what_it_meant_until_it_learns(model: sspsam.SSPSAM) ->
     before = model.encode_text(tokens)
     model.learned_words.add(token_ids("koala"), CPU)
     assert torch.equal(model.encode_text(tokens).words, before.words)
+
+
+def test_a_version_tells_its_words(model: sspsam.SSPSAM) -> None:
+    assert learned_words(trainable_state(model)) == []
+    teach(model, "koala", "guitar")
+    assert sorted(learned_words(trainable_state(model))) == ["guitar", "koala"]
 
 
 def test_more_words_leave_the_others_as_they_are(model: sspsam.SSPSAM) -> None:

@@ -85,6 +85,7 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     assert page.count('src="data:image/webp') == 2
     assert_shown_on_the_start_page(services, version)
     assert card.data["labels"] == {"object": 6}
+    assert card.data["learned_words"] == [], "nothing says which words it knew"
     assert store.load(version).keys() > {"prompt_generator.box_token.weight"}
     assert not run_folder(services.settings.model_dir, job.id).exists()
     assert training_queue(services.redis).count == 0, "the same labels are not learned twice"
