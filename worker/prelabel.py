@@ -1,7 +1,9 @@
 """Masks for whole projects: tasks in chunks, each a job, their predictions posted to Label Studio.
 
 Everything can be done again: a task that has a prediction of the serving version with the wanted phrases is
-left alone, so a job that was cut short, or a run that is started anew, only does what is missing.
+left alone, so a job that was cut short, or a run that is started anew, only does what is missing. To a
+prediction with other phrases, or to an empty one, which Label Studio stores when somebody opens a task, they
+are added.
 
     sspsam:prelabel:<run>     hash: chunk -> JSON of its ChunkReport; for PROGRESS_TTL_S
 """
@@ -221,6 +223,9 @@ class Prelabeler:
             self._version = version
             report.skipped += 1
             return
+        before = next((one for one in task.predictions if one.get("model_version") == version), None)
+        if before is not None:
+            phrases = list(notes.distinct([*_phrases_of(before, config), *phrases]).values())
         outcome = self._assistant.look(str(self._project), task, phrases, config)
         if outcome.failed:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
@@ -229,7 +234,22 @@ class Prelabeler:
             outcome.failed.clear()
         prediction = self._assistant.write_prediction(str(self._project), task, outcome, config)
         report.masks += len(outcome.regions)
-        self._waiting.append({"task": int(task.task_id), **prediction})
+        if before is not None and prediction["model_version"] == version:
+            self._replace(before, prediction, report)
+        else:
+            self._waiting.append({"task": int(task.task_id), **prediction})
+
+    def _replace(self, before: Mapping[str, Any], prediction: Json, report: ChunkReport) -> None:
+        """Label Studio begins an annotation with one of a version's predictions: there is to be one.
+
+        The score of one that has been ranked is its place, and stays.
+        """
+        fields = {"result": prediction["result"]}
+        if before.get("score") is None and "score" in prediction:
+            fields["score"] = prediction["score"]
+        self._client.update_prediction(int(before["id"]), **fields)
+        self._version = str(prediction["model_version"])
+        report.posted += 1
 
     def _post(self, report: ChunkReport) -> None:
         if self._waiting:
@@ -274,6 +294,11 @@ def answers(
     """Whether a prediction is the version's answer to all of these phrases."""
     if prediction.get("model_version") != version:
         return False
-    found = {notes.phrase_key(phrase or "") for phrase, _ in region_texts(prediction, config).values()}
-    found |= {notes.phrase_key(phrase) for phrase in no_target_phrases(prediction, config)}
+    found = {notes.phrase_key(phrase) for phrase in _phrases_of(prediction, config)}
     return all(notes.phrase_key(phrase) in found for phrase in phrases)
+
+
+def _phrases_of(prediction: Mapping[str, Any], config: LabelingConfig) -> list[str]:
+    """What a prediction answers, with a mask or without."""
+    masked = [phrase for phrase, _ in region_texts(prediction, config).values() if phrase]
+    return [*masked, *no_target_phrases(prediction, config)]

@@ -125,7 +125,8 @@ class LabelStudioServer(Loopback):
             return self.predictions[-1]
         if not re.fullmatch(r"/api/projects/\d+/import/predictions", path):
             return None
-        self.predictions += body
+        first = 1000 + len(self.predictions)
+        self.predictions += [{**one, "id": number} for number, one in enumerate(body, first)]
         self.posts.append(len(body))
         return {"created": len(body)}
 

@@ -83,9 +83,30 @@ def test_doing_it_again_does_nothing(
     assert [one["task"] for one in label_studio.predictions] == tasks
     assert (report["posted"], report["skipped"]) == (1, 2)
     assert run(PhraseSource("phrases", ("A Cat",)), tasks)["skipped"] == 3, "answered along with the dog"
-    assert run(PhraseSource("phrases", ("a bird",)), tasks)["posted"] == 3
+    assert len(label_studio.predictions) == 3
     label_studio.predictions = [one | {"model_version": "older"} for one in label_studio.predictions]
     assert run(BOTH, tasks)["posted"] == 3, "a new version answers anew"
+
+
+def test_further_phrases_are_added_to_what_is_there(
+    services: Services, label_studio: LabelStudioServer, tasks: list[int]
+) -> None:
+    """Annotators begin with one prediction: with all phrases, also of a task that was opened before."""
+    label_studio.post("/api/predictions/", {"task": 2, "model_version": BASE, "result": [], "score": None})
+    label_studio.post("/api/predictions/", {"task": 3, "model_version": "older", "result": []})
+    run(BOTH, tasks)
+    ranked = label_studio.predictions[-1]
+    ranked["score"] = 0.25
+
+    report = run(PhraseSource("phrases", ("a bird; THE DOG",)), tasks)
+
+    assert report["posted"] == 3
+    found = {one["task"]: one for one in label_studio.predictions if one["model_version"] == BASE}
+    assert len(label_studio.predictions) == len(found) + 1, "one for each task, and the older one"
+    assert all(phrases_of(one) == {"the dog", "a cat", "a bird"} for one in found.values())
+    assert found[2]["score"] is not None
+    assert ranked["score"] == 0.25
+    assert run(PhraseSource("phrases", ("a bird", "a cat")), tasks)["skipped"] == 3
 
 
 def test_annotators_begin_with_what_was_predicted(
