@@ -95,7 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Keeps a picture of the browser when a test has failed."""
     report = yield
     page = getattr(item, "funcargs", {}).get("page")
-    if page is not None and report.failed:
+    if page is not None and report.failed and report.when != "teardown":  # then there is no browser any more
         SCREENSHOTS.mkdir(exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{re.sub(r'[^a-z0-9]+', '-', item.name.lower())}.png")
     return report
