@@ -299,7 +299,7 @@ def main() -> None:
     lessons = run(Pupil(options.fresh), nouns, counts)
     how = "the fine-tunes alone" if options.inner else "through a real Label Studio, worker, gate and swap"
     write_section(
-        "What corrections teach",
+        "What corrections teach, without Label Studio" if options.inner else "What corrections teach",
         f"`{PRESET}` has never seen these things. Each is corrected on so many pictures, a quarter of which "
         f"the gate holds out; {how}. mIoU on {options.fresh} fresh scenes asked for the thing, and gIoU on "
         "the base validation set; minutes from the first correction until it was judged. A rejected version "
