@@ -47,6 +47,9 @@ class LossWeights:
     """Whether each fused patch knows how much of it the target covers; not in the paper. A prompt encoder
     that is trained from nothing learns many times faster when its patches are told, not the mask alone."""
 
+    presence: float = 0.0
+    """Whether anything fits, of variants that are asked so; not in the paper."""
+
     def __post_init__(self) -> None:
         negative = {name: weight for name, weight in asdict(self).items() if weight < 0}
         if negative:
@@ -79,6 +82,7 @@ class Criterion(nn.Module):
         iou_predictions: Tensor | None = None,
         patch_logits: Tensor | None = None,
         patch_coverage: Tensor | None = None,
+        presence_logits: Tensor | None = None,
         sample_weights: Tensor | None = None,
         sample_ids: Sequence[str] | None = None,
         totals: Tensor | None = None,
@@ -94,6 +98,7 @@ class Criterion(nn.Module):
             iou_predictions: (B,) the decoder's own estimate, 0..1; used when its weight is above 0.
             patch_logits: (B, G*G) whether patches show the target; needs `patch_coverage`.
             patch_coverage: (B, G*G) share of each patch that the target covers, 0..1.
+            presence_logits: (B,) whether anything fits; used when its weight is above 0.
             sample_weights: (B,) at least 0, how much each sample counts in the means.
             sample_ids: B names for the error message.
             totals: (2,) how many samples, and how many with a target, the means are over, in place of this
@@ -113,6 +118,10 @@ class Criterion(nn.Module):
             per_sample |= self._box_terms(boxes, target_boxes, has_target)
         if patch_logits is not None:
             per_sample["patch"] = patch_loss(patch_logits, patch_coverage)
+        if self.weights.presence > 0 and presence_logits is not None:
+            per_sample["presence"] = functional.binary_cross_entropy_with_logits(
+                presence_logits.float(), has_target.float(), reduction="none"
+            )
         if not per_sample:
             raise ValueError("nothing to compare: neither mask_logits nor boxes were given")
         counts = (

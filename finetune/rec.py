@@ -22,7 +22,7 @@ class RECStage(SSPStage):
         terms: dict[str, Tensor] = self.criterion(
             None, self.model.locate(prompts), None, batch.boxes, batch.has_target,
             sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),
-            patch_coverage=batch.patch_coverage,
+            patch_coverage=batch.patch_coverage, presence_logits=self.model.believe(prompts),
         )  # fmt: skip
         return terms
 

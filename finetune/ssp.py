@@ -127,6 +127,7 @@ class SSPStage:
             mask_logits, self.model.locate(prompts), batch.masks, batch.boxes, batch.has_target,
             iou_predictions=iou_predictions, sample_ids=batch.sample_ids,
             patch_logits=self.patch_logits(prompts), patch_coverage=batch.patch_coverage, totals=totals,
+            presence_logits=self.model.believe(prompts),
         )  # fmt: skip
         return terms
 

@@ -84,6 +84,8 @@ class Decoded:
     """The decoder's estimate of the mask's IoU, 0..1."""
     box_cxcywh: Tensor | None
     """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
+    presence: float | None = None
+    """How probable it is that anything fits, 0..1; None without a phrase, or without the presence head."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> floa
     return inner / outer if outer else 1.0
 
 
-def says_nothing(mask: BoolMask, score: float, min_score: float, is_there: bool) -> bool:
+def says_nothing(mask: BoolMask, presence: float | None, min_presence: float, is_there: bool) -> bool:
     """Whether an answer says that nothing fits; what somebody points at is there, however small."""
     if is_there:
         return not mask.any()
-    return np.count_nonzero(mask) < NO_TARGET_MIN_FRACTION * mask.size or score < min_score
+    is_absent = presence is not None and presence < min_presence
+    return is_absent or np.count_nonzero(mask) < NO_TARGET_MIN_FRACTION * mask.size

@@ -68,7 +68,8 @@ SURGERY_RENAMES = {
 """How the reference's surgery renames the attention of the last image blocks."""
 
 _OUR_PARTS = (
-    "clip.", "linguistic_adapter.", "visual_adapter.", "fusion.", "prompt_generator.", "box_head.", "sam.",
+    "clip.", "linguistic_adapter.", "visual_adapter.", "fusion.", "prompt_generator.",
+    "box_head.", "presence_head.", "sam.",
 )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class SSPSAM(nn.Module):
         self.fusion = nn.Linear(preset.prompt.adapter_dim, dim)
         self.prompt_generator = PromptGenerator(preset.prompt, dim, patches=preset.clip.grid_size**2)
         self.box_head = BoxHead(dim) if preset.prompt.box_head else None
+        self.presence_head = nn.Linear(dim, 1) if preset.prompt.presence_head else None
         self.sam = SAMDecoder(preset.decoder, image_encoder)
         self.clip.requires_grad_(False)
         self.sam.prompt_encoder.requires_grad_(False)
@@ -128,6 +129,13 @@ class SSPSAM(nn.Module):
     def locate(self, prompts: Prompts) -> Tensor | None:
         """Boxes (B, 4), cxcywh in 0..1 of the CLIP canvas; None without a box head."""
         return None if self.box_head is None else self.box_head(prompts.box_token)
+
+    def believe(self, prompts: Prompts) -> Tensor | None:
+        """Logits (B,) of whether anything fits the phrase; None without a presence head.
+
+        Source: the no-target classifier of ReLA (Liu et al., GRES, arXiv 2306.00968), on the box token.
+        """
+        return None if self.presence_head is None else self.presence_head(prompts.box_token)[:, 0]
 
     def decode(
         self, image_embeddings: Tensor, prompts: Prompts, extra_prompts: Tensor | None = None

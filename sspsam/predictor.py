@@ -234,7 +234,7 @@ class Predictor:
             if decoded.box_cxcywh is None
             else embedding.clip_frame.box_to_original(decoded.box_cxcywh)
         )
-        no_target = says_nothing(mask, decoded.score, self.model.preset.min_score, question.is_there)
+        no_target = says_nothing(mask, decoded.presence, self.model.preset.min_presence, question.is_there)
         shown = np.zeros_like(mask) if no_target else mask
         stability = stability_of(decoded.mask_logits.numpy(), threshold)
         return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
@@ -243,11 +243,11 @@ class Predictor:
         """Any number of phrases, or one question with something pointed at."""
         clicks = self._embed_clicks(questions[0])
         phrases = [question.phrase for question in questions]
-        boxes: Tensor | None = None
+        boxes, beliefs = None, None
         if any(phrases):
             patch_features = _rows([question.embedding.patch_features for question in questions])
             prompts = self.model.make_prompts(patch_features, self._reuse.encode_phrases(phrases))
-            boxes = self.model.locate(prompts)
+            boxes, beliefs = self.model.locate(prompts), self.model.believe(prompts)
             sparse = prompts.sparse_prompt_embeddings(clicks)
         elif clicks is not None:
             sparse = clicks
@@ -257,8 +257,11 @@ class Predictor:
         mask_logits, iou_predictions = self._decode_masks(images, sparse)
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
-        boxes_cxcywh = [None] * len(questions) if boxes is None else list(boxes.cpu())
-        return [Decoded(*one) for one in zip(questions, grids, scores, boxes_cxcywh, strict=True)]
+        nothing = [None] * len(questions)
+        boxes_cxcywh = nothing if boxes is None else list(boxes.cpu())
+        presences = nothing if beliefs is None else beliefs.float().sigmoid().tolist()
+        answers = zip(questions, grids, scores, boxes_cxcywh, presences, strict=True)
+        return [Decoded(*answer) for answer in answers]
 
     def _decode_masks(self, images: Sequence[ImageSide], sparse: Tensor) -> tuple[Tensor, Tensor]:
         """As `SAMDecoder.decode`. On a CPU one row after another: its caches do not hold several."""

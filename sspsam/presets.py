@@ -114,6 +114,8 @@ class PromptConfig:
     """How a patch's agreement with the words scales it: by a learned Gaussian, as it is, or not at all."""
     box_head: bool = True
     """Otherwise no REC box is predicted, nor learned from."""
+    presence_head: bool = False
+    """The box token is asked whether anything fits; the paper's model says it with an empty mask alone."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,8 @@ class Preset:
     """Key of IMAGE_ENCODERS."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    min_score: float = 0.0
-    """An answer whose predicted IoU lies below it means that nothing fits; 0 where the IoU head has not
-    learned from phrases, as the paper's has not."""
+    min_presence: float = 0.5
+    """Below this probability, of variants with a presence head, nothing fits."""
     weights: str | None = None
     """File of the weights that ship in the package, if any."""
 
@@ -179,10 +180,10 @@ PRESETS: dict[str, Preset] = {
         image_encoder="vit_demo",
         prompt=PromptConfig(
             adapter_dim=192, adapter_heads=4, tokens=16, layers=4, heads=4, feedforward_dim=512,
-            placed_patches=True,
+            placed_patches=True, presence_head=True,
         ),
         decoder=DecoderConfig(heads=4, feedforward_dim=512),
-        min_score=0.25,
+        min_presence=0.65,
         weights="ssp-sam-demo.safetensors",
     ),
     "ssp-sam-test": Preset(

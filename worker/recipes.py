@@ -44,6 +44,8 @@ class Recipe:
     """Weight of the loss that keeps the scores honest."""
     patch: float = 0.0
     """Weight of the loss that tells the patches where the target is."""
+    presence: float = 0.0
+    """Weight of the loss that keeps the answer honest whether anything fits."""
     precision: Precision = "float32"
     replay_fraction: float = 0.5
     """Of a batch."""
@@ -77,7 +79,7 @@ class Recipe:
             "word_learning_rate": self.word_learning_rate if self.replay else 0.0,
             "decoder_frozen_steps": 0 if self.decoder_learning_rate else NEVER,
             "max_gradient_norm": self.max_gradient_norm,
-            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch),
+            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch, presence=self.presence),
             "precision": self.precision,
             "warmup_steps": WARMUP_STEPS,
         }
@@ -94,6 +96,7 @@ RECIPES: Mapping[str, Recipe] = {
         word_learning_rate=2e-2,
         max_gradient_norm=1.0,
         iou_prediction=1.0,
+        presence=1.0,
         most_views=8,
         steps_per_sample=10,
         min_steps=60,

@@ -185,3 +185,13 @@ def test_the_patch_term_joins_the_total() -> None:
     )
     assert set(terms) == {"l1", "generalized_box_iou", "patch", "total"}
     assert float(terms["total"]) == pytest.approx(3 * float(patch_loss(logits, coverage)), abs=1e-4)
+
+
+def test_the_presence_term_is_cross_entropy_where_it_is_wanted() -> None:
+    logits, has_target = torch.tensor([0.0, math.log(3.0)]), torch.tensor([True, False])
+    boxes = BOX.expand(2, -1)
+    terms = Criterion(LossWeights(presence=2.0))(None, boxes, None, boxes, has_target, presence_logits=logits)
+    assert float(terms["presence"]) == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert float(terms["total"]) == pytest.approx(2 * float(terms["presence"]), abs=1e-4)
+
+    assert "presence" not in Criterion()(None, boxes, None, boxes, has_target, presence_logits=logits)

@@ -174,6 +174,20 @@ def test_boxes_and_patches_are_learned_without_masks(config: TrainConfig) -> Non
     assert all(torch.equal(decoder[k], v) for k, v in predictor.model.sam.state_dict().items())
 
 
+def test_the_presence_head_learns_with_the_others(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, loss=LossWeights(presence=1.0), learning_rate=1e-2)
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    model = predictor.model
+    model.presence_head = torch.nn.Linear(model.fusion.out_features, 1)
+    stage = SSPStage(predictor, config, StickerDataset("train", count=8, families=["noun", "none"]))
+    loop = TrainingLoop(stage, config, predictor.device)
+    before = loop.train_step()["presence"]
+    for _ in range(30):
+        after = loop.train_step()["presence"]
+    assert after < before / 2
+    assert {"presence_head.weight", "presence_head.bias"} <= predictor.trainable_state().keys()
+
+
 def test_patches_know_how_much_of_them_the_target_covers() -> None:
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     sample: Sample = StickerDataset("train", count=1, families=["noun"])[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -164,22 +162,29 @@ def test_what_is_pointed_at_may_be_small() -> None:
     mask = np.zeros((1000, 1000), dtype=np.bool_)
     mask[5:10, 5:10] = True
 
-    assert says_nothing(mask, 0.5, min_score=0.0, is_there=False)
-    assert not says_nothing(mask, 0.5, min_score=0.9, is_there=True)
-    assert says_nothing(np.zeros_like(mask), 0.5, min_score=0.0, is_there=True)
+    assert says_nothing(mask, None, min_presence=0.5, is_there=False)
+    assert not says_nothing(mask, 0.1, min_presence=0.5, is_there=True)
+    assert says_nothing(np.zeros_like(mask), 0.9, min_presence=0.5, is_there=True)
 
 
 def test_an_answer_that_is_not_believed_in_means_nothing() -> None:
     image = np.full((40, 60, 3), 90, np.uint8)
     predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+    model = predictor.model
     embedding = predictor.embed(image)
     [believed] = predictor.predict(embedding, ["the dog"])
     assert not believed.no_target
-    predictor.model.preset = replace(predictor.model.preset, min_score=believed.score + 0.01)
-    [doubted] = predictor.predict(embedding, ["the dog"])
-    assert doubted.no_target
-    assert not doubted.mask.any()
-    assert doubted.score == believed.score
+    model.presence_head = torch.nn.Linear(model.fusion.out_features, 1)
+    with torch.no_grad():
+        model.presence_head.weight.zero_()
+        for logit, is_doubted in ((0.1, False), (-0.1, True)):
+            model.presence_head.bias.fill_(logit)
+            [answer] = predictor.predict(embedding, ["the dog"])
+            assert answer.no_target == is_doubted
+            assert answer.mask.any() != is_doubted
+            assert answer.score == believed.score
+    [pointed_at] = predictor.predict(embedding, ["the dog"], points=[[30, 20, 1]])
+    assert not pointed_at.no_target, "what somebody points at is there"
 
 
 def test_phrases_about_different_pictures_share_a_pass(
