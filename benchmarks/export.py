@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import cv2
 import numpy as np
