@@ -25,7 +25,11 @@ NEVER = 10**9
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's."""
+    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's.
+
+    A presence head stays as it is: from corrections, nearly all of which have a target, it would learn that
+    everything is there.
+    """
 
     replay: str | None = None
     """What it has learned before, mixed in against forgetting; None where that is not at hand."""
@@ -44,8 +48,6 @@ class Recipe:
     """Weight of the loss that keeps the scores honest."""
     patch: float = 0.0
     """Weight of the loss that tells the patches where the target is."""
-    presence: float = 0.0
-    """Weight of the loss that keeps the answer honest whether anything fits."""
     precision: Precision = "float32"
     replay_fraction: float = 0.5
     """Of a batch."""
@@ -79,7 +81,7 @@ class Recipe:
             "word_learning_rate": self.word_learning_rate if self.replay else 0.0,
             "decoder_frozen_steps": 0 if self.decoder_learning_rate else NEVER,
             "max_gradient_norm": self.max_gradient_norm,
-            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch, presence=self.presence),
+            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch),
             "precision": self.precision,
             "warmup_steps": WARMUP_STEPS,
         }
@@ -91,12 +93,11 @@ RECIPES: Mapping[str, Recipe] = {
         validation=VALIDATION,
         batch_size=12,
         target_size=160,
-        learning_rate=1e-4,
+        learning_rate=2e-5,
         decoder_learning_rate=0.0,
         word_learning_rate=2e-2,
         max_gradient_norm=1.0,
         iou_prediction=1.0,
-        presence=1.0,
         most_views=8,
         steps_per_sample=10,
         min_steps=60,
