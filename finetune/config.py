@@ -85,6 +85,9 @@ class TrainConfig:
     word_learning_rate: float = 0.0
     """Of the embeddings of words that `replay` does not say: textual inversion (arXiv 2208.01618), which
     changes no phrase without them. 0 leaves the text tower as it is. Stage `ssp`, not with `stream`."""
+    text_learning_rate: float = 0.0
+    """Of CLIP's text tower, for models that are made from nothing; 0, as in the paper: it is frozen. Versions
+    cannot hold it: join the result with the rest in a bundle. Stages `rec` and `ssp`."""
     decoder_frozen_steps: int = 0
     """First steps in which the mask decoder does not learn."""
     final_learning_rate: float = 1e-6
@@ -116,6 +119,10 @@ class TrainConfig:
             raise ConfigError(f"learning_rate {self.learning_rate} lies below final_learning_rate")
         self._check_stream()
         self._check_validation()
+        _require(
+            self.text_learning_rate == 0 or self.stage in ("rec", "ssp"),
+            f"stage {self.stage} cannot teach the text tower alone",
+        )
         _require(
             self.word_learning_rate == 0
             or (self.stage == "ssp" and self.replay is not None and not self.stream),

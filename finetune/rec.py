@@ -15,7 +15,7 @@ class RECStage(SSPStage):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that learns but the mask decoder."""
-        return super().parameter_groups()[:1]
+        return super().parameter_groups()[:-1]
 
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
         prompts = self.make_prompts(batch)

@@ -41,13 +41,13 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
         weights=(folder / "clip" / WEIGHTS_NAME, folder / "sam" / WEIGHTS_NAME),
         replay=CORE_PHRASES, replay_fraction=0.5,
         steps=2100, batch_size=32, window=3200,
-        learning_rate=1e-3, final_learning_rate=4e-4, warmup_steps=100,
+        learning_rate=1e-3, final_learning_rate=4e-4, text_learning_rate=1e-4, warmup_steps=100,
         from_scratch=True, max_gradient_norm=1.0, precision="bfloat16",
         loss=LossWeights(patch=4.0, presence=1.0),
     )  # fmt: skip
     masks = replace(
         phrases, stage="ssp", output_dir=folder / "ssp",
-        init=folder / "rec" / WEIGHTS_NAME, from_scratch=False, steps=6000,
+        weights=(*phrases.weights, folder / "rec" / WEIGHTS_NAME), from_scratch=False, steps=6000,
         learning_rate=8e-4, final_learning_rate=1e-5, decoder_learning_rate=3e-4,
         target_size=128, click_fraction=0.2, seed=1,
         loss=LossWeights(iou_prediction=1.0, patch=4.0, presence=1.0),

@@ -29,7 +29,7 @@ PROBED_BATCHES = 8
 
 
 class SSPStage:
-    """Everything but CLIP and SAM's image and prompt encoders learns, and the embeddings of new words."""
+    """Everything but CLIP and SAM's image and prompt encoders learns; of CLIP, words or its text tower."""
 
     def __init__(
         self,
@@ -55,6 +55,8 @@ class SSPStage:
         self._share: tuple[int, Batch, Tensor] | None = None
         if config.word_learning_rate > 0:
             self.model.learned_words.add(self._new_words(), self.device)
+        for parameter in self._text_tower().values():
+            parameter.requires_grad_(True)
 
         if config.from_scratch:
             probed = reduce(concatenate, (self.batch(step) for step in range(PROBED_BATCHES)))
@@ -71,18 +73,22 @@ class SSPStage:
         return () if self._share is None else self._share[1].sample_ids
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The prompts, the mask decoder, which learns more slowly, and new words, which do not decay."""
+        """The prompts, words and text, which do not decay, and last the decoder, which learns more slowly."""
         decoder = list(self.model.sam.mask_decoder.parameters())
         words = list(self.model.learned_words.parameters())
-        chosen = {id(parameter) for parameter in (*decoder, *words)}
+        text = list(self._text_tower().values())
+        chosen = {id(parameter) for parameter in (*decoder, *words, *text)}
         prompts = [p for p in self._module.parameters() if p.requires_grad and id(p) not in chosen]
-        groups: list[dict[str, Any]] = [
-            {"params": prompts},
-            {"params": decoder, "lr": self.config.decoder_learning_rate},
-        ]
+        groups: list[dict[str, Any]] = [{"params": prompts}]
         if words and self.config.word_learning_rate > 0:
             groups.append({"params": words, "lr": self.config.word_learning_rate, "weight_decay": 0.0})
-        return groups
+        if text:
+            groups.append({"params": text, "lr": self.config.text_learning_rate, "weight_decay": 0.0})
+        return [*groups, {"params": decoder, "lr": self.config.decoder_learning_rate}]
+
+    def text_state(self) -> dict[str, Tensor]:
+        """A copy of the text tower on the CPU, by the model's names, if it learns."""
+        return {f"clip.{name}": p.detach().cpu().clone() for name, p in self._text_tower().items()}
 
     def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Mask and box terms of one part of this process's share of the step's batch.
@@ -196,8 +202,13 @@ class SSPStage:
         learns = step >= self.config.decoder_frozen_steps
         self.model.sam.mask_decoder.requires_grad_(learns)
 
+    def _text_tower(self) -> dict[str, nn.Parameter]:
+        """What learns of CLIP, by its name there."""
+        return self.model.clip.text_tower() if self.config.text_learning_rate > 0 else {}
+
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        """The batch's phrases; through the text tower again where words of it learn."""
-        learns = self.config.word_learning_rate > 0 and self.model.learned_words.offsets is not None
+        """The batch's phrases; through the text tower again where it learns, or words of it do."""
+        words_learn = self.config.word_learning_rate > 0 and self.model.learned_words.offsets is not None
+        learns = words_learn or self.config.text_learning_rate > 0
         text = self.model.encode_text(batch.tokens) if learns else batch.text
         return self.model.adapt_phrase(text, batch.tokens)

@@ -158,7 +158,7 @@ def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Processe
     validation: Dataset | None = open_dataset(config.validation) if config.validation else None
     make = RECStage if config.stage == "rec" else SSPStage
     stage = make(predictor, config, open_dataset(config.data), replay, processes, validation)
-    return stage, predictor.trainable_state
+    return stage, lambda: predictor.trainable_state() | stage.text_state()
 
 
 def _refuse_several(config: TrainConfig, processes: Processes) -> None:

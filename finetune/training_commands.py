@@ -55,11 +55,11 @@ def train(
     from finetune.train import train as run
 
     if recipe is not None:
-        typer.echo(f"Written to {train_demo(recipe, _progress)}")
+        typer.echo(f"Written to {train_demo(recipe, show_progress)}")
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)
-    result = run(options, _progress(options))
+    result = run(options, show_progress(options))
     if int(os.environ.get("RANK", "0")):
         return
     typer.echo(f"Step {result.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
@@ -73,7 +73,7 @@ def _key_and_value(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _progress(config: TrainConfig) -> ProgressFn:
+def show_progress(config: TrainConfig) -> ProgressFn:
     """Prints a line now and then: stage, step, what is left of them and of the time, the loss terms."""
     begun: list[tuple[int, float]] = []
 

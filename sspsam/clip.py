@@ -73,6 +73,11 @@ class CLIPTowers(nn.Module):
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 
+    def text_tower(self) -> dict[str, nn.Parameter]:
+        """The parameters that sentences go through, by their names in here."""
+        rest = ("towers.visual.", "towers.logit_scale")
+        return {name: p for name, p in self.named_parameters() if not name.startswith(rest)}
+
     def restore_attention_mask(self) -> None:
         """Makes the causal mask, which is no weight, again: after a build on the meta device."""
         mask = torch.full((CONTEXT_LENGTH, CONTEXT_LENGTH), float("-inf")).triu_(1)
