@@ -253,7 +253,7 @@ def test_every_stage_of_the_recipe_says_what_is_left(
 ) -> None:
     stages = demo_stages(tmp_path)
     for stage in stages:
-        show = training_commands._progress(stage)
+        show = training_commands.show_progress(stage)
         for step in range(1, training_commands.PROGRESS_EVERY + 1):
             show(step, {"total": 0.5})
     lines = capsys.readouterr().err.splitlines()
