@@ -12,11 +12,14 @@ from backend.app import create_app
 from backend.request_ids import configure_logging
 from backend.service import Service
 from backend.settings import Settings
+from sspsam.allocation import MEBIBYTE, keep_freed_memory
 
 SPARE_THREADS = 32
 """Beside those that are at the model or wait for it: for pictures that are fetched, and for /health."""
 STOP_S = 30
 """How long running requests may take to end after SIGTERM."""
+KEPT_BYTES = 96 * MEBIBYTE
+"""Freed memory that phrases and pictures take again, in place of new pages from the system."""
 SILENCE_S = 120
 """A process that does not answer gunicorn for so long is replaced."""
 
@@ -61,6 +64,7 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     require_secrets(settings)
+    keep_freed_memory(KEPT_BYTES)
     Server(settings).run()
 
 

@@ -19,6 +19,7 @@ from finetune.processes import Processes, join_processes
 from finetune.rec import RECStage
 from finetune.ssp import SSPStage
 from sspsam import checkpoints
+from sspsam.allocation import MEBIBYTE, keep_freed_memory
 from sspsam.bundles import WEIGHTS_FOLDER
 from sspsam.model import build_model
 from sspsam.predictor import Predictor
@@ -27,6 +28,8 @@ from sspsam.sam import build_image_encoder
 
 WEIGHTS_NAME = "weights.safetensors"
 IMAGE_ENCODER_PREFIX = "image_encoder."
+KEPT_BYTES = 256 * MEBIBYTE
+"""Freed memory that the next step takes again."""
 
 Prepared = tuple[Stage, Callable[[], dict[str, Tensor]]]
 """A stage, and what makes the tensors that it leaves behind."""
@@ -60,6 +63,7 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         DatasetError: the data cannot be opened.
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
+    keep_freed_memory(KEPT_BYTES, large_blocks=True)
     torch.manual_seed(config.seed)
     processes = join_processes(config.device)
     predictor = _load_predictor(config, processes.device_name(config.device))
