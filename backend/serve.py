@@ -18,7 +18,7 @@ SPARE_THREADS = 32
 """Beside those that are at the model or wait for it: for pictures that are fetched, and for /health."""
 STOP_S = 30
 """How long running requests may take to end after SIGTERM."""
-KEPT_BYTES = 96 * MEBIBYTE
+KEPT_BYTES = 160 * MEBIBYTE
 """Freed memory that phrases and pictures take again, in place of new pages from the system."""
 SILENCE_S = 120
 """A process that does not answer gunicorn for so long is replaced."""

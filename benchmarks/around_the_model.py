@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from backend.app import create_app
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.serve import KEPT_BYTES
 from backend.settings import Settings
+from sspsam.allocation import keep_freed_memory
 from sspsam.answers import Decoded, Question
 from sspsam.model import build_model
 from sspsam.predictor import Predictor
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--preset", default="ssp-sam-224")
     parser.add_argument("--profile", action="store_true", help="say where the time around the model goes")
     options = parser.parse_args()
+    keep_freed_memory(KEPT_BYTES)  # as the server does
     torch.manual_seed(0)
     model = build_model(options.preset)
     predictor = Timed(model, NoEncoder(model.preset.image_encoder), options.preset, "cpu")

@@ -63,7 +63,7 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         DatasetError: the data cannot be opened.
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
-    keep_freed_memory(KEPT_BYTES, large_blocks=True)
+    keep_freed_memory(KEPT_BYTES)
     torch.manual_seed(config.seed)
     processes = join_processes(config.device)
     predictor = _load_predictor(config, processes.device_name(config.device))
