@@ -87,6 +87,9 @@ class VersionFolders:
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
 
+    def withdraw(self, aside: Path) -> None:
+        """Nothing to take back: the folder goes with `aside`."""
+
     def claim(self, aside: Path, card: VersionCard) -> bool:
         """Makes a version of the folder; False when its id is taken, as a rename onto a folder fails."""
         replace_text(aside / CARD, card.to_json())

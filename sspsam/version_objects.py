@@ -144,6 +144,10 @@ class VersionObjects:
             with self._reaching():
                 self._fs.put_file(str(path), self._place(f"files/{aside.name[1:]}/{path.name}"))
 
+    def withdraw(self, aside: Path) -> None:
+        """Takes back what was uploaded and is no version."""
+        self.remove_leftover(aside.name[1:])
+
     def claim(self, aside: Path, card: VersionCard) -> bool:
         """Makes a version of what was uploaded, by its card; False when its id is taken."""
         text = json.dumps({"files": aside.name[1:], **asdict(card)}, indent=2, sort_keys=True)

@@ -153,7 +153,11 @@ class VersionStore:
         return [*self.state().history]
 
     def publish(
-        self, state: Mapping[str, torch.Tensor], card: VersionCard, files: Mapping[str, Path | str]
+        self,
+        state: Mapping[str, torch.Tensor],
+        card: VersionCard,
+        files: Mapping[str, Path | str],
+        published: Callable[[], VersionCard | None] = lambda: None,
     ) -> VersionCard:
         """Adds a version. It does not serve until it is promoted.
 
@@ -163,9 +167,12 @@ class VersionStore:
             state: The trainable tensors.
             card: Its version_id, preset, created_at and sha256 are filled in here.
             files: More files, name -> a path to copy or the text itself.
+            published: Looks in this store for a version that makes this one needless. Of several writers
+                at once that look for the same, one adds a version: each looks after it has chosen an id,
+                and who comes second finds that id taken and looks again.
 
         Returns:
-            The card as it was stored.
+            The card as it was stored; that which `published` has found, where it has found one.
         """
         with self.files.aside() as aside:
             _write_files(aside, state, files)
@@ -174,6 +181,9 @@ class VersionStore:
             self.files.upload(aside)
             while True:
                 card = replace(card, version_id=self._next_id())
+                if (found := published()) is not None:
+                    self.files.withdraw(aside)
+                    return found
                 if self.files.claim(aside, card):
                     return card
 

@@ -242,9 +242,8 @@ def _publish(
         RUN_FILE: folder / RUN_FILE,
         **write_before_after(folder, measured.held_out, measured.pictures),
     }
-    if (published := find_version(store, run.run_id)) is not None:
-        return published  # by a worker that took this one for dead
-    card = store.publish(state, card, files)
+    # Once, also where another worker took this one for dead and performs the same run:
+    card = store.publish(state, card, files, published=lambda: find_version(store, run.run_id))
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
     return card
 

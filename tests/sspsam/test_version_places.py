@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -132,6 +133,32 @@ def test_writers_at_once_get_ids_of_their_own_and_lose_no_step(make_store: MakeS
     assert {entry.version_id for entry in stores[0].history()} == set(ids(stores[0]))
 
 
+@pytest.mark.parametrize("make_store", ["folders", "file URL", "objects on a disk"], indirect=True)
+def test_of_writers_at_once_of_the_same_thing_one_publishes_it(make_store: MakeStore) -> None:
+    stores, runs = [make_store() for _ in range(6)], ("this", "that")
+    all_have_looked = Barrier(len(stores), timeout=60)
+
+    def write(number: int) -> VersionCard:
+        store, run, looks = stores[number], runs[number % 2], 0
+
+        def find() -> VersionCard | None:
+            nonlocal looks
+            found = next((card for card in store.list() if card.data.get("run") == run), None)
+            looks += 1
+            if looks == 1:  # nothing is there that anybody could find
+                all_have_looked.wait()
+            return found
+
+        return store.publish({"w": torch.ones(1)}, VersionCard(data={"run": run}), {}, find)
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        cards = list(pool.map(write, range(len(stores))))
+    assert ids(stores[0]) == [FIRST, SECOND]
+    for run in runs:
+        [card] = [card for card in stores[0].list() if card.data.get("run") == run]
+        assert [one for one in cards if one.data["run"] == run] == [card] * 3
+
+
 # Object stores alone
 
 
@@ -159,6 +186,14 @@ def test_a_file_is_fetched_once_and_again_when_it_was_damaged_here(objects: Make
         here.weights_path(FIRST)
     aside.rename(uploaded)
     assert "w" in here.load(FIRST)
+
+
+def test_what_need_not_be_published_leaves_nothing(objects: MakeStore, disk: Path) -> None:
+    card = publish(objects())
+    again = objects().publish({"w": torch.ones(1)}, VersionCard(), {}, lambda: card)
+    assert again == card
+    assert ids(objects()) == [FIRST]
+    assert len(list((disk / PRESET / "files").iterdir())) == 1
 
 
 def test_an_object_that_is_not_what_was_published_is_refused(objects: MakeStore, disk: Path) -> None:

@@ -191,3 +191,54 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0)
     mine_card, their_card = (store.get("ssp-sam-test-0001") for store in (services.store, other))
     assert mine_card.metrics == their_card.metrics
+
+
+PERFORM_AND_MEET = """
+import sys, time
+from pathlib import Path
+from backend.settings import Settings
+from sspsam.versions import VersionStore
+from worker.runs import Run, run_folder
+from worker.training import perform
+
+meeting, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+class MeetingStore(VersionStore):
+    \"\"\"Whoever is about to publish waits until the other is.\"\"\"
+
+    def _next_id(self):
+        version_id = super()._next_id()
+        (meeting / me).touch()
+        while not (meeting / other).exists():
+            time.sleep(0.01)
+        return version_id
+
+settings = Settings()
+run = Run.read(run_folder(settings.model_dir, sys.argv[4]))
+store = MeetingStore(settings.model_dir, settings.preset, url=settings.versions_url)
+print(perform(run, store, settings).version_id)
+"""
+
+
+def test_two_that_perform_the_same_run_at_once_publish_it_once(
+    services: Services, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As where a worker was taken for dead, and its job was given to another."""
+    jobs.maybe_finetune(PROJECT, "now")
+    [job] = training_queue(services.redis).jobs
+    models, meeting = services.settings.model_dir, tmp_path / "meeting"
+    meeting.mkdir()
+    both = []
+    for me, other in (("one", "other"), ("other", "one")):
+        told = {
+            **environment,
+            "MODEL_DIR": str(shutil.copytree(models, tmp_path / me)),
+            "VERSIONS_URL": (tmp_path / "versions").as_uri(),
+        }
+        command = [sys.executable, "-c", PERFORM_AND_MEET, str(meeting), me, other, job.id]
+        both.append(subprocess.Popen(command, env=told, stdout=subprocess.PIPE, text=True))
+    told_ids = [process.communicate(timeout=240)[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert told_ids == [["ssp-sam-test-0001"]] * 2
+    store = VersionStore(tmp_path, services.settings.preset, url=(tmp_path / "versions").as_uri())
+    assert [card.data["run"] for card in store.list()[1:]] == [job.id]
