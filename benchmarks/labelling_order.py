@@ -18,17 +18,16 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from common.kept import KeepingPredictor, KeptDataset
 from common.novel import CORRECTED_SPLIT, FRESH_SPLIT, NovelDataset, NovelScene, novel_scenes
 from common.sections import table, write_section
 
 from finetune.augmentation import VariedDataset
 from finetune.config import TrainConfig
-from finetune.data.dataset import open_dataset
+from finetune.data.dataset import Dataset, open_dataset
 from finetune.engine import TrainingLoop
 from finetune.evaluate import evaluate
-from finetune.examples import ExampleStream
 from finetune.ssp import SSPStage
-from finetune.streaming import SampleStream
 from sspsam import ImageEmbedding, Predictor
 from worker.ranking import learning_scores
 from worker.recipes import RECIPES
@@ -50,23 +49,26 @@ class Simulation:
     """One pool, on which both orders are tried.
 
     Args:
+        predictor: With the weights that ship; has them again afterwards.
+        replay: What they have learned before.
         seed: Chooses the noun, the pool's order and the first round.
         pool: Scenes in it.
         fresh: Scenes that are measured on.
         steps: Of each fine-tune.
     """
 
-    def __init__(self, seed: int, pool: int, fresh: int, steps: int) -> None:
-        self.predictor = Predictor.from_preset(PRESET, "cpu")
-        self.base = self.predictor.trainable_state()
+    def __init__(
+        self, predictor: Predictor, replay: Dataset, seed: int, pool: int, fresh: int, steps: int
+    ) -> None:
+        self.predictor = predictor
+        self.replay = replay
+        self.base = predictor.trainable_state()
         self.order = np.random.default_rng(seed).permutation(pool).tolist()
         noun = NOUNS[seed % len(NOUNS)]
         scenes = list(islice(novel_scenes(noun, CORRECTED_SPLIT), pool))
-        self.pool = [Asked(scene, self.predictor.embed(scene.image)) for scene in scenes]
+        self.pool = [Asked(scene, predictor.embed(scene.image)) for scene in scenes]
         self.fresh = NovelDataset(list(islice(novel_scenes(noun, FRESH_SPLIT), fresh)))
         self.steps = steps
-        self.replay = open_dataset(str(RECIPE.replay))
-        self.replayed: ExampleStream | SampleStream | None = None
 
     def curves(self, rounds: int, labels: int) -> tuple[list[float], list[float]]:
         """MIoU after each round, in our order and in any; the first round is the same for both."""
@@ -74,7 +76,9 @@ class Simulation:
         learned = self.predictor.trainable_state()
         ours = first + self.go_on(True, rounds, labels)
         self.predictor.load_trainable(learned)
-        return ours, first + self.go_on(False, rounds, labels)
+        others = first + self.go_on(False, rounds, labels)
+        self.predictor.load_trainable(self.base)
+        return ours, others
 
     def go_on(self, uncertain: bool, rounds: int, labels: int) -> list[float]:
         """MIoU after each of the rounds that follow the first."""
@@ -104,7 +108,6 @@ class Simulation:
             stage = SSPStage(
                 self.predictor, config, VariedDataset(scenes, RECIPE.views(len(scenes))), self.replay
             )
-            stage.replay = self.replayed = self.replayed or stage.replay  # embedded once
             TrainingLoop(stage, config, self.predictor.device).run()
         self.predictor.model.eval()
         return float(evaluate(self.predictor, self.fresh).overall["mIoU"] or 0.0)
@@ -120,10 +123,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of each fine-tune")
     parser.add_argument("--fresh", type=int, default=40)
     options = parser.parse_args()
+    predictor = KeepingPredictor.from_preset(PRESET, "cpu")
+    replay = KeptDataset(open_dataset(str(RECIPE.replay)))
     curves: dict[bool, list[list[float]]] = {True: [], False: []}
     for seed in range(options.seeds):
         since_s = time.monotonic()
-        simulation = Simulation(seed, options.pool, options.fresh, options.steps)
+        simulation = Simulation(predictor, replay, seed, options.pool, options.fresh, options.steps)
         for uncertain, curve in zip(curves, simulation.curves(options.rounds, options.labels), strict=True):
             curves[uncertain].append(curve)
         print(seed, curves[True][-1], curves[False][-1], f"{time.monotonic() - since_s:.0f} s", flush=True)

@@ -1,0 +1,43 @@
+"""What is the same in every round of a benchmark: made once, and kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+from backend.embeddings import EmbeddingCache
+from finetune.data.dataset import Dataset, Sample
+from sspsam import ImageEmbedding, Predictor
+from sspsam.frames import UInt8Image
+
+KEPT_BYTES = 2 * 2**30
+
+
+class KeepingPredictor(Predictor):
+    """Embeds a picture once: fine-tuning leaves the encoders of images as they are."""
+
+    def embed(self, image: UInt8Image) -> ImageEmbedding:
+        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        embedding = self._kept.get(key)
+        if embedding is None:
+            embedding = super().embed(image)
+            self._kept.put(key, embedding)
+        return embedding
+
+    @cached_property
+    def _kept(self) -> EmbeddingCache[ImageEmbedding]:
+        return EmbeddingCache(KEPT_BYTES)
+
+
+class KeptDataset:
+    """A data set whose samples are drawn or read once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._samples: Sequence[Sample] = [dataset[index] for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
