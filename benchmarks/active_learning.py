@@ -6,6 +6,9 @@ scenes are asked for the noun, before and after, and the base validation set as 
 
     python benchmarks/active_learning.py [--nouns koala,guitar,...] [--corrections 5,10,20,40]
     python benchmarks/active_learning.py --inner     # the fine-tunes alone, without Label Studio
+
+With `--keep FILE` each lesson is added to a file, and one that is there is not measured again: the curve may
+be measured in pieces, and begun anew where it was broken off.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from common.kept import KeepingPredictor
 from common.novel import CORRECTED_SPLIT, FRESH_SPLIT, NovelDataset, NovelScene, novel_scenes
+from common.results import Results, fine_tuning
 from common.sections import table, write_section
 from PIL import Image
 from rich.console import Console
@@ -36,7 +41,6 @@ from backend.labelstudio.predictions import ProposedRegion, region_results
 from backend.settings import Settings
 from finetune.evaluate import evaluate
 from finetune.records import RefRecord
-from sspsam import Predictor
 from sspsam.masks import mask_to_coco_rle
 from sspsam.versions import VersionCard, VersionStore
 from tests.integration.conftest import LABEL_STUDIO, free_port
@@ -59,6 +63,8 @@ TARGETS = (
 
 Teach = Callable[[Sequence[NovelScene]], VersionCard]
 """Makes a judged version out of corrections."""
+Subject = tuple[str, int]
+"""A noun, and how many corrections of it."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,17 @@ class Pupil:
 
     Args:
         fresh: Scenes for each noun.
+        results: Where lessons are kept.
     """
 
-    def __init__(self, fresh: int) -> None:
+    def __init__(self, fresh: int, results: Results) -> None:
         self._fresh = fresh
-        self._predictor = Predictor.from_preset(PRESET, "cpu")
+        self._results = results
+        self._predictor = KeepingPredictor.from_preset(PRESET, "cpu")
         self._base = self._predictor.trainable_state()
 
-    def learn(self, noun: str, corrections: int, store: VersionStore, teach: Teach) -> Lesson:
-        """Lets a noun be taught, and measures what came of it."""
+    def learn(self, noun: str, corrections: int, store: VersionStore, teach: Teach) -> None:
+        """Lets a noun be taught, measures what came of it, and keeps that."""
         fresh = NovelDataset(list(islice(novel_scenes(noun, FRESH_SPLIT), self._fresh)))
         before = self._score(fresh)
         since_s = time.monotonic()
@@ -121,7 +129,7 @@ class Pupil:
             card.status == "promoted",
         )
         print(*lesson.row(), card.reason, flush=True)
-        return lesson
+        self._results.add(asdict(lesson))
 
     def _score(self, fresh: NovelDataset) -> float:
         return float(evaluate(self._predictor, fresh).overall["mIoU"] or 0.0)
@@ -242,28 +250,22 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> None:
         time.sleep(1)
 
 
-def through_label_studio(pupil: Pupil, nouns: Sequence[str], counts: Sequence[int]) -> list[Lesson]:
+def through_label_studio(pupil: Pupil, wanted: Sequence[Subject]) -> None:
     """Every lesson by the whole path, one after the other, each from the weights that ship."""
-    lessons = []
     with tempfile.TemporaryDirectory(prefix="sspsam-") as folder, service(Path(folder)) as started:
         store = VersionStore(started.model_dir, PRESET)
-        for noun in nouns:
-            for count in counts:
-                lessons.append(pupil.learn(noun, count, store, started.teach))
-                started.forget()
-    return lessons
+        for noun, corrections in wanted:
+            pupil.learn(noun, corrections, store, started.teach)
+            started.forget()
 
 
-def directly(pupil: Pupil, nouns: Sequence[str], counts: Sequence[int]) -> list[Lesson]:
+def directly(pupil: Pupil, wanted: Sequence[Subject]) -> None:
     """The same without Label Studio, Redis and backend."""
-    lessons = []
-    for noun in nouns:
-        for count in counts:
-            with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:
-                settings = Settings(model_dir=Path(folder), preset=PRESET, device="cpu")
-                store = VersionStore(settings.model_dir, PRESET)
-                lessons.append(pupil.learn(noun, count, store, teach_directly(settings, store)))
-    return lessons
+    for noun, corrections in wanted:
+        with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:
+            settings = Settings(model_dir=Path(folder), preset=PRESET, device="cpu")
+            store = VersionStore(settings.model_dir, PRESET)
+            pupil.learn(noun, corrections, store, teach_directly(settings, store))
 
 
 def medians(lessons: Sequence[Lesson], counts: Sequence[int]) -> list[list[str]]:
@@ -292,11 +294,17 @@ def main() -> None:
     parser.add_argument("--corrections", default="5,10,20,40")
     parser.add_argument("--fresh", type=int, default=60, help="scenes that are measured on, for each noun")
     parser.add_argument("--inner", action="store_true", help="the fine-tunes alone, without Label Studio")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="of lessons; those in it are not repeated")
     options = parser.parse_args()
-    nouns = options.nouns.split(",")
     counts = [int(count) for count in options.corrections.split(",")]
-    run = directly if options.inner else through_label_studio
-    lessons = run(Pupil(options.fresh), nouns, counts)
+    subjects = [(noun, count) for noun in options.nouns.split(",") for count in counts]
+    conditions = {**fine_tuning(PRESET), "fresh": options.fresh, "inner": options.inner}
+    results = Results(options.keep, conditions, ("noun", "corrections"))
+    missing = [subject for subject in subjects if subject not in results]
+    if missing:
+        run = directly if options.inner else through_label_studio
+        run(Pupil(options.fresh, results), missing)
+    lessons = [Lesson(**results[subject]) for subject in subjects]
     how = "the fine-tunes alone" if options.inner else "through a real Label Studio, worker, gate and swap"
     write_section(
         "What corrections teach, without Label Studio" if options.inner else "What corrections teach",

@@ -3,7 +3,9 @@
 Corrected masks of things that the weights have never seen, one fine-tune for each thing, as the worker
 performs it, with the preset's own recipe: its replay, its 40 scenes of 6 phrases from before, and its gate.
 
-    python benchmarks/forgetting.py [--nouns koala,guitar] [--corrections 20]
+    python benchmarks/forgetting.py [--nouns koala,guitar,umbrella] [--corrections 20] [--keep FILE]
+
+With `--keep FILE` each result is added to a file, and one that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import argparse
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from common.results import Results, fine_tuning
 from common.sections import table, write_section
 from PIL import Image
 
@@ -36,13 +41,46 @@ SCENES = "stickers/test?nouns={noun},core&families=noun&phrases=6&count=2000&see
 """Neither the weights nor what they are measured on have anything to do with these."""
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """What one fine-tune has changed: gIoU in 0..1, before and after it."""
+
+    noun: str
+    corrections: int
+    held_out_before: float
+    held_out_after: float
+    base_before: float
+    base_after: float
+    interval: tuple[float, float]
+    """95 %, of the change on the base validation set."""
+    steps: int
+    minutes: float
+
+    def row(self) -> list[str]:
+        return [
+            self.noun,
+            f"{self.held_out_before:.3f} -> {self.held_out_after:.3f}",
+            f"{self.base_before:.3f} -> {self.base_after:.3f}",
+            f"{self.base_after - self.base_before:+.3f}",
+            "{:+.3f} to {:+.3f}".format(*self.interval),
+            f"{self.steps:.0f}",
+            f"{self.minutes:.1f}",
+        ]
+
+
 def main() -> None:
     """Fine-tunes for each noun and prints what was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nouns", default="koala,guitar,umbrella", help="of the novel ones")
     parser.add_argument("--corrections", type=int, default=20)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="of results; those in it are not repeated")
     options = parser.parse_args()
-    rows = [measure(noun, options.corrections) for noun in options.nouns.split(",")]
+    results = Results(options.keep, fine_tuning(PRESET), ("noun", "corrections"))
+    subjects = [(noun, options.corrections) for noun in options.nouns.split(",")]
+    for subject in subjects:
+        if subject not in results:
+            results.add(asdict(measure(*subject)))
+    found = [Forgotten(**results[subject]) for subject in subjects]
     head = ("noun", "held out, gIoU", "base validation, gIoU", "change", "95 % interval", "steps", "minutes")
     about = (
         f"{options.corrections} corrected masks of a thing that the demo weights have never seen, one "
@@ -50,11 +88,29 @@ def main() -> None:
         f"{Settings.model_fields['validation_tolerance'].default} on the base validation set "
         "(`VALIDATION_TOLERANCE`)."
     )
+    rows = [one.row() for one in found] + ([medians(found)] if len(found) > 1 else [])
     write_section("What a fine-tune forgets", about, table(head, rows))
 
 
-def measure(noun: str, corrections: int) -> tuple[str, ...]:
-    """One fine-tune; a row of the table."""
+def medians(found: Sequence[Forgotten]) -> list[str]:
+    """The last row: the median of each column, so that a change is not the difference of two medians."""
+
+    def median(of: Callable[[Forgotten], float]) -> float:
+        return float(np.median([of(one) for one in found]))
+
+    return [
+        "median",
+        f"{median(lambda one: one.held_out_before):.3f} -> {median(lambda one: one.held_out_after):.3f}",
+        f"{median(lambda one: one.base_before):.3f} -> {median(lambda one: one.base_after):.3f}",
+        f"{median(lambda one: one.base_after - one.base_before):+.3f}",
+        "",
+        f"{median(lambda one: one.steps):.0f}",
+        f"{median(lambda one: one.minutes):.1f}",
+    ]
+
+
+def measure(noun: str, corrections: int) -> Forgotten:
+    """One fine-tune."""
     with tempfile.TemporaryDirectory(prefix="sspsam-") as name:
         settings = Settings(model_dir=Path(name), preset=PRESET, device="cpu")
         store = VersionStore(settings.model_dir, PRESET)
@@ -66,15 +122,16 @@ def measure(noun: str, corrections: int) -> tuple[str, ...]:
         minutes = (time.monotonic() - started_s) / 60
     held_out, known = card.metrics, card.metrics["base_validation"]
     print(f"{noun}: {verdict_of(held_out).reason}", flush=True)
-    change = known["candidate"]["gIoU"] - known["incumbent"]["gIoU"]
-    return (
+    return Forgotten(
         noun,
-        f"{held_out['incumbent']['gIoU']:.3f} -> {held_out['candidate']['gIoU']:.3f}",
-        f"{known['incumbent']['gIoU']:.3f} -> {known['candidate']['gIoU']:.3f}",
-        f"{change:+.3f}",
-        "{:+.3f} to {:+.3f}".format(*known["interval"]),
-        str(card.data["steps"]),
-        f"{minutes:.1f}",
+        corrections,
+        held_out["incumbent"]["gIoU"],
+        held_out["candidate"]["gIoU"],
+        known["incumbent"]["gIoU"],
+        known["candidate"]["gIoU"],
+        known["interval"],
+        card.data["steps"],
+        minutes,
     )
 
 

@@ -34,7 +34,7 @@ def write_section(title: str, *paragraphs: str) -> None:
         title: Of the section.
         paragraphs: Markdown, tables among them.
     """
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_file(sys.argv[1:])])
     text = "\n\n".join([f"## {title}", f"`{command}`. {machine()}", *paragraphs]) + "\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
     sections = {one.partition("\n")[0]: one for one in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]}
@@ -59,6 +59,14 @@ def machine() -> str:
         f"{_processor()}, {cores} cores, Python {platform.python_version()}, {packages}; "
         f"{datetime.now(UTC):%Y-%m-%d}{shared}."
     )
+
+
+def _without_file(arguments: Sequence[str]) -> list[str]:
+    """Without `--keep FILE`, which changes no figure."""
+    kept = list(arguments)
+    if "--keep" in kept:
+        del kept[(place := kept.index("--keep")) : place + 2]
+    return kept
 
 
 def _processor() -> str:

@@ -1,0 +1,76 @@
+"""Results that take long to measure, kept in a file as they come: a benchmark goes on where it was ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sspsam.bundles import frozen_weights
+from worker.recipes import RECIPES
+
+Result = Mapping[str, Any]
+
+
+class Results:
+    """Results by what was measured, one line of JSON each. Those of other conditions stay, and do not count.
+
+    Args:
+        path: Of the file; without one, results are kept in memory alone.
+        conditions: What results depend on beside their key, such as the weights.
+        key: The fields of a result that say what was measured.
+    """
+
+    def __init__(self, path: Path | None, conditions: Mapping[str, object], key: Sequence[str]) -> None:
+        self._path = path
+        self._conditions = dict(conditions)
+        self._key = tuple(key)
+        self._found: dict[tuple[object, ...], Result] = {}
+        for result in [] if path is None else _read(path):
+            if result.get("conditions") == self._conditions:
+                self._note(result)
+
+    def __contains__(self, key: tuple[object, ...]) -> bool:
+        return key in self._found
+
+    def __getitem__(self, key: tuple[object, ...]) -> Result:
+        return self._found[key]
+
+    def add(self, result: Result) -> None:
+        """Keeps a result; it is in the file when this returns."""
+        self._note(result)
+        if self._path is not None:
+            line = json.dumps({"conditions": self._conditions, **result})
+            whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n" if whole else f"\n{line}\n")
+
+    def _note(self, result: Result) -> None:
+        fields = {name: value for name, value in result.items() if name != "conditions"}
+        self._found[tuple(fields[name] for name in self._key)] = fields
+
+
+def fine_tuning(preset: str) -> dict[str, object]:
+    """What the figures of a fine-tune depend on: the weights that ship, and the recipe."""
+    recipe = hashlib.sha256(repr(RECIPES[preset]).encode()).hexdigest()
+    return {"weights": frozen_weights(preset), "recipe": recipe}
+
+
+def _read(path: Path) -> list[Result]:
+    """The lines that are whole: one may have been cut off when the last run was ended.
+
+    Raises:
+        SystemExit: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.startswith("{"):
+            raise SystemExit(f"{path}, line {number}: expected a result, a JSON object, got {line:.40}")
+        with suppress(ValueError):
+            results.append(json.loads(line))
+    return results
