@@ -10,18 +10,18 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 
-END_S = 5.0
-"""How long `Lane.stop` waits for the work at hand."""
+END_S = 4.0
+"""How long `stop_lanes` waits for the work at hand."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -121,13 +121,16 @@ class Lane(Generic[Work, Result]):
                 self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the work at hand; what still waits is cancelled."""
+        """Ends the thread after the work at hand; what still waits is cancelled. Waits for nothing."""
         with self._changed:
             self._stopped = True
             self._cancel_all()
             self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits until the thread has ended."""
         if self._thread is not None:
-            self._thread.join(END_S)
+            self._thread.join(timeout_s)
 
     def submit(self, works: Sequence[Work], caller: Caller) -> list[Future[Result]]:
         """Queues pieces of work; `wait_for` waits for them. Once the lane was stopped, they are cancelled."""
@@ -186,6 +189,15 @@ class Lane(Generic[Work, Result]):
             logger.warning("%d pieces failed together (%s): each is tried alone", len(batch), error)
             for piece in batch:
                 self._do([piece])
+
+
+def stop_lanes(lanes: Iterable[Lane[Any, Any]]) -> None:
+    """Ends lanes side by side, after the work at hand, or END_S."""
+    lanes, until_s = list(lanes), time.monotonic() + END_S
+    for lane in lanes:
+        lane.stop()
+    for lane in lanes:
+        lane.join(max(until_s - time.monotonic(), 0.0))
 
 
 def wait_for(future: Future[Result], caller: Caller) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from flask import Flask
@@ -42,7 +43,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
             "graceful_timeout": STOP_S,
             "loglevel": settings.log_level.lower(),
             "proc_name": "sspsam-backend",
-            "worker_exit": _stop_engine,
+            "worker_exit": _end,
             "control_socket_disable": True,  # one in the home folder, for all servers of this user
         }
         for name, value in options.items():
@@ -68,10 +69,16 @@ def serve(settings: Settings) -> None:
     Server(settings).run()
 
 
-def _stop_engine(arbiter: Any, worker: Any) -> None:
+def _end(arbiter: Any, worker: Any) -> None:
+    """The last that runs in the process that serves.
+
+    What lives is not looked through for garbage once more: Python does so several times on its way out, which
+    with torch takes seconds, and on a busy machine longer than those who wait for the end are ready to.
+    """
     app = getattr(worker, "wsgi", None)
     if isinstance(app, Flask):
         _engine_of(app).engine.stop()
+    gc.freeze()
 
 
 def _engine_of(app: Flask) -> Service:

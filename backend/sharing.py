@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from backend.embeddings import EmbeddingCache, Source
 from backend.errors import BackendError, ModelBusyError
-from backend.lanes import Caller, Entrance, Lane, Result, Work, wait_for
+from backend.lanes import Caller, Entrance, Lane, Result, Work, stop_lanes, wait_for
 from backend.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class SharedModel:
 
     def stop(self) -> None:
         """Ends the threads, after what they are at; who still waits is told so."""
-        for lane in self._lanes.values():
-            lane.stop()
+        stop_lanes(self._lanes.values())
 
     def swap(self, state: Mapping[str, torch.Tensor], version: str) -> None:
         """Puts other weights in, between two passes.

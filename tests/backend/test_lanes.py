@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
-from backend.lanes import Caller, Entrance, FairQueue, Lane, Pending, wait_for
+from backend.lanes import END_S, Caller, Entrance, FairQueue, Lane, Pending, stop_lanes, wait_for
 from tests.waiting import wait_until
 
 ANNA, BERT, CLEO = Caller("anna"), Caller("bert"), Caller("cleo")
@@ -41,8 +41,7 @@ def make_lane() -> Iterator[Callable[..., Lane[int, int]]]:
         return lanes[-1]
 
     yield make
-    for lane in lanes:
-        lane.stop()
+    stop_lanes(lanes)
 
 
 def busy(lane: Lane[int, int], slowly: Slowly) -> None:
@@ -149,7 +148,7 @@ def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., Lane[
     busy(lane, slowly)
     [future] = lane.submit([1], ANNA)
     slowly.may.set()
-    lane.stop()
+    stop_lanes([lane])
 
     if not future.cancelled():  # it may have been its turn before
         assert future.result(20) == 2
@@ -158,6 +157,19 @@ def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., Lane[
     assert len(lane) == 0
     with pytest.raises(ModelUnavailableError, match="stopping"):
         wait_for(late, ANNA)
+
+
+@pytest.mark.slow
+def test_busy_lanes_are_waited_for_side_by_side(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slow = [Slowly() for _ in range(3)]
+    lanes = [make_lane(slowly) for slowly in slow]
+    for lane, slowly in zip(lanes, slow, strict=True):
+        busy(lane, slowly)
+    since_s = time.monotonic()
+    stop_lanes(lanes)
+    assert END_S <= time.monotonic() - since_s < 2 * END_S
+    for slowly in slow:
+        slowly.may.set()
 
 
 def test_a_lane_that_never_ran_can_be_stopped() -> None:

@@ -9,9 +9,11 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from werkzeug.wrappers import Response
@@ -29,6 +31,8 @@ from tests.waiting import wait_until
 STOP_S = 20.0
 BUSY_QUANTILE = 0.25
 """Of the times of answers that counts here: of the others, what else this machine does may be to blame."""
+END_PART = 0.15
+"""Of the start's work: collecting garbage on the way out alone would be a quarter of it."""
 PICTURE_S = 1.5
 """How long the picture's server takes in the test of a graceful stop."""
 
@@ -113,6 +117,29 @@ def test_a_request_under_way_is_answered_before_it_stops(
     assert response.json()["results"][0]["model_version"] == "ssp-sam-test-base"
     assert backend.process.wait(STOP_S) == 0
     assert backend.health() == {}
+
+
+def test_it_ends_with_a_fraction_of_the_work_of_its_start(
+    start_backend: Callable[[], Backend], web: Web
+) -> None:
+    """Of the processor's time, so that it does not matter what else this machine does."""
+    backend = start_backend()
+    wait_until(lambda: backend.health().get("model_state") == "ready", "the model is loaded")
+    assert backend.ask(f"{web.url}/a.png").status_code == 200
+    [server] = psutil.Process(backend.process.pid).children()
+
+    def used_s() -> float:
+        times = server.cpu_times()
+        return float(times.user + times.system)
+
+    start_s = end_s = used_s()
+    backend.process.send_signal(signal.SIGTERM)
+    with suppress(psutil.NoSuchProcess):
+        while server.status() != psutil.STATUS_ZOMBIE:
+            end_s = used_s()
+            time.sleep(0.01)
+    assert backend.process.wait(STOP_S) == 0
+    assert end_s - start_s < END_PART * start_s
 
 
 def personal_token(label_studio: RunningLabelStudio) -> str:
