@@ -85,7 +85,7 @@ class Lane(Generic[Work, Result]):
         name: Of the thread.
         perform: Does several pieces of work, and returns their results in order.
         max_batch: How many at a time, at most.
-        gather_s: For how long the first of several waits for more.
+        gather_s: For how long several wait for more. Who comes alone waits for nobody.
         on_batch: Told how many pieces were done together, and how long the first of them had waited.
         on_late: Called for each piece that nobody waited for any more when its turn came.
     """
@@ -106,6 +106,7 @@ class Lane(Generic[Work, Result]):
         self._on_batch = on_batch
         self._on_late = on_late
         self._queue: FairQueue[Work, Result] = FairQueue()
+        self._come_together = False
         self._changed = Condition()
         self._stopped = False
         self._thread: Thread | None = None
@@ -159,11 +160,13 @@ class Lane(Generic[Work, Result]):
         with self._changed:
             while not batch and not self._stopped:
                 self._changed.wait_for(lambda: len(self._queue) or self._stopped)
-                self._changed.wait_for(
-                    lambda: len(self._queue) >= self._max_batch or self._stopped, self._gather_s
-                )
+                if self._come_together or len(self._queue) > 1:
+                    self._changed.wait_for(
+                        lambda: len(self._queue) >= self._max_batch or self._stopped, self._gather_s
+                    )
                 while not self._stopped and len(self._queue) and len(batch) < self._max_batch:
                     batch += self._wanted(self._queue.take())
+            self._come_together = len(batch) > 1
         return batch
 
     def _wanted(self, piece: Pending[Work, Result]) -> list[Pending[Work, Result]]:

@@ -92,18 +92,32 @@ def test_pieces_that_come_soon_after_each_other_are_done_together(
     slowly.may.set()
     lane = make_lane(slowly, max_batch=3, gather_s=10.0)
 
-    futures = [lane.submit([number], Caller(str(number)))[0] for number in (1, 2, 3)]
+    first = lane.submit([1, 2], Caller("bert"))
+    futures = [*first, *lane.submit([3], ANNA)]
 
     assert [wait_for(future, ANNA) for future in futures] == [2, 4, 6]
-    assert slowly.batches == [[1, 2, 3]], "a full batch does not wait longer"
+    assert slowly.batches == [[1, 3, 2]], "a full batch does not wait longer"
 
 
-def test_a_single_piece_waits_no_longer_than_it_should(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_who_comes_alone_waits_for_nobody(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly = Slowly()
+    slowly.may.set()
+    lane = make_lane(slowly, max_batch=8, gather_s=1000.0)
+
+    for number in (1, 2):
+        assert wait_for(lane.submit([number], ANNA)[0], Caller("anna", time.monotonic() + 20)) == 2 * number
+    assert slowly.batches == [[1], [2]]
+
+
+def test_several_wait_for_more_no_longer_than_they_should(make_lane: Callable[..., Lane[int, int]]) -> None:
     slowly = Slowly()
     slowly.may.set()
     lane = make_lane(slowly, max_batch=8, gather_s=0.01)
 
-    assert wait_for(lane.submit([1], ANNA)[0], Caller("anna", time.monotonic() + 20)) == 2
+    futures = lane.submit([1, 2], ANNA)
+
+    assert [wait_for(future, Caller("anna", time.monotonic() + 20)) for future in futures] == [2, 4]
+    assert slowly.batches == [[1, 2]]
 
 
 def test_nothing_is_done_for_who_gave_up(make_lane: Callable[..., Lane[int, int]]) -> None:
