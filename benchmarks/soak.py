@@ -327,7 +327,6 @@ def soak(minutes: float) -> tuple[Samples, Tally, str]:
             "REQUESTS_PER_MINUTE": "1000000",
             "EMBEDDING_CACHE_BYTES": str(2**22),  # so small that pictures leave it again
             "OMP_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "2",  # as in the image: with an arena to each thread, memory grows for hours
         }
         process = psutil.Process(stack.enter_context(backend_with(environment)).pid)
         store = VersionStore(folder / "models", PRESET)
