@@ -24,6 +24,7 @@ from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, saved_regions, task
 from tests.waiting import wait_until
 from worker.collection import Collection
 from worker.demo_pictures import Picture
+from worker.supervisor import is_running
 
 OUTLINE_POINTS = 48
 BRUSH_LARGER = 3
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_finds_it_again(demo: Demo) ->
 
     assert demo.end() == 130
     assert len(family) >= 5
-    assert not [process for process in family if process.is_running()]
+    assert not [process for process in family if is_running(process)]
 
     demo.start()
     assert demo.starts[-1] < SECOND_START_WITHIN_S
@@ -193,7 +194,7 @@ def test_the_death_of_one_part_ends_all_and_is_told_and_the_next_start_works(dem
     assert demo.process.wait(60) == 1
     assert "redis ended by itself (killed by SIGKILL)" in demo.screen
     assert "Its last lines" in demo.screen
-    assert not [process for process in family if process.is_running()]
+    assert not [process for process in family if is_running(process)]
 
     demo.start()
     assert version_of(demo) in demo.sspsam("versions", "list")

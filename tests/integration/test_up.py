@@ -15,6 +15,7 @@ import requests
 from redis import Redis
 
 from tests.integration.conftest import free_port
+from worker.supervisor import is_running
 from worker.up import LOOPBACK
 
 SSPSAM = str(Path(sysconfig.get_path("scripts")) / "sspsam")
@@ -51,7 +52,7 @@ class Up:
         return found
 
     def survivors(self) -> list[psutil.Process]:
-        return [process for process in self.family if process.is_running()]
+        return [process for process in self.family if is_running(process)]
 
     def redis(self) -> Redis:
         return Redis(unix_socket_path=str(self.data_dir / "redis" / "redis.sock"))
