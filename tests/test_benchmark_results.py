@@ -61,6 +61,6 @@ def test_without_a_file_results_are_kept_as_long_as_it_runs() -> None:
 
 def test_a_fine_tune_depends_on_weights_and_recipe() -> None:
     conditions = fine_tuning("ssp-sam-demo")
-    [sha256] = conditions["weights"].values()  # type: ignore[attr-defined]
+    [sha256] = conditions["weights"].values()
     assert len(sha256) == 64
     assert conditions != fine_tuning("ssp-sam-test")

@@ -34,7 +34,8 @@ def write_section(title: str, *paragraphs: str) -> None:
         title: Of the section.
         paragraphs: Markdown, tables among them.
     """
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_file(sys.argv[1:])])
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    command = shlex.join(["python", str(script), *_without_file(sys.argv[1:])])
     text = "\n\n".join([f"## {title}", f"`{command}`. {machine()}", *paragraphs]) + "\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
     sections = {one.partition("\n")[0]: one for one in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]}

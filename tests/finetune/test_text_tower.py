@@ -33,7 +33,7 @@ def test_the_text_tower_is_all_that_sentences_go_through() -> None:
 
 @pytest.mark.parametrize("stage", ["rec", "ssp"])
 def test_with_a_rate_the_text_tower_learns(config: TrainConfig, stage: str) -> None:
-    config = dataclasses.replace(config, stage=stage)  # type: ignore[arg-type]
+    config = dataclasses.replace(config, stage=stage)
     later = dataclasses.replace(config, output_dir=config.output_dir / "later", steps=8)
     first, second = read_tensors(train(config).weights), read_tensors(train(later).weights)
     learned = [name for name in first if name.startswith("clip.")]
