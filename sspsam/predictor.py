@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sspsam import checkpoints, frames
 from sspsam.answers import Decoded, ImageEmbedding, Question, Referent, says_nothing, stability_of
 from sspsam.bundles import load_bundle, packaged_weights
+from sspsam.cores import Cores
 from sspsam.embedding_files import digest_of_modules
 from sspsam.frames import ClipFrame, UInt8Image
 from sspsam.masks import mask_to_box_xyxy
-from sspsam.model import SSPSAM, build_model
+from sspsam.model import SSPSAM, EncodedPhrase, build_model
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
 from sspsam.reuse import Reuse
@@ -30,6 +31,8 @@ ImagePrecision = Literal["float32", "bfloat16"]
 """What SAM's image encoder computes in; bfloat16 where the hardware has it is faster, and less exact."""
 
 TEST_SEED = 0
+
+_Row = tuple[Question, EncodedPhrase | None, ImageSide]
 
 
 class Predictor:
@@ -57,6 +60,7 @@ class Predictor:
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self._reuse = Reuse(self.model)
+        self._cores = Cores()
 
     @classmethod
     def from_preset(
@@ -241,19 +245,26 @@ class Predictor:
 
     def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
         """Any number of phrases, or one question with something pointed at."""
-        clicks = self._embed_clicks(questions[0])
         phrases = [question.phrase for question in questions]
+        encoded = self._reuse.encode_phrases(phrases) if any(phrases) else [None] * len(phrases)
+        images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
+        rows = list(zip(questions, encoded, images, strict=True))
+        return self._answer(rows) if self.device.type != "cpu" else self._cores.map(self._answer, rows)
+
+    @torch.inference_mode()
+    def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:
+        questions, encoded, images = zip(*rows, strict=True)
+        clicks = self._embed_clicks(questions[0])
         boxes, beliefs = None, None
-        if any(phrases):
-            patch_features = _rows([question.embedding.patch_features for question in questions])
-            prompts = self.model.make_prompts(patch_features, self._reuse.encode_phrases(phrases))
+        if None not in encoded:
+            patch_features = _stack([question.embedding.patch_features for question in questions])
+            prompts = self.model.make_prompts(patch_features, EncodedPhrase.stack(encoded))
             boxes, beliefs = self.model.locate(prompts), self.model.believe(prompts)
             sparse = prompts.sparse_prompt_embeddings(clicks)
         elif clicks is not None:
             sparse = clicks
         else:
             raise ValueError("expected points or a box: without a phrase there is nothing else to go by")
-        images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
         mask_logits, iou_predictions = self._decode_masks(images, sparse)
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
@@ -306,7 +317,7 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
 
 
-def _rows(tensors: Sequence[Tensor]) -> Tensor:
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """(1, ...) tensors as the rows of one; the same one several times takes no more memory."""
     first = tensors[0]
     if all(tensor is first for tensor in tensors):

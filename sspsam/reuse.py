@@ -48,7 +48,7 @@ class Reuse:
             self.images.put(image_embedding, image)
         return image
 
-    def encode_phrases(self, phrases: Sequence[str]) -> EncodedPhrase:
+    def encode_phrases(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
         """Encodes phrases; those that are not kept yet in one pass.
 
         Raises:
@@ -65,7 +65,7 @@ class Reuse:
             for row, key in enumerate(missing):
                 found[key] = together.row(row)
                 self.phrases.put(key, found[key])
-        return EncodedPhrase.stack([found[key] for key in keys])
+        return [found[key] for key in keys]
 
     def _forget_other_weights(self) -> None:
         weights = sum(parameter._version for parameter in self._parameters)
