@@ -1,8 +1,7 @@
 """A phrase on a picture that is embedded already, against the whole path; eight at once, against one by one.
 
 Random weights, float32, on the CPU: speed does not hang on what the weights are. SAM's image encoder takes no
-part: its embedding is there in both. What is compared runs in turn, in one thread, and is measured in seconds
-of the processor, so that other work on the machine changes little.
+part: its embedding is there in both. What is compared runs in turn, on all cores.
 
     python benchmarks/warm.py [--rounds 3] [--presets ssp-sam-demo ssp-sam-224 ssp-sam-336]
 """
@@ -72,9 +71,9 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            since_s = time.process_time()
+            since_s = time.perf_counter()
             way()
-            took_s[name].append(time.process_time() - since_s)
+            took_s[name].append(time.perf_counter() - since_s)
     return {name: statistics.median(times_s) for name, times_s in took_s.items()}
 
 
@@ -84,7 +83,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     keep_freed_memory(KEPT_BYTES)  # as the server does
     rows, failed = [], []
     for preset in options.presets:
@@ -107,7 +105,7 @@ def main() -> None:
         "A phrase on a picture that is embedded",
         "As a part of the whole path (CLIP's image tower, text, prompts, decoder; SAM's embedding is there "
         f"in both), and {TOGETHER} new phrases at once as a part of {TOGETHER} one by one; in brackets what "
-        "is asked for. Random weights, float32, one thread, seconds of the processor.",
+        "is asked for. Random weights, float32, all cores, seconds on the clock.",
         table(head, rows),
     )
     if failed:
