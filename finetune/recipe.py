@@ -1,8 +1,8 @@
-"""How the weights that ship in the package are made, from nothing."""
+"""How the weights that ship in the package are made: from nothing, and further from those that ship."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,9 @@ from finetune.config import TrainConfig
 from finetune.engine import ProgressFn
 from finetune.losses import LossWeights
 from finetune.train import WEIGHTS_NAME, train, write_bundle
+from sspsam.bundles import WEIGHTS_FOLDER
+
+Progress = Callable[[TrainConfig], ProgressFn]
 
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
@@ -19,6 +22,12 @@ PHRASES = f"stickers/train?phrases=16&count=100000&families={FAMILIES}"
 """Scenes of all nouns."""
 CORE_PHRASES = f"{PHRASES}&nouns=core&seed=1"
 """Scenes of the best-known nouns: half of what is seen."""
+FURTHER_FAMILIES = (
+    "noun,noun,place,ordinal,ordinal,ordinal,size,size,size,size,several,colour,colour,"
+    "relation,relation,relation,none,none"
+)
+"""What is learned last is asked for most."""
+FURTHER_PHRASES = f"stickers/train?phrases=16&count=100000&families={FURTHER_FAMILIES}"
 
 
 def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
@@ -55,15 +64,35 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     return clip, sam, phrases, masks
 
 
-def train_demo(folder: Path, progress: Callable[[TrainConfig], ProgressFn] | None = None) -> Path:
+def further_stage(folder: Path) -> TrainConfig:
+    """Phrases to masks once more, on the weights that ship."""
+    *_, masks = demo_stages(folder)
+    return replace(
+        masks, output_dir=folder / "further", weights=(),
+        data=f"{FURTHER_PHRASES}&seed=91", replay=f"{FURTHER_PHRASES}&nouns=core&seed=92",
+        replay_fraction=0.6, steps=2800, window=1600, click_fraction=0.25, seed=91,
+        learning_rate=6e-4, decoder_learning_rate=2.5e-4, text_learning_rate=1.2e-4, warmup_steps=60,
+    )  # fmt: skip
+
+
+def train_demo(folder: Path, progress: Progress | None = None) -> Path:
     """Runs the stages one after the other, each going on from its last checkpoint, and writes the bundle.
 
     Args:
         folder: Where they are trained.
         progress: Makes what is called after every step of a stage.
     """
-    configs = demo_stages(folder)
+    return _train([], demo_stages(folder), folder / BUNDLE_NAME, progress)
+
+
+def train_further(folder: Path, progress: Progress | None = None) -> Path:
+    """As `train_demo`, with `further_stage` alone; all else is that of the weights that ship."""
+    return _train([WEIGHTS_FOLDER / BUNDLE_NAME], [further_stage(folder)], folder / BUNDLE_NAME, progress)
+
+
+def _train(
+    before: Sequence[Path], configs: Sequence[TrainConfig], bundle: Path, progress: Progress | None
+) -> Path:
     results = [train(config, progress(config) if progress else None) for config in configs]
-    bundle = folder / BUNDLE_NAME
-    write_bundle(PRESET, [result.weights for result in results], bundle)
+    write_bundle(PRESET, [*before, *(result.weights for result in results)], bundle)
     return bundle

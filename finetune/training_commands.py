@@ -41,6 +41,9 @@ def train(
             help="Train the demo weights from nothing, all stages, in this folder; run again to go on.",
         ),
     ] = None,
+    further: Annotated[
+        bool, typer.Option("--further", help="With --recipe: train the weights that ship further.")
+    ] = False,
 ) -> None:
     """Train the model; a run that was stopped goes on from its last checkpoint.
 
@@ -51,11 +54,14 @@ def train(
     Example: sspsam train --config refcoco-224 weights=clip.safetensors,sam.safetensors
     """
     from finetune.config import make_config, read_config
-    from finetune.recipe import train_demo
+    from finetune.recipe import train_demo, train_further
     from finetune.train import train as run
 
+    if further and recipe is None:
+        raise typer.BadParameter("--further needs --recipe FOLDER")
     if recipe is not None:
-        typer.echo(f"Written to {train_demo(recipe, show_progress)}")
+        bundle = (train_further if further else train_demo)(recipe, show_progress)
+        typer.echo(f"Written to {bundle}")
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)

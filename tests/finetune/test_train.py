@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from finetune import training_commands
+from finetune import recipe, training_commands
 from finetune.config import ConfigError, TrainConfig, make_config, read_config
 from finetune.data.dataset import Sample
 from finetune.data.stickers import StickerDataset
@@ -19,10 +19,11 @@ from finetune.engine import CHECKPOINT_NAME, LOG_NAME, TrainingLoop, read_log
 from finetune.examples import ExampleStream
 from finetune.losses import LossWeights
 from finetune.rec import RECStage
-from finetune.recipe import demo_stages
+from finetune.recipe import demo_stages, further_stage, train_further
 from finetune.ssp import SSPStage
 from finetune.train import WEIGHTS_NAME, train, write_bundle
 from sspsam import CheckpointError, Predictor
+from sspsam.bundles import WEIGHTS_FOLDER
 from sspsam.checkpoints import read_tensors
 from sspsam.cli import build_app
 
@@ -260,3 +261,26 @@ def test_every_stage_of_the_recipe_says_what_is_left(
     assert [line.partition("  ")[0] for line in lines] == [stage.stage for stage in stages]
     assert all(f"20/{stage.steps}  " in line for line, stage in zip(lines, stages, strict=True))
     assert all(" left  total 0.5000" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_weights_that_ship_are_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = dataclasses.replace(further_stage(tmp_path), steps=2, batch_size=4, window=16, device="cpu")
+    monkeypatch.setattr(recipe, "further_stage", lambda folder: short)
+    steps: list[int] = []
+    bundle = train_further(tmp_path, lambda config: lambda step, means: steps.append(step))
+
+    assert steps == [1, 2]
+    before, after = (read_tensors(path) for path in (WEIGHTS_FOLDER / recipe.BUNDLE_NAME, bundle))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("clip.towers.transformer.") for name in changed), "the text tower learns"
+    assert any(name.startswith("prompt_generator.") for name in changed)
+    assert not any(name.startswith(("image_encoder.", "clip.towers.visual.")) for name in changed)
+    Predictor.from_preset(recipe.PRESET, "cpu", weights=bundle)
+
+
+def test_training_further_needs_a_folder() -> None:
+    done = CliRunner().invoke(build_app(), ["train", "--further"])
+    assert done.exit_code == 2
+    assert "--further needs --recipe FOLDER" in done.output

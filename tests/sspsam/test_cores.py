@@ -67,7 +67,7 @@ def test_a_batch_is_answered_as_its_phrases_are_alone() -> None:
     embeddings = [predictor.embed(picture) for picture in pictures]
     questions = [
         Question(embeddings[number % 3], phrase)
-        for number, phrase in enumerate("a red car on the left".split())
+        for number, phrase in enumerate(["a", "red", "car", "on", "the", "left"])
     ]
     questions.insert(2, Question(embeddings[0], "", points=np.array([[30, 30, 1]], np.float32)))
     together = predictor.decode(questions)
