@@ -183,7 +183,7 @@ PRESETS: dict[str, Preset] = {
             placed_patches=True, presence_head=True,
         ),
         decoder=DecoderConfig(heads=4, feedforward_dim=512),
-        min_presence=0.7,
+        min_presence=0.65,
         weights="ssp-sam-demo.safetensors",
     ),
     "ssp-sam-test": Preset(
