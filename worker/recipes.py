@@ -25,11 +25,7 @@ NEVER = 10**9
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's.
-
-    A presence head stays as it is: from corrections, nearly all of which have a target, it would learn that
-    everything is there.
-    """
+    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's."""
 
     replay: str | None = None
     """What it has learned before, mixed in against forgetting; None where that is not at hand."""
@@ -48,6 +44,9 @@ class Recipe:
     """Weight of the loss that keeps the scores honest."""
     patch: float = 0.0
     """Weight of the loss that tells the patches where the target is."""
+    presence: float = 0.0
+    """Weight of the presence head's loss. From corrections alone, nearly all of which have a target, it would
+    learn that everything is there: it counts where there is replay."""
     precision: Precision = "float32"
     replay_fraction: float = 0.5
     """Of a batch."""
@@ -81,7 +80,11 @@ class Recipe:
             "word_learning_rate": self.word_learning_rate if self.replay else 0.0,
             "decoder_frozen_steps": 0 if self.decoder_learning_rate else NEVER,
             "max_gradient_norm": self.max_gradient_norm,
-            "loss": LossWeights(iou_prediction=self.iou_prediction, patch=self.patch),
+            "loss": LossWeights(
+                iou_prediction=self.iou_prediction,
+                patch=self.patch,
+                presence=self.presence if self.replay else 0.0,
+            ),
             "precision": self.precision,
             "warmup_steps": WARMUP_STEPS,
         }
@@ -98,6 +101,7 @@ RECIPES: Mapping[str, Recipe] = {
         word_learning_rate=2e-2,
         max_gradient_norm=1.0,
         iou_prediction=1.0,
+        presence=1.0,
         most_views=8,
         steps_per_sample=10,
         min_steps=60,

@@ -173,14 +173,14 @@ def test_what_the_model_knew_before_is_named_by_the_preset_or_the_operator(servi
     assert base_validation("ssp-sam-demo", own) is None, "what ships was not what these learned from"
 
 
-def test_words_learn_where_replay_says_which_are_known(services: Services) -> None:
+def test_words_and_presence_are_learned_where_replay_tells_what_else_there_is(services: Services) -> None:
     run = replace(prepare(services), preset="ssp-sam-demo")
-    store, settings = services.store, services.settings
-    assert train_config(run, store, settings).word_learning_rate > 0
+    settings = services.settings
     own = settings.model_copy(update={"weights": Path("own")})
-    assert train_config(run, store, own).word_learning_rate == 0
     named = own.model_copy(update={"replay_data": "refcoco/train"})
-    assert train_config(run, store, named).word_learning_rate > 0
+    for told, learned in ((settings, True), (own, False), (named, True)):
+        config = train_config(run, services.store, told)
+        assert (config.word_learning_rate > 0, config.loss.presence > 0) == (learned, learned)
 
 
 @pytest.mark.parametrize("variable", ["validation_data", "replay_data"])
