@@ -23,7 +23,24 @@ PRESETS = {"ssp-sam-demo": 32, "ssp-sam-224-with-vit_b": 2}
 """Preset -> samples of a step."""
 
 
-def measure(preset: str, steps: int, embeddings: Path | None) -> dict[str, float]:
+def random_weights(preset: str, folder: Path) -> Path | None:
+    """A file of them; None where the preset's own ship."""
+    from sspsam import build_model
+    from sspsam.bundles import packaged_weights
+    from sspsam.checkpoints import write_tensors
+    from sspsam.presets import get_preset
+    from sspsam.sam import build_image_encoder
+
+    if packaged_weights(preset) is not None:
+        return None
+    encoder = build_image_encoder(get_preset(preset).image_encoder).state_dict()
+    path = folder / f"{preset}.safetensors"
+    named = {f"image_encoder.{name}": tensor for name, tensor in encoder.items()}
+    write_tensors(path, build_model(preset).state_dict() | named)
+    return path
+
+
+def measure(preset: str, steps: int, embeddings: Path | None, weights: Path | None) -> dict[str, float]:
     """Trains; samples per second after the first step, and the process's peak memory, MiB."""
     from finetune.config import TrainConfig
     from finetune.train import train
@@ -44,16 +61,18 @@ def measure(preset: str, steps: int, embeddings: Path | None) -> dict[str, float
             warmup_steps=1,
             stream=True,
             embeddings=embeddings,
+            weights=() if weights is None else (weights,),
         )
         train(config, note)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"per_s": batch * steps / (ends[-1] - ends[0]), "mib": peak_mib}
 
 
-def child(preset: str, steps: int, embeddings: Path | None) -> dict[str, float]:
+def child(preset: str, steps: int, embeddings: Path | None, weights: Path | None) -> dict[str, float]:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--presets", preset, "--steps", str(steps), "--one"]
     command += ["--embeddings", str(embeddings)] if embeddings else []
+    command += ["--weights", str(weights)] if weights else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -65,16 +84,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--embeddings", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.presets[0], options.steps, options.embeddings)))
+        print(json.dumps(measure(options.presets[0], options.steps, options.embeddings, options.weights)))
         return
     rows = []
     for preset in options.presets:
         with tempfile.TemporaryDirectory(prefix="sspsam-") as folder:
-            without = child(preset, options.steps, None)
-            child(preset, 1, Path(folder))
-            kept = child(preset, options.steps, Path(folder))
+            weights, embeddings = random_weights(preset, Path(folder)), Path(folder) / "embeddings"
+            without = child(preset, options.steps, None, weights)
+            child(preset, 1, embeddings, weights)
+            kept = child(preset, options.steps, embeddings, weights)
         faster = kept["per_s"] / without["per_s"]
         memory = kept["mib"] / without["mib"]
         rates = [f"{one['per_s']:.2f}" for one in (kept, without)]
