@@ -1,0 +1,72 @@
+"""Products of float32 matrices on the CPU by oneDNN, as `sspsam.products` has them computed, against MKL's.
+
+python benchmarks/products.py [--rounds 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from common.sections import table, write_section
+
+from sspsam.products import multiply_by_onednn
+
+LAYERS = {
+    "demo, a phrase's fused patches": (273, 128, 512),
+    "demo, 8 phrases'": (2184, 128, 512),
+    "ssp-sam-224, a phrase's fused patches": (325, 256, 2048),
+    "ViT-B, cells of a picture": (4096, 768, 3072),
+    "ViT-H, cells of a picture": (4096, 1280, 5120),
+}
+"""Whose layer it is -> rows, inputs, outputs."""
+BY_MKL, BY_ONEDNN = "MKL", "oneDNN"
+
+
+def took_s(layer: tuple[int, int, int], rounds: int) -> dict[str, float]:
+    """Median seconds, in turn. What is written into a given matrix goes to MKL in any case."""
+    rows, inputs, outputs = layer
+    cells, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs).t()
+    result = torch.empty(rows, outputs)
+    ways = {
+        BY_MKL: lambda: torch.mm(cells, weight, out=result),
+        BY_ONEDNN: lambda: torch.mm(cells, weight),
+    }
+    times_s: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            since_s = time.perf_counter()
+            way()
+            times_s[name].append(time.perf_counter() - since_s)
+    return {name: statistics.median(one) for name, one in times_s.items()}
+
+
+def main() -> None:
+    """Measures the layers and writes the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    if not multiply_by_onednn():
+        raise SystemExit("PyTorch has no oneDNN for this processor: products are as they were")
+    rows, failed = [], []
+    for name, layer in LAYERS.items():
+        by = took_s(layer, options.rounds)
+        times = by[BY_MKL] / by[BY_ONEDNN]
+        operations = 2 * layer[0] * layer[1] * layer[2]
+        rows.append([name, *(f"{operations / by[way] / 1e9:.0f}" for way in by), f"{times:.2f}"])
+        print(*rows[-1], flush=True)
+        failed += [name] if times < 0.9 else []
+    write_section(
+        "Matrix products",
+        "Linear layers in float32 on all cores, thousand million operations a second. MKL leaves AVX-512 "
+        "unused on AMD's processors; on others the two may be as fast as each other.",
+        table(["layer", BY_MKL, BY_ONEDNN, "times as fast"], rows),
+    )
+    if failed:
+        raise SystemExit(f"slower than by MKL: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
