@@ -118,15 +118,14 @@ class Engine:
     def start(self) -> None:
         """Begins to load the model, and to follow the version store."""
         if not self._threads:
-            self._threads = [Thread(target=self._run, name="engine", daemon=True)]
-            self._threads[0].start()
+            self._start_thread("loading", self._start_up)
             self._read_store.wait(STORE_WAIT_S)
 
     def stop(self) -> None:
         """Ends the threads, after what they are at; who still waits is told so."""
         self._stopped.set()
         self._model.stop()
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(timeout=2 * self._poll_s)
 
     def wait(self, timeout_s: float) -> bool:
@@ -246,7 +245,13 @@ class Engine:
                 logger.exception("version %s cannot be loaded; %s serves on", wanted, self._version)
                 self._refused[wanted] = str(error)
 
-    def _run(self) -> None:
+    def _start_thread(self, name: str, work: Callable[[], None]) -> None:
+        thread = Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _start_up(self) -> None:
+        """Loads the model. Loading splits operations over cores, so its thread must end (`sspsam.cores`)."""
         try:
             self._expected = self._wanted()
             self._read_store.set()
@@ -257,7 +262,7 @@ class Engine:
             self._loaded.set()
             return
         self._loaded.set()
-        self._follow_versions()
+        self._start_thread("versions", self._follow_versions)
 
     def _load(self) -> None:
         since_s = time.monotonic()

@@ -14,6 +14,7 @@ from backend.request_ids import configure_logging
 from backend.service import Service
 from backend.settings import Settings
 from sspsam.allocation import MEBIBYTE, keep_freed_memory
+from sspsam.openmp import watch_briefly
 
 SPARE_THREADS = 32
 """Beside those that are at the model or wait for it: for pictures that are fetched, and for /health."""
@@ -66,6 +67,7 @@ def serve(settings: Settings) -> None:
     configure_logging(settings)
     require_secrets(settings)
     keep_freed_memory(KEPT_BYTES)
+    watch_briefly()
     Server(settings).run()
 
 

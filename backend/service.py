@@ -151,7 +151,15 @@ def connect_redis(url: str) -> Redis:
 
 
 def load_preset(settings: Settings) -> SwappablePredictor:
-    """Loads the preset with its weights: the operator's, or those that ship with it. Imports torch."""
-    from sspsam import Predictor
+    """Loads the preset with its weights: the operator's, or those that ship with it. Imports torch.
 
-    return Predictor.from_preset(settings.preset, settings.device, settings.weights, settings.image_precision)
+    From then on the predictor has the processor's cores to itself: those who serve requests need one each.
+    """
+    from sspsam import Predictor
+    from sspsam.cores import reserve_cores
+
+    predictor = Predictor.from_preset(
+        settings.preset, settings.device, settings.weights, settings.image_precision
+    )
+    reserve_cores()
+    return predictor

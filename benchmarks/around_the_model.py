@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
+import common.as_served  # noqa: F401 - before torch
 import numpy as np
 import torch
 from common.sections import table, write_section
@@ -25,9 +26,7 @@ from torch import Tensor, nn
 
 from backend.app import create_app
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from backend.serve import KEPT_BYTES
 from backend.settings import Settings
-from sspsam.allocation import keep_freed_memory
 from sspsam.answers import Decoded, Question
 from sspsam.model import build_model
 from sspsam.predictor import Predictor
@@ -83,7 +82,6 @@ def main() -> None:
     parser.add_argument("--preset", default="ssp-sam-224")
     parser.add_argument("--profile", action="store_true", help="say where the time around the model goes")
     options = parser.parse_args()
-    keep_freed_memory(KEPT_BYTES)  # as the server does
     torch.manual_seed(0)
     model = build_model(options.preset)
     predictor = Timed(model, NoEncoder(model.preset.image_encoder), options.preset, "cpu")

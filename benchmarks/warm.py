@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable
 from itertools import count
 
+import common.as_served  # noqa: F401 - before torch
 import numpy as np
 import torch
 from common.sections import table, write_section
 from torch import nn
 
-from backend.serve import KEPT_BYTES
 from sspsam import build_model
-from sspsam.allocation import keep_freed_memory
 from sspsam.answers import ImageEmbedding
 from sspsam.frames import image_to_clip
 from sspsam.phrases import tokenize
@@ -83,7 +82,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     options = parser.parse_args()
-    keep_freed_memory(KEPT_BYTES)  # as the server does
     rows, failed = [], []
     for preset in options.presets:
         took_s = measure(preset, options.rounds)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
+from sspsam.attention import attend
 from sspsam.clip import TextFeatures
 from sspsam.presets import Preset, Verification
 
@@ -26,16 +27,32 @@ class PhraseFeatures(NamedTuple):
     padding: Tensor
     """(B, L) bool: True at padding."""
 
-    def row(self, number: int) -> PhraseFeatures:
-        """One of the phrases, in memory of its own."""
-        part = slice(number, number + 1)
-        return PhraseFeatures._make(None if tensor is None else tensor[part].clone() for tensor in self)
+    def row(self, number: int, length: int) -> PhraseFeatures:
+        """One of the phrases, of so many words, in memory of its own; nothing reads its padding."""
+        row = PhraseFeatures._make(None if one is None else one[number : number + 1] for one in self)
+        return PhraseFeatures(
+            None if row.words is None else row.words[:, :length].clone(),
+            row.phrase.clone(),
+            None if row.attention is None else row.attention[:, :length].clone(),
+            row.padding[:, :length].clone(),
+        )
 
     @classmethod
     def stack(cls, phrases: Sequence[PhraseFeatures]) -> PhraseFeatures:
-        """Rows as a batch."""
-        columns = zip(*phrases, strict=True)
+        """Rows as a batch, padded to the length of the longest."""
+        longest = max(row.padding.shape[1] for row in phrases)
+        padded = [row.pad(longest - row.padding.shape[1]) for row in phrases]
+        columns = zip(*padded, strict=True)
         return cls._make(None if column[0] is None else torch.cat(column) for column in columns)
+
+    def pad(self, more: int) -> PhraseFeatures:
+        """With so much more padding behind the words."""
+        return PhraseFeatures(
+            None if self.words is None else F.pad(self.words, (0, 0, 0, more)),
+            self.phrase,
+            None if self.attention is None else F.pad(self.attention, (0, more)),
+            F.pad(self.padding, (0, more), value=True),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -56,13 +73,34 @@ class LinguisticAttentionAdapter(nn.Module):
         """Adapts the features of (B, L) tokens."""
         padding = tokens == 0
         words = self.word_projection(text.words)  # (B, L, dim)
-        context, _ = self.gru(words)  # (B, L, 2 * dim)
-        score = self.attention_score(context).squeeze(-1)  # (B, L)
-        # The released weights were trained with a softmax that sees the padding, zeroed afterwards.
-        attention = score.softmax(dim=-1).masked_fill(padding, 0.0)
-        attention = attention / attention.sum(dim=-1, keepdim=True)
+        score = self.attention_score(self._read_both_ways(words, padding)).squeeze(-1)  # (B, M)
+        # The authors take the softmax over padding, too, zero it and normalise again: the same numbers.
+        attention = score.masked_fill(padding[:, : score.shape[1]], -torch.inf).softmax(dim=-1)
+        attention = F.pad(attention, (0, words.shape[1] - attention.shape[1]))  # (B, L)
         phrase = torch.einsum("bl,bld->bd", attention, words)
         return PhraseFeatures(words, phrase, attention, padding)
+
+    def _read_both_ways(self, words: Tensor, padding: Tensor) -> Tensor:
+        """The GRU's output for the first M words, behind which there is nothing but padding: (B, M, 2 * dim).
+
+        On a GPU that are all of them. A CPU takes one step after another, and need not walk into the padding;
+        it must come out of it, since the released weights were trained so.
+        """
+        if words.is_cuda:
+            return cast(Tensor, self.gru(words)[0])
+        longest = int((~padding).sum(dim=1).max())
+        ahead = self._read_one_way(words[:, :longest], "")
+        back = self._read_one_way(words.flip(1), "_reverse").flip(1)[:, :longest]
+        return torch.cat([ahead, back], dim=-1)
+
+    def _read_one_way(self, words: Tensor, direction: str) -> Tensor:
+        """One direction of the GRU: (B, L, dim)."""
+        weights = [
+            getattr(self.gru, f"{kind}_l0{direction}")
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        start = words.new_zeros(1, len(words), self.gru.hidden_size)
+        return torch.gru(words, start, weights, True, 1, 0.0, self.training, False, True)[0]
 
     def projections(self) -> list[nn.Linear]:
         """Its linear layers on the way to the patches, in the order in which they run."""
@@ -131,10 +169,9 @@ class VisualAttentionAdapter(nn.Module):
 
     def attend_words(self, patches: Tensor, phrase: PhraseFeatures) -> Tensor:
         """Each patch gathers the words that concern it: (B, G*G, dim)."""
-        attended, _ = self.words_attention(
-            patches, phrase.words, phrase.words, key_padding_mask=phrase.padding, need_weights=False
-        )
-        return cast(Tensor, attended)
+        assert phrase.words is not None, "who attends to words projects them"
+        words = ~phrase.padding[:, None, None]  # (B, 1, 1, L)
+        return attend(self.words_attention, patches, phrase.words, phrase.words, words)
 
     def verification_score(self, patches: Tensor, attended: Tensor) -> Tensor:
         """The cosine of a patch and the words it attended to, or a learned Gaussian of it: (B, G*G, 1)."""

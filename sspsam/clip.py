@@ -10,8 +10,10 @@ from typing import NamedTuple, cast
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from sspsam.attention import attend, attend_projected, project
 from sspsam.presets import CLIPConfig
 from sspsam.stem import ConvStem
 
@@ -50,11 +52,11 @@ class CLIPTowers(nn.Module):
         blocks = visual.transformer.resblocks
         first_surgery = len(blocks) - self.config.surgery_blocks
         for block in blocks[:first_surgery]:
-            tokens = block(tokens)
+            tokens = run_block(block, tokens)
         surgery_tokens = tokens
         for block in blocks[first_surgery:]:
             surgery_tokens = surgery_tokens + value_value_attention(block.attn, block.ln_1(tokens))
-            tokens = block(tokens)
+            tokens = run_block(block, tokens)
         features = torch.cat([tokens[:, :1], surgery_tokens[:, 1:]], dim=1)
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
 
@@ -69,7 +71,9 @@ class CLIPTowers(nn.Module):
         embedded = towers.token_embedding(tokens) + towers.positional_embedding[:length]
         embedded = embedded if offsets is None else embedded + offsets
         mask = towers.attn_mask[:length, :length]
-        words = towers.ln_final(towers.transformer(embedded, attn_mask=mask))  # (B, L, width)
+        for block in towers.transformer.resblocks:
+            embedded = run_block(block, embedded, mask)
+        words = towers.ln_final(embedded)  # (B, L, width)
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 
@@ -105,12 +109,15 @@ def value_value_attention(attention: nn.MultiheadAttention, tokens: Tensor) -> T
 
     Source: CLIP Surgery (arXiv 2304.05653), sec. 3.
     """
-    batch, length, width = tokens.shape
-    heads = attention.num_heads
-    value = F.linear(tokens, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
-    value = value.view(batch, length, heads, width // heads).transpose(1, 2)  # (B, heads, L, d)
-    attended = F.scaled_dot_product_attention(value, value, value)
-    return cast(Tensor, attention.out_proj(attended.transpose(1, 2).reshape(batch, length, width)))
+    value = project(attention, tokens, 2, 3)
+    return attend_projected(attention, value, value, value)
+
+
+def run_block(block: ResidualAttentionBlock, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Runs a stock block of open_clip's transformers on (B, L, width) tokens."""
+    normed = block.ln_1(tokens)
+    tokens = tokens + block.ls_1(attend(block.attn, normed, normed, normed, mask))
+    return tokens + cast(Tensor, block.ls_2(block.mlp(block.ln_2(tokens))))
 
 
 def interpolate_position_embedding(position: Tensor, grid_hw: tuple[int, int]) -> Tensor:

@@ -37,13 +37,14 @@ class EncodedPhrase(NamedTuple):
     """(B, D)."""
     phrase: PhraseFeatures
 
-    def row(self, number: int) -> EncodedPhrase:
-        """One of the phrases, in memory of its own."""
-        return EncodedPhrase(self.sentence_feature[number : number + 1].clone(), self.phrase.row(number))
+    def row(self, number: int, length: int) -> EncodedPhrase:
+        """One of the phrases, of so many tokens, in memory of its own."""
+        sentence_feature = self.sentence_feature[number : number + 1].clone()
+        return EncodedPhrase(sentence_feature, self.phrase.row(number, length))
 
     @classmethod
     def stack(cls, encoded: Sequence[EncodedPhrase]) -> EncodedPhrase:
-        """Rows as a batch."""
+        """Rows as a batch, padded to the length of the longest."""
         sentences, phrases = zip(*encoded, strict=True)
         return cls(torch.cat(sentences), PhraseFeatures.stack(phrases))
 

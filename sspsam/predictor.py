@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,11 @@ ImagePrecision = Literal["float32", "bfloat16"]
 """What SAM's image encoder computes in; bfloat16 where the hardware has it is faster, and less exact."""
 
 TEST_SEED = 0
+CACHED_BYTES = 2 * 2**20
+"""Of pictures' cells that the mask decoder works on at a time, on a CPU."""
 
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 _Row = tuple[Question, EncodedPhrase | None, ImageSide]
 
 
@@ -62,8 +66,8 @@ class Predictor:
         self.model = model.eval().to(self.device)
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
-        self._reuse = Reuse(self.model)
         self._cores = Cores()
+        self._reuse = Reuse(self.model, self._share)
 
     @classmethod
     def from_preset(
@@ -111,7 +115,6 @@ class Predictor:
         """A copy of the tensors that fine-tuning changes, on the CPU."""
         return {key: value.cpu().clone() for key, value in checkpoints.trainable_state(self.model).items()}
 
-    @torch.inference_mode()
     def embed(self, image: UInt8Image) -> ImageEmbedding:
         """Encodes a picture.
 
@@ -126,15 +129,17 @@ class Predictor:
         clip = self.model.preset.clip
         clip_image, clip_frame = frames.image_to_clip(image, clip.image_size, clip.centred)
         sam_image = frames.image_to_sam(image, self._sam_side)
+        encode = partial(self._encode, clip_image[None], sam_image[None])
+        image_embedding, patch_features = encode() if self.device.type != "cpu" else self._cores.run(encode)
+        return ImageEmbedding(clip_frame.original_hw, image_embedding, patch_features, clip_frame)
+
+    @torch.inference_mode()
+    def _encode(self, clip_images: Tensor, sam_images: Tensor) -> tuple[Tensor, Tensor]:
+        """SAM's image embeddings, (B, C, h, w), and CLIP's patch features, (B, G*G, D)."""
         in_bfloat16 = self.image_precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            image_embedding = self.image_encoder(sam_image[None].to(self.device))
-        return ImageEmbedding(
-            original_hw=clip_frame.original_hw,
-            image_embedding=image_embedding.float(),
-            patch_features=self.model.encode_image(clip_image[None].to(self.device)),
-            clip_frame=clip_frame,
-        )
+            image_embeddings = self.image_encoder(sam_images.to(self.device))
+        return image_embeddings.float(), self.model.encode_image(clip_images.to(self.device))
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> ImageEmbedding:
         """What `ImageEmbedding.to_tensors` wrote, on this device.
@@ -252,7 +257,13 @@ class Predictor:
         encoded = self._reuse.encode_phrases(phrases) if any(phrases) else [None] * len(phrases)
         images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
         rows = list(zip(questions, encoded, images, strict=True))
-        return self._answer(rows) if self.device.type != "cpu" else self._cores.map(self._answer, rows)
+        return self._share(self._answer, rows)
+
+    def _share(
+        self, answer: Callable[[Sequence[_Item]], Sequence[_Answer]], rows: Sequence[_Item]
+    ) -> list[_Answer]:
+        """The answers to the rows of a batch: on a CPU its cores share them, a GPU takes them at once."""
+        return list(answer(rows)) if self.device.type != "cpu" else self._cores.map(answer, rows)
 
     @torch.inference_mode()
     def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:
@@ -278,12 +289,16 @@ class Predictor:
         return [Decoded(*answer) for answer in answers]
 
     def _decode_masks(self, images: Sequence[ImageSide], sparse: Tensor) -> tuple[Tensor, Tensor]:
-        """As `SAMDecoder.decode`. On a CPU one row after another: its caches do not hold several."""
+        """As `SAMDecoder.decode`. On a CPU a few rows at a time: no more than its caches hold."""
         decode = self.model.sam.decode
-        if self.device.type != "cpu":
-            return decode(ImageSide.stack(images), sparse)
-        rows = [decode(image, row) for image, row in zip(images, torch.split(sparse, 1), strict=True)]
-        mask_logits, iou_predictions = zip(*rows, strict=True)
+        together = len(images)
+        if self.device.type == "cpu":
+            together = max(1, CACHED_BYTES // images[0].cells.nbytes)
+        parts = [
+            decode(ImageSide.stack(images[first : first + together]), sparse[first : first + together])
+            for first in range(0, len(images), together)
+        ]
+        mask_logits, iou_predictions = zip(*parts, strict=True)
         return torch.cat(mask_logits), torch.cat(iou_predictions)
 
     def _embed_clicks(self, question: Question) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
+from sspsam.attention import attend
 from sspsam.presets import PromptConfig
 
 
@@ -40,7 +41,8 @@ class FusionLayer(nn.Module):
     def forward(self, sequence: Tensor, position: Tensor, answers: int | None = None) -> Tensor:
         """(B, L, dim) and (L, dim) to (B, L, dim), or to the first (B, answers, dim) of them."""
         placed = sequence + position
-        attended, _ = self.self_attn(placed[:, :answers], placed, sequence, need_weights=False)
+        queries = placed if answers is None else placed[:, :answers]
+        attended = attend(self.self_attn, queries, placed, sequence)
         sequence = self.norm1(sequence[:, :answers] + attended)
         return cast(Tensor, self.norm2(sequence + self.linear2(self.linear1(sequence).relu())))
 

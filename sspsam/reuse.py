@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from sspsam.kept import Kept
@@ -16,6 +17,9 @@ KEPT_IMAGE_BYTES = 256 * 2**20
 KEPT_PHRASE_BYTES = 32 * 2**20
 """Of encoded phrases: some hundreds."""
 
+Encode = Callable[[Sequence[str]], Sequence[EncodedPhrase]]
+Share = Callable[[Encode, Sequence[str]], list[EncodedPhrase]]
+
 
 class Reuse:
     """Asks a model, and keeps what may be asked again. Not safe to share between threads.
@@ -24,14 +28,20 @@ class Reuse:
 
     Args:
         model: On its device.
+        share: Calls a function with the rows of a batch, at once or some at a time, and returns all answers.
         image_bytes: How much is kept of pictures, their embeddings included.
         phrase_bytes: How much is kept of phrases.
     """
 
     def __init__(
-        self, model: SSPSAM, image_bytes: int = KEPT_IMAGE_BYTES, phrase_bytes: int = KEPT_PHRASE_BYTES
+        self,
+        model: SSPSAM,
+        share: Share,
+        image_bytes: int = KEPT_IMAGE_BYTES,
+        phrase_bytes: int = KEPT_PHRASE_BYTES,
     ) -> None:
         self._model = model
+        self._share = share
         self._parameters = list(model.parameters())
         self._weights = -1
         self.images: Kept[Tensor, ImageSide] = Kept(
@@ -49,7 +59,7 @@ class Reuse:
         return image
 
     def encode_phrases(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
-        """Encodes phrases; those that are not kept yet in one pass.
+        """Encodes phrases; those that are not kept yet together.
 
         Raises:
             PhraseError: a phrase is empty, or too long.
@@ -60,12 +70,18 @@ class Reuse:
         found = {key: encoded for key, encoded in kept.items() if encoded is not None}
         missing = [key for key in kept if key not in found]
         if missing:
-            device = self._parameters[0].device
-            together = self._model.encode_phrase(tokenize(missing).to(device))
-            for row, key in enumerate(missing):
-                found[key] = together.row(row)
-                self.phrases.put(key, found[key])
+            for key, encoded in zip(missing, self._share(self._encode, missing), strict=True):
+                found[key] = encoded
+                self.phrases.put(key, encoded)
         return [found[key] for key in keys]
+
+    @torch.inference_mode()
+    def _encode(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
+        """In one pass; any thread may."""
+        tokens = tokenize(phrases)
+        lengths = (tokens != 0).sum(dim=1).tolist()  # counted here, where no GPU is waited for
+        together = self._model.encode_phrase(tokens.to(self._parameters[0].device))
+        return [together.row(number, length) for number, length in enumerate(lengths)]
 
     def _forget_other_weights(self) -> None:
         weights = sum(parameter._version for parameter in self._parameters)

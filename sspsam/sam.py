@@ -133,7 +133,7 @@ def upscale(upscaling: nn.Sequential, cells: Tensor, kernel: Tensor, grid_hw: tu
     halves = _spread(first, cells)  # (B, h*w, 2*2, C/4)
     halves = F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps)
     quarters = second_activation(_spread(second, first_activation(halves)))  # (B, h*w, 2*2, 2*2, C/8)
-    logits = torch.einsum("blijc,bc->blij", quarters, kernel)
+    logits = torch.stack([row @ one for row, one in zip(quarters, kernel, strict=True)])  # (B, h*w, 2*2, 2*2)
     logits = logits.view(-1, *grid_hw, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)  # (B, h, 2, 2, w, 2, 2)
     return logits.reshape(-1, 4 * grid_hw[0], 4 * grid_hw[1])
 

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import sspsam
 from sspsam.answers import Question
-from sspsam.cores import Cores
+from sspsam.cores import Cores, reserve_cores
+from tests.waiting import wait_until
 
 CORES = 4
 
@@ -53,10 +55,41 @@ def test_one_row_is_answered_by_the_caller() -> None:
 
 
 @pytest.mark.usefixtures("four_cores")
+def test_cores_are_reserved_for_those_who_had_them() -> None:
+    cores = Cores()
+    reserve_cores()
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [*others, torch.get_num_threads()] == [1, 1]
+    assert cores.run(torch.get_num_threads) == CORES
+    assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], [0]) == [CORES]
+    assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], range(4)) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_large_operation_leaves_no_thread_behind() -> None:
+    def threads() -> set[int]:
+        return {thread.id for thread in psutil.Process().threads()}
+
+    def work() -> set[int]:
+        torch.randn(2000, 2000).exp_()
+        return threads()
+
+    before = threads()
+    its_own = Cores().run(work) - before
+    assert len(its_own) == CORES, "one, and those that share its operation"
+    wait_until(lambda: not its_own & threads(), "they have ended")
+
+
+@pytest.mark.usefixtures("four_cores")
 def test_an_error_reaches_the_caller() -> None:
     cores = Cores()
     with pytest.raises(ZeroDivisionError):
         cores.map(lambda rows: [1 // row for row in rows], range(6))
+    with pytest.raises(ZeroDivisionError):
+        cores.run(lambda: 1 // 0)
     assert cores.map(list, range(6)) == list(range(6))
 
 
