@@ -4,7 +4,7 @@ For each of some novel nouns, annotators correct masks of it in a real Label Stu
 save the true mask under it. Webhook, collection, fine-tune, gate and swap follow as in service. Then fresh
 scenes are asked for the noun, before and after, and the base validation set as well.
 
-    python benchmarks/active_learning.py [--nouns koala,guitar,...] [--corrections 5,10,20,40]
+    python benchmarks/active_learning.py [--nouns koala,guitar,...] [--corrections 20,40]
     python benchmarks/active_learning.py --inner     # the fine-tunes alone, without Label Studio
 
 With `--keep FILE` each lesson is added to a file, and one that is there is not measured again: the curve may
@@ -291,8 +291,8 @@ def main() -> None:
     """Measures and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nouns", default=NOUNS, help="of the novel ones, with commas between them")
-    parser.add_argument("--corrections", default="5,10,20,40")
-    parser.add_argument("--fresh", type=int, default=60, help="scenes that are measured on, for each noun")
+    parser.add_argument("--corrections", default="20")
+    parser.add_argument("--fresh", type=int, default=40, help="scenes that are measured on, for each noun")
     parser.add_argument("--inner", action="store_true", help="the fine-tunes alone, without Label Studio")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="of lessons; those in it are not repeated")
     options = parser.parse_args()

@@ -3,7 +3,7 @@
 ssp-sam-224 with random weights on the CPU (speed does not depend on them), SAM's image encoder left out,
 since a warm request does not use it. The whole app with a real Redis, asked through Flask's test client.
 
-    python benchmarks/around_the_model.py [--requests 5] [--preset ssp-sam-224]
+    python benchmarks/around_the_model.py [--requests 21] [--preset ssp-sam-224]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def body(task: dict[str, object], phrase: str) -> dict[str, object]:
 def main() -> None:
     """Measures both sizes and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=21)
     parser.add_argument("--preset", default="ssp-sam-224")
     parser.add_argument("--profile", action="store_true", help="say where the time around the model goes")
     options = parser.parse_args()

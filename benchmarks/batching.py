@@ -4,7 +4,7 @@ Two times `sspsam serve` with the weights that ship, one with MAX_BATCH=1, asked
 embedded before anything is measured. Each client has a task of its own and sends its next phrase when the
 last one is answered. Clients and server share this machine's cores.
 
-    python benchmarks/batching.py [--seconds 5] [--rounds 3] [--clients 1 4 16 32 64]
+    python benchmarks/batching.py [--seconds 4] [--rounds 2] [--clients 1 4 16 32 64]
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
 def main() -> None:
     """Measures both servers and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5, help="for each number of clients in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4, help="for each number of clients in each round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, AT, 64])
     options = parser.parse_args()
     alone, together = measure_all(options.clients, options.seconds, options.rounds)

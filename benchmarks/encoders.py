@@ -3,7 +3,7 @@
 Random weights, float32, 1024 px, each in a process of its own; "stock" is segment_anything's own
 code for the same module. Speed does not hang on what the weights are.
 
-    python benchmarks/encoders.py [--repeats 3] [--device cuda]
+    python benchmarks/encoders.py [--repeats 2] [--device cuda]
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
 def main() -> None:
     """Measures each in a process of its own and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -102,7 +102,7 @@ def main() -> None:
     """Measures both and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--regions", type=int, default=100_000)
-    parser.add_argument("--one-by-one", type=int, default=500, help="as slow as they are, a part will do")
+    parser.add_argument("--one-by-one", type=int, default=300, help="as slow as they are, a part will do")
     options = parser.parse_args()
     process, resident = psutil.Process(), list[int]()
     with tempfile.TemporaryDirectory(prefix="sspsam-") as name:

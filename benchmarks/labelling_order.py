@@ -4,7 +4,7 @@ A pool of scenes, each asked for one new noun. In every round an order chooses t
 masks are learned from, together with all chosen before, from the weights that ship, and fresh scenes are
 asked. Both orders see the same pool, settings and fresh scenes; the first round is drawn at random for both.
 
-    python benchmarks/labelling_order.py [--seeds 5] [--pool 40] [--rounds 4] [--labels 5] [--steps 40]
+    python benchmarks/labelling_order.py [--seeds 5] [--pool 30] [--rounds 3] [--labels 5] [--steps 30]
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def main() -> None:
     """Simulates and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pool", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--pool", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--labels", type=int, default=5, help="of each round")
-    parser.add_argument("--steps", type=int, default=40, help="of each fine-tune")
-    parser.add_argument("--fresh", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30, help="of each fine-tune")
+    parser.add_argument("--fresh", type=int, default=30)
     options = parser.parse_args()
     predictor = KeepingPredictor.from_preset(PRESET, "cpu")
     replay = KeptDataset(open_dataset(str(RECIPE.replay)))

@@ -4,7 +4,7 @@ Label Studio gives /health and a webhook event one second, /setup three, and mak
 backend runs as `sspsam serve` runs it, with the weights that ship. It is asked while nobody annotates, and
 while annotators ask without a pause. Everything shares this machine's cores, so the times are upper bounds.
 
-    python benchmarks/protocol.py [--seconds 15] [--annotators 4]
+    python benchmarks/protocol.py [--seconds 8] [--annotators 4]
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def rows_of(idle: Times, busy: Times) -> list[list[str]]:
 def main() -> None:
     """Measures the idle backend, then the busy one, and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15, help="for each of the two measurements")
+    parser.add_argument("--seconds", type=float, default=8, help="for each of the two measurements")
     parser.add_argument("--annotators", type=int, default=4, help="who ask without a pause")
     options = parser.parse_args()
     with serving(options.annotators) as (url, shown):

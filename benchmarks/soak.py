@@ -1,7 +1,6 @@
 """Mixed traffic for half an hour: unexpected errors, and whether memory, files and threads stay flat.
 
-    python benchmarks/soak.py                       # 30 minutes; SOAK_MINUTES or --minutes for less
-    python benchmarks/soak.py --plot docs/images/soak.png
+    python benchmarks/soak.py [--plot docs/images/soak.png]   # 30 minutes; SOAK_MINUTES or --minutes for less
 
 A real `sspsam serve` with a real Redis, and a Label Studio over HTTP that gives out pictures. Phrases,
 clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a
@@ -41,6 +40,7 @@ from sspsam.versions import VersionCard, VersionStore
 from tests.worker.label_studio_server import KEY, LabelStudioServer
 from worker.redis_program import redis_program
 
+PICTURE = Path(__file__).parents[1] / "docs/images/soak.png"
 AUTH = ("soak", "soak-password-of-this-run")
 SECRET = "soak-secret-of-this-run"
 PRESET = os.environ.get("SOAK_PRESET", "ssp-sam-test")
@@ -380,11 +380,10 @@ def main() -> int:
     """Prints what was seen; the exit status says whether it is good."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "30")))
-    parser.add_argument("--plot", type=Path, help="where to draw the curves")
+    parser.add_argument("--plot", type=Path, default=PICTURE, help="where to draw the curves")
     options = parser.parse_args()
     samples, tally, promoted = soak(options.minutes)
-    if options.plot:
-        plot(samples, options.plot)
+    plot(samples, options.plot)
     print(f"{sum(tally.kinds.values())} requests in {options.minutes:g} minutes: {dict(tally.kinds)}")
     print(f"median {np.median(tally.seconds):.3f} s, 99 % {np.quantile(tally.seconds, 0.99):.3f} s")
     print(f"answered by: {dict(tally.versions)}; promoted halfway: {promoted or 'nothing'}")

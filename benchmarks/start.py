@@ -119,8 +119,8 @@ def until(action: Callable[[], bool]) -> None:
 def main() -> None:
     """Measures and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="of `sspsam --help`")
+    parser.add_argument("--pictures", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3, help="of `sspsam --help`")
     options = parser.parse_args()
     help_once()
     helped = middle([help_once() for _ in range(options.repeats)])

@@ -3,7 +3,7 @@
 Random weights, float32, on the CPU: speed does not hang on what the weights are. SAM's image encoder takes no
 part: its embedding is there in both. What is compared runs in turn, on all cores.
 
-    python benchmarks/warm.py [--rounds 3] [--presets ssp-sam-demo ssp-sam-224 ssp-sam-336]
+    python benchmarks/warm.py [--rounds 9] [--presets ssp-sam-demo ssp-sam-224 ssp-sam-336]
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measures the presets and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     options = parser.parse_args()
     rows, failed = [], []
