@@ -6,11 +6,10 @@ python benchmarks/products.py [--rounds 30]
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import torch
 from common.sections import table, write_section
+from common.timing import medians_in_turn
 
 from sspsam.products import multiply_by_onednn
 
@@ -34,13 +33,7 @@ def took_s(layer: tuple[int, int, int], rounds: int) -> dict[str, float]:
         BY_MKL: lambda: torch.mm(cells, weight, out=result),
         BY_ONEDNN: lambda: torch.mm(cells, weight),
     }
-    times_s: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            since_s = time.perf_counter()
-            way()
-            times_s[name].append(time.perf_counter() - since_s)
-    return {name: statistics.median(one) for name, one in times_s.items()}
+    return medians_in_turn(ways, rounds)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ part: its embedding is there in both. What is compared runs in turn, on all core
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from itertools import count
 
@@ -18,6 +16,7 @@ import common.as_served  # noqa: F401 - before torch
 import numpy as np
 import torch
 from common.sections import table, write_section
+from common.timing import medians_in_turn
 from torch import nn
 
 from sspsam import build_model
@@ -67,13 +66,7 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
     }
     ways[WHOLE]()
     ways[AGAIN]()
-    took_s: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            since_s = time.perf_counter()
-            way()
-            took_s[name].append(time.perf_counter() - since_s)
-    return {name: statistics.median(times_s) for name, times_s in took_s.items()}
+    return medians_in_turn(ways, rounds)
 
 
 def main() -> None:

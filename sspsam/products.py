@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ def multiply_by_onednn() -> bool:
     That is every linear layer, whoever's. Products differ from MKL's in the order of their sums.
 
     Returns:
-        Whether they are: not on other processors than x86, nor where PyTorch was built without oneDNN.
+        Whether they are: not on other processors than x86, nor where PyTorch does not offer oneDNN's.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     for name, product in {"mm": _mm, "addmm": _addmm}.items():
         _products.impl(name, product, "CPU")  # type: ignore[no-untyped-call]
@@ -63,4 +66,4 @@ def _is_worth_it(left: Tensor, right: Tensor) -> bool:
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `torch.nn.functional.linear`."""
-    return torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], ""))
