@@ -1,8 +1,8 @@
 """Products of float32 matrices on x86 processors, computed by oneDNN.
 
 PyTorch asks MKL for them, which leaves AVX-512 unused on AMD's processors: there oneDNN takes half the time
-(docs/performance.md), and with AVX2 alone no more. PyTorch brings both, and has oneDNN multiply in what its
-compiler makes.
+(docs/performance.md), and with AVX2 alone about as much. PyTorch brings both, and has oneDNN multiply in what
+its compiler makes.
 """
 
 from __future__ import annotations
