@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
@@ -20,6 +21,7 @@ REPORT_POLICY = (
 )
 
 routes = Blueprint("api", __name__)
+logger = logging.getLogger(__name__)
 
 
 def service() -> Service:
@@ -44,7 +46,12 @@ def setup() -> Response:
 @routes.post("/predict")
 def predict() -> Response:
     query = PredictQuery.parse(_body())
-    return jsonify(results=service().assistant.answer(query))
+    assistant = service().assistant
+    try:
+        return jsonify(results=assistant.answer(query))
+    except Exception:  # Label Studio hides the status from annotators: their form has to say what happened
+        logger.exception("project %s: no answer", query.project_id)
+        return jsonify(results=assistant.report_failure(query))
 
 
 @routes.post("/webhook")

@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import msgspec
+import numpy as np
 from flask import Flask, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from redis import Redis
@@ -38,7 +39,18 @@ class FastJSON(DefaultJSONProvider):
     """Writes the long lists of numbers that brush RLE is in a tenth of the standard library's time."""
 
     def dumps(self, obj: Any, **options: Any) -> str:
-        return msgspec.json.encode(obj).decode()
+        return msgspec.json.encode(obj, enc_hook=_plain_number).decode()
+
+
+def _plain_number(value: object) -> object:
+    """Converts a NumPy scalar; called for values that msgspec has no encoding of.
+
+    Raises:
+        NotImplementedError: any other type.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"cannot write {type(value).__name__} as JSON")
 
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -126,6 +126,34 @@ class Assistant:
             for task in query.tasks
         ]
 
+    def report_failure(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
+        """Answers in place of `answer` when that, or writing its answer as JSON, has failed.
+
+        Annotators read the reason in their form. A batch gets no predictions: Label Studio asks again.
+        """
+        if query.context is None:
+            return [[] for _ in query.tasks]
+        try:
+            config = LabelingConfig.parse(query.label_config)
+        except LabelingConfigError:
+            return [{"result": []} for _ in query.tasks]
+        context, project = query.context, query.project_id
+        return [self._failure_of(project, task, context, config) for task in query.tasks]
+
+    def _failure_of(self, project: str, task: Task, context: Results, config: LabelingConfig) -> Prediction:
+        self._memory.note_problem(project, task.task_id, internal_error())
+        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        if prompt is not None:
+            phrases = [
+                _valid_text(phrase) for phrase in notes.distinct(prompt_entries([prompt], config)).values()
+            ]
+            outcome = Outcome(self._engine.version, failed=dict.fromkeys(phrases, internal_error()))
+            self._metrics.phrases.labels("failed").inc(len(phrases))
+            return _written(outcome, [], prompt, context, config)
+        if read_gestures(context, config):
+            return self._refiner.report_failure(project, task, config)
+        return {"result": []}
+
     @property
     def version(self) -> str:
         """The version that answers."""
@@ -272,6 +300,11 @@ class Assistant:
         for annotation in task.annotations:
             known |= {notes.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
         return known
+
+
+def _valid_text(text: str) -> str:
+    """The text with each lone surrogate, which JSON can hold and UTF-8 cannot, as a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _not_looked_for(phrase: str, reason: str) -> str:

@@ -93,7 +93,11 @@ class Refiner:
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
             self._memory.note_problem(project, task.task_id, internal_error())
-            return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
+            return self.report_failure(project, task, config)
+
+    def report_failure(self, project: str, task: Task, config: LabelingConfig) -> Prediction:
+        """Tells the annotator that an error inside the backend kept a click from being used."""
+        return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
 
     def _refine(
         self,

@@ -154,7 +154,8 @@ def _distance(click: Gesture, mask: BoolMask) -> float:
         step, (rows, columns) = 1, np.nonzero(mask)
     x, y = click.xy
     distances_px = np.hypot(columns * step + 0.5 - x * width, rows * step + 0.5 - y * height)
-    return float(distances_px.min()) / max(mask.shape)
+    longer_side_px: int = max(mask.shape)
+    return float(distances_px.min()) / longer_side_px
 
 
 def _share(box: Gesture, mask: BoolMask) -> float:

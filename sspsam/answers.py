@@ -117,8 +117,9 @@ def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> floa
 
     Source: Kirillov et al., Segment Anything (arXiv 2304.02643), B.
     """
-    inner = np.count_nonzero(mask_logits > threshold + STABILITY_OFFSET)
-    outer = np.count_nonzero(mask_logits > threshold - STABILITY_OFFSET)
+    # int(): from NumPy 2.4 on, count_nonzero returns np.int64, which not every JSON encoder takes.
+    inner = int(np.count_nonzero(mask_logits > threshold + STABILITY_OFFSET))
+    outer = int(np.count_nonzero(mask_logits > threshold - STABILITY_OFFSET))
     return inner / outer if outer else 1.0
 
 
@@ -127,4 +128,4 @@ def says_nothing(mask: BoolMask, presence: float | None, min_presence: float, is
     if is_there:
         return not mask.any()
     is_absent = presence is not None and presence < min_presence
-    return is_absent or np.count_nonzero(mask) < NO_TARGET_MIN_FRACTION * mask.size
+    return is_absent or int(np.count_nonzero(mask)) < NO_TARGET_MIN_FRACTION * mask.size

@@ -157,7 +157,8 @@ def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, th
 def cells(original_hw: Hw, mask_logits: npt.NDArray[np.float32]) -> float:
     """How many cells of (h, h) logits the picture covers."""
     height, width = original_hw
-    return (mask_logits.shape[-1] / max(original_hw)) ** 2 * height * width
+    scale: float = mask_logits.shape[-1] / max(original_hw)
+    return scale**2 * height * width
 
 
 def _crop(original_hw: Hw, side: int) -> tuple[Hw, Hw]:

@@ -65,7 +65,7 @@ def _both(one: Verdict, other: Verdict) -> Verdict:
 def distance_from(scene: Scene, thing: SceneObject, side: str) -> float:
     """How far the middle of a thing is from a side of the picture, 0 to 1."""
     axis, sign = SIDES[side]
-    along = thing.centre[axis] / scene.image.shape[1 - axis]
+    along: float = thing.centre[axis] / scene.image.shape[1 - axis]
     return along if sign > 0 else 1 - along
 
 
@@ -155,7 +155,8 @@ def gap_between(scene: Scene, one: SceneObject, other: SceneObject) -> float:
     a, b = one.box_xyxy, other.box_xyxy
     across = max(a[0] - b[2], b[0] - a[2], 0)
     down = max(a[1] - b[3], b[1] - a[3], 0)
-    return float(np.hypot(across, down)) / min(scene.image.shape[:2])
+    short_side_px: int = min(scene.image.shape[:2])
+    return float(np.hypot(across, down)) / short_side_px
 
 
 def near(scene: Scene, anchors: Sequence[int]) -> Claim:
