@@ -57,9 +57,11 @@ NOUNS = "koala,guitar,umbrella,castle,pizza"
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 COLLECT_S, FINETUNE_S, SWAP_S = 1200.0, 7200.0, 120.0
 TARGETS = (
-    "Wanted of 20 corrections: at least twice the mIoU and 0.5, at most 0.02 lost on the base validation "
-    "set, in at most 10 minutes on two cores that do nothing else."
+    "Targets for 20 corrections: mIoU at least doubled and at least 0.5, loss on the base validation set at "
+    "most 0.02, at most 10 minutes on two otherwise idle cores."
 )
+TITLE = "Learning from corrections"
+TITLE_INNER = "Learning from corrections: fine-tunes alone"
 
 Teach = Callable[[Sequence[NovelScene]], VersionCard]
 """Makes a judged version out of corrections."""
@@ -305,20 +307,24 @@ def main() -> None:
         run = directly if options.inner else through_label_studio
         run(Pupil(options.fresh, results), missing)
     lessons = [Lesson(**results[subject]) for subject in subjects]
-    how = "the fine-tunes alone" if options.inner else "through a real Label Studio, worker, gate and swap"
+    how = (
+        "fine-tunes alone, without Label Studio"
+        if options.inner
+        else "end to end with Label Studio, worker, gate and swap"
+    )
     write_section(
-        "What corrections teach, without Label Studio" if options.inner else "What corrections teach",
-        f"`{PRESET}` has never seen these things. Each is corrected on so many pictures, a quarter of which "
-        f"the gate holds out; {how}. mIoU on {options.fresh} fresh scenes asked for the thing, and gIoU on "
-        "the base validation set; minutes from the first correction until it was judged. A rejected version "
-        f"does not serve; its figures are those it would serve with. {TARGETS}",
-        "Medians over nouns:",
+        TITLE_INNER if options.inner else TITLE,
+        f"Classes that `{PRESET}` was not trained on, each corrected on the given number of images, a "
+        f"quarter of which the gate holds out; {how}. mIoU of the class on {options.fresh} unseen scenes, "
+        "gIoU on the base validation set, and minutes from the first correction to the gate's decision. A "
+        f"rejected version is measured too, but not served. {TARGETS}",
+        "Medians over classes:",
         table(
             ["corrections", "mIoU before", "after", "base", "minutes", "promoted"], medians(lessons, counts)
         ),
-        "Each:",
+        "By class:",
         table(
-            ["noun", "corrections", "mIoU before", "after", "base gIoU", "change", "minutes", "gate"],
+            ["class", "corrections", "mIoU before", "after", "base gIoU", "change", "minutes", "gate"],
             [lesson.row() for lesson in lessons],
         ),
     )

@@ -128,15 +128,15 @@ def main() -> None:
             failed |= share > MOST[size]
             rows.append([size, f"{share:.3f}", MOST[size], f"{np.median(around_ms):.0f}", f"{max(sizes):,}"])
         engine.stop()
-    head = ["picture", "share around the model", "at most", "ms around it", "bytes of the answer"]
+    head = ["image", "overhead share", "target: at most", "overhead ms", "response bytes"]
     write_section(
-        "Around the model",
-        f"Of a warm `/predict` of {options.preset} in float32 on the CPU: everything but the networks, the "
-        "wait for other phrases included. The mask is ragged, with holes and several parts.",
+        "Overhead around the model",
+        f"Share of a warm `/predict` request of {options.preset} (float32, CPU) that is spent outside the "
+        "networks, including the wait for a batch. The mask is ragged, with holes and several parts.",
         table(head, rows),
     )
     if failed:
-        raise SystemExit("more is spent around the model than should be")
+        raise SystemExit("the overhead around the model is above its target")
 
 
 if __name__ == "__main__":

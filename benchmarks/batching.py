@@ -157,13 +157,12 @@ def main() -> None:
         ]
         for count in options.clients
     ]
-    head = ["clients", "ratio", "phrases/s alone", "batched", "batch size", "p95 s alone", "batched"]
+    head = ["clients", "ratio", "phrases/s unbatched", "batched", "batch size", "p95 s unbatched", "batched"]
     head += ["fairness", "errors"]
     write_section(
-        "Many annotators, one device",
-        f"Phrases a second of `sspsam serve` with the weights that ship on warm pictures, MAX_BATCH={BATCH} "
-        "against MAX_BATCH=1. Fairness is the answers of the least served client over those of the most "
-        "served one.",
+        "Batching",
+        f"Throughput of `sspsam serve` with the demo weights on embedded images, MAX_BATCH={BATCH} against "
+        "MAX_BATCH=1. Fairness: responses of the least served client divided by those of the most served.",
         table(head, rows),
         "![Throughput and latency against clients](images/batching.png)",
     )

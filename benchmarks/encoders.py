@@ -82,12 +82,12 @@ def main() -> None:
         faster = f"{stock['s'] / one['s']:.2f}" if stock else ""
         smaller = f"{one['mib'] / stock['mib']:.2f}" if stock else ""
         rows.append([name, f"{one['s']:.2f}", f"{one['mib']:.0f}", of_largest, faster, smaller])
-    head = ["encoder", "s", "MiB", "time of ViT-H's", "times as fast as stock", "memory of stock's"]
+    head = ["encoder", "s", "MiB", "time / ViT-H", "speed-up over stock", "memory / stock"]
     write_section(
-        "SAM's image encoders",
-        f"One picture of 1024 px, random weights, float32 on {options.device}, each in a process of its own; "
-        "memory is what it takes beside the weights. Stock is segment_anything's code for the same module. "
-        "Asked for: not slower than stock, 0.6 of its memory, and MobileSAM's within 0.1 of ViT-H's time.",
+        "SAM image encoders",
+        f"One image of 1024 px, random weights, float32 on {options.device}, each encoder in its own "
+        "process. Memory excludes the weights. `stock` is segment_anything's implementation. Targets: no "
+        "slower than stock, at most 0.6 of its memory; MobileSAM in at most 0.1 of ViT-H's time.",
         table(head, rows),
     )
 

@@ -129,18 +129,19 @@ def main() -> None:
     grown_mb = (max(resident[warm:]) - max(resident[:warm])) / 1e6
     rows = [
         ["`sspsam export`", f"{options.regions:,}", f"{1 / ours_s:.0f}", f"{theirs_s / ours_s:.1f}"],
-        ["one by one", f"{options.one_by_one:,}", f"{1 / theirs_s:.0f}", "1.0"],
+        ["region by region", f"{options.one_by_one:,}", f"{1 / theirs_s:.0f}", "1.0"],
     ]
     write_section(
         "Export",
-        f"Regions on pictures of {WIDTH} x {HEIGHT} px to COCO RLE, against label-studio-sdk's `decode_rle` "
-        "and pycocotools' `encode` for each: the same segmentation, area and box. Asked for: "
+        f"Regions on images of {WIDTH} x {HEIGHT} px to COCO RLE, against label-studio-sdk's `decode_rle` "
+        "and pycocotools' `encode` region by region, with identical segmentation, area and box. Target: "
         f"{LEAST:.0f} times as fast.",
-        table(["", "regions", "a second of the processor", "times as fast"], rows),
-        f"After the first tenth of the regions memory grew by {max(grown_mb, 0):.0f} MB (at most {MOST_MB}).",
+        table(["", "regions", "regions per CPU second", "times as fast"], rows),
+        f"Memory growth after the first tenth of the regions: {max(grown_mb, 0):.0f} MB (target: at most "
+        f"{MOST_MB} MB).",
     )
     if theirs_s < LEAST * ours_s or grown_mb > MOST_MB:
-        raise SystemExit("the export is slower, or keeps more, than asked for")
+        raise SystemExit("the export is slower, or uses more memory, than its target")
 
 
 if __name__ == "__main__":

@@ -81,15 +81,15 @@ def main() -> None:
         if subject not in results:
             results.add(asdict(measure(*subject)))
     found = [Forgotten(**results[subject]) for subject in subjects]
-    head = ("noun", "held out, gIoU", "base validation, gIoU", "change", "95 % interval", "steps", "minutes")
+    head = ("class", "held-out gIoU", "base validation gIoU", "change", "95 % interval", "steps", "minutes")
     about = (
-        f"{options.corrections} corrected masks of a thing that the demo weights have never seen, one "
-        "fine-tune for each thing, from the weights as they ship; measured by the gate itself. It may lose "
+        f"One fine-tune of the demo weights for each class, on {options.corrections} corrected masks of a "
+        "class that they were not trained on; measured by the gate. It tolerates a loss of "
         f"{Settings.model_fields['validation_tolerance'].default} on the base validation set "
         "(`VALIDATION_TOLERANCE`)."
     )
     rows = [one.row() for one in found] + ([medians(found)] if len(found) > 1 else [])
-    write_section("What a fine-tune forgets", about, table(head, rows))
+    write_section("Forgetting", about, table(head, rows))
 
 
 def medians(found: Sequence[Forgotten]) -> list[str]:

@@ -70,8 +70,8 @@ def main() -> None:
     rows.append(["all", len(found), *statistics(found)])
     write_section(
         "bfloat16 in the image encoder",
-        f"IoU of the masks of clicks on photographs with those in float32, `{options.preset}` on "
-        f"{options.device}. Other weights than those that ship: `--preset`, `--weights`.",
+        f"IoU between masks computed in bfloat16 and in float32, from clicks on photographs; "
+        f"`{options.preset}` on {options.device}. Use `--preset` and `--weights` for other weights.",
         table(["photograph", "clicks", "mean IoU", "median", "5th percentile"], rows),
     )
 

@@ -102,17 +102,17 @@ def main() -> None:
         rows.append([preset, PRESETS[preset], *rates, f"{faster:.2f}", f"{kept['mib']:.0f}", f"{memory:.2f}"])
     head = [
         "preset",
-        "samples of a step",
-        "a second, kept",
-        "encoded",
+        "samples per step",
+        "samples/s, cached",
+        "samples/s, encoded",
         "ratio",
-        "peak MiB, kept",
-        "of encoded",
+        "peak MiB, cached",
+        "cached / encoded",
     ]
     write_section(
-        "Fine-tuning with kept embeddings",
-        "Samples a second and the process's peak memory, its weights included, float32 on the CPU. Every "
-        "step sees the same pictures; with kept embeddings none is encoded by SAM.",
+        "Fine-tuning with cached embeddings",
+        "Training throughput and peak memory of the process, weights included; float32 on the CPU. Every "
+        "step uses the same images; with cached embeddings, SAM's image encoder does not run.",
         table(head, rows),
     )
 

@@ -144,12 +144,12 @@ def main() -> None:
             ]
         )
     write_section(
-        "What to label first",
-        f"mIoU on {options.fresh} fresh scenes asked for a thing that `{PRESET}` has never seen, after "
-        f"{options.steps} steps on so many corrections out of a pool of {options.pool}; means over "
-        f"{options.seeds} seeds, with two standard errors of the difference. The first {options.labels} are "
-        "the same for both.",
-        table(["corrections", "`sspsam rank`", "any order", "difference"], rows),
+        "Labelling order",
+        f"mIoU on {options.fresh} unseen scenes of a class that `{PRESET}` was not trained on, after "
+        f"{options.steps} steps on the given number of corrections from a pool of {options.pool}. Means over "
+        f"{options.seeds} seeds, with two standard errors of the difference. Both orders share the first "
+        f"{options.labels} corrections.",
+        table(["corrections", "`sspsam rank`", "random order", "difference"], rows),
     )
 
 

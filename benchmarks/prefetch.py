@@ -63,11 +63,11 @@ def main() -> None:
         for name, (took_s, sources) in measured.items()
     ]
     write_section(
-        "Embeddings that wait for the annotator",
-        "First phrases on pictures that the backend has never seen. With `sspsam prefetch` none waits for "
-        "the image encoder: embeddings are read from the disk that backends and workers share. The time is "
-        "that of a request, download of the picture included, over a second phrase's on the same pictures.",
-        table(["phrases", "number", *SOURCES, "median time over a second phrase's"], rows),
+        "Prefetched embeddings",
+        "First phrases on images that are new to the backend. After `sspsam prefetch` no phrase waits for "
+        "the image encoder: embeddings are read from the disk cache that backends and workers share. Times "
+        "are of whole requests, image download included, relative to a second phrase on the same images.",
+        table(["phrases", "count", *SOURCES, "median time / second phrase"], rows),
     )
     if measured["prefetched"][1]["encoder"]:
         raise SystemExit("a first phrase waited for the encoder")

@@ -14,11 +14,11 @@ from common.timing import medians_in_turn
 from sspsam.products import multiply_by_onednn
 
 LAYERS = {
-    "demo, a phrase's fused patches": (273, 128, 512),
-    "demo, 8 phrases'": (2184, 128, 512),
-    "ssp-sam-224, a phrase's fused patches": (325, 256, 2048),
-    "ViT-B, cells of a picture": (4096, 768, 3072),
-    "ViT-H, cells of a picture": (4096, 1280, 5120),
+    "demo, fused patches of 1 phrase": (273, 128, 512),
+    "demo, fused patches of 8 phrases": (2184, 128, 512),
+    "ssp-sam-224, fused patches of 1 phrase": (325, 256, 2048),
+    "ViT-B, tokens of an image": (4096, 768, 3072),
+    "ViT-H, tokens of an image": (4096, 1280, 5120),
 }
 """Whose layer it is -> rows, inputs, outputs."""
 BY_MKL, BY_ONEDNN = "MKL", "oneDNN"
@@ -52,10 +52,10 @@ def main() -> None:
         print(*rows[-1], flush=True)
         failed += [name] if times < 0.9 else []
     write_section(
-        "Matrix products",
-        "Linear layers in float32 on all cores, thousand million operations a second. MKL leaves AVX-512 "
-        "unused on AMD's processors; on others the two may be as fast as each other.",
-        table(["layer", BY_MKL, BY_ONEDNN, "times as fast"], rows),
+        "Matrix multiplication",
+        "Linear layers in float32 on all cores, in GFLOP/s. MKL does not use AVX-512 on AMD processors; on "
+        "other processors the two may be equally fast.",
+        table(["layer", BY_MKL, BY_ONEDNN, "speed-up"], rows),
     )
     if failed:
         raise SystemExit(f"slower than by MKL: {', '.join(failed)}")

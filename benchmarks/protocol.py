@@ -132,11 +132,11 @@ def main() -> None:
         rate = len(answered) / options.seconds
     head = ["request", "idle, p50 ms", "p99", "busy, p50 ms", "p99", f"busy, within {LIMIT_MS} ms"]
     write_section(
-        "What Label Studio asks beside masks",
-        f"`sspsam serve` while nobody annotates, and while {options.annotators} annotators ask without a "
-        f"pause ({rate:.0f} phrases a second). Nothing of this loads a model or reads a mask; of an event "
-        f"only ids are read, for the large one {parse_ratio():.1f} times as fast as `json.loads` reads it. "
-        "Client and server share this machine's cores.",
+        "Health, setup and webhook latency",
+        f"`sspsam serve`, idle and with {options.annotators} annotators who send phrases without a pause "
+        f"({rate:.0f} phrases/s). These requests load no model and read no mask; only IDs are read from an "
+        f"event, which is {parse_ratio():.1f} times as fast as `json.loads` for the large one. Client and "
+        "server share the machine's cores.",
         table(head, rows_of(idle, busy)),
     )
 

@@ -171,21 +171,21 @@ def main() -> None:
         if is_base and (task, False) in answers.shares
     ]
     rows = [
-        ["answers", len(answers.took_s)],
+        ["responses", len(answers.took_s)],
         ["failed", len(answers.failed)],
-        ["not their version's", mixed(answers)],
-        ["pictures on which the versions can be told apart", sum(one > 2 * MOST_APART for one in apart)],
-        ["p99 usually, s", f"{usual:.2f}"],
+        ["not from the version named", mixed(answers)],
+        ["images on which the versions are distinguishable", sum(one > 2 * MOST_APART for one in apart)],
+        ["p99 otherwise, s", f"{usual:.2f}"],
         ["p99 around a swap, s", f"{during:.2f}"],
         ["ratio", f"{during / usual:.2f}"],
         ["memory after the first swap, MiB", f"{sizes[1]:.0f}"],
         ["memory after the last, MiB", f"{sizes[-1]:.0f}"],
     ]
     write_section(
-        "Weights swapped under load",
-        f"{options.clients} clients ask `{PRESET}` without a pause while {options.swaps} promotions and "
-        "rollbacks take turns, with a version whose masks are the complement. Around a swap: answers under "
-        f"way within {AROUND_S:g} s of it.",
+        "Weight swaps under load",
+        f"{options.clients} clients send phrases to `{PRESET}` without a pause during {options.swaps} "
+        "alternating promotions and rollbacks of a version whose masks are the complement. `p99 around a "
+        f"swap` covers requests in flight within {AROUND_S:g} s of it.",
         table(["", ""], rows),
     )
 

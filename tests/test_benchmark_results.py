@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common.results import Results, fine_tuning
+from benchmarks.common.sections import with_section
 
 CONDITIONS = {"weights": "0123", "fresh": 60}
 KEY = ("noun", "corrections")
@@ -64,3 +65,10 @@ def test_a_fine_tune_depends_on_weights_and_recipe() -> None:
     [sha256] = conditions["weights"].values()
     assert len(sha256) == 64
     assert conditions != fine_tuning("ssp-sam-test")
+
+
+def test_a_benchmark_replaces_its_own_section_alone() -> None:
+    page = "# Performance\n\n## Summary\n\nby hand\n\n## Export\n\nold\n\n## Batching\n\n2.04\n"
+    replaced = with_section(page, "Export", "## Export\n\nnew\n")
+    assert replaced == page.replace("old", "new")
+    assert with_section(page, "Forgetting", "## Forgetting\n\n0.01\n") == page + "\n## Forgetting\n\n0.01\n"

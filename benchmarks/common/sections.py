@@ -1,4 +1,4 @@
-"""Sections of docs/performance.md: each benchmark writes its own, and leaves the others as they are."""
+"""Sections of docs/performance.md: each benchmark replaces its own section only."""
 
 from __future__ import annotations
 
@@ -15,47 +15,43 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/performance.md"
 PACKAGES = ("torch", "numpy", "opencv-python-headless")
-INTRODUCTION = """# Performance
-
-Each section is written by a script in benchmarks/, which it names with machine, versions and date;
-`make bench` runs all of them. What counts are ratios of things measured in one run, in turn. Seconds depend
-on the machine, and on what else ran on it: a section says where it did other work meanwhile.
-
-Nothing here was measured on a GPU yet. On a machine with one, these say what the sections below cannot:
-`python benchmarks/encoders.py --device cuda`, `python benchmarks/half_precision.py --device cuda`, and with
-`DEVICE=cuda` and a `PRESET` with its `WEIGHTS` in the environment, `python benchmarks/batching.py`.
-"""
 
 
 def write_section(title: str, *paragraphs: str) -> None:
-    """Prints a section, and writes it with command, machine and date, in place of the one of its title.
+    """Prints a section, and writes it to the page with command, machine and date.
+
+    All other sections, such as the hand-written summary, stay as they are.
 
     Args:
-        title: Of the section.
-        paragraphs: Markdown, tables among them.
+        title: Heading of the section; a section with the same heading is replaced.
+        paragraphs: Markdown, including tables.
     """
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     command = shlex.join(["python", str(script), *_without_file(sys.argv[1:])])
     text = "\n\n".join([f"## {title}", f"`{command}`. {machine()}", *paragraphs]) + "\n"
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
-    sections = {one.partition("\n")[0]: one for one in re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]}
-    sections[f"## {title}"] = text
-    whole = "\n".join([INTRODUCTION, *(one.strip() + "\n" for one in sections.values())])
-    PAGE.write_text(whole, encoding="utf-8")
+    PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), title, text), encoding="utf-8")
     print(text)
 
 
+def with_section(page: str, title: str, text: str) -> str:
+    """The page with one section replaced, or appended if it has none of this title."""
+    introduction, *parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    sections = {part.partition("\n")[0]: part for part in parts}
+    sections[f"## {title}"] = text
+    return "\n".join(part.strip() + "\n" for part in (introduction, *sections.values()))
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown."""
+    """Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def machine() -> str:
-    """Where and with what this runs, in a sentence."""
+    """Processor, versions and date, in one sentence."""
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     cores, load = os.cpu_count() or 1, os.getloadavg()[1]
-    shared = f", on a machine that did other work (load average {load:.0f})" if load > 1.5 * cores else ""
+    shared = f", on a machine under other load (load average {load:.0f})" if load > 1.5 * cores else ""
     return (
         f"{_processor()}, {cores} cores, Python {platform.python_version()}, {packages}; "
         f"{datetime.now(UTC):%Y-%m-%d}{shared}."
@@ -63,7 +59,7 @@ def machine() -> str:
 
 
 def _without_file(arguments: Sequence[str]) -> list[str]:
-    """Without `--keep FILE`, which changes no figure."""
+    """Arguments without `--keep FILE`, which does not affect the figures."""
     kept = list(arguments)
     if "--keep" in kept:
         del kept[(place := kept.index("--keep")) : place + 2]

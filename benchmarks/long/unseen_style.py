@@ -44,12 +44,13 @@ def main() -> None:
     predictor = Predictor.from_preset(PRESET, "cpu", weights=bundle)
     results = [measure(predictor, styles, options.scenes) for styles in (seen, [options.style])]
     about = (
-        f"The demo's recipe from nothing, without {options.style}, in few steps "
-        f"({', '.join(f'{stage} {count}' for stage, count in steps.items())}); then {options.scenes} scenes "
-        "of the core nouns in the styles of the training, and as many in the other one. In percent."
+        f"The demo's recipe from scratch without {options.style}, shortened "
+        f"({', '.join(f'{stage} {count}' for stage, count in steps.items())} steps), evaluated on "
+        f"{options.scenes} scenes of the core nouns in the training styles and as many in the unseen style. "
+        "In percent."
     )
     head = ("phrases", "mIoU, seen styles", "Pr@0.5", "mIoU, unseen style", "Pr@0.5", "all stickers", "N-acc")
-    write_section("A style of drawing that was not trained on", about, table(head, rows(*results)))
+    write_section("Unseen drawing style", about, table(head, rows(*results)))
 
 
 def train_without(style: str, steps: dict[str, int], folder: Path) -> Path:
