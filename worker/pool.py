@@ -5,6 +5,7 @@ The pool also does what RQ calls scheduling: it moves jobs whose retry has come 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
 import subprocess
@@ -160,7 +161,9 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
     """
     follow_parent(ask_self_to_end)
     if queue == EVENTS:
-        pass  # before the forks, so that each job does not import it again
+        # Its jobs are forks of this process: what is imported here, none of them imports again.
+        for module in settings.job_modules:
+            importlib.import_module(module)
     member = make_worker(queue, connect(settings.redis_url), settings.job_modules)
     member.work(burst=burst, logging_level=None)
 

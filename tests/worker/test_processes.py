@@ -23,6 +23,8 @@ from worker.queues import EVENTS, QUEUES, TRAINING, events_queue, held, training
 pytestmark = pytest.mark.integration
 
 JOBS = sample_jobs.__name__
+JOB_CPU_S = 0.05
+"""Of processor time that a job of the events queue may take beside its requests."""
 
 
 @contextmanager
@@ -187,3 +189,28 @@ def test_queues_are_written_as_json(redis_server: Redis, tmp_path: Path) -> None
         data = redis_server.hget(job.key, "data")
         assert isinstance(data, bytes)
         assert json.loads(zlib.decompress(data)) == [f"{JOBS}.note", None, [str(tmp_path / "x"), "é"], {}]
+
+
+def test_a_job_of_the_events_queue_imports_nothing_again(
+    environment: dict[str, str], redis_server: Redis
+) -> None:
+    """Its worker has loaded the jobs before it forks, so that a job costs a fork and its requests."""
+    queue, count = events_queue(redis_server), 20
+
+    def run_jobs(number: int) -> float:
+        """Processor seconds of the worker and its jobs so far."""
+        enqueued = [
+            queue.enqueue_call(
+                "worker.jobs.forget_annotations", kwargs={"project_id": 1, "annotation_ids": []}
+            )
+            for _ in range(number)
+        ]
+        wait_for(lambda: all(job.get_status() == "finished" for job in enqueued))
+        return sum(worker.cpu_times())
+
+    with pool(environment, "--queues", EVENTS) as process:
+        wait_for(lambda: psutil.Process(process.pid).children())
+        [worker] = psutil.Process(process.pid).children()
+        before_s = run_jobs(1)
+        per_job_s = (run_jobs(count) - before_s) / count
+    assert per_job_s <= JOB_CPU_S, f"{1000 * per_job_s:.0f} ms of processor time a job"
