@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("security.md", "reliability.md")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
-WITHOUT_TESTS = ("The trust boundary", "Soak")
-"""Sections whose tables are no claims."""
+WITHOUT_TESTS = ("Trust boundaries", "Soak")
+"""Sections whose tables contain no claims."""
 
 
 def rows(document: str) -> list[str]:
-    """Lines of the tables of claims, without their heads."""
+    """Rows of the tables of claims, without headings."""
     found = []
     for section in re.split(r"^## ", (ROOT / "docs" / document).read_text(), flags=re.MULTILINE)[1:]:
         if not section.startswith(WITHOUT_TESTS):
