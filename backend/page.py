@@ -1,4 +1,4 @@
-"""What the start page shows."""
+"""Content of the start page."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _TRIGGERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class VersionRow:
-    """A version, as a line of the table."""
+    """A row of the version table."""
 
     card: VersionCard
     serves: bool
     served_since: str
-    """ISO 8601; empty when it never served, or always did."""
+    """ISO 8601; empty for base weights and versions that never served."""
     metric: str
     before: float | None
-    """Of the version it started from, on held-out labels; 0..1."""
+    """Held-out score of the base version; 0..1."""
     after: float | None
     samples: int
-    """Held-out samples that the two figures are of."""
+    """Number of held-out samples behind both scores."""
 
     @property
     def training(self) -> str:
-        """How it was trained, in a sentence; empty for the weights that ship."""
+        """How it was trained, in one sentence; empty for base weights."""
         return how_trained(self.card)
 
 
@@ -53,14 +53,14 @@ class ProjectRow:
 
     project: KnownProject
     problem: str
-    """Why its labeling config cannot be read."""
+    """Error from parsing the labeling config."""
     missing: Sequence[MissingTag]
     last_decision: str
     training: str
     last_event: str
-    """When its webhook last arrived, ISO 8601; empty if it never did."""
+    """Time of the last webhook, ISO 8601; empty if there was none."""
     problems: Sequence[Problem] = ()
-    """What annotators could not get lately, the last first."""
+    """Recent errors, newest first."""
 
 
 @dataclass(frozen=True)
@@ -79,31 +79,29 @@ class StartPage:
     waiting_jobs: Mapping[str, int]
     """By queue."""
     corrections: Sequence[Tally] = ()
-    """All labels and projects together, by version, the newest first."""
+    """Over all labels and projects, by version, newest first."""
     corrected_labels: Sequence[Tally] = ()
-    """By label, of the version that serves."""
+    """By label, for the serving version."""
     warnings: Sequence[str] = field(default=())
 
 
 def start_page(service: Service) -> StartPage:
-    """Collects what the page shows; what cannot be read becomes a warning on it."""
+    """Collects the page's content; anything unreadable becomes a warning on the page."""
     status = service.engine.status()
     warnings = [
-        f"{version} was to serve and could not be loaded: {why}" for version, why in status.refused.items()
+        f"{version} was promoted but could not be loaded: {why}" for version, why in status.refused.items()
     ]
     if not service.memory.alive():
-        warnings.append("Redis does not answer: corrections are not collected. See REDIS_URL.")
+        warnings.append("Redis does not respond: corrections are not collected. Check REDIS_URL.")
     if not service.settings.label_studio_api_key.get_secret_value():
-        warnings.append(
-            "There is no key to Label Studio: its pictures cannot be read. Set LABEL_STUDIO_API_KEY."
-        )
+        warnings.append("No API key for Label Studio: its images cannot be read. Set LABEL_STUDIO_API_KEY.")
     try:
         cards = service.versions.list()
         rows = _version_rows(cards, service.versions.history(), status.version)
         fine_tunes = latest_fine_tunes(service.versions, cards)
     except (VersionError, OSError) as error:
         rows, fine_tunes = [], []
-        warnings.append(f"The versions cannot be read: {error}")
+        warnings.append(f"Cannot read the version store: {error}")
     tallies = [one.tally for one in service.memory.corrections()]
     return StartPage(
         status=status,
@@ -121,7 +119,7 @@ def start_page(service: Service) -> StartPage:
 
 
 def _by_version(tallies: Sequence[Tally], versions: Sequence[str]) -> list[Tally]:
-    """One row for each version, the newest first; versions that are gone come last."""
+    """One row per version, newest first; deleted versions come last."""
     order = {version: place for place, version in enumerate(reversed(versions))}
     rows = merged(replace(tally, label="") for tally in tallies)
     return sorted(rows, key=lambda row: (order.get(row.version, len(order)), row.version))
@@ -170,7 +168,7 @@ def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
 
 
 def short_time(text: str) -> str:
-    """An ISO 8601 time as people read it: 2026-05-01 13:00 UTC."""
+    """Formats an ISO 8601 time as 2026-05-01 13:00 UTC."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:

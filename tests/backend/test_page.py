@@ -1,4 +1,4 @@
-"""The start page says which model serves, what became of each version, and what projects lack."""
+"""The start page shows the serving model, the versions, and missing parts of projects."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_at_first_it_says_how_to_connect(client: FlaskClient) -> None:
     page = client.get("/").text
 
     assert "ssp-sam-test-base" in page
-    assert "The weights that ship with the preset" in page
+    assert "Base weights of the preset" in page
     assert "sspsam connect --project ID" in page
     assert "&lt;BrushLabels" in page, "a labeling config to copy"
 
@@ -177,7 +177,7 @@ def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskC
 
     page = client.get("/").text
 
-    assert f"{wrong} was to serve and could not be loaded" in page
+    assert f"{wrong} was promoted but could not be loaded" in page
     assert '<strong id="serving">ssp-sam-test-base</strong>' in page
 
 
@@ -204,7 +204,7 @@ def test_projects_say_what_they_lack(client: FlaskClient) -> None:
     assert "there is no &lt;BrushLabels&gt;" in page
     assert "toName=&#34;photo&#34;" in page
     assert "labeling config is not XML" in page
-    assert page.count("cannot work") == 2, "the prompt and the brush of project 7"
+    assert page.count("Required in the labeling config") == 2, "the prompt and the brush of project 7"
 
 
 def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Redis) -> None:
@@ -233,13 +233,13 @@ def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_ser
         client.post("/webhook", json=event)
     after = client.get("/").text
 
-    assert "Jobs that wait: events 0, training 0, prelabel 2." in before
-    assert "Its webhook has never arrived" in before
-    assert "Its webhook last arrived" in after
+    assert "Waiting jobs: events 0, training 0, prelabel 2." in before
+    assert "No webhook received yet" in before
+    assert "Last webhook:" in after
     assert "Project 7" in before
     assert "Streets &amp; cars" in after
     assert "Elsewhere" not in after, "not connected"
-    assert "never arrived" not in after
+    assert "No webhook received yet" not in after
 
 
 def test_what_annotators_could_not_get_is_shown_to_the_lead(
@@ -248,7 +248,7 @@ def test_what_annotators_could_not_get_is_shown_to_the_lead(
     client.post("/setup", json={"project": "2.1", "schema": RECOMMENDED_CONFIG})
     client.post("/setup", json={"project": "3.1", "schema": RECOMMENDED_CONFIG})
     ask(client, prompt("very " * 90))
-    assert "could not get" not in client.get("/").text, "a phrase is the annotator's"
+    assert "Recent errors" not in client.get("/").text, "a phrase is the annotator's"
     for number in range(PROBLEMS_KEPT + 1):
         ask(client, prompt("the red square"), one=task(40 + number, f"/data/{number}.png"))
     label_studio.answers["/data/broken.png"] = Response(b"no picture")
@@ -256,7 +256,7 @@ def test_what_annotators_could_not_get_is_shown_to_the_lead(
 
     page = client.get("/").text
 
-    assert page.count("What annotators could not get lately") == 1, "of the project that it is about"
+    assert page.count("Recent errors") == 1, "of the project that it is about"
     assert re.findall(r"data\?task=(\d+)", page) == ["50", "45", "44", "43", "42"], "the last first"
     assert "not an image" in page
     assert "answers 404" in page
@@ -272,15 +272,15 @@ def test_an_unreadable_store_does_not_close_the_page(app: Flask, client: FlaskCl
     response = client.get("/")
 
     assert response.status_code == 200
-    assert "The versions cannot be read" in response.text
+    assert "Cannot read the version store" in response.text
 
 
 def test_a_missing_key_is_a_warning(app: Flask, client: FlaskClient) -> None:
-    assert "There is no key" not in client.get("/").text
+    assert "No API key for Label Studio" not in client.get("/").text
     settings: Settings = service_of(app).settings
     settings.label_studio_api_key = type(settings.label_studio_api_key)("")
 
-    assert "There is no key" in client.get("/").text
+    assert "No API key for Label Studio" in client.get("/").text
 
 
 @pytest.mark.parametrize(
