@@ -59,7 +59,7 @@ def train_together(config: TrainConfig, count: int, progress: ProgressFn | None 
     }
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "finetune.launch", str(told)],
+            [sys.executable, "-P", "-m", "finetune.launch", str(told)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

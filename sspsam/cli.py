@@ -22,6 +22,9 @@ import typer
 DISTRIBUTION = "ssp-sam-assist"
 COMMANDS_GROUP = "sspsam.commands"
 
+SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
+"""Keeps Python from importing what lies in the current folder, where a `worker.py` may be anything."""
+
 FAILED = 1
 ASKED_WRONGLY = 2
 
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: What follows `sspsam` on the command line; the process's own by default.
     """
+    if arguments is None:
+        os.environ.setdefault(SAFE_PATH_VARIABLE, "1")  # for children such as multiprocessing's
     command = typer.main.get_command(build_app())
     try:
         command.main(None if arguments is None else list(arguments), prog_name="sspsam")

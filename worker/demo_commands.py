@@ -1,5 +1,6 @@
 """`sspsam up` and `sspsam demo`."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,9 @@ app = typer.Typer()
 INTERRUPTED = 130
 """The exit status of a program ended with Ctrl-C."""
 
-BackendPort = Annotated[int, typer.Option(help="Port of the backend, on 127.0.0.1.", min=1, max=65535)]
+BackendPort = Annotated[
+    int, typer.Option(envvar="PORT", help="Port of the backend, on 127.0.0.1.", min=1, max=65535)
+]
 
 
 LabelStudioPort = Annotated[int, typer.Option(help="Port of Label Studio, on 127.0.0.1.", min=1, max=65535)]
@@ -27,15 +30,17 @@ def up(backend_port: BackendPort = 9090, data_dir: ServiceDataDir = Path(".sspsa
     """Run the backend, a worker and the schedule, with an embedded Redis.
 
     Your own Label Studio is found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. With REDIS_URL set, that
-    Redis is used. Everything ends with Ctrl-C, or when one part fails.
+    Redis is used. Everything ends with Ctrl-C or SIGTERM, or when one part fails.
     """
-    from rich.console import Console
 
-    from worker.up import Port
-    from worker.up import up as run_up
+    def run() -> None:
+        from rich.console import Console
 
-    port = Port(backend_port, "backend", "--backend-port")
-    explain_failures(data_dir, lambda: run_up(data_dir, port, Console()))
+        from worker.up import Port, up
+
+        up(data_dir, Port(backend_port, "backend", "--backend-port"), Console())
+
+    explain_failures(data_dir, run)
 
 
 @app.command()
@@ -47,28 +52,37 @@ def demo(
 ) -> None:
     """Run the whole loop on this machine: the service, a Label Studio, and a project of pictures.
 
-    Ends with what to open and what to type. Everything ends with Ctrl-C, or when one part fails.
+    Ends with what to open and what to type. Everything ends with Ctrl-C or SIGTERM, or when one part fails.
     """
-    from rich.console import Console
 
-    from worker.demo import DemoOptions
-    from worker.demo import demo as run_demo
+    def run() -> None:
+        from rich.console import Console
 
-    options = DemoOptions(data_dir, backend_port, label_studio_port, label_studio)
-    explain_failures(data_dir, lambda: run_demo(options, Console()))
+        from worker.demo import DemoOptions, demo
+
+        demo(DemoOptions(data_dir, backend_port, label_studio_port, label_studio), Console())
+
+    explain_failures(data_dir, run)
 
 
 def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
-    """Runs the service; says which part failed, and how, if one did."""
-    from worker.supervisor import SupervisorError
+    """Runs the service; says which part failed, and how, if one did.
+
+    SIGTERM is how service managers stop a program: the exit status is 0 then, and 130 after Ctrl-C.
+    """
+    from worker.stop_signals import StopRequested, StopSignals
 
     try:
-        run()
-    except KeyboardInterrupt:
+        with StopSignals():  # from the first moment: importing the parts takes a while
+            from worker.supervisor import SupervisorError
+
+            try:
+                run()
+            except SupervisorError as error:
+                typer.secho(f"{error}; everything else has been ended. Its last lines:", fg="red", err=True)
+                typer.echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
+                typer.echo(f"The whole log: {data_dir / 'logs' / error.part}.log", err=True)
+                raise typer.Exit(1) from error
+    except StopRequested as stop:
         typer.echo("Everything has been ended.")
-        raise typer.Exit(INTERRUPTED) from None
-    except SupervisorError as error:
-        typer.secho(f"{error}; everything else has been ended. Its last lines:", fg="red", err=True)
-        typer.echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
-        typer.echo(f"The whole log: {data_dir / 'logs' / error.part}.log", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(0 if stop.number == signal.SIGTERM else INTERRUPTED) from None

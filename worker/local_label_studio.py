@@ -52,6 +52,7 @@ def label_studio_part(executable: Path, port: int, data_dir: Path, account: Acco
         command,
         environment=label_studio_environment(data_dir, account),
         ready=lambda: requests.get(f"{url}/health/", timeout=TIMEOUT_S).ok,
+        awaits=f"an answer from {url}/health/",
         ready_within_s=FIRST_START_S,
     )
 

@@ -49,7 +49,7 @@ class Member:
 
     @classmethod
     def start(cls, queue: str, restart_in_s: float = MIN_RESTART_S) -> Member:
-        command = [sys.executable, "-m", "worker.pool", queue]
+        command = [sys.executable, "-P", "-m", "worker.pool", queue]
         return cls(queue, subprocess.Popen(command, start_new_session=True), restart_in_s=restart_in_s)
 
 
@@ -148,7 +148,7 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def work_off(queues: Sequence[str]) -> None:
     """Runs the workers of queues one after the other, each until its queue is empty."""
     for queue in queues:
-        subprocess.run([sys.executable, "-m", "worker.pool", queue, "--burst"], check=True)
+        subprocess.run([sys.executable, "-P", "-m", "worker.pool", queue, "--burst"], check=True)
 
 
 def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:

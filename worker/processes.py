@@ -121,7 +121,7 @@ class ModelWorker(StoppableWorker):
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         assert self.execution is not None
         os.environ["RQ_WORKER_ID"], os.environ["RQ_JOB_ID"] = self.name, job.id
-        command = [sys.executable, "-m", "worker.horse", self.key, job.id, self.execution.id]
+        command = [sys.executable, "-P", "-m", "worker.horse", self.key, job.id, self.execution.id]
         self._horse_pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
 
 

@@ -10,8 +10,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends the service: Ctrl-C, `kill`, and a closed terminal."""
 
 
+class StopRequested(KeyboardInterrupt):
+    """A stop signal came. A KeyboardInterrupt, as everything on the way out treats it like Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class StopSignals:
-    """While entered, the first stop signal raises KeyboardInterrupt, and those that follow change nothing.
+    """While entered, the first stop signal raises StopRequested, and those that follow change nothing.
 
     Several come together where a whole process group is asked to end: each parent passes its own on.
     Signals ignored from outside (nohup) stay ignored. Main thread only.
@@ -20,7 +28,8 @@ class StopSignals:
     def __init__(self) -> None:
         self._came = False
         self._held = False
-        self._waiting = False
+        self._waiting: int | None = None
+        """The signal that came while held."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,9 +51,9 @@ class StopSignals:
             yield
         finally:
             self._held = False
-        if self._waiting:
-            self._waiting = False
-            raise KeyboardInterrupt
+        if self._waiting is not None:
+            number, self._waiting = self._waiting, None
+            raise StopRequested(number)
 
     def ignore(self) -> None:
         """From now on stop signals change nothing."""
@@ -55,5 +64,5 @@ class StopSignals:
             return
         self._came = True
         if not self._held:
-            raise KeyboardInterrupt
-        self._waiting = True
+            raise StopRequested(number)
+        self._waiting = number

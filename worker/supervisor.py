@@ -35,6 +35,10 @@ TERM_AGAIN_S = 1.5
 KILL_S = 5.0
 """How long the system may take to clear away a killed process."""
 LAST_LOG_LINES = 15
+SLOW_S = 30.0
+"""How often a start that takes longer says what it waits for."""
+MAX_ERROR_LENGTH = 300
+"""Characters of an error in a message."""
 
 
 class SupervisorError(Exception):
@@ -65,7 +69,9 @@ class Part:
     """The whole environment of the process; None inherits ours."""
     ready: Callable[[], bool] | None = None
     """Asked again and again until True; an exception counts as not yet. None: ready as soon as it runs."""
-    ready_within_s: float = 120.0
+    awaits: str = ""
+    """What `ready` looks for, in words: said while the part is not ready."""
+    ready_within_s: float = 300.0
     ends_last: bool = False
     """Ended after all others, which need it to end cleanly (Redis)."""
 
@@ -81,6 +87,8 @@ class RunningPart:
         with log.open("wb") as output:
             self.process = start_in_own_session(part, output)
         self.family: set[psutil.Process] = set()
+        self.last_error = ""
+        """Of the readiness question."""
         self.note_family()
 
     def note_family(self) -> None:
@@ -114,6 +122,22 @@ class RunningPart:
                 member.kill()
         psutil.wait_procs(left, timeout=KILL_S)
         self.process.wait()
+
+    def is_ready(self) -> bool:
+        """Whether `ready` says yes; an error, such as a refused connection, means not yet."""
+        if self.part.ready is None:
+            return True
+        try:
+            self.last_error = ""
+            return self.part.ready()
+        except Exception as error:
+            self.last_error = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+            return False
+
+    def why_not_ready(self) -> str:
+        """What is awaited, and the error that came instead, if one did."""
+        awaited = f"waiting for {self.part.awaits}" if self.part.awaits else ""
+        return "; ".join(reason for reason in (awaited, self.last_error) if reason)
 
     def last_lines(self) -> list[str]:
         """The end of the part's log."""
@@ -154,12 +178,18 @@ class Supervisor:
             with self.stop_signals.held():  # what has been started must be known, to be ended
                 self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
 
-    def wait_until_ready(self, *names: str, on_ready: Callable[[str, float], None] | None = None) -> None:
+    def wait_until_ready(
+        self,
+        *names: str,
+        on_ready: Callable[[str, float], None] | None = None,
+        on_slow: Callable[[RunningPart, float], None] | None = None,
+    ) -> None:
         """Returns when all of these parts answer.
 
         Args:
             names: of parts that were started.
             on_ready: called with a part's name and the seconds since the call, when that part is ready.
+            on_slow: called every `SLOW_S` for each part that is not ready, with the seconds since the call.
 
         Raises:
             PartDiedError: one of all parts ended meanwhile.
@@ -167,17 +197,22 @@ class Supervisor:
         """
         started = time.monotonic()
         waiting = [self.running[name] for name in names]
+        next_notice_s = SLOW_S
         while waiting:
             self.check()
             waited_s = time.monotonic() - started
             for running in list(waiting):
-                if answers(running.part.ready):
+                if running.is_ready():
                     waiting.remove(running)
                     if on_ready is not None:
                         on_ready(running.part.name, waited_s)
                 elif waited_s > running.part.ready_within_s:
-                    what = f"was not ready after {running.part.ready_within_s:.0f} s"
-                    raise PartNotReadyError(running.part.name, what, running.last_lines())
+                    raise not_ready(running)
+            if waited_s > next_notice_s:
+                next_notice_s += SLOW_S
+                for running in waiting:
+                    if on_slow is not None:
+                        on_slow(running, waited_s)
             if waiting:
                 time.sleep(POLL_S)
         self.check()
@@ -248,15 +283,12 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
-def answers(ready: Callable[[], bool] | None) -> bool:
-    """Whether a readiness question is answered with yes; errors such as a refused connection mean not yet."""
-    if ready is None:
-        return True
-    try:
-        return ready()
-    except Exception as error:
-        logger.debug("not ready: %s", error)
-        return False
+def not_ready(running: RunningPart) -> PartNotReadyError:
+    """The error about a part that has had its time."""
+    what = f"was not ready after {running.part.ready_within_s:.0f} s"
+    if why := running.why_not_ready():
+        what += f" ({why})"
+    return PartNotReadyError(running.part.name, what, running.last_lines())
 
 
 def describe_exit(status: int) -> str:

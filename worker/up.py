@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-import sysconfig
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ from rich.console import Console
 from backend.access import require_secrets
 from backend.settings import Settings
 from worker.alive import all_queues_served
-from worker.queues import connect
+from worker.queues import QUEUES, connect
 from worker.redis_program import redis_program
-from worker.supervisor import Part, Supervisor
+from worker.supervisor import Part, RunningPart, Supervisor
 
 LOOPBACK = "127.0.0.1"
 HTTP_TIMEOUT_S = 2.0
+LOG_LINES_WHEN_SLOW = 3
 SOCKET_PATH_MAX_BYTES = 100
 """A unix socket's path may have 107 bytes on Linux, 103 on macOS."""
 
@@ -73,7 +74,8 @@ def redis_part(data_dir: Path) -> tuple[Part, str]:
         with connect(url) as connection:
             return bool(connection.ping())
 
-    return Part("redis", command, ready=ready, ready_within_s=30.0, ends_last=True), url
+    awaits = f"an answer on {path}"
+    return Part("redis", command, ready=ready, awaits=awaits, ready_within_s=30.0, ends_last=True), url
 
 
 def socket_path(data_dir: Path) -> Path:
@@ -98,17 +100,24 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
     own = {"PORT": str(port), "REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     shared = {"HOST": LOOPBACK, **environment, **own}
     spare_core = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1))}
-    sspsam = str(Path(sysconfig.get_path("scripts")) / "sspsam")
+    sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: nothing is imported from the current folder
     started = datetime.now(UTC)
     return [
-        Part("backend", [sspsam, "serve"], shared, ready=lambda: backend_answers(port)),
+        Part(
+            "backend",
+            [*sspsam, "serve"],
+            shared,
+            ready=lambda: backend_answers(port),
+            awaits=f"an answer from http://{LOOPBACK}:{port}/health",
+        ),
         Part(
             "worker",
-            [sspsam, "worker"],
+            [*sspsam, "worker"],
             {**spare_core, **shared},
             ready=lambda: all_queues_served(redis_url, started),
+            awaits=f"a worker for each of the queues {', '.join(QUEUES)}",
         ),
-        Part("schedule", [sspsam, "schedule"], shared),
+        Part("schedule", [*sspsam, "schedule"], shared),
     ]
 
 
@@ -127,7 +136,14 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
             console.print(f"[green]✓[/green] {name} is ready ({seconds:.0f} s)")
             status.update(f"Starting {', '.join(waiting)}")
 
-        supervisor.wait_until_ready(*names, on_ready=ready)
+        def slow(running: RunningPart, seconds: float) -> None:
+            console.print(
+                f"{running.part.name} is not ready after {seconds:.0f} s: {running.why_not_ready()}"
+            )
+            for line in running.last_lines()[-LOG_LINES_WHEN_SLOW:]:
+                console.print(f"    {line}", style="dim", markup=False)
+
+        supervisor.wait_until_ready(*names, on_ready=ready, on_slow=slow)
 
 
 @contextmanager

@@ -72,13 +72,13 @@ class Up:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_runs_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_runs_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status: int) -> None:
     up = Up(tmp_path, free_port())
     assert requests.get(f"http://{LOOPBACK}:{up.port}/health", timeout=10).json()["status"] == "UP"
     programs = " ".join(" ".join(command) for command in up.commands().values())
     assert all(word in programs for word in ("redis-server", "serve", "worker", "schedule"))
-    assert up.end(number) == 130
+    assert up.end(number) == status
     assert up.survivors() == []
 
 

@@ -122,6 +122,27 @@ def test_a_part_that_never_answers_is_named(tmp_path: Path) -> None:
             supervisor.wait_until_ready("mute")
 
 
+def test_what_a_slow_part_waits_for_is_told_meanwhile_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> bool:
+        raise ConnectionRefusedError("nothing listens on port 1")
+
+    monkeypatch.setattr("worker.supervisor.SLOW_S", 0.2)
+    command = ["sh", "-c", "echo loading; exec sleep 120"]
+    part = Part("mute", command, ready=refuse, awaits="an answer from port 1", ready_within_s=1.6)
+    told: list[str] = []
+    with Supervisor(tmp_path / "logs") as supervisor:
+        supervisor.start(part)
+        with pytest.raises(PartNotReadyError) as caught:
+            supervisor.wait_until_ready("mute", on_slow=lambda slow, _: told.append(slow.why_not_ready()))
+    why = "waiting for an answer from port 1; nothing listens on port 1"
+    assert str(caught.value) == f"mute was not ready after 2 s ({why})"
+    assert caught.value.last_lines == ["loading"]
+    assert len(told) > 1
+    assert set(told) == {why}
+
+
 def test_errors_of_a_readiness_question_mean_not_yet(tmp_path: Path) -> None:
     answers = iter([ConnectionRefusedError("not yet"), None])
 

@@ -66,7 +66,7 @@ def test_the_socket_moves_when_its_path_would_be_too_long(tmp_path: Path) -> Non
 
 def test_the_parts_of_the_service_share_redis_and_the_port() -> None:
     parts = service_parts({"PRESET": "ssp-sam-test", "PORT": "1"}, "unix:///r.sock", 9191)
-    assert [part.command[1] for part in parts] == ["serve", "worker", "schedule"]
+    assert [part.command[-1] for part in parts] == ["serve", "worker", "schedule"]
     for part in parts:
         assert part.environment is not None
         shared = {"PRESET": "ssp-sam-test", "PORT": "9191", "REDIS_URL": "unix:///r.sock", "HOST": LOOPBACK}
