@@ -1,8 +1,8 @@
-"""Who may ask, how often and how much. Everybody but /health shows BASIC_AUTH_USER and BASIC_AUTH_PASS.
+"""Authentication, rate limits and body limits. Every path but /health requires Basic auth.
 
-Label Studio's webhook cannot send them: it shows a secret header instead. "Start Training" comes to /webhook
-by another way, which sends Basic auth and no secret. Without these the backend does not start, unless
-OPEN_ACCESS says so, and then it listens on this machine alone.
+Label Studio's webhook cannot send Basic auth: it sends a secret header instead. "Start Training" reaches
+/webhook with Basic auth and no secret. Without credentials the backend does not start, unless OPEN_ACCESS is
+set; it then listens on loopback only.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from backend.settings import Settings
 OPEN_PATHS = frozenset({"/health"})
 WEBHOOK_PATH = "/webhook"
 FAILURES_PER_MINUTE = 30
-"""Wrong passwords and secrets of one address, before it has to wait."""
+"""Wrong passwords and secrets per address, before it must wait."""
 MAX_REQUEST_BYTES = 512 * 2**20
-"""A batch carries every task with its annotations, masks and all."""
+"""A batch contains every task with its annotations, including masks."""
 PATH_MAX_BYTES = {"/setup": 16 * 2**20, WEBHOOK_PATH: 128 * 2**20}
-"""An annotation comes with each mask twice."""
+"""An annotation event contains each mask twice."""
 UNPROVEN_MAX_BYTES = 2**20
-"""Of a body that is read before who sends it has shown anything."""
+"""Limit of a body that is read before authentication."""
 CROSS_SITE = frozenset({"cross-site", "same-site"})
 
 logger = logging.getLogger(__name__)
 
 
 def require_secrets(settings: Settings) -> None:
-    """Checks before anything starts that callers have something to show.
+    """Checks at start that credentials are configured.
 
     Raises:
-        SettingsError: they do not, and OPEN_ACCESS does not allow it, or HOST lets others in.
+        SettingsError: they are missing without OPEN_ACCESS, or HOST accepts other machines.
     """
     missing = []
     if not (settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()):
@@ -52,22 +52,22 @@ def require_secrets(settings: Settings) -> None:
     names = " and ".join(missing)
     if not settings.open_access:
         raise SettingsError(
-            f"set {names}, so that not everybody may use the backend (sspsam secrets makes some), or "
-            "OPEN_ACCESS=true where everybody on this machine may"
+            f"set {names} to restrict access (sspsam secrets generates them), or OPEN_ACCESS=true to let "
+            "everyone on this machine in"
         )
     if not is_loopback(settings.host):
         raise SettingsError(
-            f"HOST={settings.host} lets other machines in, and OPEN_ACCESS is for this machine alone: "
-            f"set {names}"
+            f"HOST={settings.host} accepts connections from other machines, but OPEN_ACCESS is for this "
+            f"machine only: set {names}"
         )
-    logger.warning("OPEN_ACCESS: without %s everybody on this machine may use the backend", names)
+    logger.warning("OPEN_ACCESS: without %s, everyone on this machine has access to the backend", names)
 
 
 class Gate:
-    """Lets requests pass. Safe to share between threads.
+    """Admits or refuses requests. Thread-safe.
 
     Args:
-        settings: What callers have to show, and how often one address may ask.
+        settings: Credentials and rate limits.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,12 +77,12 @@ class Gate:
         self._failures = RateLimitItemPerMinute(FAILURES_PER_MINUTE)
 
     def check(self, request: Request) -> None:
-        """Lets a request pass.
+        """Checks a request.
 
         Raises:
-            AccessError: it does not show that it may.
-            TooManyRequestsError: its address asks too often, or was wrong too often.
-            RequestError: a page of another site sends it, from somebody's browser.
+            AccessError: it is not authenticated.
+            TooManyRequestsError: its address sent too many requests or wrong passwords.
+            RequestError: another site sent it through a user's browser.
         """
         request.max_content_length = PATH_MAX_BYTES.get(request.path, MAX_REQUEST_BYTES)
         if request.path in OPEN_PATHS:
@@ -98,14 +98,14 @@ class Gate:
             self._limiter.hit(self._failures, "failures", caller)
             raise
         if request.method != "GET" and request.headers.get("Sec-Fetch-Site") in CROSS_SITE:
-            raise RequestError("a page of another site may not ask for this")
+            raise RequestError("requests from pages of other sites are refused")
 
 
 def check_access(request: Request, settings: Settings) -> None:
-    """Looks at what a request shows.
+    """Checks a request's credentials.
 
     Raises:
-        AccessError: it does not show that it may.
+        AccessError: they are missing or wrong.
     """
     if request.path == WEBHOOK_PATH and _shows_secret(request, settings):
         return
@@ -117,7 +117,7 @@ def check_access(request: Request, settings: Settings) -> None:
 
 
 def _check_start_training(request: Request) -> None:
-    """Without Basic auth, "Start Training" has nothing to show; it only makes the worker think about it."""
+    """Without Basic auth, "Start Training" has no credentials; it only makes the worker check its policy."""
     if (request.content_length or 0) > UNPROVEN_MAX_BYTES:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}")
     try:
@@ -142,5 +142,5 @@ def _shows_password(request: Request, expected: tuple[str, str]) -> bool:
 
 
 def _same(given: str | None, expected: str) -> bool:
-    """Compares in a time that does not tell how much of it is right."""
+    """Compares in constant time."""
     return hmac.compare_digest((given or "").encode(), expected.encode())

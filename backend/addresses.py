@@ -1,4 +1,4 @@
-"""Network addresses: which are never connected to, and which are public."""
+"""Network addresses: blocked ones and public ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 NEVER = {
     "0.0.0.0/8": "no address",
     "::/128": "no address",
-    "169.254.0.0/16": "link-local, where clouds keep their machines' credentials",
+    "169.254.0.0/16": "link-local, used for cloud credentials",
     "fe80::/10": "link-local",
     "100.100.100.200/32": "a cloud's metadata service",  # Alibaba
     "168.63.129.16/32": "a cloud's metadata service",  # Azure
@@ -19,23 +19,23 @@ NEVER = {
     "ff00::/8": "multicast",
     "255.255.255.255/32": "broadcast",
 }
-"""Network -> what it is. Nobody keeps pictures there, also where an operator names the host."""
+"""Network -> description. These addresses never serve images, even if an operator lists their host."""
 _NEVER = {ip_network(network): what for network, what in NEVER.items()}
 _NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
 
 
 def refusal(address: str, public_only: bool) -> str:
-    """Says what speaks against connecting to an address.
+    """Returns why an address must not be contacted.
 
     Args:
-        address: IPv4 or IPv6, as text; a zone (`%eth0`) is left out.
-        public_only: Whether private, loopback and reserved ones are refused as well.
+        address: IPv4 or IPv6, as text; a zone (`%eth0`) is ignored.
+        public_only: Also refuse private, loopback and reserved addresses.
 
     Returns:
-        What kind of address it is; empty when nothing speaks against it.
+        The kind of address; empty if it is allowed.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: not an IP address.
     """
     for meant in _meanings(ip_address(address.partition("%")[0])):
         for network, what in _NEVER.items():
@@ -47,7 +47,7 @@ def refusal(address: str, public_only: bool) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address to listen on is reached from this machine alone."""
+    """Whether a name or listening address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -57,7 +57,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _meanings(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    """The address, and the IPv4 addresses that it carries in one of IPv6's ways to do so."""
+    """The address itself, and any IPv4 address embedded in it."""
     yield address
     if isinstance(address, IPv4Address):
         return

@@ -1,4 +1,4 @@
-"""Connects a Label Studio project to this backend. Everything can be done again without harm."""
+"""Connects a Label Studio project to this backend. Idempotent."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from backend.labelstudio.config import LabelingConfig
 
 TITLE = "SSP-SAM Assist"
 EMPTY_CONFIG = "<View></View>"
-"""What Label Studio gives a new project."""
+"""Labeling config of a new project."""
 WEBHOOK_WAIT_S = 5.0
-"""How long a webhook may take; Label Studio gives it 1 s, after waiting for its own queue."""
+"""Time allowed for a webhook; Label Studio gives it 1 s, after its own queue."""
 WEBHOOK_POLL_S = 0.2
 BACKEND_TIMEOUT_S = 3.0
 
 
 def check_project(client: LabelStudioClient, project_id: int, backend_url: str) -> list[str]:
-    """Says what is missing for a project to work with this backend; changes nothing.
+    """Reports what a project lacks to work with this backend; changes nothing.
 
     Raises:
-        LabelStudioError: Label Studio cannot be asked.
+        LabelStudioError: Label Studio cannot be queried.
     """
     project = client.project(project_id)
     missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config_of(project).missing()]
     backends = client.ml_backends(project_id)
     if _asks_unasked(project, backends):
-        missing.append("the project shows predictions to annotators: every opened task asks the model")
+        missing.append(
+            "the project shows predictions to annotators: every opened task sends a request to the model"
+        )
     backend = _of_url(backends, backend_url)
     if backend is None:
         missing.append(f"no ML backend at {backend_url}")
@@ -57,38 +59,38 @@ def connect_project(
     show_diff: Callable[[str], None] = lambda diff: None,
     may_change_config: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Makes a project work with this backend: labeling config, ML backend, webhook.
+    """Configures a project for this backend: labeling config, ML backend, webhook.
 
     Args:
-        client: With a key that may change the project.
-        project_id: Which one.
-        backend_url: As Label Studio reaches it.
-        webhook_secret: What the webhook is to show in X-ML-Secret.
-        basic_auth: What Label Studio has to send with each call but the webhook's.
-        show_diff: Shown what changes in the labeling config, before it does.
-        may_change_config: Whether a labeling config that lacks parts may get them. A new project's empty
-            config becomes the recommended one without asking.
+        client: Its API key must be allowed to change the project.
+        project_id: ID of the project.
+        backend_url: URL at which Label Studio reaches the backend.
+        webhook_secret: Value of the webhook's X-ML-Secret header.
+        basic_auth: Credentials that Label Studio sends with every call except webhooks.
+        show_diff: Called with changes of the labeling config before they are made.
+        may_change_config: Whether missing parts may be added to the labeling config. An empty config of a new
+            project is replaced by the recommended one without asking.
 
     Returns:
-        What was done, a line each.
+        What was done, one line each.
 
     Raises:
-        LabelingConfigError: needed tags are missing, and the config may not be changed.
-        LabelStudioBlocksError: its settings forbid the backend's address.
-        LabelStudioError: Label Studio does not answer, refuses the key, or cannot reach the backend.
+        LabelingConfigError: required tags are missing, and the config may not be changed.
+        LabelStudioBlocksError: its settings block the backend's address.
+        LabelStudioError: Label Studio does not respond, refuses the key, or cannot reach the backend.
     """
     project = client.project(project_id)
     done = _set_config(client, project, show_diff, may_change_config)
     if _asks_unasked(project, client.ml_backends(project_id)):
         client.update_project(project_id, show_collab_predictions=False)
-        done.append("predictions are not shown to annotators any more: the model is asked by phrase alone")
+        done.append("predictions are no longer shown to annotators: only phrases send requests to the model")
     done.append(_connect_backend(client, project_id, backend_url, basic_auth))
     done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
     return done
 
 
 def _asks_unasked(project: dict[str, Any], backends: list[dict[str, Any]]) -> bool:
-    """Whether opening a task asks the model; what it has predicted before, as a version's, may be shown."""
+    """Whether opening a task sends a request to the model; stored predictions of a version may be shown."""
     live = {None, "", *(backend.get("title") for backend in backends)}
     return bool(project.get("show_collab_predictions")) and project.get("model_version") in live
 
@@ -110,15 +112,15 @@ def probe_webhook(
     basic_auth: tuple[str, str] | None = None,
     wait_s: float = WEBHOOK_WAIT_S,
 ) -> str:
-    """Has Label Studio call the project's webhook, and looks whether that arrives at the backend.
+    """Triggers the project's webhook in Label Studio and checks whether it arrives.
 
-    The title of the project is set to what it is: an event, and no change.
+    Writing the unchanged title back to the project triggers an event.
 
     Returns:
-        What was found, a line. That it cannot be told is no error: the backend may answer Label Studio only.
+        The result, one line. An unreachable backend is no error: it may be reachable from Label Studio only.
 
     Raises:
-        LabelStudioError: Label Studio cannot be asked.
+        LabelStudioError: Label Studio cannot be queried.
     """
 
     def last_event() -> str:
@@ -137,28 +139,27 @@ def probe_webhook(
         until_s = time.monotonic() + wait_s
         while time.monotonic() < until_s:
             if last_event() != before:
-                return "a webhook event has arrived"
+                return "a webhook event arrived"
             time.sleep(WEBHOOK_POLL_S)
     except (requests.RequestException, ValueError, KeyError) as error:
-        return (
-            f"whether webhook events arrive cannot be told from here: {backend_url} ({type(error).__name__})"
-        )
+        return f"cannot verify webhook events from this machine: {backend_url} ({type(error).__name__})"
     return (
-        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: only the schedule finds "
-        "corrections. Start Label Studio with SSRF_PROTECTION_ENABLED=false, without which it drops "
-        "webhooks to private addresses and says so only in its log; WEBHOOK_SECRET must be the backend's"
+        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: corrections are found only "
+        "by the schedule. Start Label Studio with SSRF_PROTECTION_ENABLED=false; otherwise it drops "
+        "webhooks to private addresses and reports it only in its log. WEBHOOK_SECRET must equal the "
+        "backend's"
     )
 
 
 def _why(client: LabelStudioClient, backend: dict[str, Any]) -> str:
-    """Why Label Studio cannot use a backend; its record does not tell that its own settings forbid it."""
+    """Why Label Studio cannot use a backend; its own record does not mention blocking settings."""
     try:
         client.ml_backend_versions(int(backend["id"]))
     except LabelStudioBlocksError as error:
         return str(error)
     except LabelStudioError:
         pass
-    return str(backend.get("error_message") or "it does not answer Label Studio at this address")
+    return str(backend.get("error_message") or "it does not respond to Label Studio at this address")
 
 
 def _set_config(
@@ -171,19 +172,19 @@ def _set_config(
     config = LabelingConfig.parse(before)
     missing = config.missing()
     if not missing:
-        return ["the labeling config has all that is used"]
+        return ["the labeling config is complete"]
     after = completed_config(before)
     show_diff(config_diff(before, after))
     if config.has_names and not may_change_config():
         needed = [tag for tag in missing if tag.required]
         if not needed:
-            return [f"the labeling config stays as it is: {tag.reason}" for tag in missing]
+            return [f"the labeling config is unchanged: {tag.reason}" for tag in missing]
         reasons, additions = "; ".join(tag.reason for tag in needed), "\n".join(tag.xml for tag in needed)
         raise LabelingConfigError(f"labeling config of project {project['id']}: {reasons}. Add:\n{additions}")
     client.update_project(int(project["id"]), label_config=after)
     if not config.has_names:
-        return ["the project has the recommended labeling config now"]
-    return [f"the labeling config has a part more now: {tag.xml}" for tag in missing]
+        return ["the project now has the recommended labeling config"]
+    return [f"added to the labeling config: {tag.xml}" for tag in missing]
 
 
 def _connect_backend(
@@ -192,13 +193,13 @@ def _connect_backend(
     record = _of_url(client.ml_backends(project_id), url)
     if record is None:
         client.connect_ml_backend(project_id, url, TITLE, basic_auth)
-        return f"the backend at {url} is connected"
+        return f"connected the backend at {url}"
     client.update_ml_backend(record, url, TITLE, basic_auth)
-    return f"the backend at {url} was connected before; its record is up to date"
+    return f"the backend at {url} was already connected; its record is up to date"
 
 
 def _connect_webhook(client: LabelStudioClient, project_id: int, backend_url: str, secret: str) -> str:
-    """Gives the webhook that Label Studio makes with a backend its secret; makes it if it is gone."""
+    """Sets the secret of the webhook that Label Studio creates with a backend; creates a missing one."""
     url = _webhook_url(backend_url)
     headers = {WEBHOOK_SECRET_HEADER: secret} if secret else {}
     record = _of_url(client.webhooks(project_id), url)
@@ -206,7 +207,7 @@ def _connect_webhook(client: LabelStudioClient, project_id: int, backend_url: st
         client.create_webhook(project_id, url, headers)
         return f"a webhook sends corrections to {url}"
     client.update_webhook(int(record["id"]), headers)
-    return f"the webhook to {url} is active{' and shows the secret' if secret else ''}"
+    return f"the webhook to {url} is active{' and sends the secret' if secret else ''}"
 
 
 def _webhook_url(backend_url: str) -> str:

@@ -1,4 +1,4 @@
-"""Image embeddings at hand: in memory, bounded in bytes, and on the disk that backends and workers share."""
+"""Cache of image embeddings: in memory, bounded in bytes, and on the disk shared by backends and workers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sspsam.embedding_files import EmbeddingFiles
 
 Source = Literal["memory", "disk", "encoder"]
-"""Where an embedding came from."""
+"""Source of an embedding."""
 
 
 class Storable(Protocol):
-    """Something that knows how much memory it takes, and how it is written down."""
+    """An item with a known memory size and a serialised form."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddingCache(Generic[Item]):
-    """Keeps what was used last. Safe to share between threads.
+    """LRU cache. Thread-safe.
 
     Args:
-        max_bytes: Of all items in memory together; an item larger than this is not kept there.
-        folder: Where they are kept on disk; None keeps them in memory alone.
-        max_disk_bytes: Of all files in the folder; None does not bound them.
+        max_bytes: Limit of all items in memory; larger items are not cached there.
+        folder: Folder of the disk cache; None for memory only.
+        max_disk_bytes: Limit of all files in the folder; None for no limit.
     """
 
     def __init__(self, max_bytes: int, folder: Path | None = None, max_disk_bytes: int | None = None) -> None:
@@ -52,15 +52,15 @@ class EmbeddingCache(Generic[Item]):
         self._from_tensors: Callable[[Mapping[str, Tensor]], Item] | None = None
 
     def __len__(self) -> int:
-        """How many are in memory."""
+        """Number of items in memory."""
         return len(self._items)
 
     def open_files(self, encoders_digest: str, from_tensors: Callable[[Mapping[str, Tensor]], Item]) -> None:
-        """Finds and keeps items on disk as well, from now on, if there is a folder for it.
+        """Enables the disk cache, if there is a folder for it.
 
         Args:
-            encoders_digest: Of what makes the items.
-            from_tensors: The inverse of `to_tensors`.
+            encoders_digest: Digest of the encoders that produce the items.
+            from_tensors: Inverse of `to_tensors`.
         """
         if self.folder is not None:
             from sspsam.embedding_files import EmbeddingFiles
@@ -69,14 +69,14 @@ class EmbeddingCache(Generic[Item]):
             self._from_tensors = from_tensors
 
     def get(self, key: str) -> Item | None:
-        """What is in memory."""
+        """Returns an item from memory."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
             return self._items.get(key)
 
     def find(self, key: str) -> tuple[Item, Source] | None:
-        """What is in memory or on disk, and where it was; what was on disk is in memory from now on."""
+        """Returns an item from memory or disk, and its source; an item from disk is then cached in memory."""
         item = self.get(key)
         if item is not None:
             return item, "memory"
@@ -88,13 +88,13 @@ class EmbeddingCache(Generic[Item]):
         try:
             item = self._from_tensors(tensors)
         except (KeyError, ValueError) as error:
-            logger.warning("what is kept of %s cannot be used: %r", key, error)
+            logger.warning("cannot use the cached item %s: %r", key, error)
             return None
         self._remember(key, item)
         return item, "disk"
 
     def put(self, key: str, item: Item) -> None:
-        """Keeps an item in memory and, where there is one, on disk."""
+        """Stores an item in memory and, if enabled, on disk."""
         self._remember(key, item)
         if self._files is not None:
             self._files.keep(key, item.to_tensors())

@@ -1,5 +1,5 @@
-"""The model in service: loaded in the background, shared by callers (`backend.sharing`), its weights always
-those of the version that is to serve.
+"""The serving model: loaded in the background, shared by callers (`backend.sharing`), with the weights of
+the current version.
 """
 
 from __future__ import annotations
@@ -39,51 +39,51 @@ if TYPE_CHECKING:
 State = Literal["loading", "ready", "failed"]
 
 LOAD_WAIT_S = 60.0
-"""How long a request waits for a model that is still loading; Label Studio waits 100 s."""
+"""Time that a request waits for a loading model; Label Studio waits 100 s."""
 STORE_WAIT_S = 2.0
-"""How long `start` waits to know which version is to serve: the store may be far away, or down."""
+"""Time that `start` waits for the current version: the store may be remote, or down."""
 POLL_S = 1.0
-"""How often the version store is read, in case a message was lost."""
-_MESSAGE_WAIT_S = 0.1  # how long `stop` may have to wait
+"""Polling interval of the version store, for lost messages."""
+_MESSAGE_WAIT_S = 0.1  # upper bound of the wait in `stop`
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one version of the model says about one picture."""
+    """Answers of one model version for one image."""
 
     version: str
     referents: Sequence[Referent | PhraseRefusedError]
-    """One for each phrase, in order."""
+    """One per phrase, in order."""
 
 
 @dataclass
 class EngineStatus:
-    """What the start page and the metrics show."""
+    """Status for the start page and the metrics."""
 
     state: State
     version: str
-    """Whose weights serve; while loading, whose weights will."""
+    """Serving version; while loading, the version being loaded."""
     error: str = ""
     """Why there is no model."""
     device: str = ""
-    """What the model runs on; empty while it is not known."""
+    """Device of the model; empty until known."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Versions that were to serve and could not be loaded -> why."""
+    """Promoted versions that could not be loaded -> reason."""
 
 
 class Engine:
-    """Owns the predictor. Making one loads nothing; `start` does, in the background.
+    """Owns the predictor. The constructor loads nothing; `start` does, in the background.
 
     Args:
         load_predictor: Loads the preset with its base weights; called once, in another thread.
-        versions: Where fine-tuned weights come from, and which of them serve.
-        embeddings: In memory shared with nobody else, on disk with everybody.
-        redis: Where new versions are announced; without one, the store is read every poll_s.
-        metrics: Counts swaps, batches, refusals and where embeddings came from.
+        versions: Store of fine-tuned weights and of the current version.
+        embeddings: Cache of embeddings; its disk part is shared with other processes.
+        redis: Announces new versions; without it, the store is polled every poll_s.
+        metrics: Counts swaps, batches, refusals and sources of embeddings.
         options: How requests share the model.
-        poll_s: How often the store is read.
+        poll_s: Polling interval of the store.
     """
 
     def __init__(
@@ -109,36 +109,36 @@ class Engine:
         self._error = ""
         self._refused: dict[str, str] = {}
         self._expected = self._version
-        self._read_store = Event()  # set when it is known which version is to serve first
-        self._loaded = Event()  # set when loading has ended, well or not
+        self._read_store = Event()  # set when the first version to serve is known
+        self._loaded = Event()  # set when loading has finished or failed
         self._stopped = Event()
         self._swap_lock = Lock()
         self._threads: list[Thread] = []
 
     def start(self) -> None:
-        """Begins to load the model, and to follow the version store."""
+        """Starts loading the model and following the version store."""
         if not self._threads:
             self._start_thread("loading", self._start_up)
             self._read_store.wait(STORE_WAIT_S)
 
     def stop(self) -> None:
-        """Ends the threads, after what they are at; who still waits is told so."""
+        """Stops the threads after their current work; waiting requests get an error."""
         self._stopped.set()
         self._model.stop()
         for thread in list(self._threads):
             thread.join(timeout=2 * self._poll_s)
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until loading has ended, well or not; returns whether it has."""
+        """Waits until loading has finished or failed; returns whether it has."""
         return self._loaded.wait(timeout_s)
 
     @property
     def version(self) -> str:
-        """The version that serves; before the model is loaded, the one that is to."""
+        """The serving version; before the model is loaded, the one being loaded."""
         return self.status().version
 
     def status(self) -> EngineStatus:
-        """Says how things are; never waits for the model."""
+        """Returns the status; never waits for the model."""
         if self._loaded.is_set():
             state: State = "failed" if self._predictor is None else "ready"
             device = str(getattr(self._predictor, "device", ""))
@@ -146,24 +146,24 @@ class Engine:
         return EngineStatus("loading", self._expected)
 
     def waiting(self) -> dict[str, int]:
-        """What for -> how many wait for it."""
+        """Queue -> number of waiting requests."""
         return self._model.waiting()
 
     def predict(
         self, image_key: str, read_image: ReadImage, phrases: Sequence[str], caller: Caller = NOBODY
     ) -> Answer:
-        """Segments what phrases refer to in a picture.
+        """Segments the referents of phrases in an image.
 
         Args:
-            image_key: Names the picture's content, such as its sha256.
-            read_image: Gives the pixels; called, in another thread, only when the embedding is not at hand.
+            image_key: Identifies the image's content, such as its sha256.
+            read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
             phrases: Referring expressions.
-            caller: For whom.
+            caller: Identifies the requester, for fairness.
 
         Raises:
             ModelUnavailableError: no model, or it is still loading after LOAD_WAIT_S.
-            ModelBusyError: too many wait already.
-            TooLateError: its turn came after the caller had stopped waiting.
+            ModelBusyError: the queue is full.
+            TooLateError: the caller timed out before its turn.
         """
         self._require_model(caller)
         refusals = {phrase: _refusal(phrase) for phrase in phrases}
@@ -184,7 +184,7 @@ class Engine:
         clicks: Clicks,
         caller: Caller = NOBODY,
     ) -> Answer:
-        """Segments what a person points at: with a phrase, what it refers to; with an empty one, SAM alone.
+        """Segments with clicks: the referent of a phrase, or plain SAM for an empty phrase.
 
         Args:
             image_key: As for `predict`.
@@ -195,7 +195,7 @@ class Engine:
 
         Raises:
             ModelUnavailableError: as for `predict`.
-            PhraseRefusedError: the model cannot read the phrase.
+            PhraseRefusedError: the model cannot process the phrase.
         """
         self._require_model(caller)
         refusal = _refusal(phrase) if phrase else None
@@ -204,7 +204,7 @@ class Engine:
         return Answer(*self._model.ask(image_key, read_image, [Asked(phrase, clicks)], caller))
 
     def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> Source:
-        """Makes sure that a picture's embedding is at hand; returns where it was.
+        """Makes sure that an image's embedding is cached; returns its source.
 
         Raises:
             ModelUnavailableError: as for `predict`.
@@ -215,7 +215,7 @@ class Engine:
     def describe(
         self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY
     ) -> npt.NDArray[np.float32]:
-        """What a picture can be compared with others by: (D,).
+        """Descriptor for comparing images: (D,).
 
         Raises:
             ModelUnavailableError: as for `predict`.
@@ -224,14 +224,14 @@ class Engine:
         return self._model.embedding(image_key, read_image, caller)[0].descriptor
 
     def prefetch(self, find_image: FindImage) -> None:
-        """Embeds a picture in the background, if there is a model and not much else to embed."""
+        """Embeds an image in the background, if there is a model and the encoder is not busy."""
         if self.status().state == "ready":
             self._model.prefetch(find_image)
 
     def refresh(self) -> None:
-        """Makes the store's current version serve, if it does not yet.
+        """Loads the store's current version, unless it already serves.
 
-        A version that cannot be loaded is noted, and the one in service stays.
+        A version that cannot be loaded is recorded, and the serving version stays.
         """
         with self._swap_lock:
             wanted = self._wanted()
@@ -239,10 +239,12 @@ class Engine:
                 return
             try:
                 self._swap(wanted)
-            except UnreachableStoreError as error:  # the version may be good: again at the next look
-                logger.warning("version %s cannot be fetched; %s serves on: %s", wanted, self._version, error)
-            except Exception as error:  # whatever it is, what serves must go on serving
-                logger.exception("version %s cannot be loaded; %s serves on", wanted, self._version)
+            except UnreachableStoreError as error:  # the version may be good: retry at the next poll
+                logger.warning(
+                    "cannot fetch version %s; %s stays in service: %s", wanted, self._version, error
+                )
+            except Exception as error:  # whatever the error, the serving version must stay
+                logger.exception("cannot load version %s; %s stays in service", wanted, self._version)
                 self._refused[wanted] = str(error)
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
@@ -251,13 +253,13 @@ class Engine:
         thread.start()
 
     def _start_up(self) -> None:
-        """Loads the model. Loading splits operations over cores, so its thread must end (`sspsam.cores`)."""
+        """Loads the model. Loading uses all cores, so its thread must end (`sspsam.cores`)."""
         try:
             self._expected = self._wanted()
             self._read_store.set()
             self._load()
-        except Exception as error:  # shown to whoever asks for a mask, and on the start page
-            logger.exception("the model cannot be loaded")
+        except Exception as error:  # shown to annotators, and on the start page
+            logger.exception("cannot load the model")
             self._error = f"{type(error).__name__}: {error}"
             self._loaded.set()
             return
@@ -274,19 +276,19 @@ class Engine:
         self._model.start(predictor, self._version)
         self._predictor = predictor
         self.refresh()
-        logger.info("%s serves, loaded in %.1f s", self._version, time.monotonic() - since_s)
+        logger.info("serving %s, loaded in %.1f s", self._version, time.monotonic() - since_s)
 
     def _swap(self, version: str) -> None:
         self._model.swap(self._versions.load(version) or self._base_state, version)
         self._version = version
-        logger.info("%s serves from now on", version)
+        logger.info("now serving %s", version)
         self._metrics.swaps.inc()
 
     def _wanted(self) -> str:
         try:
             return self._versions.current()
         except (VersionError, OSError):
-            logger.exception("the version store cannot be read")
+            logger.exception("cannot read the version store")
             return self._version
 
     def _follow_versions(self) -> None:
@@ -294,15 +296,17 @@ class Engine:
         while not self._stopped.is_set():
             try:
                 self._listen()
-            except Exception as error:  # Redis away, or its connection broken: the store tells as well
+            except (
+                Exception
+            ) as error:  # Redis unavailable or connection lost: polling finds new versions as well
                 if reason != type(error).__name__:
                     reason = type(error).__name__
-                    logger.warning("no news of versions from Redis (%s): reading the store", reason)
+                    logger.warning("no version messages from Redis (%s): polling the store", reason)
                 self._stopped.wait(self._poll_s)
                 self.refresh()
 
     def _listen(self) -> None:
-        """Refreshes at each message about versions, and every poll_s; returns when stopped."""
+        """Refreshes on each version message and every poll_s; returns when stopped."""
         if self._redis is None:
             self._stopped.wait(self._poll_s)
             self.refresh()
@@ -312,17 +316,17 @@ class Engine:
             due_s = 0.0
             while not self._stopped.is_set():
                 if messages.get_message(timeout=_MESSAGE_WAIT_S) is not None:
-                    self._refused.clear()  # somebody promoted: what failed may be mended
+                    self._refused.clear()  # a new promotion: versions that failed may work now
                     due_s = 0.0
                 if time.monotonic() >= due_s:
                     self.refresh()
                     due_s = time.monotonic() + self._poll_s
 
     def _require_model(self, caller: Caller) -> None:
-        """Waits for the model while it is loading.
+        """Waits for a loading model.
 
         Raises:
-            ModelUnavailableError: it still is, or could not be loaded.
+            ModelUnavailableError: it is still loading, or could not be loaded.
         """
         if not self._loaded.wait(min(LOAD_WAIT_S, caller.left_s)):
             raise ModelUnavailableError("the model is still loading: try again in a minute")

@@ -1,58 +1,58 @@
-"""What can go wrong, named by what the caller can do about it.
+"""Errors, grouped by what the caller can do about them.
 
     BackendError
-        RequestError              the request is not one of Label Studio's: send another (400)
-            AccessError           it carries the wrong name, password or secret (401)
-            TooManyRequestsError  its address asks too often: wait a minute (429)
+        RequestError              not a request that Label Studio sends: change it (400)
+            AccessError           wrong name, password or secret (401)
+            TooManyRequestsError  too many requests from this address: wait a minute (429)
         LabelingConfigError       the project's labeling config lacks a tag: change the config (422)
         ImageError                the task's image cannot be used: change the task or its file (502)
-            ImageMissingError     the task names no image, or one that we never fetch
-            ImageFetchError       its server does not give it to us now: try again
-            ImageFormatError      the file is no image, or too large a one
+            ImageMissingError     the task has no image, or one at a forbidden address
+            ImageFetchError       the image's server fails: try again
+            ImageFormatError      not an image, or too large
         PhraseRefusedError        the phrase is empty or too long: type another (422)
-        ModelUnavailableError     no model to ask: wait, or see the start page (503)
-            ModelBusyError        too many ask at once: try again in a moment
-            TooLateError          who asked has stopped waiting by now: ask again
-        QueueUnavailableError     Redis does not answer: start it (503)
-        PrelabelError             what is asked of a whole project cannot be done: ask otherwise
-        ExportError               labels cannot be written there: name another place
-        SettingsError             the environment holds something that it cannot mean: change it
-        LabelStudioError          Label Studio does not do what we asked (502)
-            LabelStudioUnavailable    it cannot be reached: start it, or set LABEL_STUDIO_URL
-            LabelStudioUnauthorized   it refuses our key: set LABEL_STUDIO_API_KEY
-            LabelStudioNotFound       it has no such thing
-            LabelStudioBlocksError    its settings forbid our address: set ML_BLOCK_LOCAL_IP there
+        ModelUnavailableError     no model: wait, or see the start page (503)
+            ModelBusyError        too many requests: try again in a moment
+            TooLateError          the caller has timed out: ask again
+        QueueUnavailableError     Redis does not respond: start it (503)
+        PrelabelError             invalid request for a whole project: change it
+        ExportError               the output cannot be written: choose another path
+        SettingsError             an environment variable has an invalid value: change it
+        LabelStudioError          Label Studio refused or failed (502)
+            LabelStudioUnavailable    unreachable: start it, or set LABEL_STUDIO_URL
+            LabelStudioUnauthorized   the API key is refused: set LABEL_STUDIO_API_KEY
+            LabelStudioNotFound       no such object
+            LabelStudioBlocksError    its settings block the backend's address: set ML_BLOCK_LOCAL_IP there
 
-Every message is one that an annotator may read: it says what to do, and holds no secret.
+Every message may be shown to annotators: it says what to do, and contains no secret.
 """
 
 
 class BackendError(Exception):
-    """Something that the service reports to whom it concerns; see the tree in the module's docstring."""
+    """Base of all errors that are reported to callers; see the module's docstring."""
 
     status = 500
 
 
 class RequestError(BackendError):
-    """The request lacks something, or holds something else than Label Studio sends."""
+    """The request is incomplete, or not in Label Studio's format."""
 
     status = 400
 
 
 class AccessError(RequestError):
-    """Who asks has not shown that they may."""
+    """The caller is not authenticated."""
 
     status = 401
 
 
 class TooManyRequestsError(RequestError):
-    """Who asks has asked, or guessed, too often."""
+    """Too many requests or failed logins from the caller's address."""
 
     status = 429
 
 
 class LabelingConfigError(BackendError):
-    """The labeling config is not XML, or lacks a tag that we need."""
+    """The labeling config is not XML, or lacks a required tag."""
 
     status = 422
 
@@ -64,23 +64,23 @@ class ImageError(BackendError):
 
 
 class ImageMissingError(ImageError):
-    """The task has no image, or one at an address that is never fetched."""
+    """The task has no image, or one at a forbidden address."""
 
     status = 422
 
 
 class ImageFetchError(ImageError):
-    """The image's server did not give it to us."""
+    """The image's server did not deliver it."""
 
 
 class ImageFormatError(ImageError):
-    """The file is not an image, or is larger than we read."""
+    """The file is not an image, or is too large."""
 
     status = 422
 
 
 class PhraseRefusedError(BackendError):
-    """A phrase that the model cannot read."""
+    """The model cannot process the phrase."""
 
     status = 422
 
@@ -92,31 +92,31 @@ class ModelUnavailableError(BackendError):
 
 
 class ModelBusyError(ModelUnavailableError):
-    """More requests wait for the model than may."""
+    """The model's queue is full."""
 
 
 class TooLateError(ModelUnavailableError):
-    """The answer would have come after its caller had stopped waiting: it was not computed."""
+    """The caller timed out before its turn; the answer was not computed."""
 
 
 class QueueUnavailableError(BackendError):
-    """Redis does not take a job."""
+    """Redis does not accept jobs."""
 
     status = 503
 
 
 class PrelabelError(BackendError, ValueError):
-    """What is to be looked for in a whole project cannot be."""
+    """Invalid phrases or labels for a whole project."""
 
     status = 422
 
 
 class ExportError(BackendError, ValueError):
-    """Labels cannot be written where they were to go."""
+    """The output path cannot be written."""
 
 
 class SettingsError(BackendError, ValueError):
-    """A variable of the environment cannot be read."""
+    """An environment variable has an invalid value."""
 
 
 class LabelStudioError(BackendError):
@@ -130,12 +130,12 @@ class LabelStudioUnavailable(LabelStudioError):
 
 
 class LabelStudioUnauthorized(LabelStudioError):
-    """Label Studio refuses our key."""
+    """Label Studio refuses the API key."""
 
 
 class LabelStudioNotFound(LabelStudioError):
-    """Label Studio has nothing under that id."""
+    """Label Studio has no object with this ID."""
 
 
 class LabelStudioBlocksError(LabelStudioError):
-    """Label Studio may not speak to the backend's address, as it is set up."""
+    """Label Studio's settings block the backend's address."""

@@ -1,7 +1,7 @@
-"""What Label Studio's webhook says -> jobs. Nothing is done here but to queue: an annotator's save waits.
+"""Webhook events to jobs. Events are only queued here, since an annotator's save waits for the response.
 
-An event is only a hint where to look. The worker reads the annotation again from Label Studio. So of a body
-that may hold megabytes of masks only ids are read.
+Events are only hints: the worker reads the annotation again from Label Studio. Therefore only IDs are read
+from a body, which may contain megabytes of masks.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _DECODER = msgspec.json.Decoder(_Event)
 
 
 def read_event(body: bytes) -> Mapping[str, object] | None:
-    """Reads what jobs need of a webhook's body, and skips the rest.
+    """Reads the fields that jobs need from a webhook's body, and skips the rest.
 
     Returns:
-        None for a body that is not as Label Studio writes events.
+        None for a body that is not an event of Label Studio.
     """
     try:
         event: Mapping[str, object] = _DECODER.decode(body)
@@ -72,7 +72,7 @@ def read_event(body: bytes) -> Mapping[str, object] | None:
 
 
 class EventQueue:
-    """Queues jobs for the worker, by name. Making one opens nothing.
+    """Queues jobs for the worker, by name. The constructor opens nothing.
 
     Args:
         redis: Connected lazily.
@@ -82,17 +82,17 @@ class EventQueue:
         self._redis = redis
 
     def handle(self, payload: object) -> list[str]:
-        """Queues what an event asks for.
+        """Queues the jobs of an event.
 
         Args:
             payload: The webhook's body.
 
         Returns:
-            Ids of the jobs; none for events that need no work.
+            IDs of the jobs; none for events that need no work.
 
         Raises:
             RequestError: the body lacks what its action needs.
-            QueueUnavailableError: Redis does not answer.
+            QueueUnavailableError: Redis does not respond.
         """
         if not isinstance(payload, Mapping) or not isinstance(payload.get("action"), str):
             raise RequestError("the body of /webhook needs an `action`")
@@ -104,14 +104,15 @@ class EventQueue:
             job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=RETRY)
         except RedisError as error:
             raise QueueUnavailableError(
-                f"Redis does not take jobs ({type(error).__name__}): is it running, and is REDIS_URL right?"
+                f"Redis does not accept jobs ({type(error).__name__}): check that it is running, and "
+                "REDIS_URL"
             ) from error
         logger.info("queued %s %s", name, kwargs)
         return str(job.id)
 
 
 def _jobs(action: str, payload: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The jobs, name and arguments, that an event asks for."""
+    """Jobs of an event: names and arguments."""
     if action in SAVED:
         return [_collect(payload, _object(payload, "annotation"))]
     if action == SAVED_MANY:

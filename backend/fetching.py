@@ -1,11 +1,11 @@
-"""Fetching over http and https from where others say: to which hosts, at which addresses, how much, how long.
+"""HTTP(S) downloads of untrusted URLs, with limits on hosts, addresses, size and time.
 
-What a task's data names is written by people whom nobody vouches for. So a URL is fetched only from Label
-Studio itself and from hosts that the operator names. A host's name is resolved once, its addresses are
-checked, and the connection goes to a checked address: a name that means another address a moment later gains
-nothing. Each redirect goes through the same. Proxies, cookies and .netrc are not used.
+Task data is untrusted. URLs are therefore fetched only from Label Studio and from hosts listed by the
+operator. A host name is resolved once, its addresses are checked, and the connection goes to a checked
+address, which defeats DNS rebinding. Each redirect is checked likewise. Proxies, cookies and .netrc are not
+used.
 
-Our key to Label Studio goes to Label Studio's origin and to no other.
+Label Studio's API key is sent to Label Studio's origin only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 ANY_PUBLIC_HOST = "*"
 LABEL_STUDIO_PATH = re.compile(r"/(data/(upload|local-files)|(tasks|projects)/\d+/[a-z-]+)/")
-"""Of the files that Label Studio gives out."""
+"""URL path of files that Label Studio serves."""
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port -> addresses, as text. Raises OSError."""
@@ -51,43 +51,43 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Target:
-    """A URL, read once: what is checked is what is asked."""
+    """A URL, parsed once: the checked URL is the requested one."""
 
     scheme: str
     host: str
-    """A name, or an address; IPv6 without brackets."""
+    """Host name or address; IPv6 without brackets."""
     port: int
     path: str
-    """With the query, percent-encoded."""
+    """Including the query, percent-encoded."""
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Reads a URL.
+        """Parses a URL.
 
         Raises:
-            ImageMissingError: it is not an http or https URL.
+            ImageMissingError: not an http or https URL.
         """
         try:
             parts = parse_url(url)
             scheme, host = parts.scheme or "", (parts.host or "").strip("[]").rstrip(".").lower()
             if scheme not in DEFAULT_PORTS or not host:
-                raise LocationParseError("no http or https URL with a host")
+                raise LocationParseError("not an http or https URL with a host")
             return cls(scheme, host, parts.port or DEFAULT_PORTS[scheme], parts.request_uri)
         except (LocationParseError, ValueError) as error:
             raise ImageMissingError(
-                "the task's image is not at such an address: only http and https are fetched"
+                "the task's image is at an unsupported address: only http and https are fetched"
             ) from error
 
     def follow(self, location: str) -> Target:
-        """Where a redirect from here leads.
+        """Target of a redirect from this URL.
 
         Raises:
-            ImageMissingError: to what is not an http or https URL.
+            ImageMissingError: the target is not an http or https URL.
         """
         try:
             return Target.parse(urljoin(f"{self.scheme}://{self.place}{self.path}", location))
         except ValueError as error:
-            raise ImageMissingError("the image's server redirects to what is no address") from error
+            raise ImageMissingError("the image's server redirects to an invalid address") from error
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -95,7 +95,7 @@ class Target:
 
     @property
     def place(self) -> str:
-        """The host, for messages: a path or a query may hold a secret."""
+        """The host, for messages: path and query may contain secrets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -104,7 +104,7 @@ class Target:
 class HostRule:
     """One entry of IMAGE_HOSTS: `host`, `host:port`, `*.domain`, or `*` for every host at public addresses.
 
-    Without a port, the port is the scheme's own.
+    Without a port, the scheme's default port applies.
     """
 
     host: str
@@ -112,10 +112,10 @@ class HostRule:
 
     @classmethod
     def parse(cls, text: str) -> HostRule:
-        """Reads an entry.
+        """Parses an entry.
 
         Raises:
-            ValueError: it is none.
+            ValueError: invalid syntax.
         """
         wildcard, rest = ("*.", text[2:]) if text.startswith("*.") else ("", text)
         if rest == ANY_PUBLIC_HOST:
@@ -134,20 +134,20 @@ class HostRule:
 
 
 def addresses_of(host: str, port: int) -> list[str]:
-    """Asks the system's resolver, once."""
+    """Resolves a host with the system's resolver."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Fetcher:
-    """Fetches what Label Studio's tasks name. Safe to share between threads. Making one opens nothing.
+    """Downloads images named by tasks. Thread-safe. The constructor opens nothing.
 
     Args:
-        client: Of the Label Studio whose files need our key; its origin is always allowed.
-        hosts: Which others are.
+        client: Label Studio, whose files need the API key; its origin is always allowed.
+        hosts: Other allowed hosts.
         max_bytes: Larger files are not read to the end.
-        timeout_s: For the whole of one fetch, redirects included.
-        resolve: In place of the system's resolver.
+        timeout_s: For a whole download, including redirects.
+        resolve: Replaces the system's resolver.
     """
 
     def __init__(
@@ -165,17 +165,17 @@ class Fetcher:
         self._resolve = resolve
 
     def is_label_studio(self, target: Target) -> bool:
-        """Whether a URL is on Label Studio's origin, so that it may see our key."""
+        """Whether a URL is on Label Studio's origin, and may receive the API key."""
         return target.origin == Target.parse(self._client.url).origin
 
     def fetch(self, url: str) -> bytes:
-        """Fetches a file.
+        """Downloads a file.
 
         Raises:
-            ImageMissingError: it is not at an address that we fetch.
-            ImageFetchError: its server does not give it.
-            ImageFormatError: it is larger than we read.
-            LabelStudioUnauthorized: Label Studio refuses our key.
+            ImageMissingError: its address is forbidden.
+            ImageFetchError: its server fails.
+            ImageFormatError: it is too large.
+            LabelStudioUnauthorized: Label Studio refuses the API key.
         """
         deadline_s = time.monotonic() + self._timeout_s
         try:
@@ -192,19 +192,20 @@ class Fetcher:
             if isinstance(answer, bytes):
                 return answer
             target = target.follow(answer.location)
-        raise ImageFetchError(f"the image's server {target.place} redirects without end")
+        raise ImageFetchError(f"the image's server {target.place} redirects too often")
 
     def _check_host(self, target: Target) -> bool:
-        """Whether its addresses must be public ones: the operator named the host, or only all public ones."""
+        """Whether its addresses must be public: not if the operator listed the host by name."""
         if self.is_label_studio(target):
             return False
         rules = [rule for rule in self._hosts if rule.allows(target)]
         if not rules:
             name = "IMAGE_HOSTS"
             if LABEL_STUDIO_PATH.search(target.path):
-                name += ", or set LABEL_STUDIO_HOST where that is Label Studio itself"
+                name += ", or set LABEL_STUDIO_HOST if that is Label Studio itself"
             raise ImageMissingError(
-                f"images are not fetched from {target.place}: whoever runs the backend can add it to {name}"
+                f"images are not fetched from {target.place}: the operator of the backend can add it to "
+                f"{name}"
             )
         return all(rule.host == ANY_PUBLIC_HOST for rule in rules)
 
@@ -233,14 +234,14 @@ class Fetcher:
                 with _ended_at(deadline_s, connection.sock), closing(connection):
                     connection.request("GET", target.path, headers=headers)
                     answer = self._read(connection.getresponse(), target, signed)
-            if time.monotonic() >= deadline_s:  # what is cut off there looks like an end
+            if time.monotonic() >= deadline_s:  # a truncated body looks like the end of the file
                 raise TimeoutError
             return answer
         except (OSError, HTTPException) as error:
             if time.monotonic() >= deadline_s:
                 raise ImageFetchError(f"the image did not arrive within {self._timeout_s:g} s") from error
             raise ImageFetchError(
-                f"the image's server {target.place} does not answer ({type(error).__name__})"
+                f"the image's server {target.place} does not respond ({type(error).__name__})"
             ) from error
 
     def _secured(self, raw: socket.socket, target: Target, deadline_s: float) -> socket.socket:
@@ -261,14 +262,14 @@ class Fetcher:
             return _Redirect(location)
         if signed and response.status in (401, 403):
             raise LabelStudioUnauthorized(
-                f"Label Studio refuses the backend's key ({response.status}): "
-                "whoever runs the backend must set LABEL_STUDIO_API_KEY"
+                f"Label Studio refuses the backend's key ({response.status}): the operator of the backend "
+                "must set LABEL_STUDIO_API_KEY"
             )
         if response.status != 200:
             raise ImageFetchError(f"the image's server {target.place} answers {response.status}")
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
             raise ImageFormatError(
-                f"the image's server {target.place} sends it packed, which was not asked for"
+                f"the image's server {target.place} sends a compressed response, which was not requested"
             )
         if (response.length or 0) > self._max_bytes:
             raise self._too_large()
@@ -278,7 +279,7 @@ class Fetcher:
             if len(data) > self._max_bytes:
                 raise self._too_large()
         if response.length:
-            raise HTTPException("the file is cut")
+            raise HTTPException("the file is truncated")
         return bytes(data)
 
     def _too_large(self) -> ImageFormatError:
@@ -291,7 +292,7 @@ class _Redirect:
 
 
 def _connect(addresses: Sequence[str], port: int, deadline_s: float) -> socket.socket:
-    """Connects to the first of the addresses that answers."""
+    """Connects to the first address that responds."""
     last: OSError = OSError("no address")
     for address in addresses:
         left_s = max(deadline_s - time.monotonic(), 0.001)
@@ -306,7 +307,7 @@ def _connect(addresses: Sequence[str], port: int, deadline_s: float) -> socket.s
 
 
 class _ended_at:
-    """Shuts a connection at a time, so that a server that sends a byte now and then holds nobody."""
+    """Closes a connection at a deadline, so that slow servers cannot hold threads."""
 
     def __init__(self, deadline_s: float, connection: socket.socket) -> None:
         self._connection = connection

@@ -1,11 +1,11 @@
-"""Fine-tunes, as the start page shows them: what the worker has left in a version's folder.
+"""Fine-tunes for the start page, from the files in a version's folder.
 
-    log.jsonl               the training's log: a line for every few steps, `step` and the terms of the loss
-    report.html, report.md  what was measured, in words and tables
-    before-after.json       what changed most: `file` (a picture of both answers), `phrase`, and the
-                            IoU `before` and `after`, 0..1
+    log.jsonl               training log: lines with `step` and the loss terms
+    report.html, report.md  the evaluation, as text and tables
+    before-after.json       largest changes: `file` (an image of both answers), `phrase`, and IoU `before`
+                            and `after`, 0..1
 
-A version may lack any of them: it is shown without.
+All files are optional.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sspsam.versions import VersionCard, VersionError, VersionStore
 
 LOG = "log.jsonl"
 REPORTS = ("report.html", "report.md")
-"""The first that a version has is linked."""
+"""The first existing one is linked."""
 PICTURES = "before-after.json"
 SHOWN_TYPES: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
@@ -31,7 +31,7 @@ SHOWN_TYPES: Mapping[str, str] = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
 }
-"""Files of a version that a browser may have, by suffix: no weights."""
+"""Suffixes of a version's files that browsers may request: no weights."""
 LATEST = 3
 LOSS = "total"
 CURVE_WH = (300, 80)
@@ -40,10 +40,10 @@ CURVE_POINTS = 150
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure over the steps of a training, in a box of CURVE_WH."""
+    """A quantity over training steps, scaled to a box of CURVE_WH."""
 
     points: str
-    """Of an SVG polyline."""
+    """Points of an SVG polyline."""
     first: float
     last: float
     steps: int
@@ -51,12 +51,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture of the answers before and after, side by side."""
+    """An image of the answers before and after, side by side."""
 
     file: str
     phrase: str
     before: float
-    """IoU with what the annotator submitted, 0..1."""
+    """IoU with the submitted mask, 0..1."""
     after: float
 
 
@@ -67,29 +67,29 @@ class FineTune:
     card: VersionCard
     loss: Curve | None
     report: str
-    """Name of the file; empty when there is none."""
+    """File name; empty if there is none."""
     pictures: Sequence[Pair]
-    """Those that became best first."""
+    """Largest improvement first."""
 
     @property
     def training(self) -> str:
-        """How it was trained, in a sentence."""
+        """How it was trained, in one sentence."""
         return how_trained(self.card)
 
 
 def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list[FineTune]:
-    """The newest fine-tuned versions, the newest first.
+    """The newest fine-tuned versions, newest first.
 
     Args:
-        store: Holds their files.
-        cards: Of all versions, oldest first.
+        store: Contains their files.
+        cards: All versions, oldest first.
     """
     published = [card for card in cards if card.version_id != store.base_version]
     return [_fine_tune(store, card) for card in reversed(published[-LATEST:])]
 
 
 def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
-    """The file of a version that a browser asks for; None when there is none, or it is not to be shown."""
+    """File of a version requested by a browser; None if it does not exist or may not be shown."""
     return _file(store, version_id, name) if Path(name).suffix in SHOWN_TYPES else None
 
 
@@ -101,7 +101,7 @@ def _file(store: VersionStore, version_id: str, name: str) -> Path | None:
 
 
 def how_trained(card: VersionCard) -> str:
-    """How a version was trained, as far as its card says; empty for the weights that ship."""
+    """How a version was trained, from its card; empty for base weights."""
     if not card.parent:
         return ""
     labels, project = card.data.get("trained_on"), card.data.get("project")
@@ -117,7 +117,7 @@ def how_trained(card: VersionCard) -> str:
 
 
 def curve(values: Sequence[tuple[int, float]]) -> Curve | None:
-    """Scales (step, value) pairs into the box; None when there are not two to draw a line between."""
+    """Scales (step, value) pairs to the box; None for fewer than two points."""
     if len(values) < 2:
         return None
     stride = math.ceil(len(values) / CURVE_POINTS)
@@ -141,7 +141,7 @@ def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
 
 
 def _pairs(path: Path) -> list[Pair]:
-    """What the list of pictures says; nothing when it cannot be read."""
+    """Entries of the picture list; none if it is unreadable."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         return [
@@ -153,7 +153,7 @@ def _pairs(path: Path) -> list[Pair]:
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of each line of a log that has both; one that is no JSON ends it."""
+    """(step, loss) of each line that has both; stops at the first invalid line."""
     found: list[tuple[int, float]] = []
     with path.open(encoding="utf-8") as lines:
         for text in lines:

@@ -1,7 +1,7 @@
-"""The pictures of tasks: where they are, fetching them safely, their pixels.
+"""Task images: locating, downloading and decoding.
 
-What lies in a cloud storage comes through Label Studio; `backend.fetching` says from where else pictures
-come, and which limits hold. Files are kept under the sha256 of their bytes, and are not given out again.
+Cloud storage is read through Label Studio; `backend.fetching` defines the other sources and the limits. Files
+are stored under the sha256 of their bytes, and never served.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from sspsam.pictures import picture_to_pixels
 UInt8Image = npt.NDArray[np.uint8]
 
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own bound: ours, `max_pixels`, is looked at before anything is decoded."""
+"""Disables Pillow's own limit: `max_pixels` is checked before decoding."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, OverflowError, struct.error)
-"""What Pillow's readers raise for files that are not what they say."""
+"""Errors that Pillow's readers raise for malformed files."""
 STORAGE_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "redis", "databricks"})
-"""What Label Studio's storages call their files; only it has the keys to them."""
+"""URL schemes of Label Studio's storages; only Label Studio has their credentials."""
 MAX_SIDE_PX = 65_500
-"""JPEG's own bound. What is longer is no picture that anybody labels."""
+"""JPEG's own limit."""
 LARGE_PX = 25_000_000
-"""Pictures with more pixels are decoded one at a time: each takes several times its pixels in memory."""
+"""Images with more pixels are decoded one at a time: decoding takes several times their size in memory."""
 REMEMBERED_URLS = 10_000
 URL_AGE_S = 600.0
-"""For how long a picture elsewhere is taken to be the same; Label Studio's uploads never change."""
+"""How long an image from another host is assumed to be unchanged; Label Studio's uploads never change."""
 UPLOADS_PATH = "/data/upload/"
 
 logger = logging.getLogger(__name__)
 
 
 class ImageStore:
-    """Pictures by address and by content. Safe to share between threads. Making one opens nothing.
+    """Images by address and by content. Thread-safe. The constructor opens nothing.
 
     Args:
-        folder: Where files are kept, each named by its sha256. Made when the first one comes.
-        client: Of the Label Studio whose pictures need our key.
+        folder: Cache folder, files named by sha256. Created on first use.
+        client: Label Studio, whose images need the API key.
         max_bytes: Larger files are not read to the end.
-        max_pixels: Pictures with more are not decoded.
-        timeout_s: For the whole of one fetch.
-        hosts: Other hosts that pictures are fetched from.
-        roots: Folders below which `file://` addresses are read.
-        host: What Label Studio calls itself, where that is not the client's address.
+        max_pixels: Larger images are not decoded.
+        timeout_s: For a whole download.
+        hosts: Other hosts to download from.
+        roots: Folders below which `file://` URLs are read.
+        host: Label Studio's own name, if it differs from the client's URL.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class ImageStore:
         self._lock = Lock()
 
     def resolve(self, value: object, task_id: str = "") -> str:
-        """Returns the URL that a task's image value stands for.
+        """Returns the URL of a task's image value.
 
         Args:
-            value: What the task's data holds.
-            task_id: Through which Label Studio gives out what is in its storages: s3://, gs://, ...
+            value: Value in the task's data.
+            task_id: Needed for files in Label Studio's storages: s3://, gs://, ...
 
         Raises:
-            ImageMissingError: there is none, or it is not at an address that we fetch.
+            ImageMissingError: there is none, or its address is forbidden.
         """
         if not isinstance(value, str) or not value.strip():
             raise ImageMissingError("the task has no image")
@@ -118,18 +118,18 @@ class ImageStore:
         return value
 
     def digest(self, value: object, task_id: str = "") -> str:
-        """Fetches a task's image, unless it is here already.
+        """Downloads a task's image, unless it is cached.
 
         Args:
-            value: What the task's data holds: a URL, a path on Label Studio, an address in one of its
-                storages, a file below one of the roots, or the picture itself as a data URI.
+            value: Value in the task's data: a URL, a path on Label Studio, a storage URI, a file below one
+                of the roots, or a data URI.
             task_id: As for `resolve`.
 
         Returns:
-            sha256 of the file's bytes, in hex; `path` and `decode` take it.
+            sha256 of the file's bytes, in hex; input of `path` and `decode`.
 
         Raises:
-            ImageMissingError, ImageFetchError, ImageFormatError: as they say.
+            ImageMissingError, ImageFetchError, ImageFormatError: see their classes.
         """
         if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
             return self._keep_checked(_data_of(value.strip(), self._max_bytes))
@@ -147,26 +147,26 @@ class ImageStore:
         return digest
 
     def path(self, digest: str) -> Path:
-        """Returns where the file of a digest is, or would be."""
+        """Returns the path for a digest, whether or not the file exists."""
         return self.folder / digest
 
     def decode(self, digest: str) -> UInt8Image:
-        """Reads the pixels of a fetched image as Label Studio shows it: upright, without transparency.
+        """Decodes a cached image as Label Studio shows it: upright, without transparency.
 
         Returns:
             (H, W, 3) uint8, RGB.
 
         Raises:
             ImageFormatError: it cannot be decoded.
-            ImageFetchError: it was not fetched, or its file is gone.
+            ImageFetchError: it is not cached.
         """
         try:
             data = self.path(digest).read_bytes()
         except OSError as error:
-            raise ImageFetchError(f"the picture is not in the cache any more: {error.strerror}") from error
+            raise ImageFetchError(f"the image is not in the cache any more: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             self.path(digest).unlink(missing_ok=True)
-            raise ImageFetchError("the picture was damaged in the cache, and is gone from it: try again")
+            raise ImageFetchError("the image was damaged in the cache and has been removed: try again")
         with self._open(data) as image, self._turn(image):
             try:
                 return picture_to_pixels(image)
@@ -187,7 +187,7 @@ class ImageStore:
         return digest if digest and fresh and self.path(digest).is_file() else None
 
     def _keep_checked(self, data: bytes) -> str:
-        """Keeps a file that is an image that we read; returns its digest."""
+        """Stores a file if it is a readable image; returns its digest."""
         self._open(data).close()
         digest = hashlib.sha256(data).hexdigest()
         if not self.path(digest).is_file():
@@ -195,7 +195,7 @@ class ImageStore:
         return digest
 
     def _keep(self, digest: str, data: bytes) -> None:
-        """Writes the file aside and moves it in, so that no reader sees a part of it."""
+        """Writes to a temporary file and renames it, so that readers never see a partial file."""
         aside = self.folder / f".{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -203,39 +203,39 @@ class ImageStore:
             os.replace(aside, self.path(digest))
         except OSError as error:
             aside.unlink(missing_ok=True)
-            logger.error("pictures cannot be kept in %s: %s", self.folder, error)
+            logger.error("cannot store images in %s: %s", self.folder, error)
             raise ImageFetchError(
-                f"the backend cannot keep the picture ({error.strerror}): its disk may be full"
+                f"the backend cannot store the image ({error.strerror}): its disk may be full"
             ) from error
 
     def _turn(self, image: Image.Image) -> AbstractContextManager[object]:
-        """Large pictures wait for each other, so that a few of them do not take all memory."""
+        """Serialises decoding of large images, to bound memory."""
         return self._large if image.width * image.height > LARGE_PX else nullcontext()
 
     def _open(self, data: bytes) -> Image.Image:
-        """Reads the header alone."""
+        """Reads the header only."""
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
         except (UnidentifiedImageError, *DAMAGED) as error:
             raise ImageFormatError(
-                f"the file is not an image that can be read ({', '.join(FORMATS)})"
+                f"the file is not an image in a supported format ({', '.join(FORMATS)})"
             ) from error
         if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE_PX:
             raise ImageFormatError(
-                f"the image has {image.width} x {image.height} pixels; a side has 1 to {MAX_SIDE_PX}"
+                f"the image has {image.width} x {image.height} pixels; sides must have 1 to {MAX_SIDE_PX}"
             )
         if image.width * image.height > self._max_pixels:
             raise ImageFormatError(
-                f"the image has {image.width} x {image.height} pixels; at most {self._max_pixels} are read"
+                f"the image has {image.width} x {image.height} pixels; the limit is {self._max_pixels}"
             )
         return image
 
 
 def _data_of(uri: str, max_bytes: int) -> bytes:
-    """The bytes of a data URI (RFC 2397)."""
+    """Bytes of a data URI (RFC 2397)."""
     header, comma, content = uri[5:].partition(",")
     if not comma:
-        raise ImageFormatError("the task's data URI is cut: it has no comma")
+        raise ImageFormatError("the task's data URI is truncated: it has no comma")
     if len(content) > 4 * max_bytes:
         raise ImageFormatError(f"the image is larger than {max_bytes} bytes")
     try:

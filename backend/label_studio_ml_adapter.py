@@ -1,12 +1,12 @@
-"""For people who host models with `label-studio-ml start`: the backend's answers in that server's shape.
+"""Adapter for hosting the backend with `label-studio-ml start`.
 
 Needs the extra `label-studio-ml`. In its `_wsgi.py`:
 
     from backend.label_studio_ml_adapter import SspSamModel
     app = init_app(model_class=SspSamModel)
 
-That server makes a model object for each request; they share one service, made from the environment when the
-first of them is.
+That server creates a model object per request; they share one service, created from the environment by the
+first one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
             self._meet()
 
     def set_extra_params(self, extra_params: Any) -> None:
-        """Keeps what was typed at connecting: it may hold the project's phrases."""
+        """Stores the text typed at connecting: it may contain the project's phrases."""
         self._meet(extra_params)
 
     def _meet(self, extra_params: Any = None) -> None:
@@ -52,13 +52,13 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
         return shared_service().assistant.answer(query)
 
     def fit(self, event: str, data: dict[str, Any], **kwargs: Any) -> None:
-        """Queues what an event asks for."""
+        """Queues the jobs of an event."""
         shared_service().take_event({**data, "action": event})
 
 
 @cache
 def shared_service() -> Service:
-    """The one service of this process; its model is loading when this returns."""
+    """The service of this process; its model is loading when this returns."""
     service = build_service(Settings())
     service.engine.start()
     return service

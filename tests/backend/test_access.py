@@ -58,7 +58,7 @@ def test_it_does_not_start_without_its_secrets(settings: Settings, missing: str)
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "backend.example.com"])
 @pytest.mark.parametrize("missing", ["webhook_secret", "basic_auth_pass"])
 def test_open_access_never_listens_to_other_machines(settings: Settings, host: str, missing: str) -> None:
-    with pytest.raises(SettingsError, match="for this machine alone"):
+    with pytest.raises(SettingsError, match="for this machine only"):
         require_secrets(changed(settings, host=host, open_access=True, **{**SECRETS, missing: ""}))
     require_secrets(changed(settings, host=host, open_access=False, **SECRETS))
 
@@ -67,7 +67,7 @@ def test_open_access_is_chosen_and_warned_of(settings: Settings, caplog: pytest.
     assert Settings.model_fields["open_access"].default is False
     require_secrets(changed(settings, open_access=True))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "everybody on this machine may use the backend" in caplog.text
+    assert "everyone on this machine has access to the backend" in caplog.text
 
 
 def test_serving_is_refused_before_anything_listens(monkeypatch: pytest.MonkeyPatch) -> None:

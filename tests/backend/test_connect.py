@@ -84,7 +84,7 @@ def test_a_new_project_gets_everything(label_studio: OneProject, client: LabelSt
     done = connect_project(client, 3, BACKEND, "s3cret", ("user", "pass"))
 
     assert len(done) == 4
-    assert done[0] == "the project has the recommended labeling config now"
+    assert done[0] == "the project now has the recommended labeling config"
     assert check_project(client, 3, BACKEND) == []
     assert label_studio.project["label_config"] == RECOMMENDED_CONFIG
     assert label_studio.project["show_collab_predictions"] is False
@@ -131,7 +131,7 @@ def test_predictions_of_a_version_stay_shown(label_studio: OneProject, client: L
     assert label_studio.project["show_collab_predictions"] is True
 
     label_studio.project["model_version"] = label_studio.backends[0]["title"]
-    assert "every opened task asks the model" in check_project(client, 3, BACKEND)[0]
+    assert "every opened task sends a request to the model" in check_project(client, 3, BACKEND)[0]
     connect_project(client, 3, BACKEND, "s3cret")
     assert label_studio.project["show_collab_predictions"] is False
 
@@ -175,7 +175,7 @@ def test_a_config_without_optional_parts_may_stay(
     done = connect_project(client, 3, BACKEND)
 
     assert label_studio.project["label_config"] == WITHOUT_OPTIONAL
-    assert len([line for line in done if "stays as it is" in line]) == 3
+    assert len([line for line in done if "is unchanged" in line]) == 3
 
 
 def refuse(label_studio: OneProject) -> None:
@@ -201,7 +201,7 @@ def test_a_check_finds_that_addresses_are_blocked(
 ) -> None:
     connect_project(client, 3, BACKEND)
     label_studio.backends[0] |= {"state": "DI", "readable_state": "Disconnected"}
-    assert "does not answer Label Studio" in check_project(client, 3, BACKEND)[0]
+    assert "does not respond to Label Studio" in check_project(client, 3, BACKEND)[0]
     label_studio.backends[0]["error_message"] = "no such model"
     assert "no such model" in check_project(client, 3, BACKEND)[0]
     refuse(label_studio)
@@ -235,13 +235,13 @@ def test_whether_webhook_events_arrive_is_tried(
     assert label_studio.project["title"] == "Streets"
     assert backend.asked[0].headers["X-Ml-Secret"] == "s3cret"
     if arrives:
-        assert found == "a webhook event has arrived"
+        assert found == "a webhook event arrived"
     else:
         assert "SSRF_PROTECTION_ENABLED=false" in found
 
 
 def test_a_backend_that_cannot_be_asked_from_here_is_no_error(client: LabelStudioClient) -> None:
-    assert "cannot be told from here" in probe_webhook(client, 3, "http://127.0.0.1:9")
+    assert "cannot verify webhook events" in probe_webhook(client, 3, "http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -273,7 +273,9 @@ def test_the_command_connects_and_then_finds_nothing_missing(
         in checked.output
     )
     assert '+  <BrushLabels name="mask"' in connected.output, "the change is shown first"
-    assert connected.output.index("+  <Brush") < connected.output.index("recommended labeling config now")
+    assert connected.output.index("+  <Brush") < connected.output.index(
+        "now has the recommended labeling config"
+    )
     assert connected.exit_code == 0, connected.output
     assert twice.exit_code == 0
     assert "<BrushLabels" not in twice.output, "nothing changes any more"

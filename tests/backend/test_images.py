@@ -326,7 +326,7 @@ def test_a_server_that_does_not_give_it(store: ImageStore, label_studio: Web, st
 
 
 def test_a_server_that_is_down(tmp_path: Path) -> None:
-    with pytest.raises(ImageFetchError, match=r"127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(ImageFetchError, match=r"127\.0\.0\.1:9 does not respond"):
         make_store(tmp_path, "http://127.0.0.1:9").digest(PATH)
 
 
@@ -349,7 +349,7 @@ def test_a_file_that_is_too_large(tmp_path: Path, label_studio: Web, told: bool)
 
 
 def test_a_picture_with_too_many_pixels_is_not_decoded(tmp_path: Path, label_studio: Web) -> None:
-    with pytest.raises(ImageFormatError, match="60 x 40 pixels; at most 2399"):
+    with pytest.raises(ImageFormatError, match="60 x 40 pixels; the limit is 2399"):
         make_store(tmp_path, label_studio.url, max_pixels=2399).digest(PATH)
 
 

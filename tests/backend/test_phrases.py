@@ -326,7 +326,7 @@ def test_without_redis_phrases_are_answered(settings: Settings) -> None:
     assert texts(prediction, "prompt") == ["zebra"]
     assert client.get("/health").status_code == 200
     assert client.post("/setup", json={"project": "2.1"}).json == {"model_version": BASE}
-    assert "Redis does not answer" in client.get("/").text
+    assert "Redis does not respond" in client.get("/").text
     service_of(app).engine.stop()
 
 

@@ -151,7 +151,7 @@ def test_label_studio_gone_and_back(
         version_that_answered(backend.ask(image))
         told = backend.ask(other)
         assert told.status_code == 200
-        assert "does not answer" in told.text
+        assert "does not respond" in told.text
         assert backend.webhook().status_code == 201, "it waits in the queue"
     finally:
         label_studio_server.__enter__()
