@@ -1,7 +1,7 @@
-"""What became of the masks that the model proposed: counts in Redis, by project, version and label.
+"""Counts of accepted and corrected masks, in Redis, by project, version and label.
 
-The worker counts each annotation when it collects it, and again when it changes: an annotation's counts are
-kept, so that new ones take their place. The backend shows the sums, on the start page and in its metrics.
+The worker counts each annotation when it collects it, and again when it changes: an annotation's previous
+counts are stored, so that new ones replace them. The backend shows the sums on the start page and in metrics.
 
     sspsam:corrections:<project>     hash: annotation id -> its counts, JSON
     sspsam:corrections:sums          hash: JSON of [project, version, label, name of a count] -> number
@@ -21,20 +21,20 @@ _SUMS = "sspsam:corrections:sums"
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the masks of one version under one label."""
+    """Counts for one version and label."""
 
     version: str
     label: str
     accepted: float = 0
-    """Submitted as they were proposed, to the pixel."""
+    """Submitted exactly as proposed."""
     edited: float = 0
-    """Submitted otherwise: by brush, by eraser, by clicks."""
+    """Submitted after changes by brush, eraser or clicks."""
     deleted: float = 0
     """Proposed and not submitted."""
     added: float = 0
-    """Submitted and never proposed for a phrase: drawn, or pointed at. Counted under the serving version."""
+    """Submitted without a proposal for a phrase: drawn or clicked. Counted under the serving version."""
     iou: float = 0
-    """IoU of the proposed and the submitted mask, summed over the accepted and edited ones."""
+    """IoU of proposed and submitted masks, summed over accepted and edited ones."""
 
     @property
     def submitted(self) -> float:
@@ -43,17 +43,17 @@ class Tally:
 
     @property
     def mean_iou(self) -> float | None:
-        """Mean IoU of the proposed and the submitted mask, 0..1; None when none was submitted."""
+        """Mean IoU of proposed and submitted masks, 0..1; None without any."""
         return self.iou / self.submitted if self.submitted else None
 
     @property
     def accepted_share(self) -> float | None:
-        """How many of all masks of this label needed nothing, 0..1."""
+        """Share of all masks that were accepted unchanged, 0..1."""
         masks = self.submitted + self.deleted + self.added
         return self.accepted / masks if masks else None
 
     def plus(self, other: Tally) -> Tally:
-        """The sums of both, under this one's version and label."""
+        """Sum of two tallies, under this one's version and label."""
         added = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         return replace(self, **added)
 
@@ -63,14 +63,14 @@ COUNTS = tuple(entry.name for entry in fields(Tally) if entry.name not in ("vers
 
 @dataclass(frozen=True)
 class ProjectTally:
-    """A tally, and the project that it is of."""
+    """A tally and its project."""
 
     project: int
     tally: Tally
 
 
 class CorrectionLog:
-    """Reads and writes the counts. Every method raises RedisError when Redis does not answer.
+    """Reads and writes the counts. Every method raises RedisError if Redis does not respond.
 
     Args:
         redis: Connected lazily.
@@ -80,9 +80,9 @@ class CorrectionLog:
         self._redis = redis
 
     def note(self, project: int, annotation: int, tallies: Sequence[Tally]) -> None:
-        """Puts an annotation's counts in the place of those that it had.
+        """Replaces an annotation's counts.
 
-        Whoever calls holds the annotation: two at once would count one of them twice.
+        The caller must hold the annotation's lock: concurrent calls would count it twice.
         """
         key = _OF_PROJECT.format(project=project)
         before = self._of(key, annotation)
@@ -99,12 +99,12 @@ class CorrectionLog:
             pipeline.execute()
 
     def forget(self, project: int, annotations: Iterable[int]) -> None:
-        """Takes the counts of deleted annotations back."""
+        """Subtracts the counts of deleted annotations."""
         for annotation in annotations:
             self.note(project, annotation, [])
 
     def sums(self) -> list[ProjectTally]:
-        """Returns the sums of each project, version and label, in this order."""
+        """Returns the sums by project, version and label, in this order."""
         found: dict[tuple[int, str, str], dict[str, float]] = {}
         for name, value in self._redis.hgetall(_SUMS).items():
             project, version, label, count = json.loads(name)
@@ -121,7 +121,7 @@ class CorrectionLog:
 
 
 def merged(tallies: Iterable[Tally]) -> list[Tally]:
-    """Adds up the tallies of the same version and label, in the order in which these first come."""
+    """Adds up tallies of the same version and label, in order of first occurrence."""
     sums: dict[tuple[str, str], Tally] = {}
     for tally in tallies:
         key = (tally.version, tally.label)

@@ -1,7 +1,7 @@
-"""Work that waits for the model: queues that are fair, bounded, and forget whom nobody waits for.
+"""Fair, bounded request queues that drop abandoned requests.
 
-A lane is a queue and the one thread that works it off, several pieces at a time where they come close
-together. Images and phrases have a lane each, so neither holds up the other.
+A lane is a queue with one worker thread, which batches items that arrive close together. Images and phrases
+have separate lanes, so encoding an image never blocks a phrase.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 
 END_S = 4.0
-"""How long `stop_lanes` waits for the work at hand."""
+"""Time that `stop_lanes` waits for running work."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -31,22 +31,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """For whom something is computed."""
+    """The requester of a computation."""
 
     name: str = ""
-    """Callers take turns: whoever asks much waits for himself."""
+    """Callers take turns, so a caller with many requests delays only itself."""
     until_s: float = math.inf
-    """When nobody waits for the answer any more, by `time.monotonic`."""
+    """When the caller times out, by `time.monotonic`."""
 
     @property
     def left_s(self) -> float:
-        """Seconds until then; 0 when it has passed."""
+        """Seconds until then; 0 if it has passed."""
         return max(self.until_s - time.monotonic(), 0.0)
 
 
 @dataclass
 class Pending(Generic[Work, Result]):
-    """A piece of work in a lane."""
+    """An item in a lane."""
 
     work: Work
     caller: Caller
@@ -55,7 +55,7 @@ class Pending(Generic[Work, Result]):
 
 
 class FairQueue(Generic[Work, Result]):
-    """Callers take turns, each with its oldest piece of work. Not safe to share without a lock."""
+    """Round-robin over callers, each with its oldest item first. Not thread-safe."""
 
     def __init__(self) -> None:
         self._by_caller: OrderedDict[str, deque[Pending[Work, Result]]] = OrderedDict()
@@ -69,7 +69,7 @@ class FairQueue(Generic[Work, Result]):
         self._count += 1
 
     def take(self) -> Pending[Work, Result]:
-        """The next piece; raises KeyError when there is none."""
+        """The next item; raises KeyError if there is none."""
         name, pieces = self._by_caller.popitem(last=False)
         pending = pieces.popleft()
         self._count -= 1
@@ -79,15 +79,15 @@ class FairQueue(Generic[Work, Result]):
 
 
 class Lane(Generic[Work, Result]):
-    """Works off a queue in a thread of its own. Making one starts nothing.
+    """Processes a queue in its own thread. The constructor starts nothing.
 
     Args:
-        name: Of the thread.
-        perform: Does several pieces of work, and returns their results in order.
-        max_batch: How many at a time, at most.
-        gather_s: For how long several wait for more. Who comes alone waits for nobody.
-        on_batch: Told how many pieces were done together, and how long the first of them had waited.
-        on_late: Called for each piece that nobody waited for any more when its turn came.
+        name: Name of the thread.
+        perform: Processes a batch and returns the results in order.
+        max_batch: Maximum batch size.
+        gather_s: Time to wait for further items. A single caller does not wait.
+        on_batch: Called with the batch size and the waiting time of its first item.
+        on_late: Called for each item whose caller had timed out.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Lane(Generic[Work, Result]):
         self._thread: Thread | None = None
 
     def __len__(self) -> int:
-        """How many pieces wait."""
+        """Number of waiting items."""
         return len(self._queue)
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class Lane(Generic[Work, Result]):
                 self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the work at hand; what still waits is cancelled. Waits for nothing."""
+        """Ends the thread after the running work and cancels waiting items. Does not block."""
         with self._changed:
             self._stopped = True
             self._cancel_all()
@@ -134,7 +134,7 @@ class Lane(Generic[Work, Result]):
             self._thread.join(timeout_s)
 
     def submit(self, works: Sequence[Work], caller: Caller) -> list[Future[Result]]:
-        """Queues pieces of work; `wait_for` waits for them. Once the lane was stopped, they are cancelled."""
+        """Queues items; `wait_for` waits for them. After a stop they are cancelled."""
         pieces: list[Pending[Work, Result]] = [Pending(work, caller) for work in works]
         with self._changed:
             for piece in pieces:
@@ -155,7 +155,7 @@ class Lane(Generic[Work, Result]):
             self._queue.take().future.cancel()
 
     def _next_batch(self) -> list[Pending[Work, Result]]:
-        """Waits for work; an empty list means that the lane was stopped."""
+        """Waits for a batch; empty if the lane was stopped."""
         batch: list[Pending[Work, Result]] = []
         with self._changed:
             while not batch and not self._stopped:
@@ -170,7 +170,7 @@ class Lane(Generic[Work, Result]):
         return batch
 
     def _wanted(self, piece: Pending[Work, Result]) -> list[Pending[Work, Result]]:
-        """The piece, unless nobody waits for it any more."""
+        """The item, unless its caller has timed out."""
         if not piece.future.set_running_or_notify_cancel():
             self._on_late()
             return []
@@ -185,17 +185,17 @@ class Lane(Generic[Work, Result]):
             results = self._perform([piece.work for piece in batch])
             for piece, result in zip(batch, results, strict=True):
                 piece.future.set_result(result)
-        except Exception as error:  # for whoever waits, whatever it is
+        except Exception as error:  # passed on to the caller, whatever it is
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
-            logger.warning("%d pieces failed together (%s): each is tried alone", len(batch), error)
+            logger.warning("a batch of %d items failed (%s): retrying them one by one", len(batch), error)
             for piece in batch:
                 self._do([piece])
 
 
 def stop_lanes(lanes: Iterable[Lane[Any, Any]]) -> None:
-    """Ends lanes side by side, after the work at hand, or END_S."""
+    """Stops lanes in parallel, after the running work or END_S."""
     lanes, until_s = list(lanes), time.monotonic() + END_S
     for lane in lanes:
         lane.stop()
@@ -204,10 +204,10 @@ def stop_lanes(lanes: Iterable[Lane[Any, Any]]) -> None:
 
 
 def wait_for(future: Future[Result], caller: Caller) -> Result:
-    """Waits for a piece of work as long as the caller does.
+    """Waits for an item until the caller's timeout.
 
     Raises:
-        TooLateError: the caller has stopped waiting; what has not begun is not done.
+        TooLateError: the caller timed out; items that have not started are dropped.
         ModelUnavailableError: the lane was stopped.
     """
     try:
@@ -220,14 +220,14 @@ def wait_for(future: Future[Result], caller: Caller) -> Result:
 
 
 def _too_late() -> TooLateError:
-    return TooLateError("the model did not come to it in time: ask again")
+    return TooLateError("the model did not answer in time: ask again")
 
 
 class Entrance:
-    """Bounds how many requests are inside, at the model or waiting for it; half of them may be one caller's.
+    """Limits the number of requests at the model or waiting for it; one caller may hold half of them.
 
     Args:
-        limit: How many.
+        limit: Maximum number.
     """
 
     def __init__(self, limit: int) -> None:
@@ -237,15 +237,15 @@ class Entrance:
 
     @property
     def inside(self) -> int:
-        """How many there are now."""
+        """Current number."""
         return self._inside.total()
 
     @contextmanager
     def enter(self, caller: Caller) -> Iterator[None]:
-        """Lets a request in for the block.
+        """Admits a request for the duration of the block.
 
         Raises:
-            ModelBusyError: there are too many.
+            ModelBusyError: the limit is reached.
         """
         with self._lock:
             too_many = self.inside >= self._limit

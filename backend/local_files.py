@@ -1,4 +1,4 @@
-"""Pictures that are files of this machine: only those below the folders that the operator names."""
+"""Images in local files, only below folders named by the operator."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
 
     Args:
         url: On this host.
-        roots: Folders; the file must lie below one of them after `..` and symbolic links are resolved.
+        roots: The file must lie below one of these folders after resolving `..` and symbolic links.
         max_bytes: Larger files are not read.
 
     Raises:
-        ImageMissingError: it is not below a root, or no regular file.
+        ImageMissingError: it is not below a root, or not a regular file.
         ImageFetchError: it cannot be read.
-        ImageFormatError: it is larger than we read.
+        ImageFormatError: it is too large.
     """
     path = _real_path(url)
     if path is None or not any(path.is_relative_to(root.resolve()) for root in roots):
-        raise ImageMissingError(
-            "the task's image is a file outside of the folders that images are read from: see IMAGE_ROOTS"
-        )
+        raise ImageMissingError("the task's image is a file outside the allowed folders: see IMAGE_ROOTS")
     try:
-        # The path is resolved: a link in its place now has been put there since. A pipe must not hold us.
+        # The path is resolved: a link found here now was added since. A pipe must not block us.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise ImageFetchError(f"the image file cannot be read: {error.strerror}") from error
+        raise ImageFetchError(f"cannot read the image file: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise ImageMissingError("the task's image is not a regular file")
@@ -45,7 +43,7 @@ def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
 
 
 def _real_path(url: str) -> Path | None:
-    """The file's place without `..` and links; None when it has none on this host."""
+    """The path without `..` and links; None if it does not exist on this host."""
     try:
         parts = urlsplit(url)
         path = Path(unquote(parts.path))

@@ -1,19 +1,19 @@
-"""What the backend keeps in Redis: masks it served, phrases that nothing fitted, projects it knows.
+"""State in Redis: served masks, unmatched phrases, known projects.
 
-All of it helps, none of it is needed to answer: when Redis is away, this is logged once a minute and the
-answer goes out without.
+Answers never depend on it: if Redis is unavailable, a warning is logged once a minute and the request
+continues without it.
 
     sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
     sspsam:served-on:<project>:<task>     set of region ids
     sspsam:unmatched:<project>:<task>     set of phrase keys
     sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
-    sspsam:said:<project>:<task>          there while the form says something about a click
-    sspsam:box:<project>:<task>           JSON of what the prompt box holds: id, entries
-    sspsam:problems:<project>             list of JSON of Problem, the last first
-    sspsam:heard                          hash: project id -> when its webhook last said something, ISO 8601
+    sspsam:said:<project>:<task>          set while the form shows a message about a click
+    sspsam:box:<project>:<task>           JSON of the prompt box: id, entries
+    sspsam:problems:<project>             list of JSON of Problem, newest first
+    sspsam:heard                          hash: project id -> time of its last webhook, ISO 8601
     sspsam:projects                       hash: project id -> JSON of KnownProject
-    sspsam:decision:<project>             read only, the worker's: JSON
-    sspsam:progress:<project>             read only, the worker's: JSON
+    sspsam:decision:<project>             written by the worker: JSON
+    sspsam:progress:<project>             written by the worker: JSON
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from backend.shown import ShownMask
 
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
-"""For how long after the last answer on a task clicks correct what was shown on it."""
+"""How long after the last answer on a task clicks can correct its masks."""
 PROBLEMS_S = 24 * 3600
-"""For how long after the last problem of a project its problems are shown."""
+"""How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
 _SERVED = "sspsam:served:"
 _SERVED_ON = "sspsam:served-on:"
@@ -52,56 +52,56 @@ _HEARD = "sspsam:heard"
 _DECISION = "sspsam:decision:"
 _PROGRESS = "sspsam:progress:"
 QUEUES = ("events", "training", "prelabel")
-"""The worker's; RQ keeps each in a list."""
+"""Queues of the worker; RQ stores each as a list."""
 _COMPLAIN_EVERY_S = 60.0
 _PAUSE_S = 5.0
-"""After a failure Redis is not asked for so long: each try may take seconds, and an annotator waits."""
+"""Pause after a Redis failure: each attempt may take seconds, while an annotator waits."""
 
 Value = TypeVar("Value")
 Fields = dict[Any, Any]
-"""As redis-py wants a hash's fields."""
+"""Type of a hash's fields in redis-py."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Served:
-    """A mask that was proposed to an annotator."""
+    """A mask proposed to an annotator."""
 
     rle: dict[str, Any]
     """COCO RLE in the original frame."""
     version: str
-    """Of the model that proposed it."""
+    """Model version that proposed it."""
     phrase: str
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that an annotator asked for and could not get."""
+    """A request that failed."""
 
     at: str
     """ISO 8601, UTC."""
     task: str
     reason: str
     request_id: str
-    """Under which the log says more."""
+    """Request ID in the log."""
 
 
 @dataclass(frozen=True)
 class KnownProject:
-    """A project that is connected to this backend, as Label Studio last told."""
+    """A project connected to this backend, as last reported by Label Studio."""
 
     project_id: str
     label_config: str = ""
     title: str = ""
     extra_params: Any = field(default=None)
-    """What was typed at connecting: text, or any JSON."""
+    """Text entered at connecting: plain text or JSON."""
     seen_at: str = ""
     """ISO 8601, UTC."""
 
 
 class Memory:
-    """Reads and writes what is kept. Never raises because of Redis.
+    """Reads and writes the state. Never raises Redis errors.
 
     Args:
         redis: Connected lazily.
@@ -119,14 +119,14 @@ class Memory:
         proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
         version: str,
     ) -> None:
-        """Keeps what the model proposed for phrases, so that corrections can be told from accepted masks.
+        """Stores proposed masks, to distinguish corrections from accepted masks.
 
         Args:
-            project: Where it is proposed.
-            task: Of the project.
-            proposed: Each region with its mask as COCO RLE. Masks that clicks have changed are corrections:
-                they do not come here.
-            version: Of the model.
+            project: Project of the task.
+            task: Task of the masks.
+            proposed: Region IDs with masks as COCO RLE. Masks changed by clicks are corrections and do not
+                belong here.
+            version: Model version.
         """
 
         def write() -> None:
@@ -145,12 +145,12 @@ class Memory:
         self._try(write, None)
 
     def served_on(self, project: str, task: str) -> set[str]:
-        """Returns the ids of all regions that were proposed on a task."""
+        """Returns the IDs of all regions proposed on a task."""
         key = f"{_SERVED_ON}{project}:{task}"
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def served(self, region_id: str) -> Served | None:
-        """Returns the mask that was last served under a region's id."""
+        """Returns the mask last served under a region's ID."""
         nothing: dict[str, str] = {}
         values = self._try(lambda: _text_map(self._redis.hgetall(_SERVED + region_id)), nothing)
         if not {"rle", "version", "phrase"} <= set(values):
@@ -158,7 +158,7 @@ class Memory:
         return Served(json.loads(values["rle"]), values["version"], values["phrase"])
 
     def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
-        """Keeps which phrases nothing fitted, and forgets those that now have a mask."""
+        """Stores which phrases have no match, and removes those that now have a mask."""
         key = f"{_UNMATCHED}{project}:{task}"
         gone, come = [phrase_key(one) for one in matched], [phrase_key(one) for one in phrases]
 
@@ -172,42 +172,42 @@ class Memory:
         self._try(write, None)
 
     def unmatched(self, project: str, task: str) -> set[str]:
-        """Returns the keys of phrases that were answered with nothing."""
+        """Returns the keys of phrases without a match."""
         key = f"{_UNMATCHED}{project}:{task}"
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def note_shown(self, project: str, task: str, masks: Iterable[ShownMask]) -> None:
-        """Keeps masks as they go out, so that clicks find them; a region's earlier one is replaced."""
+        """Stores displayed masks for later clicks; replaces a region's earlier mask."""
         values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
         if values:
             self._note(f"{_SHOWN}{project}:{task}", values)
 
     def shown(self, project: str, task: str) -> list[ShownMask]:
-        """Returns the masks of a task as they last went out."""
+        """Returns the last displayed masks of a task."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
         return [ShownMask.from_dict(json.loads(value)) for value in found]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
-        """Keeps what the prompt box of a task holds: a click's request does not say it."""
+        """Stores the content of a task's prompt box, which click requests do not contain."""
         value = json.dumps({"id": result_id, "entries": list(entries)})
         self._try(lambda: self._redis.set(f"{_BOX}{project}:{task}", value, ex=SHOWN_S), None)
 
     def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
-        """Returns id and entries of a task's prompt box, as we last wrote it."""
+        """Returns ID and entries of a task's prompt box, as last written by us."""
         found = self._json(f"{_BOX}{project}:{task}")
         return (str(found["id"]), list(found["entries"])) if found else None
 
     def note_said(self, project: str, task: str) -> None:
-        """Keeps that the form of a task says something about a click."""
+        """Records that a task's form shows a message about a click."""
         self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
 
     def take_said(self, project: str, task: str) -> bool:
-        """Whether the form says something about a click; from now on it does not."""
+        """Returns whether the form shows a message about a click, and clears the record."""
         return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
 
     def note_problem(self, project: str, task: str, reason: str) -> None:
-        """Keeps what went wrong on a task, now, for whoever leads the project."""
+        """Records an error on a task, for the project lead."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         value = json.dumps(asdict(Problem(at, task, reason, request_id.get())))
         key = _PROBLEMS + project
@@ -222,7 +222,7 @@ class Memory:
         self._try(write, None)
 
     def problems(self, project: str) -> list[Problem]:
-        """Returns what went wrong lately, the last first."""
+        """Returns recent errors, newest first."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.lrange(_PROBLEMS + project, 0, -1), nothing)
         return [Problem(**json.loads(value)) for value in found]
@@ -237,10 +237,10 @@ class Memory:
         self._try(write, None)
 
     def note_project(self, project: KnownProject) -> KnownProject | None:
-        """Keeps what is known of a project; an empty title leaves the one that was known.
+        """Stores a project; an empty title keeps the known one.
 
         Returns:
-            What was known before.
+            The previous record.
         """
         known = self.project(project.project_id)
         values = asdict(project)
@@ -252,7 +252,7 @@ class Memory:
         return known
 
     def note_title(self, project_id: str, title: str) -> None:
-        """Keeps what a known project is called: only its webhook tells."""
+        """Stores the title of a known project, which only its webhook contains."""
         known = self.project(project_id)
         if known is not None and title not in ("", known.title):
             self.note_project(replace(known, title=title))
@@ -261,36 +261,36 @@ class Memory:
         return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)
 
     def projects(self) -> list[KnownProject]:
-        """Returns the known projects, the ones seen last first."""
+        """Returns the known projects, most recently seen first."""
         nothing: list[KnownProject | None] = []
         found = self._try(lambda: [_project(value) for value in self._redis.hvals(_PROJECTS)], nothing)
         known = [project for project in found if project is not None]
         return sorted(known, key=lambda project: project.seen_at, reverse=True)
 
     def note_heard(self, project_id: str) -> None:
-        """Keeps that a project's webhook has arrived, now."""
+        """Records that a project's webhook has arrived."""
         self._try(lambda: self._redis.hset(_HEARD, project_id, datetime.now(UTC).isoformat()), 0)
 
     def heard(self, project_id: str) -> str:
-        """Returns when a project's webhook last arrived, ISO 8601; empty if it never did."""
+        """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""
         value = self._try(lambda: self._redis.hget(_HEARD, project_id), None)
         return "" if value is None else _text(value)
 
     def decision(self, project_id: str) -> dict[str, Any]:
-        """Returns the worker's last decision about a fine-tune: at, trigger, go, reason; {} at first."""
+        """Returns the worker's last fine-tune decision: at, trigger, go, reason; {} if there is none."""
         return self._json(_DECISION + project_id)
 
     def progress(self, project_id: str) -> dict[str, Any]:
-        """Returns where the running fine-tune of a project is: run, step, steps; {} when none runs."""
+        """Returns the progress of a project's running fine-tune: run, step, steps; {} if none runs."""
         return self._json(_PROGRESS + project_id)
 
     def corrections(self) -> list[ProjectTally]:
-        """Returns what became of proposed masks, as the worker counts it; see `backend.corrections`."""
+        """Returns the worker's counts of corrections; see `backend.corrections`."""
         nothing: list[ProjectTally] = []
         return self._try(CorrectionLog(self._redis).sums, nothing)
 
     def waiting_jobs(self) -> dict[str, int]:
-        """Returns how many jobs wait in each queue of the worker; {} when Redis does not answer."""
+        """Returns the number of jobs in each worker queue; {} if Redis does not respond."""
 
         def count() -> dict[str, int]:
             return {name: int(self._redis.llen(f"rq:queue:{name}")) for name in QUEUES}
@@ -299,7 +299,7 @@ class Memory:
         return self._try(count, nothing)
 
     def alive(self) -> bool:
-        """Whether Redis answers, now."""
+        """Whether Redis responds now."""
         self._failed_s = -_PAUSE_S
         return self._try(lambda: bool(self._redis.ping()), False)
 
@@ -318,7 +318,7 @@ class Memory:
             self._failed_s = time.monotonic()
             if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
                 self._complained_s = time.monotonic()
-                logger.warning("Redis does not answer (%s): going on without it", type(error).__name__)
+                logger.warning("Redis does not respond (%s): continuing without it", type(error).__name__)
             return otherwise
 
 

@@ -15,7 +15,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """One registry for each app, so that two apps in a process do not share counts."""
+    """One registry per app, so that two apps in one process do not share counts."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -26,66 +26,64 @@ class Metrics:
         )
         self.latency = Histogram(
             "sspsam_request_seconds",
-            "Time to answer",
+            "Response time",
             ["endpoint"],
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self.phrases = Counter(
             "sspsam_phrases",
-            "Phrases asked for: mask, no_match or failed",
+            "Requested phrases: mask, no_match or failed",
             ["outcome"],
             registry=self.registry,
         )
         self.clicks = Counter(
             "sspsam_clicks",
-            "Clicks and boxes answered: corrected, new, nothing or failed",
+            "Processed clicks and boxes: corrected, new, nothing or failed",
             ["outcome"],
             registry=self.registry,
         )
         self.events = Counter("sspsam_events", "Webhook events", ["action"], registry=self.registry)
-        self.swaps = Counter("sspsam_version_swaps", "Changes of weights in service", registry=self.registry)
+        self.swaps = Counter("sspsam_version_swaps", "Swaps of the serving weights", registry=self.registry)
         self.model = Gauge(
-            "sspsam_model_info", "1 for the version in service", ["version", "state"], registry=self.registry
+            "sspsam_model_info", "1 for the serving version", ["version", "state"], registry=self.registry
         )
         self.refused = Counter(
             "sspsam_refused",
-            "Requests that got no answer: busy, or nobody waited for it any more (late)",
+            "Requests without an answer: busy, or abandoned by the caller (late)",
             ["reason"],
             registry=self.registry,
         )
         self.batch = Histogram(
             "sspsam_batch_size",
-            "Phrases that shared a forward pass",
+            "Phrases per forward pass",
             buckets=BATCH_BUCKETS,
             registry=self.registry,
         )
         self.waited = Histogram(
             "sspsam_wait_seconds",
-            "Time for which the first of a batch had waited for its turn",
+            "Waiting time of the first item of a batch",
             ["lane"],
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
-        self.waiting = Gauge(
-            "sspsam_waiting", "Images and phrases that wait for their turn", ["lane"], registry=self.registry
-        )
+        self.waiting = Gauge("sspsam_waiting", "Waiting images and phrases", ["lane"], registry=self.registry)
         self.embeddings = Counter(
             "sspsam_embeddings",
-            "Image embeddings that requests needed, by where they came from: memory, disk, encoder",
+            "Image embeddings needed by requests, by source: memory, disk, encoder",
             ["source"],
             registry=self.registry,
         )
         self.prefetched = Counter(
             "sspsam_prefetched",
-            "Images embedded when a task was opened, before anybody asked",
+            "Images embedded when a task was opened, before any request",
             registry=self.registry,
         )
         self.cached_images = Gauge(
-            "sspsam_embedding_cache_images", "Pictures with an embedding at hand", registry=self.registry
+            "sspsam_embedding_cache_images", "Images with an embedding in memory", registry=self.registry
         )
         self.cached_bytes = Gauge(
-            "sspsam_embedding_cache_bytes", "Memory that embeddings take", registry=self.registry
+            "sspsam_embedding_cache_bytes", "Memory used by embeddings", registry=self.registry
         )
 
         self.corrections = Gauge(
@@ -102,7 +100,7 @@ class Metrics:
         )
 
     def set_corrections(self, tallies: Iterable[Tally]) -> None:
-        """Takes the counts of corrections over, which the worker keeps."""
+        """Exports the worker's counts of corrections."""
         self.corrections.clear()
         self.correction_iou.clear()
         for tally in tallies:
@@ -119,7 +117,7 @@ class Metrics:
         cached_bytes: int,
         waiting: Mapping[str, int] = MappingProxyType({}),
     ) -> bytes:
-        """Writes everything in Prometheus' text format."""
+        """Writes all metrics in Prometheus' text format."""
         for lane, count in waiting.items():
             self.waiting.labels(lane).set(count)
         self.model.clear()

@@ -1,6 +1,6 @@
-"""What Label Studio asks, as values.
+"""Label Studio's requests as values.
 
-Label Studio adds fields as it likes: unknown ones pass, missing ones say which and where.
+Unknown fields are ignored; errors name the missing or wrong field and its location.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Task:
     task_id: str
     data: Mapping[str, Any]
     annotations: tuple[Mapping[str, Any], ...] = ()
-    """Saved ones, of everybody."""
+    """Saved annotations of all users."""
     drafts: tuple[Mapping[str, Any], ...] = ()
-    """What the annotator who asks has not saved yet, some seconds old."""
+    """The requesting annotator's unsaved changes, a few seconds old."""
     predictions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def annotator(self) -> str:
-        """The user id of the annotator who asks, as far as a request tells: by the draft, which comes some
-        seconds after the first change. Empty before that.
+        """User ID of the requesting annotator, if known: it is part of the draft, which follows some seconds
+        after the first change. Empty before that.
         """
         names = (str(draft.get("created_username") or "") for draft in self.drafts)
         return next((name.rpartition(", ")[2] for name in names if name), "")
@@ -50,7 +50,7 @@ class Task:
         )
 
     def phrases(self, extra_params: object = None) -> list[str]:
-        """The phrases to look for without an annotator: the task's own, else the project's."""
+        """Phrases for requests without an annotator: the task's own, else the project's."""
         own = phrases_in(self.data)
         return own or phrases_in(_json_mapping(extra_params))
 
@@ -63,14 +63,14 @@ class PredictQuery:
     label_config: str
     tasks: tuple[Task, ...]
     context: Results | None
-    """What is on the form of the whole image, from an annotator; None for a batch."""
+    """The annotator's image-level results; None for a batch."""
 
     @classmethod
     def parse(cls, payload: object) -> PredictQuery:
-        """Reads the body of POST /predict.
+        """Parses the body of POST /predict.
 
         Raises:
-            RequestError: no object, no list of tasks, or a task that is none.
+            RequestError: not an object, no list of tasks, or an invalid task.
         """
         fields = _mapping(payload, "the body")
         tasks = fields.get("tasks")
@@ -87,10 +87,10 @@ class PredictQuery:
 
 
 def parse_setup(payload: object) -> KnownProject:
-    """Reads the body of POST /setup. Its hostname and access_token are nobody's proof, and are dropped.
+    """Parses the body of POST /setup. Its hostname and access_token are unauthenticated, and dropped.
 
     Raises:
-        RequestError: it is not an object.
+        RequestError: not an object.
     """
     fields = _mapping(payload, "the body")
     return KnownProject(
@@ -102,19 +102,19 @@ def parse_setup(payload: object) -> KnownProject:
 
 
 def project_number(value: object) -> str:
-    """`2.1795330931`, as Label Studio names a project to its backends, is project `2`."""
+    """Label Studio names project `2` as `2.1795330931` in requests to backends."""
     return "" if value is None else str(value).partition(".")[0]
 
 
 def phrases_in(fields: Mapping[str, Any]) -> list[str]:
-    """`phrases` (a list, or one per line) and `phrase`, blank ones and repetitions left out."""
+    """`phrases` (a list, or one per line) and `phrase`, without blanks and duplicates."""
     many = fields.get("phrases")
     listed = notes.entries(many.splitlines() if isinstance(many, str) else many)
     return list(notes.distinct(listed + notes.entries(fields.get("phrase"))).values())
 
 
 def _json_mapping(value: object) -> Mapping[str, Any]:
-    """extra_params: an object from the API, text from the form, which may be JSON."""
+    """extra_params: an object from the API, or text from the form, possibly JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

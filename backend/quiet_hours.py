@@ -1,4 +1,4 @@
-"""Hours of the day in which nothing large should start, in a time zone."""
+"""Hours of the day in which no large job starts, in a time zone."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ _SPAN = re.compile(r"(\d\d:\d\d)-(\d\d:\d\d)")
 
 @dataclass(frozen=True)
 class QuietHours:
-    """Spans of the day, each from its first time up to its second; one may go past midnight."""
+    """Time spans, start inclusive, end exclusive; a span may cross midnight."""
 
     spans: tuple[tuple[time, time], ...]
     zone: ZoneInfo
 
     @classmethod
     def parse(cls, entries: tuple[str, ...], zone: str) -> QuietHours:
-        """Reads `08:00-18:00` and the like, in a zone such as Europe/Berlin.
+        """Parses spans such as `08:00-18:00`, in a zone such as Europe/Berlin.
 
         Raises:
-            ValueError: an entry is no span, or there is no such zone.
+            ValueError: invalid span or unknown zone.
         """
         try:
             known = ZoneInfo(zone)
-        except (LookupError, OSError, ValueError) as error:  # no such zone, a folder of zones, no name
+        except (LookupError, OSError, ValueError) as error:  # unknown zone, folder of zones, or invalid name
             raise ValueError(f"expected a time zone such as Europe/Berlin, got {zone!r}") from error
         return cls(tuple(_parse_span(entry) for entry in entries), known)
 
     def end(self, now: datetime) -> datetime | None:
-        """When the quiet hours that it is now are over, in their zone; None when it is none.
+        """End of the current quiet hours, in their zone; None outside quiet hours.
 
         Args:
-            now: With a time zone, any.
+            now: Time-zone aware.
         """
         local = moment = now.astimezone(self.zone)
-        for _ in self.spans:  # one may end in another
+        for _ in self.spans:  # spans may adjoin or overlap
             ends = [end for span in self.spans if (end := self._end_of(span, moment)) is not None]
             if not ends:
                 break

@@ -1,4 +1,4 @@
-"""Keeps secrets out of logs: the service's own, and what looks like one in an address or a header."""
+"""Redacts secrets in logs: configured ones, and patterns in URLs and headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backend.settings import Settings
 
 HIDDEN = "***"
 SHORTEST = 4
-"""A shorter text would be found everywhere; it is no secret either."""
+"""Shorter texts would match everywhere, and are not secret anyway."""
 _PATTERNS = (
     (re.compile(r"\b(Basic|Bearer|Token)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
     (re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?)[^\s'\"]+"), rf"\1{HIDDEN}"),
@@ -26,7 +26,7 @@ _PATTERNS = (
 
 
 class Redacting(logging.Formatter):
-    """Formats as another formatter does, and hides secrets in what comes of it, tracebacks included."""
+    """Wraps a formatter and redacts its output, including tracebacks."""
 
     def __init__(self, formatter: logging.Formatter, secrets: Iterable[str] = ()) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Redacting(logging.Formatter):
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """All that the settings hold and nobody may read."""
+    """All secret values of the settings."""
     return [
         settings.label_studio_api_key.get_secret_value(),
         settings.basic_auth_pass.get_secret_value(),

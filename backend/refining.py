@@ -1,8 +1,8 @@
-"""Answers to clicks and boxes: the mask that they are on, corrected in place, or a new one.
+"""Answers to clicks and boxes: corrects the mask under them, or creates a new one.
 
-A request says nothing of what is on the form: neither phrases nor masks. So what was shown on a task is kept
-in Redis, with all that was pointed at; the annotator's draft and the task's predictions tell of masks that
-are older than that. Who asks, only the draft tells: where it does, masks of others are left alone.
+A request contains neither phrases nor masks of the form. Displayed masks of a task are therefore stored in
+Redis with their clicks; older masks come from the annotator's draft and the task's predictions. Only the
+draft identifies the annotator: if it does, masks of others are left alone.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 Prediction = dict[str, Any]
 
-INTERNAL_ERROR = "an error inside the backend: its log says more under {request_id}"
-NOTHING_LEFT = "with this click nothing would be left of the mask: click elsewhere, or use the brush"
-NOTHING_THERE = "nothing was found there: click elsewhere, or draw a box"
+INTERNAL_ERROR = "an error inside the backend: see its log for request {request_id}"
+NOTHING_LEFT = "this click would remove the whole mask: click elsewhere, or use the brush"
+NOTHING_THERE = "no object found there: click elsewhere, or draw a box"
 
 logger = logging.getLogger(__name__)
 
 
 def internal_error() -> str:
-    """What an annotator reads when we have made a mistake: where whoever runs the backend finds it."""
+    """Message about an internal error, with the request ID for the operator."""
     return INTERNAL_ERROR.format(request_id=request_id.get())
 
 
@@ -60,8 +60,8 @@ class Refiner:
 
     Args:
         engine: Runs the model.
-        images: Fetches the pictures.
-        memory: What was shown before.
+        images: Provides the images.
+        memory: Stores displayed masks.
         metrics: Counts gestures.
     """
 
@@ -79,10 +79,10 @@ class Refiner:
         config: LabelingConfig,
         caller: Caller = NOBODY,
     ) -> Prediction:
-        """Answers the gestures of one request; never fails.
+        """Answers the gestures of one request; never raises.
 
         Returns:
-            The mask under the id that it had, with its phrase; or what to tell the annotator.
+            The mask under its previous ID, with its phrase; or a message to the annotator.
         """
         try:
             return self._refine(project, task, gestures, config, caller)
@@ -90,13 +90,13 @@ class Refiner:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             self._memory.note_problem(project, task.task_id, str(error))
             return self._say(project, task, f"The click was not used: {error}.", config, "failed")
-        except Exception:  # an annotator sees no other sign of it than the one that we write
+        except Exception:  # the annotator sees no other sign of the error
             logger.exception("project %s, task %s", project, task.task_id)
             self._memory.note_problem(project, task.task_id, internal_error())
             return self.report_failure(project, task, config)
 
     def report_failure(self, project: str, task: Task, config: LabelingConfig) -> Prediction:
-        """Tells the annotator that an error inside the backend kept a click from being used."""
+        """Reports an internal error during a click to the annotator."""
         return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
 
     def _refine(
@@ -144,7 +144,7 @@ class Refiner:
     def _say(
         self, project: str, task: Task, message: str, config: LabelingConfig, outcome: str
     ) -> Prediction:
-        """Tells the annotator something, and nothing else."""
+        """Returns a message to the annotator, without masks."""
         self._metrics.clicks.labels(outcome).inc()
         told = self._told(project, task, message, config)
         if not told:
@@ -153,9 +153,9 @@ class Refiner:
         return prediction(told, self._engine.version)
 
     def _told(self, project: str, task: Task, message: str, config: LabelingConfig) -> list[Result]:
-        """Writes the status line; in a form without one, the prompt box, below the phrases that it holds.
+        """Writes the status line; in a form without one, the prompt box, below its phrases.
 
-        An empty message takes back what was said.
+        An empty message clears it.
         """
         if config.status is not None:
             return [status_line(config.status, message)]
@@ -168,7 +168,7 @@ class Refiner:
 
 
 def _box_in(task: Task, config: LabelingConfig) -> tuple[str, list[str]] | None:
-    """Id and entries of the prompt box in the draft of the annotator who asks."""
+    """ID and entries of the prompt box in the requesting annotator's draft."""
     name = config.prompt.name if config.prompt else None
     for draft in task.drafts:
         results = draft.get("result")
@@ -179,13 +179,13 @@ def _box_in(task: Task, config: LabelingConfig) -> tuple[str, list[str]] | None:
 
 
 def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig) -> list[ShownMask]:
-    """What was shown, with phrase and label as the draft has them, and what only draft or prediction know."""
+    """Displayed masks, with phrase and label from the draft, and masks found only in draft or prediction."""
     texts = {key: text for draft in task.drafts for key, text in region_texts(draft, config).items()}
     owners = {
         region_id: _user_id(annotation.get("completed_by"))
         for annotation in task.annotations
         for region_id in region_texts(annotation, config)
-        if region_id not in texts  # what is in one's own draft is one's own
+        if region_id not in texts  # the annotator's own draft
     }
     own = seen_by(task.annotator, shown, owners)
     known = {mask.region_id: _relabelled(mask, texts.get(mask.region_id)) for mask in own}
@@ -197,7 +197,7 @@ def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig)
 
 
 def _user_id(completed_by: object) -> str:
-    """Label Studio writes the id, or in some places a user with an id."""
+    """Label Studio writes the ID, or in some places an object with an ID."""
     return str(completed_by.get("id", "")) if isinstance(completed_by, Mapping) else str(completed_by or "")
 
 
@@ -211,7 +211,7 @@ def _relabelled(mask: ShownMask, text: tuple[str | None, str | None] | None) -> 
 def _regions_beside(
     saved: Mapping[str, Any], known: Mapping[str, ShownMask], config: LabelingConfig
 ) -> Iterator[Region]:
-    """The regions of a draft or a prediction that are not known otherwise; only these are decoded."""
+    """Regions of a draft or a prediction that are not known otherwise; only these are decoded."""
     results = saved.get("result")
     items = results if isinstance(results, list) else []
     unknown = [one for one in items if isinstance(one, Mapping) and str(one.get("id")) not in known]

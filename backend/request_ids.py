@@ -1,4 +1,4 @@
-"""Ids of requests: in answers, in every line that is logged for one, on the form when something fails."""
+"""Request IDs: in responses, in every log line of a request, and in error messages on the form."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from backend.redaction import Redacting, secrets_of
 from backend.settings import Settings
 
 REQUEST_ID_HEADER = "X-Request-Id"
-"""Taken over from whoever sends one, such as a proxy."""
+"""Taken over from the client, such as a proxy."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-"""Of the request that this thread answers."""
+"""Request ID of the current thread."""
 
 
 def configure_logging(settings: Settings) -> None:
-    """Sets the root logger up; each line names its request, or "-" where there is none, and no secret."""
+    """Configures the root logger; each line contains the request ID, or "-", and no secrets."""
     handler = logging.StreamHandler()
     handler.setFormatter(Redacting(logging.Formatter(LOG_FORMAT), secrets_of(settings)))
     handler.addFilter(add_request_id)
@@ -25,6 +25,6 @@ def configure_logging(settings: Settings) -> None:
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
-    """A filter that leaves nothing out."""
+    """A filter that drops nothing."""
     record.request_id = request_id.get()
     return True

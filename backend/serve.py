@@ -1,4 +1,4 @@
-"""The web server: one process, since one process holds the model, with threads for the callers."""
+"""The web server: one process, which holds the model, with one thread per request."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sspsam.allocation import MEBIBYTE, keep_freed_memory
 from sspsam.openmp import watch_briefly
 
 SPARE_THREADS = 32
-"""Beside those that are at the model or wait for it: for pictures that are fetched, and for /health."""
+"""Threads beside those at the model or waiting for it: for image downloads and /health."""
 STOP_S = 30
-"""How long running requests may take to end after SIGTERM."""
+"""Time for running requests to finish after SIGTERM."""
 KEPT_BYTES = 160 * MEBIBYTE
-"""Freed memory that phrases and pictures take again, in place of new pages from the system."""
+"""Freed memory that is kept for further phrases and images instead of being returned to the system."""
 SILENCE_S = 120
-"""A process that does not answer gunicorn for so long is replaced."""
+"""gunicorn replaces a process that is unresponsive for this long."""
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
-    """gunicorn, told from settings in place of a command line."""
+    """gunicorn, configured from settings instead of a command line."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -45,24 +45,24 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
             "loglevel": settings.log_level.lower(),
             "proc_name": "sspsam-backend",
             "worker_exit": _end,
-            "control_socket_disable": True,  # one in the home folder, for all servers of this user
+            "control_socket_disable": True,  # shared by all servers of this user, in the home folder
         }
         for name, value in options.items():
-            if name in self.cfg.settings:  # older ones have no control socket
+            if name in self.cfg.settings:  # older versions have no control socket
                 self.cfg.set(name, value)
 
     def load(self) -> Flask:
-        """Makes the app in the process that serves it: threads and CUDA do not survive a fork."""
+        """Creates the app in the serving process: threads and CUDA do not survive a fork."""
         app = create_app(self._settings)
         _engine_of(app).engine.start()
         return app
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; requests that are under way are answered first.
+    """Serves until SIGTERM or SIGINT; running requests finish first.
 
     Raises:
-        SettingsError: callers would have nothing to show.
+        SettingsError: no credentials are configured.
     """
     configure_logging(settings)
     require_secrets(settings)
@@ -72,10 +72,10 @@ def serve(settings: Settings) -> None:
 
 
 def _end(arbiter: Any, worker: Any) -> None:
-    """The last that runs in the process that serves.
+    """Last hook in the serving process.
 
-    What lives is not looked through for garbage once more: Python does so several times on its way out, which
-    with torch takes seconds, and on a busy machine longer than those who wait for the end are ready to.
+    Freezes the garbage collector: the interpreter's collections at exit take seconds with torch, and on a
+    busy machine longer than supervisors wait.
     """
     app = getattr(worker, "wsgi", None)
     if isinstance(app, Flask):

@@ -1,4 +1,4 @@
-"""The parts of the service, put together from settings. Putting them together opens nothing."""
+"""The service's components, assembled from settings. Assembly opens nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes use."""
+    """Components used by the routes."""
 
     settings: Settings
     engine: Engine
@@ -50,12 +50,12 @@ class Service:
     metrics: Metrics
 
     def version_ids(self) -> list[str]:
-        """The version in service first, then the others that were not rejected, newest first."""
+        """The serving version first, then the others that were not rejected, newest first."""
         serving = self.engine.version
         try:
             usable = self.usable_versions()
-        except VersionError:  # such as a store that is away for a moment: what serves is known without it
-            logger.exception("the version store cannot be read")
+        except VersionError:  # the store may be unavailable: the serving version is known
+            logger.exception("cannot read the version store")
             return [serving]
         others = [card.version_id for card in usable if card.version_id != serving]
         return [serving, *reversed(others)]
@@ -65,7 +65,7 @@ class Service:
         return [card for card in self.versions.list() if card.status != "rejected"]
 
     def meet(self, project: KnownProject) -> None:
-        """Keeps what Label Studio says of a project; what its form lacks is logged when that has changed."""
+        """Stores a project as reported by Label Studio; logs what its form lacks if that has changed."""
         before = self.memory.note_project(project)
         if before is not None and before.label_config == project.label_config:
             return
@@ -79,10 +79,10 @@ class Service:
             logger.log(level, "project %s: %s. Add %s", project.project_id, tag.reason, tag.xml)
 
     def take_event(self, event: object) -> list[str]:
-        """Queues what a webhook event asks for; counts it, and keeps that its project's webhook works.
+        """Queues the jobs of a webhook event, counts it, and records that the project's webhook works.
 
         Returns:
-            Ids of the jobs; none for events that need no work.
+            IDs of the jobs; none for events that need no work.
 
         Raises:
             RequestError, QueueUnavailableError: as `EventQueue.handle`.
@@ -93,11 +93,11 @@ class Service:
         return jobs
 
     def _note_event(self, event: Mapping[str, object]) -> None:
-        """Actions that Label Studio may yet invent are counted together."""
+        """Unknown actions are counted together."""
         action = str(event.get("action"))
         self.metrics.events.labels(action if action in _COUNTED_ACTIONS else "other").inc()
         project = event.get("project")
-        if isinstance(project, Mapping) and action != START_TRAINING:  # which comes another way
+        if isinstance(project, Mapping) and action != START_TRAINING:  # sent separately
             number = project_number(project.get("id"))
             self.memory.note_heard(number)
             self.memory.note_title(number, str(project.get("title") or ""))
@@ -106,12 +106,12 @@ class Service:
 def build_service(
     settings: Settings, redis: Redis | None = None, predictor: SwappablePredictor | None = None
 ) -> Service:
-    """Puts the service together.
+    """Assembles the service.
 
     Args:
-        settings: What the environment says.
-        redis: In place of the one at REDIS_URL.
-        predictor: In place of the preset's.
+        settings: Settings from the environment.
+        redis: Replaces the one at REDIS_URL.
+        predictor: Replaces the preset's.
     """
     redis = redis or connect_redis(settings.redis_url)
     client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
@@ -140,7 +140,7 @@ def build_service(
 
 
 def connect_redis(url: str) -> Redis:
-    """A client that connects when first used, and gives up on a silent Redis."""
+    """A client that connects on first use, and gives up on an unresponsive Redis."""
     client: Redis = Redis.from_url(
         url,
         socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
@@ -151,9 +151,9 @@ def connect_redis(url: str) -> Redis:
 
 
 def load_preset(settings: Settings) -> SwappablePredictor:
-    """Loads the preset with its weights: the operator's, or those that ship with it. Imports torch.
+    """Loads the preset with the operator's or the packaged weights. Imports torch.
 
-    From then on the predictor has the processor's cores to itself: those who serve requests need one each.
+    Afterwards the predictor may use all cores: request threads need one each.
     """
     from sspsam import Predictor
     from sspsam.cores import reserve_cores

@@ -1,8 +1,8 @@
-"""One model, many callers: who gets it when, and what they wait for.
+"""Scheduling of one model for many callers.
 
-Images are encoded in one lane and phrases answered in another (`backend.lanes`), those of several callers in
-one forward pass; masks are brought to the size of their picture in the callers' own threads. Weights are
-swapped between two passes, and each answer comes from one version.
+Images are encoded in one lane and phrases answered in another (`backend.lanes`), with phrases of several
+callers in one forward pass; masks are resized to their image in the callers' threads. Weights are swapped
+between passes, and each answer comes from one version.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ if TYPE_CHECKING:
 UInt8Image = npt.NDArray[np.uint8]
 ReadImage = Callable[[], UInt8Image]
 FindImage = Callable[[], tuple[str, ReadImage]]
-"""Gives a picture's key, and what reads its pixels; may fetch it first."""
+"""Returns an image's key and the function that reads its pixels; may download it first."""
 
 AHEAD = 16
-"""Pictures that may wait to be embedded before anybody asks."""
+"""Maximum number of images waiting to be embedded in advance."""
 MAX_EDGES = 80_000
-"""Along the rows of all masks of an answer. Each is a token of some 3 numbers in Label Studio's RLE, 12 bytes
-of JSON at most: so an answer stays below 1 MB."""
+"""Limit of edges along the rows of all masks of an answer. Each is a token of about 3 numbers in Label
+Studio's RLE, at most 12 bytes of JSON: an answer stays below 1 MB.
+"""
 SAMPLED_ROWS = 512
-"""Of a mask, along which edges are counted: two or more for each row of the logits that it is made of."""
+"""Rows of a mask on which edges are counted: at least two per row of the mask logits."""
 MAX_SPECK = 0.01
-"""Parts and holes of a mask that are larger than this share of the picture are never left out."""
+"""Parts and holes above this share of the image are never removed."""
 NOBODY = Caller()
 PREFETCH = Caller("prefetch")
 
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class SwappablePredictor(Protocol):
-    """What the engine needs of `sspsam.Predictor`."""
+    """The interface of `sspsam.Predictor` that the engine uses."""
 
     def embed(self, image: UInt8Image) -> ImageEmbedding: ...
 
@@ -70,14 +71,14 @@ class SwappablePredictor(Protocol):
 
 @dataclass(frozen=True)
 class Clicks:
-    """What a person pointed at, in fractions of the picture's width and height."""
+    """A user's clicks and boxes, in fractions of the image's width and height."""
 
     points: tuple[tuple[float, float, bool], ...] = ()
     """x, y, and whether it is part of the object."""
     box_xyxy: tuple[float, float, float, float] | None = None
 
     def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
-        """`points` and `boxes`, as `sspsam.answers.Question` has them."""
+        """`points` and `boxes`, as in `sspsam.answers.Question`."""
         height, width = original_hw
         points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
         box = None
@@ -88,7 +89,7 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Asked:
-    """A phrase, what was pointed at, or both."""
+    """A phrase, clicks, or both."""
 
     phrase: str
     clicks: Clicks | None = None
@@ -102,25 +103,25 @@ class Asked:
 
 @dataclass(frozen=True)
 class SharingOptions:
-    """How requests share the model."""
+    """Scheduling options."""
 
     max_batch: int = 16
-    """Phrases in one forward pass; 1 answers each by itself."""
+    """Maximum number of phrases in one forward pass; 1 disables batching."""
     gather_s: float = 0.003
-    """For how long the first phrase of a pass waits for others."""
+    """How long the first phrase of a batch waits for others."""
     queue_limit: int = 64
-    """Requests at the model or waiting for it; further ones are told that it is busy."""
+    """Maximum number of requests at the model or waiting for it; further ones are refused as busy."""
     min_speck: float = 0.0
-    """Parts and holes of masks that are smaller than this share of the picture are left out; 0 sends all."""
+    """Parts and holes of masks below this share of the image are removed; 0 keeps all."""
 
 
 class SharedModel:
-    """A predictor that callers share. Making one starts nothing; `start` takes the predictor.
+    """A predictor shared by callers. The constructor starts nothing; `start` takes the predictor.
 
     Args:
-        embeddings: In memory shared with nobody else, on disk with everybody.
-        metrics: Counts batches, refusals and where embeddings came from.
-        options: How callers share.
+        embeddings: Cache of embeddings; its disk part is shared with other processes.
+        metrics: Counts batches, refusals and sources of embeddings.
+        options: Scheduling options.
     """
 
     def __init__(
@@ -144,11 +145,11 @@ class SharedModel:
         self._weights_lock = Lock()
 
     def start(self, predictor: SwappablePredictor, version: str) -> None:
-        """Begins to answer.
+        """Starts answering.
 
         Args:
-            predictor: From now on used by nobody else.
-            version: Whose weights it has.
+            predictor: Used exclusively from now on.
+            version: Version of its weights.
         """
         self.embeddings.open_files(predictor.encoders_digest, predictor.from_tensors)
         self._on_image_stream = _own_stream(predictor)
@@ -157,11 +158,11 @@ class SharedModel:
             lane.start()
 
     def stop(self) -> None:
-        """Ends the threads, after what they are at; who still waits is told so."""
+        """Stops the threads after their current work; waiting requests get an error."""
         stop_lanes(self._lanes.values())
 
     def swap(self, state: Mapping[str, torch.Tensor], version: str) -> None:
-        """Puts other weights in, between two passes.
+        """Swaps the weights between two passes.
 
         Raises:
             CheckpointError: they do not fit; nothing has changed.
@@ -171,7 +172,7 @@ class SharedModel:
             self._version = version
 
     def waiting(self) -> dict[str, int]:
-        """Lane -> how much waits in it."""
+        """Lane -> number of waiting items."""
         return {name: len(lane) for name, lane in self._lanes.items()}
 
     def ask(
@@ -181,20 +182,20 @@ class SharedModel:
         asked: Sequence[Asked],
         caller: Caller,
     ) -> tuple[str, list[Referent]]:
-        """Answers everything that is asked about one picture.
+        """Answers all questions about one image.
 
         Args:
-            image_key: Names the picture's content, such as its sha256.
-            read_image: Gives the pixels; called, in another thread, only when the embedding is not at hand.
+            image_key: Identifies the image's content, such as its sha256.
+            read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
             asked: At least one question.
-            caller: For whom.
+            caller: Identifies the requester, for fairness.
 
         Returns:
             The version that answered, and its answers, in order.
 
         Raises:
-            ModelBusyError: too many wait already.
-            TooLateError: its turn came after the caller had stopped waiting.
+            ModelBusyError: the queue is full.
+            TooLateError: the caller timed out before its turn.
         """
         with self._entered(caller):
             embedding, source = self.embedding(image_key, read_image, caller)
@@ -210,7 +211,7 @@ class SharedModel:
             return version, [self._finish(decoded, edges) for _, decoded in answers]
 
     def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
-        """Leaves specks out; where the mask is still too ragged to be sent, larger ones, too."""
+        """Removes small regions; if the mask is still too ragged to be sent, larger ones, too."""
         min_speck = self._options.min_speck
         referent = self._working.finish(decoded, min_speck)
         while 0 < min_speck < MAX_SPECK and _edges(referent.mask) > max_edges:
@@ -230,7 +231,7 @@ class SharedModel:
     def embedding(
         self, image_key: str, read_image: ReadImage, caller: Caller
     ) -> tuple[ImageEmbedding, Source]:
-        """The embedding of a picture, and where it was.
+        """The embedding of an image, and its source.
 
         Raises:
             TooLateError: as for `ask`.
@@ -242,10 +243,10 @@ class SharedModel:
         return wait_for(future, caller)
 
     def _encode(self, pictures: Sequence[tuple[str, ReadImage]]) -> list[tuple[ImageEmbedding, Source]]:
-        """The work of the lane of images."""
+        """Work of the image lane."""
         found: list[tuple[ImageEmbedding, Source]] = []
         for image_key, read_image in pictures:
-            known = self.embeddings.get(image_key)  # somebody else may have waited for it, too
+            known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
             if known is not None:
                 found.append((known, "memory"))
                 continue
@@ -257,31 +258,31 @@ class SharedModel:
         return found
 
     def _decode(self, questions: Sequence[Question]) -> list[tuple[str, Decoded]]:
-        """The work of the lane of phrases."""
+        """Work of the phrase lane."""
         with self._weights_lock:
             return [(self._version, decoded) for decoded in self._working.decode(questions)]
 
     def _embed_ahead(self, pictures: Sequence[FindImage]) -> list[None]:
-        """The work of the lane of pictures that nobody waits for yet."""
+        """Work of the lane for images embedded in advance."""
         for find_image in pictures:
             try:
                 if self.embedding(*find_image(), PREFETCH)[1] == "encoder":
                     self._metrics.prefetched.inc()
             except BackendError as error:
-                logger.info("a picture was not embedded ahead: %s", error)
+                logger.info("could not embed an image in advance: %s", error)
         return [None] * len(pictures)
 
     def prefetch(self, find_image: FindImage) -> None:
-        """Embeds a picture in the background, when it is the turn of pictures that nobody waits for.
+        """Queues an image for embedding in the background.
 
-        Does nothing while AHEAD of them wait.
+        Does nothing if AHEAD images are waiting already.
         """
         if len(self._ahead) < AHEAD:
             self._ahead.submit([find_image], PREFETCH)
 
     @property
     def _working(self) -> SwappablePredictor:
-        assert self._predictor is not None, "start comes first"
+        assert self._predictor is not None, "call start first"
         return self._predictor
 
     def _make_lane(
@@ -300,14 +301,14 @@ class SharedModel:
 
 
 def _edges(mask: BoolMask) -> int:
-    """About how often a mask begins or ends along its rows: not all of a large one's are looked at."""
+    """Estimates the number of edges along a mask's rows; large masks are sampled."""
     step = max(1, len(mask) // SAMPLED_ROWS)
     rows = mask[::step]
     return step * int(np.count_nonzero(rows[:, 1:] != rows[:, :-1]))
 
 
 def _own_stream(predictor: SwappablePredictor) -> Callable[[], AbstractContextManager[None]]:
-    """Images are encoded beside the phrases, on a GPU too."""
+    """Images are encoded concurrently with phrases, also on a GPU."""
     from sspsam.streams import own_stream
 
     device = getattr(predictor, "device", None)

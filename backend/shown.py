@@ -1,5 +1,5 @@
-"""Masks as annotators see them now: by phrase, and as clicks have changed them. Which one a gesture is meant
-for, and what all gestures on it say together. Pure: nothing here asks anybody.
+"""Masks as displayed to annotators, proposed or corrected by clicks: assigns gestures to masks and combines
+the gestures on a mask. Pure functions without I/O.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from backend.sharing import Clicks
 from sspsam.masks import BoolMask, coco_rle_to_mask
 
 NEAR = 0.1
-"""A click outside all masks belongs to the nearest one up to here, in parts of the picture's longer side.
-Further away it means something new; "not this" can only be said of what is there, at any distance."""
+"""A click outside all masks belongs to the nearest one up to this distance, in fractions of the image's
+longer side. Beyond it a positive click starts a new mask; a negative one has no maximum distance.
+"""
 OVERLAP = 0.25
-"""A box belongs to the mask of which it shares most, if it is at least so much of the smaller of the two."""
+"""A box belongs to the mask with the largest overlap, if that is at least this share of the smaller one."""
 _SAMPLES = 256
-"""Distances are measured on a mask thinned out to so many rows and columns."""
+"""Distances are measured on a mask subsampled to at most this many rows and columns."""
 
 
 @dataclass(frozen=True)
 class ShownMask:
-    """A mask that an annotator of a task was shown."""
+    """A mask displayed to an annotator of a task."""
 
     region_id: str
     phrase: str
-    """Empty for what was pointed at without one."""
+    """Empty for clicks without a phrase."""
     rle: Mapping[str, Any]
-    """COCO RLE in the original frame, as last shown."""
+    """COCO RLE in the original frame, as last displayed."""
     label: str | None = None
-    """None lets the phrase choose."""
+    """None: chosen by the phrase."""
     settled: tuple[Gesture, ...] = ()
-    """Of earlier requests."""
+    """Gestures of earlier requests."""
     current: tuple[Gesture, ...] = ()
-    """Of the last request: with Auto-Accept off, the next one brings them again."""
+    """Gestures of the last request: with Auto-Accept off, the next request repeats them."""
     annotator: str = ""
-    """Who was shown it, as Label Studio numbers users; empty when it did not say."""
+    """Label Studio's user ID of the annotator; empty if unknown."""
 
     @cached_property
     def mask(self) -> BoolMask:
@@ -50,17 +51,17 @@ class ShownMask:
         return coco_rle_to_mask(self.rle)
 
     def joined(self, gestures: Sequence[Gesture]) -> ShownMask:
-        """Adds the gestures of a request; those that it shares with the last request are not doubled."""
+        """Adds the gestures of a request, without repeating those of the last request."""
         if self.continues(gestures):
             return replace(self, current=tuple(gestures))
         return replace(self, settled=self.settled + self.current, current=tuple(gestures))
 
     def continues(self, gestures: Sequence[Gesture]) -> bool:
-        """Whether a request brings gestures again that the last one about this mask brought."""
+        """Whether a request repeats gestures of the last one on this mask."""
         return bool({one.gesture_id for one in gestures} & {one.gesture_id for one in self.current})
 
     def clicks(self) -> Clicks:
-        """All gestures together: every click, and the last box."""
+        """All gestures combined: every click, and the last box."""
         gestures = (*self.settled, *self.current)
         boxes = [one.xyxy for one in gestures if one.kind == "box"]
         points = [(*one.xy, one.positive) for one in gestures if one.kind == "click"]
@@ -80,7 +81,7 @@ class ShownMask:
 
 
 def new_mask(project: str, task: str, gestures: Sequence[Gesture], label: str | None) -> ShownMask:
-    """What gestures on nothing that is shown stand for; the first one's id names the region."""
+    """A new mask for gestures on no displayed mask; the first gesture's ID becomes the region's."""
     key = f"{project}/{task}/{gestures[0].gesture_id}"
     region_id = hashlib.sha256(f"pointed at/{key}".encode()).hexdigest()[:12]
     return ShownMask(region_id, "", {}, label)
@@ -89,15 +90,16 @@ def new_mask(project: str, task: str, gestures: Sequence[Gesture], label: str | 
 def seen_by(
     annotator: str, shown: Sequence[ShownMask], owners: Mapping[str, str] = MappingProxyType({})
 ) -> list[ShownMask]:
-    """Leaves out what somebody else was shown.
+    """Removes masks displayed to other annotators.
 
     Args:
-        annotator: Who asks; empty when Label Studio does not say: then everything is taken to be theirs.
-        shown: On the task. Two annotators who type the same phrase have a mask each, of one region id.
-        owners: Region id -> annotator, from saved annotations.
+        annotator: Requesting annotator; empty if unknown, which keeps all masks.
+        shown: Displayed masks of the task. Two annotators who type the same phrase have one mask each, with
+            the same region ID.
+        owners: Region ID -> annotator, from saved annotations.
 
     Returns:
-        One mask for each region: the annotator's own, else one that nobody is known to own.
+        One mask per region: the annotator's own, else one without a known owner.
     """
     found: dict[str, ShownMask] = {}
     for mask in sorted(shown, key=lambda mask: bool(mask.annotator)):
@@ -108,13 +110,13 @@ def seen_by(
 
 
 def target_of(gestures: Sequence[Gesture], shown: Sequence[ShownMask]) -> ShownMask | None:
-    """Finds the mask that gestures are meant for.
+    """Finds the mask that gestures apply to.
 
-    Gestures that go on are for the mask that they began with. Otherwise the first of them decides: a click is
-    for the smallest mask that it is on, else for the nearest one; a box for the one that it shares most of.
+    Continued gestures apply to the mask that they started with. Otherwise the first gesture decides: a click
+    applies to the smallest mask under it, else to the nearest one; a box to the one with the largest overlap.
 
     Returns:
-        None when they mean something that is not shown yet.
+        None if they apply to no displayed mask.
     """
     begun = next((mask for mask in shown if mask.continues(gestures)), None)
     if begun is not None:
@@ -146,7 +148,7 @@ def _is_on(click: Gesture, mask: BoolMask) -> bool:
 
 
 def _distance(click: Gesture, mask: BoolMask) -> float:
-    """From a click to the nearest pixel of a mask, in parts of the picture's longer side."""
+    """Distance from a click to the nearest pixel of a mask, in fractions of the image's longer side."""
     height, width = mask.shape
     step = max(1, max(mask.shape) // _SAMPLES)
     rows, columns = np.nonzero(mask[::step, ::step])
@@ -159,7 +161,7 @@ def _distance(click: Gesture, mask: BoolMask) -> float:
 
 
 def _share(box: Gesture, mask: BoolMask) -> float:
-    """What a box and a mask have in common, as a part of the smaller of the two."""
+    """Intersection of a box and a mask, as a fraction of the smaller one."""
     height, width = mask.shape
     x0, y0, x1, y1 = box.xyxy
     inside = mask[round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]

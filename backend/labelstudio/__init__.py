@@ -1,1 +1,1 @@
-"""Label Studio's side: its labeling configs, its results, and its API. Knows nothing of the model."""
+"""Label Studio's side: labeling configs, results, and API. Independent of the model."""

@@ -1,7 +1,7 @@
-"""Saved annotations -> regions with their phrases.
+"""Saved annotations to regions with their phrases.
 
-The editor saves a region as several results of one id: the mask, and its phrase, which carries a copy of
-the geometry. Pairing is by id; what a result means is told by its from_name, never by its type or order.
+The editor saves a region as several results with one ID: the mask, and its phrase with a copy of the
+geometry. Results are paired by ID; their meaning follows from from_name, never from type or order.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ class Region:
 
     region_id: str
     phrase: str | None
-    """None when the annotator gave none."""
+    """None if the annotator gave none."""
     mask: BoolMask
     """(H, W) in the original frame."""
     label: str | None
     score: float | None = None
-    """The model's, where the mask began as one of its own."""
+    """The model's score, if the model proposed the mask."""
 
 
 @dataclass(frozen=True)
 class AnnotationContent:
-    """What an annotation says about its image."""
+    """Content of an annotation."""
 
     regions: tuple[Region, ...] = ()
     no_target_phrases: tuple[str, ...] = ()
-    """Phrases that nothing in the image fits."""
+    """Phrases without a match in the image."""
     problems: tuple[str, ...] = field(default=())
-    """Results that could not be read, in words."""
+    """Results that could not be parsed, as messages."""
 
 
 def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> AnnotationContent:
-    """Reads an annotation, or a prediction, as Label Studio's API gives it.
+    """Parses an annotation or a prediction from Label Studio's API.
 
-    Cancelled (skipped) annotations are read like others: see `annotation["was_cancelled"]`.
+    Cancelled (skipped) annotations are parsed like others: see `annotation["was_cancelled"]`.
 
     Args:
         annotation: A dict with a `result` list.
-        config: Of the project.
+        config: The project's labeling config.
 
     Returns:
-        Regions in the order of their first result; empty masks and unreadable ones are left out, the latter
-        with a line in `problems`.
+        Regions in the order of their first result; empty and unreadable masks are left out, the latter with
+        an entry in `problems`.
     """
     results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
     regions, problems = [], []
@@ -67,9 +67,9 @@ def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> An
 
 
 def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
-    """Returns the phrases that nothing in the image fits: those in the prompt box that no region has.
+    """Returns phrases without a match: those in the prompt box that no region has.
 
-    Entries that were never answered are left out: they say nothing about the image.
+    Entries that were never answered are excluded: they say nothing about the image.
     """
     results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
     groups = _by_id(results).values()
@@ -93,7 +93,7 @@ def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig)
 def region_texts(
     annotation: Mapping[str, Any], config: LabelingConfig
 ) -> dict[str, tuple[str | None, str | None]]:
-    """Returns phrase and label of each region by its id, without decoding a mask."""
+    """Returns phrase and label of each region by ID, without decoding masks."""
     results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
     return {
         region_id: (_phrase(brush, group, config), _label(brush))
@@ -111,7 +111,7 @@ def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> Region | None:
-    """Returns the region of results that share an id; None when there is no brush mask among them."""
+    """Returns the region of results that share an ID; None without a brush mask."""
     brush = next((result for result in group if _is_brush(result, config)), None)
     if brush is None:
         return None

@@ -1,4 +1,4 @@
-"""Label Studio's API, as far as we use it (https://api.labelstud.io)."""
+"""The part of Label Studio's API that we use (https://api.labelstud.io)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ UPLOAD_TIMEOUT_S = 300.0
 WEBHOOK_SECRET_HEADER = "X-ML-Secret"
 _NOBODY = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
 _UNANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [_NOBODY]}})
-"""Query of tasks that nobody has annotated."""
+"""Query for unannotated tasks."""
 
 
 class LabelStudioClient:
-    """One Label Studio server and our key to it. Safe to share between threads. Making one opens nothing.
+    """A Label Studio server with our API key. Thread-safe. The constructor opens nothing.
 
-    Every method raises LabelStudioUnavailable when the server does not answer, LabelStudioUnauthorized when
-    it refuses the key, LabelStudioNotFound for an id it does not know, LabelStudioError for the rest.
+    Every method raises LabelStudioUnavailable if the server does not respond, LabelStudioUnauthorized if it
+    refuses the key, LabelStudioNotFound for an unknown ID, LabelStudioError otherwise.
 
     Args:
-        url: Where Label Studio answers.
+        url: URL of Label Studio.
         api_key: Personal access token or legacy token.
         timeout_s: For each request.
         access_token_age_s: Age at which an access token is replaced.
@@ -42,27 +42,27 @@ class LabelStudioClient:
 
     @property
     def url(self) -> str:
-        """Where Label Studio answers, without a slash at the end."""
+        """URL of Label Studio, without a trailing slash."""
         return self._connection.url
 
     def same_origin(self, url: str) -> bool:
-        """Whether a URL is on this server, so that it may see our key."""
+        """Whether a URL is on this server, and may receive the API key."""
         return self._connection.same_origin(url)
 
     def authorization(self) -> str:
-        """The Authorization header that opens this server; send it nowhere else."""
+        """The Authorization header for this server; send it nowhere else."""
         return self._connection.authorization()
 
     def renew(self) -> bool:
-        """Drops an access token that was refused; whether the next header may be another one."""
+        """Drops a refused access token; returns whether a retry may get another one."""
         return self._connection.renew()
 
     def whoami(self) -> Json:
-        """Returns the user whose key this is."""
+        """Returns the user of the API key."""
         return self._connection.ask_object("GET", "/api/current-user/whoami")
 
     def projects(self) -> Iterator[Json]:
-        """Yields the projects that the key can see."""
+        """Yields the projects visible to the API key."""
         return self._connection.pages("/api/projects/", {}, "results")
 
     def project(self, project_id: int) -> Json:
@@ -80,7 +80,7 @@ class LabelStudioClient:
         self._connection.request("DELETE", f"/api/projects/{project_id}/")
 
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> Json:
-        """Adds tasks, each a dict of data such as {"image": url}.
+        """Creates tasks, each a dict of data such as {"image": url}.
 
         Returns:
             Label Studio's counts, such as {"task_count": 3, ...}.
@@ -93,13 +93,13 @@ class LabelStudioClient:
         )
 
     def upload_images(self, project_id: int, paths: Sequence[Path]) -> Json:
-        """Uploads files; Label Studio makes a task of each.
+        """Uploads files; Label Studio creates a task for each.
 
         Returns:
             Label Studio's counts, such as {"task_count": 3, "file_upload_ids": [...], ...}.
         """
         with ExitStack() as files:
-            # Of parts that share a name, Label Studio takes the last alone.
+            # Label Studio keeps only the last of several parts with the same name.
             parts = {
                 f"file{number}": (path.name, files.enter_context(path.open("rb")))
                 for number, path in enumerate(paths)
@@ -113,22 +113,22 @@ class LabelStudioClient:
         return self._connection.ask_list("GET", "/api/users/")
 
     def tasks(self, project_id: int, page_size: int = PAGE_SIZE) -> Iterator[Json]:
-        """Yields the tasks of a project with their annotations, by id; a page of them is in memory."""
+        """Yields a project's tasks with their annotations, by ID; one page at a time is in memory."""
         query = {"project": project_id, "fields": "all", "page_size": page_size}
         return self._connection.pages("/api/tasks", query, "tasks")
 
     def task_list(self, project_id: int) -> Iterator[Json]:
-        """Yields the tasks of a project, by id, without what hangs on them."""
+        """Yields a project's tasks, by ID, without annotations and predictions."""
         return self._connection.pages("/api/tasks", {"project": project_id, "page_size": PAGE_SIZE}, "tasks")
 
     def next_tasks(self, project_id: int, count: int) -> list[Json]:
-        """Returns the first tasks, by id, that nobody has annotated."""
+        """Returns the first unannotated tasks, by ID."""
         query = {"project": project_id, "page": 1, "page_size": count, "query": _UNANNOTATED}
         tasks: list[Json] = self._connection.ask_object("GET", "/api/tasks", params=query).get("tasks") or []
         return tasks
 
     def unannotated_tasks(self, project_id: int) -> Iterator[Json]:
-        """Yields all tasks, by id, that nobody has annotated, without what hangs on them."""
+        """Yields all unannotated tasks, by ID, without predictions."""
         return self._connection.pages("/api/tasks", {"project": project_id, "query": _UNANNOTATED}, "tasks")
 
     def task(self, task_id: int) -> Json:
@@ -170,10 +170,10 @@ class LabelStudioClient:
         return self._connection.ask_object("POST", "/api/predictions/", json=body)
 
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Adds predictions, each {"task", "result", "model_version", "score"}, in one request.
+        """Creates predictions, each {"task", "result", "model_version", "score"}, in one request.
 
         Raises:
-            LabelStudioError: it dropped some: what does not fit the labeling config goes without a word.
+            LabelStudioError: it silently dropped some that do not match the labeling config.
         """
         answer = self._connection.ask_object(
             "POST",
@@ -183,8 +183,8 @@ class LabelStudioClient:
         )
         if answer.get("created") != len(predictions):
             raise LabelStudioError(
-                f"Label Studio took {answer.get('created')} of {len(predictions)} predictions: the others do "
-                "not fit the project's labeling config"
+                f"Label Studio accepted {answer.get('created')} of {len(predictions)} predictions: the "
+                "others do not fit the project's labeling config"
             )
 
     def update_prediction(self, prediction_id: int, **fields: Any) -> Json:
@@ -194,7 +194,7 @@ class LabelStudioClient:
         return self._connection.ask_list("GET", "/api/predictions/", params={"task": task_id})
 
     def export(self, project_id: int) -> list[Json]:
-        """Returns every annotated task of a project with its annotations, in Label Studio's own JSON."""
+        """Returns all annotated tasks of a project with annotations, in Label Studio's JSON."""
         return self._connection.ask_list(
             "GET",
             f"/api/projects/{project_id}/export",
@@ -203,7 +203,7 @@ class LabelStudioClient:
         )
 
     def ml_backends(self, project_id: int) -> list[Json]:
-        """Returns the backends of a project; Label Studio asks each of them for its health first."""
+        """Returns a project's backends; Label Studio checks the health of each first."""
         return self._connection.ask_list("GET", "/api/ml", params={"project": project_id})
 
     def connect_ml_backend(
@@ -216,24 +216,24 @@ class LabelStudioClient:
     def update_ml_backend(
         self, record: Mapping[str, Any], url: str, title: str, basic_auth: tuple[str, str] | None = None
     ) -> Json:
-        """Changes a backend. Label Studio fails on a partial record, so all of it is sent."""
+        """Changes a backend. Label Studio rejects partial records, so the whole record is sent."""
         body = {**record, **_ml_fields(url, title, basic_auth)}
         return self._connection.ask_object("PATCH", f"/api/ml/{record['id']}", json=body)
 
     def delete_ml_backend(self, backend_id: int) -> None:
-        """Removes a backend; Label Studio leaves its webhook behind."""
+        """Removes a backend; Label Studio keeps its webhook."""
         self._connection.request("DELETE", f"/api/ml/{backend_id}")
 
     def ml_backend_versions(self, backend_id: int) -> Json:
-        """Asks a backend, through Label Studio, for its versions: {"versions": [...]}."""
+        """Requests a backend's versions through Label Studio: {"versions": [...]}."""
         return self._connection.ask_object("GET", f"/api/ml/{backend_id}/versions")
 
     def start_training(self, backend_id: int) -> None:
-        """What the "Start Training" menu entry does."""
+        """The "Start Training" menu entry."""
         self._connection.request("POST", f"/api/ml/{backend_id}/train")
 
     def interactive_predict(self, backend_id: int, task_id: int, context: Mapping[str, Any]) -> Json:
-        """What the editor sends when a phrase is entered."""
+        """The editor's request when a phrase is entered."""
         return self._connection.ask_object(
             "POST",
             f"/api/ml/{backend_id}/interactive-annotating",

@@ -1,4 +1,4 @@
-"""Labeling configs that lack a part -> the same with that part added. What is there stays as it is."""
+"""Adds missing parts to labeling configs; existing parts are kept."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from backend.errors import LabelingConfigError
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig, MissingTag
 
 ON_TOP = frozenset({"prompt", "status"})
-"""Parts that go above the picture, where they are seen without scrolling; the others go to the end."""
+"""Parts placed above the image, visible without scrolling; others go to the end."""
 INDENT = "  "
 
 
 def completed_config(xml: str) -> str:
-    """Adds the parts that a labeling config lacks.
+    """Adds the missing parts of a labeling config.
 
     Args:
-        xml: Of a project. One with no named tag inside, as a new project has, becomes the recommended one.
+        xml: A project's config. Without any named tag, as in a new project, it becomes the recommended one.
 
     Raises:
         LabelingConfigError: it is not XML.
@@ -34,13 +34,13 @@ def completed_config(xml: str) -> str:
 
 
 def config_diff(before: str, after: str) -> str:
-    """What changes between two labeling configs, as a unified diff."""
+    """Unified diff of two labeling configs."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="")
     return "\n".join(lines)
 
 
 def _lines(xml: str, at: int, tags: list[MissingTag]) -> str:
-    """The tags, each on a line of its own, to be put at a place that may be in the middle of a line."""
+    """The tags, one per line, formatted for insertion, possibly in the middle of a line."""
     if not tags:
         return ""
     within = "\n" if xml[:at].rpartition("\n")[2].strip() else ""
@@ -48,9 +48,9 @@ def _lines(xml: str, at: int, tags: list[MissingTag]) -> str:
 
 
 def _inside(xml: str) -> tuple[int, int] | None:
-    """Where the root's first child and its closing tag begin: at the start of their lines where they can.
+    """Positions of the root's first child and closing tag, at the start of their lines if possible.
 
-    None where nothing is in the root.
+    None for an empty root.
     """
     data = xml.encode()
     starts: list[int] = []

@@ -1,14 +1,14 @@
-"""Labeling configs: which tag of a project's form plays which part.
+"""Labeling configs: roles of the tags in a project's form.
 
-Tags: https://labelstud.io/tags/ . Parts are found by tag type, and by name where several would do:
+Tags: https://labelstud.io/tags/ . Roles are assigned by tag type, and by name among several candidates:
 
-    image   <Image>, the one that the brush works on
-    prompt  <TextArea> for the whole image: `prompt` if there is one of that name, else the first other
+    image   <Image>, the one of the chosen brush
+    prompt  <TextArea> for the whole image: `prompt`, else the first other one
     masks   <BrushLabels>: `mask`, else the first, comes first; others on the same image follow
     phrase  <TextArea perRegion="true">: `phrase`, else the first
-    status  <TextArea name="status"> for the whole image: where we can say what went wrong
+    status  <TextArea name="status"> for the whole image: shows messages
     click   <KeyPointLabels>: `click`, else the first; box  <RectangleLabels>: `box`, else the first.
-            Those with smart="false" never ask a model, and are somebody's labels: they play no part
+            Those with smart="false" never send requests to a model: they are ordinary labels without a role
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ SNIPPETS: Mapping[str, str] = {
     '<Label value="refine" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>'
     "</KeyPointLabels>",
 }
-"""What to add for a part: `image` is the image tag's name, `labels` are the brush's, comma separated."""
+"""XML to add for a role: `image` is the image tag's name, `labels` the brush's labels, comma separated."""
 _WHY: Mapping[str, str] = {
-    "image": "there is no <Image>: no picture to look at",
-    "prompt": "there is no <TextArea> for the whole image: nowhere to type a phrase",
-    "mask": "there is no <BrushLabels>: nowhere to put a mask",
+    "image": "there is no <Image>: no image to segment",
+    "prompt": "there is no <TextArea> for the whole image: no place to type a phrase",
+    "mask": "there is no <BrushLabels>: no place for masks",
     "phrase": 'there is no <TextArea perRegion="true">: a mask keeps its phrase only as a hidden note',
     "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',
-    "click": "there is no smart <KeyPointLabels>: a mask is corrected with the brush, not by a click",
+    "click": "there is no smart <KeyPointLabels>: masks are corrected with the brush, not by clicks",
 }
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
@@ -74,7 +74,7 @@ _REQUIRED = ("image", "prompt", "mask")
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag that has a name."""
+    """A named tag."""
 
     name: str
     to_name: str = ""
@@ -82,7 +82,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class ImageTag(Tag):
-    """Where the picture is shown."""
+    """The image tag."""
 
     value: str = ""
     """The task's data field, without the dollar sign."""
@@ -95,18 +95,18 @@ class Label:
     value: str
     alias: str = ""
     predicted: tuple[str, ...] = ()
-    """What models call it: attribute `predicted_values`."""
+    """Names used by models: attribute `predicted_values`."""
 
     @property
     def written(self) -> str:
-        """What results hold: Label Studio drops predictions that hold the value of a label with an alias."""
+        """Name used in results: Label Studio drops predictions with the value of an aliased label."""
         return self.alias or self.value
 
     def place_in(self, phrase: str) -> tuple[int, int] | None:
-        """Where a phrase names this label by one of its names, which may be in the plural.
+        """Position at which a phrase names this label by one of its names, also in the plural.
 
         Returns:
-            Lower is better: the place in the phrase, then the more telling name; None when it does not.
+            Lower is better: position in the phrase, then specificity of the name; None without a match.
         """
         names = (name for name in (self.value, self.alias, *self.predicted) if name)
         found = ((match.start(), -len(name)) for name in names if (match := _naming(name).search(phrase)))
@@ -115,46 +115,46 @@ class Label:
 
 @dataclass(frozen=True)
 class MaskTag(Tag):
-    """What a mask is painted with."""
+    """A brush tag."""
 
     labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)
 class Brush:
-    """A tag and the label of it that a mask gets."""
+    """A brush and the label for a mask."""
 
     tag: MaskTag
     label: str | None
-    """None where the tag has none."""
+    """None for a tag without labels."""
 
 
 @dataclass(frozen=True)
 class MissingTag:
-    """A part that no tag plays."""
+    """A role without a tag."""
 
     role: str
     required: bool
-    """Without it no phrase gets a mask."""
+    """Without it, phrases cannot get masks."""
     reason: str
     xml: str
-    """What to add."""
+    """XML to add."""
 
 
 @dataclass(frozen=True)
 class LabelingConfig:
-    """The parts of a project's form; None where no tag plays it."""
+    """The tags of a project's form by role; None for roles without a tag."""
 
     image: ImageTag | None = None
     prompt: Tag | None = None
     masks: tuple[MaskTag, ...] = ()
-    """The brushes for masks, the main one first."""
+    """The brushes for masks, main one first."""
     phrase: Tag | None = None
     status: Tag | None = None
     click: Tag | None = None
     box: Tag | None = None
     mask_names: frozenset[str] = frozenset()
-    """Every brush tag, those on other images included."""
+    """All brush tags, including those on other images."""
 
     has_names: bool = False
     """Whether any tag has a name: a new project's form has none."""
@@ -165,11 +165,11 @@ class LabelingConfig:
         return self.masks[0] if self.masks else None
 
     def brush_for(self, phrase: str, label: str | None = None) -> Brush:
-        """Chooses the brush and label of a mask.
+        """Chooses brush and label for a mask.
 
         Args:
-            phrase: The label that it names first is taken, "the man by the cars" a man; else the first label.
-            label: Taken in place of that, where a brush has it.
+            phrase: Selects the label that it names first ("the man by the cars": man), else the first label.
+            label: Overrides the phrase, if a brush has this label.
 
         Raises:
             LabelingConfigError: there is no brush.
@@ -188,7 +188,7 @@ class LabelingConfig:
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
-        """Reads a labeling config.
+        """Parses a labeling config.
 
         Raises:
             LabelingConfigError: it is not XML.
@@ -212,7 +212,7 @@ class LabelingConfig:
         )
 
     def missing(self) -> list[MissingTag]:
-        """Returns the parts that no tag plays, the required ones first."""
+        """Returns the roles without a tag, required ones first."""
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
         labels = ",".join(label.written for tag in self.masks for label in tag.labels) or "object"
         return [
@@ -222,10 +222,10 @@ class LabelingConfig:
         ]
 
     def require(self, *roles: str) -> None:
-        """Checks that parts are played.
+        """Checks that roles have tags.
 
         Raises:
-            LabelingConfigError: one is not; the message says which tag to add.
+            LabelingConfigError: one has none; the message says which tag to add.
         """
         for tag in self.missing():
             if tag.role in roles:
@@ -233,9 +233,9 @@ class LabelingConfig:
 
 
 def _named_tags(xml: str) -> list[ElementTree.Element]:
-    """Tags in document order; names of tags and attributes in lower case, as the editor reads them."""
+    """Tags in document order; tag and attribute names in lower case, as the editor reads them."""
     if "<!doctype" in xml.lower():
-        raise LabelingConfigError("labeling config: a document type is not read")
+        raise LabelingConfigError("labeling config: document types are not allowed")
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
@@ -281,13 +281,13 @@ def _labels(tag: ElementTree.Element) -> Iterator[Label]:
 
 
 def _naming(name: str) -> re.Pattern[str]:
-    """Finds a label's name in a phrase, as words of their own."""
+    """Finds a label's name in a phrase, as whole words."""
     words = r"\s+".join(re.escape(word) for word in name.split())
     return re.compile(rf"(?<!\w){words}(?:s|es)?(?!\w)", re.IGNORECASE)
 
 
 def _smart(tags: list[ElementTree.Element], kind: str) -> list[ElementTree.Element]:
-    """Tags of a kind whose regions are sent to the model; the editor does so unless told not to."""
+    """Tags of a type whose regions are sent to the model: the editor does so unless smart="false"."""
     return [tag for tag in tags if tag.tag == kind and tag.get("smart", "true").strip().lower() != "false"]
 
 

@@ -1,7 +1,7 @@
-"""Requests to one Label Studio server, signed with our key (https://api.labelstud.io).
+"""HTTP requests to a Label Studio server, authenticated with an API key (https://api.labelstud.io).
 
-A key is either a legacy token, sent as it is, or a personal access token: a JWT that is good for nothing
-but to get access tokens of 300 seconds.
+A key is either a legacy token, sent as it is, or a personal access token: a JWT that only serves to obtain
+access tokens valid for 300 seconds.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ACCESS_TOKEN_AGE_S = 240.0
 """Access tokens are valid for 300 s."""
 _REASON_CHARACTERS = 300
 BLOCKED = "reserved network address"
-"""What Label Studio says of an address that its settings forbid."""
+"""Label Studio's message for addresses blocked by its settings."""
 _HTML_TAG = re.compile(r"<[^>]*>")
 
 
 class Connection:
-    """One Label Studio server and our key to it. Safe to share between threads. Making one opens nothing.
+    """A Label Studio server with our API key. Thread-safe. The constructor opens nothing.
 
-    Every request raises LabelStudioUnavailable when the server does not answer, LabelStudioUnauthorized when
-    it refuses the key, LabelStudioNotFound for an id it does not know, LabelStudioError for the rest.
+    Every request raises LabelStudioUnavailable if the server does not respond, LabelStudioUnauthorized if it
+    refuses the key, LabelStudioNotFound for an unknown ID, LabelStudioError otherwise.
 
     Args:
-        url: Where Label Studio answers.
+        url: URL of Label Studio.
         api_key: Personal access token or legacy token.
         timeout_s: For each request.
         access_token_age_s: Age at which an access token is replaced.
@@ -56,11 +56,11 @@ class Connection:
         self._auth = _KeyAuth(self.url, api_key, timeout_s, access_token_age_s)
 
     def authorization(self) -> str:
-        """The Authorization header that opens this server."""
+        """The Authorization header for this server."""
         return self._auth.header()
 
     def renew(self) -> bool:
-        """Drops an access token that was refused; whether it is worth to ask again."""
+        """Drops a refused access token; returns whether a retry is worthwhile."""
         return self._auth.renew()
 
     def same_origin(self, url: str) -> bool:
@@ -68,7 +68,7 @@ class Connection:
         return _origin(url) == _origin(self.url)
 
     def pages(self, path: str, query: Mapping[str, Any], items: str) -> Iterator[Json]:
-        """Yields items page by page, until one is not full; a page beyond the last is 404."""
+        """Yields items page by page until a page is not full; pages beyond the last return 404."""
         page, size = 1, int(query.get("page_size", PAGE_SIZE))
         while True:
             try:
@@ -84,14 +84,14 @@ class Connection:
             page += 1
 
     def ask_object(self, method: str, path: str, **options: Any) -> Json:
-        """Sends a request; returns the object that is the answer."""
+        """Sends a request; returns the object in the response."""
         answer = self._answer(method, path, **options)
         if not isinstance(answer, dict):
             raise LabelStudioError(f"Label Studio answered {method} {path} with {answer!r:.100}")
         return answer
 
     def ask_list(self, method: str, path: str, **options: Any) -> list[Json]:
-        """Sends a request; returns the list that is the answer."""
+        """Sends a request; returns the list in the response."""
         answer = self._answer(method, path, **options)
         if not isinstance(answer, list):
             raise LabelStudioError(f"Label Studio answered {method} {path} with {answer!r:.100}")
@@ -103,11 +103,11 @@ class Connection:
             return response.json()
         except ValueError as error:
             raise LabelStudioError(
-                f"what answers at {self.url} is not Label Studio: {method} {path} gave no JSON"
+                f"the server at {self.url} is not Label Studio: {method} {path} returned no JSON"
             ) from error
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Sends a request, again with a new access token if that was refused."""
+        """Sends a request; retries with a new access token if the old one was refused."""
         response = self._send(method, path, **options)
         if response.status_code == 401 and self._auth.renew():
             response = self._send(method, path, **options)
@@ -123,13 +123,13 @@ class Connection:
             )
         except requests.RequestException as error:
             raise LabelStudioUnavailable(
-                f"Label Studio does not answer at {self.url} ({type(error).__name__}): "
-                "is it running, and is LABEL_STUDIO_URL right?"
+                f"Label Studio does not respond at {self.url} ({type(error).__name__}): is it running, and "
+                "is LABEL_STUDIO_URL correct?"
             ) from error
 
 
 class _KeyAuth(AuthBase):
-    """Signs requests. Given as `auth`, so that a .netrc file does not replace it."""
+    """Authenticates requests. Passed as `auth`, so that a .netrc file cannot replace it."""
 
     def __init__(self, url: str, api_key: str, timeout_s: float, access_token_age_s: float) -> None:
         self._url = url
@@ -147,7 +147,7 @@ class _KeyAuth(AuthBase):
 
     def header(self) -> str:
         if not self._api_key:
-            raise LabelStudioUnauthorized("no key to Label Studio: set LABEL_STUDIO_API_KEY")
+            raise LabelStudioUnauthorized("no API key for Label Studio: set LABEL_STUDIO_API_KEY")
         if not self._is_personal:
             return f"Token {self._api_key}"
         with self._lock:
@@ -157,7 +157,7 @@ class _KeyAuth(AuthBase):
             return f"Bearer {self._access}"
 
     def renew(self) -> bool:
-        """Drops an access token that was refused; whether it is worth to ask again."""
+        """Drops a refused access token; returns whether a retry is worthwhile."""
         with self._lock:
             self._access = ""
         return self._is_personal
@@ -170,14 +170,14 @@ class _KeyAuth(AuthBase):
             )
         except requests.RequestException as error:
             raise LabelStudioUnavailable(
-                f"Label Studio does not answer at {self._url}: is it running?"
+                f"Label Studio does not respond at {self._url}: is it running?"
             ) from error
         _check(response, self._url, f"POST {path}")
         try:
             return str(response.json()["access"])
         except (ValueError, KeyError, TypeError) as error:
             raise LabelStudioError(
-                f"what answers at {self._url} is not Label Studio: no access token"
+                f"the server at {self._url} is not Label Studio: no access token"
             ) from error
 
 
@@ -186,23 +186,23 @@ def _unsigned(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _check(response: requests.Response, url: str, what: str) -> None:
-    """Raises the error that an answer stands for."""
+    """Raises the error for a response."""
     if response.ok:
         return
     reason = _reason(response)
     if BLOCKED in reason:
         raise LabelStudioBlocksError(
-            f"Label Studio at {url} does not speak to private addresses ({reason}): start it with "
-            "ML_BLOCK_LOCAL_IP=false, and with SSRF_PROTECTION_ENABLED=false, without which its webhooks do "
-            "not arrive"
+            f"Label Studio at {url} blocks private addresses ({reason}): start it with "
+            "ML_BLOCK_LOCAL_IP=false, and with SSRF_PROTECTION_ENABLED=false, without which its webhooks "
+            "do not arrive"
         )
     if response.status_code in (401, 403) and "URL" not in reason:
         raise LabelStudioUnauthorized(
-            f"Label Studio at {url} refuses our key ({response.status_code}: {reason}): "
-            "set LABEL_STUDIO_API_KEY to a valid one"
+            f"Label Studio at {url} refuses the API key ({response.status_code}: {reason}): set "
+            "LABEL_STUDIO_API_KEY to a valid one"
         )
     if response.status_code == 404:
-        raise LabelStudioNotFound(f"Label Studio at {url} has nothing there: {what} ({reason})")
+        raise LabelStudioNotFound(f"Label Studio at {url} found nothing there: {what} ({reason})")
     raise LabelStudioError(f"Label Studio at {url} answered {what} with {response.status_code}: {reason}")
 
 

@@ -1,7 +1,7 @@
-"""What an annotator points at with a smart tool: clicks and boxes, as the editor sends them.
+"""Clicks and boxes of the editor's smart tools.
 
-With Auto-Accept off, clicks stay on the picture until the suggestion is accepted, and come again with the
-next one; with it on, each comes alone. The editor's id of a gesture tells the two apart.
+With Auto-Accept off, clicks stay on the image until the suggestion is accepted, and are sent again with the
+next one; with it on, each is sent alone. The editor's ID of a gesture distinguishes the two cases.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from backend.labelstudio.config import LabelingConfig
 
 @dataclass(frozen=True)
 class Gesture:
-    """A click or a box, in fractions of the picture's width and height."""
+    """A click or a box, in fractions of the image's width and height."""
 
     gesture_id: str
     kind: Literal["click", "box"]
     xyxy: tuple[float, float, float, float]
-    """Of a click both corners are the same."""
+    """Both corners are equal for a click."""
     positive: bool = True
-    """Part of the object; a click with Alt is not."""
+    """Part of the object; false for a click with Alt."""
     label: str = ""
-    """Of the smart tool."""
+    """Label of the smart tool."""
 
     @property
     def xy(self) -> tuple[float, float]:
-        """Where it was clicked; the middle of a box."""
+        """Position of the click; centre of a box."""
         x0, y0, x1, y1 = self.xyxy
         return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def read_gestures(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[Gesture]:
-    """Finds the clicks and boxes among the results of a request, oldest first; what is none is left out."""
+    """Finds clicks and boxes among the results of a request, oldest first."""
     kinds: dict[str, Literal["click", "box"]] = {}
     if config.click is not None:
         kinds[config.click.name] = "click"
@@ -70,7 +70,7 @@ def _gesture(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Gestur
 def _box(
     result: Mapping[str, Any], value: Mapping[str, Any], x: float, y: float
 ) -> tuple[float, float, float, float]:
-    """The upright box around a box that may be turned about its first corner, clockwise in degrees."""
+    """Axis-aligned bounding box of a box rotated about its first corner, clockwise in degrees."""
     width, height = float(value["width"]) / 100, float(value["height"]) / 100
     turn = math.radians(float(value.get("rotation") or 0))
     if not turn:

@@ -1,8 +1,8 @@
-"""What we write behind a phrase in the prompt box, and how it comes off again.
+"""Notes after phrases in the prompt box, and their removal.
 
-The prompt box is the one place of the form that every annotator sees, so a phrase that got no mask stays in
-it. A plain phrase there means "nothing in the picture fits", is saved as that, and trains as that. A phrase
-that was never answered, since the picture could not be read, say, must not: it carries a note behind it.
+The prompt box is the only part of the form that every annotator sees, so a phrase without a mask stays there.
+A plain phrase means "nothing in the image fits", and is saved and trained as such. A phrase that was never
+answered, for example because the image was unreadable, must not be: it is marked by a note.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SEPARATOR = ";"
-"""Between several phrases in one entry."""
+"""Separates several phrases in one entry."""
 _FAILED = "\u26a0"  # warning sign
 _NO_MATCH = "\u2205"  # empty set
 _NOTE = re.compile(rf"(^|\s+)[{_FAILED}{_NO_MATCH}]\s.*", re.DOTALL)
@@ -20,27 +20,27 @@ _FAILURE = re.compile(rf"(^|\s+){_FAILED}\s")
 
 
 def with_failure(phrase: str, reason: str) -> str:
-    """The entry of a phrase that could not be answered, and why."""
+    """Entry of a phrase that could not be answered, with the reason."""
     return f"{plain_phrase(phrase)}  {_FAILED} {reason}".lstrip()
 
 
 def with_no_match(phrase: str) -> str:
-    """The entry of a phrase that nothing fits, in a form that has no other place to say so."""
+    """Entry of a phrase without a match, for forms without a status line."""
     return f"{plain_phrase(phrase)}  {_NO_MATCH} nothing here fits"
 
 
 def has_failed(entry: str) -> bool:
-    """Whether the entry is a phrase that was never answered."""
+    """Whether an entry is a phrase that was never answered."""
     return _FAILURE.search(entry) is not None
 
 
 def plain_phrase(entry: str) -> str:
-    """The phrase without its note, blanks collapsed."""
+    """The phrase without its note, with whitespace collapsed."""
     return " ".join(_NOTE.sub("", entry).split())
 
 
 def split(entry: str) -> list[str]:
-    """The phrases of an entry, which semicolons part; a note stays behind each of them."""
+    """The phrases of an entry, separated by semicolons, each with its note."""
     note = _NOTE.search(entry)
     typed, behind = (entry[: note.start()], note[0]) if note else (entry, "")
     phrases = [phrase.strip() for phrase in typed.split(SEPARATOR) if phrase.strip()]
@@ -48,12 +48,12 @@ def split(entry: str) -> list[str]:
 
 
 def phrase_key(phrase: str) -> str:
-    """The form in which two spellings are the same phrase."""
+    """Normalised form: equal for spellings of the same phrase."""
     return plain_phrase(phrase).casefold()
 
 
 def distinct(texts: Iterable[str]) -> dict[str, str]:
-    """Plain phrases of entries by key, in order; of several spellings the first, and no empty one."""
+    """Plain phrases of entries by key, in order; the first of several spellings, without empty ones."""
     phrases: dict[str, str] = {}
     for text in (part for entry in texts for part in split(entry)):
         phrases.setdefault(phrase_key(text), plain_phrase(text))
@@ -62,6 +62,6 @@ def distinct(texts: Iterable[str]) -> dict[str, str]:
 
 
 def entries(value: Any) -> list[str]:
-    """The texts of a TextArea's value, which may be one text or a list; blank ones are left out."""
+    """Texts of a TextArea's value, which may be a string or a list, without blanks."""
     texts: Iterable[Any] = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

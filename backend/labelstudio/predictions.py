@@ -1,4 +1,4 @@
-"""Masks -> the results that Label Studio draws."""
+"""Masks to Label Studio results."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class ProposedRegion:
-    """A mask that we propose for a phrase."""
+    """A proposed mask for a phrase."""
 
     region_id: str
     phrase: str
-    """Empty for what was pointed at without one."""
+    """Empty for clicks without a phrase."""
     mask: BoolMask
     """(H, W) in the original frame."""
     score: float
     """0..1."""
     label: str | None = None
-    """None lets the phrase choose."""
+    """None: chosen by the phrase."""
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
-    """Names the region of a phrase: the same phrase on the same task is the same region, so that asking again
-    replaces its mask instead of adding a second one.
+    """ID of a phrase's region: the same for the same phrase on the same task, so that a repeated request
+    replaces the mask instead of adding a second one.
     """
     return hashlib.sha256(f"{project}/{task}/{notes.phrase_key(phrase)}".encode()).hexdigest()[:12]
 
 
 def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    """Writes a region: the mask first, then its phrase, if it has one, both under the region's id.
+    """Writes a region: the mask first, then its phrase, if any, both under the region's ID.
 
-    The order matters: the editor makes the area from the first result of an id.
+    The order matters: the editor creates the area from the first result of an ID.
 
     Raises:
         LabelingConfigError: the config has no brush, or no image.
@@ -69,7 +69,7 @@ def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Resul
 
 
 def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:
-    """Writes what a TextArea holds; the editor replaces all that it held before."""
+    """Writes the content of a TextArea; the editor replaces its previous content."""
     return {
         "id": result_id,
         "from_name": tag.name,
@@ -80,12 +80,12 @@ def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:
 
 
 def status_line(tag: Tag, message: str, result_id: str | None = None) -> Result:
-    """Writes the status line; an empty message takes back what it said."""
+    """Writes the status line; an empty message clears it."""
     return text_result(tag, result_id or fresh_id(), [message] if message else [])
 
 
 def fresh_id() -> str:
-    """An id for a result that has none yet."""
+    """An ID for a new result."""
     return uuid.uuid4().hex[:10]
 
 
@@ -93,9 +93,9 @@ def prediction(results: Sequence[Result], model_version: str, scores: Sequence[f
     """Writes one prediction of a task.
 
     Args:
-        results: What it shows.
-        model_version: Whose it is.
-        scores: How good the answer to each phrase probably is, 0..1; the prediction's score is the least.
+        results: Its results.
+        model_version: Version that produced it.
+        scores: Estimated quality of each phrase's answer, 0..1; the prediction's score is the minimum.
     """
     score = {"score": round(min(scores), 4)} if scores else {}
     return {"result": list(results), "model_version": model_version, **score}

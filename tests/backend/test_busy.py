@@ -111,7 +111,7 @@ def test_label_studios_time_bounds_how_long_a_request_waits(
 
     (said,) = texts(ask(app.test_client(), prompt("the red square")), "status") or []
 
-    assert "did not come to it in time" in said
+    assert "did not answer in time" in said
     predictor.may.set()
     service_of(app).engine.stop()
 

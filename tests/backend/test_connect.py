@@ -269,8 +269,7 @@ def test_the_command_connects_and_then_finds_nothing_missing(
     assert checked.exit_code == 1
     assert f"no ML backend at {BACKEND}" in checked.output
     assert (
-        "labeling config: there is no <BrushLabels>: nowhere to put a mask. Add <BrushLabels"
-        in checked.output
+        "labeling config: there is no <BrushLabels>: no place for masks. Add <BrushLabels" in checked.output
     )
     assert '+  <BrushLabels name="mask"' in connected.output, "the change is shown first"
     assert connected.output.index("+  <Brush") < connected.output.index(

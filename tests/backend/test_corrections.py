@@ -70,7 +70,7 @@ def test_metrics_show_them(client: FlaskClient, log: CorrectionLog) -> None:
 
 
 def test_the_start_page_shows_them(client: FlaskClient, log: CorrectionLog) -> None:
-    assert "Nothing has been submitted yet" in client.get("/").text
+    assert "No annotations submitted yet" in client.get("/").text
     base = "ssp-sam-test-base"
     log.note(7, 1, [Tally(base, "cat", accepted=3, edited=1, iou=3.5), Tally(base, "dog", added=1)])
 

@@ -293,7 +293,7 @@ def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None
 
     (prediction,) = response.json["results"]
     (said,) = texts(prediction, "status") or []
-    assert "its log says more under from-a-proxy" in said
+    assert "see its log for request from-a-proxy" in said
     assert response.headers["X-Request-Id"] == "from-a-proxy"
     assert "CUDA" not in json.dumps(prediction)
     service_of(app).engine.stop()

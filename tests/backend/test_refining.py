@@ -251,7 +251,7 @@ def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, memory: Me
 
     assert ids(prediction) == []
     assert texts(prediction, "status") == [
-        "With this click nothing would be left of the mask: click elsewhere, or use the brush."
+        "This click would remove the whole mask: click elsewhere, or use the brush."
     ]
     assert memory.shown("2", "1")[0].current == (), "as if it had not been clicked"
     after = ask(client, click(*HOLE, "2"))
@@ -285,7 +285,7 @@ def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted
     after = ask(client, click(*HOLE, "2"), one=one, config=WITHOUT_STATUS)
 
     assert held == ["zebra  ∅ nothing here fits"]
-    said = "⚠ With this click nothing would be left of the mask: click elsewhere, or use the brush"
+    said = "⚠ This click would remove the whole mask: click elsewhere, or use the brush"
     assert texts(failed, "prompt") == [*held, said]
     assert failed["result"][0]["id"] == prompt()["id"]
     assert no_target_phrases(failed, LabelingConfig.parse(WITHOUT_STATUS)) == ("zebra",)

@@ -66,7 +66,7 @@ def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo, editor: Editor,
     assert len(list(demo.client.tasks(demo.project))) >= 24
     page.goto(demo.start_page)
     expect(page.get_by_role("heading", name="Serving model")).to_be_visible()
-    expect(page.get_by_text("webhook has never arrived")).to_have_count(0)
+    expect(page.get_by_text("No webhook received yet")).to_have_count(0)
 
 
 def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, understood: Picture) -> None:
