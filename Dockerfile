@@ -16,7 +16,7 @@ RUN useradd --uid 10001 --create-home sspsam \
 WORKDIR /src
 COPY requirements.lock requirements-torch.lock ./
 RUN if [ "$TORCH_INDEX" ]; then \
-      pip install --no-deps --index-url "$TORCH_INDEX" torch==2.15.0 torchvision==0.29.2; \
+      pip install --no-deps --index-url "$TORCH_INDEX" torch==2.14.1 torchvision==0.29.1; \
     else \
       pip install --no-deps --require-hashes -r requirements-torch.lock; \
     fi
@@ -32,7 +32,7 @@ RUN pip install --no-deps --no-build-isolation .
 WORKDIR /home/sspsam
 USER sspsam
 # The root file system may be read-only: what is written goes to /models and /tmp.
-ENV MODEL_DIR=/models HOST=0.0.0.0 MPLCONFIGDIR=/tmp/matplotlib XDG_CACHE_HOME=/tmp/cache MALLOC_ARENA_MAX=2
+ENV MODEL_DIR=/models HOST=0.0.0.0 XDG_CACHE_HOME=/tmp/cache MALLOC_ARENA_MAX=2
 VOLUME /models
 EXPOSE 9090
 ENTRYPOINT ["sspsam"]

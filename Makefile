@@ -1,9 +1,11 @@
 # What a person does here; `make demo` is the place to begin.
 PYTHON ?= python3
-LABEL_STUDIO_VERSION := 1.23.2
-LABEL_STUDIO := .venv-label-studio/.installed-$(LABEL_STUDIO_VERSION)
 BIN := .venv/bin
-PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off
+LABEL_STUDIO := .venv-label-studio/.installed
+# What is installed, with versions and hashes; `make lock` writes them.
+SERVICE_LOCKS := requirements-torch.lock requirements.lock
+DEV_LOCKS := requirements-extras.lock requirements-dev.lock
+LABEL_STUDIO_LOCK := requirements-label-studio.lock
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
@@ -47,27 +49,24 @@ e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
-bench: .venv/.installed-bench ## the benchmarks, each a ratio measured in one run
+bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
 	@failed=; for file in benchmarks/*.py; do \
 		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; \
 	done; [ -z "$$failed" ] || { echo "These ended with an error:$$failed"; exit 1; }
 
 SUPPLY := .venv-supply/bin
-UV_COMPILE := pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-annotate --no-header \
-	--python-platform x86_64-manylinux_2_28 --quiet
-
-lock: .venv-supply ## requirements.lock and requirements-torch.lock, anew from pyproject.toml
-	$(SUPPLY)/uv $(UV_COMPILE) | $(SUPPLY)/python tools/split_lock.py
+lock: .venv-supply ## renew the lock files; LOCK=--keep changes only what pyproject.toml asks for
+	$(SUPPLY)/python tools/lock.py --uv $(SUPPLY)/uv $(LOCK)
 
 audit: .venv-supply ## known vulnerabilities in what is locked
-	$(SUPPLY)/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-torch.lock
+	$(SUPPLY)/pip-audit --disable-pip --require-hashes $(addprefix -r ,$(SERVICE_LOCKS))
 
 sbom: .venv-supply ## what is locked, as a CycloneDX bill of materials: sbom.json
-	cat requirements.lock requirements-torch.lock | $(SUPPLY)/cyclonedx-py requirements - --output-file sbom.json
+	cat $(SERVICE_LOCKS) | $(SUPPLY)/cyclonedx-py requirements - --output-file sbom.json
 
 .venv-supply:
 	$(PYTHON) -m venv $@
-	$@/bin/python $(PIP_INSTALL) --quiet uv==0.13.* pip-audit==2.* cyclonedx-bom==7.*
+	$@/bin/python -m pip install --disable-pip-version-check --quiet uv==0.13.* pip-audit==2.* cyclonedx-bom==7.*
 
 chromium:
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null \
@@ -84,21 +83,15 @@ clean: ## remove what was installed and built; the demo's data in .demo stays
 	|| { echo "Python 3.11 or newer is needed; say which with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: pyproject.toml | .venv/bin/python
-	@echo "Installing the service into .venv: PyTorch is large, this takes minutes"
-	$(BIN)/python $(PIP_INSTALL) --editable .
+.venv/.installed: pyproject.toml $(SERVICE_LOCKS) | .venv/bin/python
+	@$(PYTHON) tools/install.py .venv "the service with PyTorch" $(SERVICE_LOCKS) --project
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[dev]'
+.venv/.installed-dev: .venv/.installed $(DEV_LOCKS)
+	@$(PYTHON) tools/install.py .venv "tests and linters" $(DEV_LOCKS)
 	@touch $@
 
-.venv/.installed-bench: .venv/.installed-dev
-	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[bench]'
-	@touch $@
-
-$(LABEL_STUDIO):
-	@echo "Installing Label Studio into .venv-label-studio"
-	$(PYTHON) -m venv .venv-label-studio
-	.venv-label-studio/bin/python $(PIP_INSTALL) --quiet label-studio==$(LABEL_STUDIO_VERSION)
+$(LABEL_STUDIO): $(LABEL_STUDIO_LOCK)
+	@$(PYTHON) -m venv .venv-label-studio
+	@$(PYTHON) tools/install.py .venv-label-studio "Label Studio" $(LABEL_STUDIO_LOCK)
 	@touch $@

@@ -1,6 +1,10 @@
 """Adapter for hosting the backend with `label-studio-ml start`.
 
-Needs the extra `label-studio-ml`. In its `_wsgi.py`:
+Needs that server, which is not on the Python package index in a current release:
+
+    pip install git+https://github.com/HumanSignal/label-studio-ml-backend.git
+
+In its `_wsgi.py`:
 
     from backend.label_studio_ml_adapter import SspSamModel
     app = init_app(model_class=SspSamModel)

@@ -1,10 +1,11 @@
-"""Curves of a run: for TensorBoard always, for MLflow where MLFLOW_TRACKING_URI says where it listens."""
+"""Curves of a run: for TensorBoard where it is installed, for MLflow where MLFLOW_TRACKING_URI is set."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -127,7 +128,11 @@ def open_curves(config: TrainConfig, first_step: int) -> list[Curves]:
     Raises:
         ConfigError: MLflow is asked for and not installed.
     """
-    curves: list[Curves] = [TensorBoardCurves(config.output_dir / TENSORBOARD_FOLDER, first_step)]
+    curves: list[Curves] = []
+    if find_spec("tensorboard") is not None:
+        curves.append(TensorBoardCurves(config.output_dir / TENSORBOARD_FOLDER, first_step))
+    else:
+        logger.info("no curves for TensorBoard: pip install 'ssp-sam-assist[tensorboard]' adds them")
     if os.environ.get(MLFLOW_URI_VARIABLE):
         curves.append(MLflowCurves(config))
     return curves

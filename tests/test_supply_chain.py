@@ -9,19 +9,32 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tools.lock import DIGEST, LABEL_STUDIO, LOCKS, requirements_digest
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.lock", "requirements-torch.lock")
 ENTRY = re.compile(
-    r"^(?P<name>[a-z0-9-]+)==(?P<version>\S+)(?: ;[^\\]*)? \\\n(?P<hashes>(?:    --hash=.*\n)+)", re.M
+    r"^(?P<name>[a-z0-9-]+)==(?P<version>\S+)(?: ; (?P<marker>[^\\]*))? \\\n(?P<hashes>(?:    --hash=.*\n)+)",
+    re.M,
 )
-TARGET = {"python_version": "3.11", "python_full_version": "3.11.14", "sys_platform": "linux"}
+PYTHONS = ("3.11", "3.12", "3.13")
 
 
-def locked(name: str) -> dict[str, str]:
-    """Distribution -> version."""
-    return {found["name"]: found["version"] for found in ENTRY.finditer((ROOT / name).read_text())}
+SERVICE = ("requirements-torch.lock", "requirements.lock")
+
+
+def locked(*names: str, python: str = "3.11") -> dict[str, str]:
+    """Distribution -> version, on Linux."""
+    target = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+    return {
+        found["name"]: found["version"]
+        for name in names
+        for found in ENTRY.finditer((ROOT / name).read_text())
+        if found["marker"] is None or Marker(found["marker"]).evaluate(target)
+    }
 
 
 def compose_services() -> dict[str, Any]:
@@ -39,13 +52,47 @@ def test_every_locked_distribution_has_a_version_and_hashes(name: str) -> None:
         assert re.fullmatch(r"(    --hash=sha256:[0-9a-f]{64}( \\)?\n)+", entry["hashes"]), entry["name"]
 
 
-def test_the_lock_has_all_that_the_project_needs_in_versions_that_it_takes() -> None:
-    have = {name: version for lock in LOCKS for name, version in locked(lock).items()}
+@pytest.mark.parametrize("name", LOCKS)
+def test_no_lock_is_older_than_pyproject(name: str) -> None:
+    assert f"{DIGEST}{requirements_digest()}\n" in (ROOT / name).read_text(), "run `make lock LOCK=--keep`"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_all_that_the_project_needs_in_versions_that_it_takes(python: str) -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = document["project"], document["dependency-groups"]
+    extras = [text for extra in project["optional-dependencies"].values() for text in extra]
+    everything = locked(*(name for name in LOCKS if name != LABEL_STUDIO), python=python)
+    for needed, have in (
+        (project["dependencies"] + document["build-system"]["requires"], locked(*SERVICE, python=python)),
+        (extras + groups["dev"], everything),
+        (groups["label-studio"], locked(LABEL_STUDIO, python=python)),
+    ):
+        for requirement in map(Requirement, needed):
+            if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+                assert requirement.specifier.contains(have[canonicalize_name(requirement.name)])
+
+
+def test_nothing_is_locked_twice() -> None:
+    names = [name for lock in LOCKS if lock != LABEL_STUDIO for name in locked(lock)]
+    assert len(names) == len(set(names))
+
+
+def test_serving_needs_no_package_that_no_product_code_imports() -> None:
+    assert not {"tensorboard", "matplotlib", "label-studio-sdk", "pandas", "pytest"} & set(locked(*SERVICE))
+
+
+def test_requirements_are_those_that_a_package_index_takes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in project["dependencies"]:
-        needed = Requirement(text)
-        if needed.marker is None or needed.marker.evaluate(TARGET):
-            assert needed.specifier.contains(have[needed.name.lower().replace("_", "-")]), text
+    extras = [text for extra in project["optional-dependencies"].values() for text in extra]
+    assert all(Requirement(text).url is None for text in project["dependencies"] + extras)
+
+
+def test_packages_whose_private_names_are_used_have_an_upper_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = {need.name: need.specifier for need in map(Requirement, project["dependencies"])}
+    for name in ("rq", "torch"):
+        assert any(bound.operator == "<" for bound in bounds[name]), name
 
 
 def test_the_image_installs_from_the_lock_alone() -> None:

@@ -1,7 +1,6 @@
 """The adapter gives a hosting server what the service answers.
 
-With the package `label_studio_ml` where it is installed (the extra `label-studio-ml`), else with a stand-in
-for its base class.
+With the package `label_studio_ml` where it is installed, else with a stand-in for its base class.
 """
 
 from __future__ import annotations

@@ -295,6 +295,14 @@ def test_mlflow_has_parameters_curves_and_how_it_ended(
     assert [item.path for item in client.list_artifacts(run_id)] == ["report.html"]
 
 
+def test_a_training_without_tensorboard_has_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = train(config_for(tmp_path, steps=1))
+    assert not (tmp_path / TENSORBOARD_FOLDER).exists()
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["total"] == pytest.approx(result.metrics["total"], abs=1e-4)
+
+
 def test_a_training_outside_of_mlflow_has_nothing_to_tell_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
