@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 from flask import Flask
@@ -13,8 +14,7 @@ from backend.app import create_app
 from backend.request_ids import configure_logging
 from backend.service import Service
 from backend.settings import Settings
-from sspsam.allocation import MEBIBYTE, keep_freed_memory
-from sspsam.openmp import watch_briefly
+from sspsam.process import MEBIBYTE, limit_openmp_spin, tune_malloc
 
 SPARE_THREADS = 32
 """Threads beside those at the model or waiting for it: for image downloads and /health."""
@@ -24,6 +24,9 @@ KEPT_BYTES = 160 * MEBIBYTE
 """Freed memory that is kept for further phrases and images instead of being returned to the system."""
 SILENCE_S = 120
 """gunicorn replaces a process that is unresponsive for this long."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
@@ -66,9 +69,20 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     require_secrets(settings)
-    keep_freed_memory(KEPT_BYTES)
-    watch_briefly()
+    if settings.tune_process:
+        tune_process()
     Server(settings).run()
+
+
+def tune_process() -> None:
+    """Applies the process settings of the service; `load_preset` has those that need torch."""
+    malloc, spin = tune_malloc(KEPT_BYTES), limit_openmp_spin()
+    logger.info(
+        "process settings: %s; %s; PyTorch: oneDNN matrix products on a CPU, one thread outside the model "
+        "(TUNE_PROCESS=0 leaves all as they are)",
+        f"freed memory kept up to {KEPT_BYTES // MEBIBYTE} MiB" if malloc else "malloc as it is",
+        "OpenMP spin limited" if spin else "OpenMP as the environment says",
+    )
 
 
 def _end(arbiter: Any, worker: Any) -> None:

@@ -153,13 +153,18 @@ def connect_redis(url: str) -> Redis:
 def load_preset(settings: Settings) -> SwappablePredictor:
     """Loads the preset with the operator's or the packaged weights. Imports torch.
 
-    Afterwards the predictor may use all cores: request threads need one each.
+    With `settings.tune_process`, oneDNN then computes matrix products on a CPU, and the predictor may use
+    all cores: request threads need one each.
     """
     from sspsam import Predictor
     from sspsam.cores import reserve_cores
+    from sspsam.products import use_onednn_matmul
 
     predictor = Predictor.from_preset(
         settings.preset, settings.device, settings.weights, settings.image_precision
     )
-    reserve_cores()
+    if settings.tune_process:
+        if predictor.device.type == "cpu":
+            use_onednn_matmul()
+        reserve_cores()
     return predictor

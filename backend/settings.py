@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     """Precision of SAM's image encoder."""
     weights: Path | None = None
     """The preset's weights, as written by `sspsam weights convert`; default: those in the package."""
+    tune_process: bool = True
+    """Whether the service and the training commands apply process settings that make a CPU faster."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9090

@@ -29,12 +29,12 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     from segment_anything.modeling import ImageEncoderViT
 
     from sspsam.presets import IMAGE_ENCODERS
-    from sspsam.products import multiply_by_onednn
+    from sspsam.products import use_onednn_matmul
     from sspsam.sam import build_image_encoder
 
     kind = name.removeprefix(STOCK)
     if kind == name:
-        multiply_by_onednn()  # as every Predictor does
+        use_onednn_matmul()  # as the service does
     encoder = build_image_encoder(kind).eval().to(device)
     side = IMAGE_ENCODERS[kind].image_size
     picture = torch.randn(1, 3, side, side, device=device)

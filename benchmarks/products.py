@@ -11,7 +11,7 @@ import torch
 from common.sections import table, write_section
 from common.timing import medians_in_turn
 
-from sspsam.products import multiply_by_onednn
+from sspsam.products import use_onednn_matmul
 
 LAYERS = {
     "demo, fused patches of 1 phrase": (273, 128, 512),
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    if not multiply_by_onednn():
+    if not use_onednn_matmul():
         raise SystemExit("PyTorch has no oneDNN for this processor: products are as they were")
     rows, failed = [], []
     for name, layer in LAYERS.items():

@@ -69,9 +69,11 @@ def evaluate(
     from finetune.processes import join_processes
     from finetune.protocols import PROTOCOLS
     from finetune.report import write_evaluation
+    from finetune.train import tune_process
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"{protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    tune_process()
     samples = open_dataset(dataset)
     processes = join_processes(device)
     predictor = open_predictor(

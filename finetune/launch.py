@@ -25,7 +25,7 @@ from threading import Thread
 from finetune.config import TrainConfig, make_config
 from finetune.engine import LOG_NAME, ProgressFn, read_log
 from finetune.processes import WORLD_SIZE_VARIABLE
-from finetune.train import TrainResult, train
+from finetune.train import TrainResult, train, tune_process
 
 CONFIG_NAME = "config.json"
 RESULT_NAME = "result.json"
@@ -118,6 +118,7 @@ def main(told: Path) -> None:
     """One of the processes; the first leaves the result beside the configuration."""
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     config = make_config(json.loads(told.read_text(encoding="utf-8")))
+    tune_process()
     result = train(config)
     if os.environ["RANK"] == "0":
         values = {**asdict(result), "weights": str(result.weights)}

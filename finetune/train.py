@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,20 @@ from finetune.processes import Processes, join_processes
 from finetune.rec import RECStage
 from finetune.ssp import SSPStage
 from sspsam import checkpoints
-from sspsam.allocation import MEBIBYTE, keep_freed_memory
 from sspsam.bundles import WEIGHTS_FOLDER
 from sspsam.model import build_model
 from sspsam.predictor import Predictor
 from sspsam.presets import base_preset, get_preset
+from sspsam.process import MEBIBYTE, tune_malloc, tuning_enabled
+from sspsam.products import use_onednn_matmul
 from sspsam.sam import build_image_encoder
 
 WEIGHTS_NAME = "weights.safetensors"
 IMAGE_ENCODER_PREFIX = "image_encoder."
 KEPT_BYTES = 256 * MEBIBYTE
 """Freed memory that the next step takes again."""
+
+logger = logging.getLogger(__name__)
 
 Prepared = tuple[Stage, Callable[[], dict[str, Tensor]]]
 """A stage, and what makes the tensors that it leaves behind."""
@@ -63,7 +67,6 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         DatasetError: the data cannot be opened.
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
-    keep_freed_memory(KEPT_BYTES)
     torch.manual_seed(config.seed)
     processes = join_processes(config.device)
     predictor = _load_predictor(config, processes.device_name(config.device))
@@ -77,6 +80,21 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
     last = read_log(config.output_dir / LOG_NAME)[-1]
     metrics = {k: v for k, v in last.items() if k not in LOG_FRAME}
     return TrainResult(weights, metrics, loop.step, None if config.validation is None else loop.stopping.step)
+
+
+def tune_process() -> None:
+    """Applies the process settings of a training: for programs, not for callers of `train`.
+
+    The environment's TUNE_PROCESS=0 leaves all as they are.
+    """
+    if not tuning_enabled():
+        return
+    malloc, onednn = tune_malloc(KEPT_BYTES), use_onednn_matmul()
+    logger.info(
+        "process settings: %s; %s (TUNE_PROCESS=0 leaves them as they are)",
+        f"freed memory kept up to {KEPT_BYTES // MEBIBYTE} MiB" if malloc else "malloc as it is",
+        "oneDNN matrix products on a CPU" if onednn else "PyTorch's own matrix products",
+    )
 
 
 def write_bundle(preset: str, files: list[Path], path: Path) -> None:

@@ -56,9 +56,11 @@ def train(
     from finetune.config import make_config, read_config
     from finetune.recipe import train_demo, train_further
     from finetune.train import train as run
+    from finetune.train import tune_process
 
     if further and recipe is None:
         raise typer.BadParameter("--further needs --recipe FOLDER")
+    tune_process()
     if recipe is not None:
         bundle = (train_further if further else train_demo)(recipe, show_progress)
         typer.echo(f"Written to {bundle}")

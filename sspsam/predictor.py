@@ -22,7 +22,6 @@ from sspsam.masks import mask_to_box_xyxy
 from sspsam.model import SSPSAM, EncodedPhrase, build_model
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.products import multiply_by_onednn
 from sspsam.reuse import Reuse
 from sspsam.sam import build_image_encoder
 from sspsam.specks import without_specks
@@ -61,8 +60,6 @@ class Predictor:
         self.preset = preset
         self.image_precision = image_precision
         self.device = choose_device(device)
-        if self.device.type == "cpu":
-            multiply_by_onednn()
         self.model = model.eval().to(self.device)
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size

@@ -19,7 +19,7 @@ LEAST_MULTIPLICATIONS = 2**20
 
 
 @cache
-def multiply_by_onednn() -> bool:
+def use_onednn_matmul() -> bool:
     """Lets this process's large products of float32 matrices on the CPU be oneDNN's, in training, too.
 
     That is every linear layer, whoever's. Products differ from MKL's in the order of their sums.

@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 from backend.settings import Settings
 from worker.logs import configure_logging
 from worker.processes import MODEL_NICENESS, ModelWorker
-from worker.queues import connect, queue_named
+from worker.queues import TRAINING, connect, queue_named
 
 
 def main(worker_key: str, job_id: str, execution_id: str) -> None:
@@ -31,6 +31,10 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
     job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
     worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
     os.nice(MODEL_NICENESS)
+    if job.origin == TRAINING:
+        from finetune.train import tune_process
+
+        tune_process()
     worker.main_work_horse(job, queue_named(job.origin, connection))
 
 

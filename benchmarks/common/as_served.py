@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from backend.serve import KEPT_BYTES
-from sspsam.allocation import keep_freed_memory
-from sspsam.openmp import watch_briefly
+from backend.serve import tune_process
 
-keep_freed_memory(KEPT_BYTES)
-watch_briefly()
+tune_process()
+
+from sspsam.products import use_onednn_matmul  # noqa: E402 - imports torch
+
+use_onednn_matmul()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sspsam.products import LEAST_MULTIPLICATIONS, multiply_by_onednn
+from sspsam.products import LEAST_MULTIPLICATIONS, use_onednn_matmul
 
 LARGE = {
     "rows": torch.randn(300, 400),
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def by_onednn() -> None:
-    assert multiply_by_onednn()
+    assert use_onednn_matmul()
 
 
 def close(found: Tensor, expected: Tensor) -> None:
