@@ -21,7 +21,6 @@ from backend.lanes import Caller
 from backend.metrics import Metrics
 from backend.sharing import (
     NOBODY,
-    Asked,
     Clicks,
     FindImage,
     ReadImage,
@@ -170,9 +169,7 @@ class Engine:
         good = [phrase for phrase, refusal in refusals.items() if refusal is None]
         if not good:
             return Answer(self._version, [no for phrase in phrases if (no := refusals[phrase])])
-        version, referents = self._model.ask(
-            image_key, read_image, [Asked(phrase) for phrase in good], caller
-        )
+        version, referents = self._model.ask(image_key, read_image, good, Clicks(), caller)
         found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
 
@@ -201,7 +198,7 @@ class Engine:
         refusal = _refusal(phrase) if phrase else None
         if refusal is not None:
             raise refusal
-        return Answer(*self._model.ask(image_key, read_image, [Asked(phrase, clicks)], caller))
+        return Answer(*self._model.ask(image_key, read_image, [phrase], clicks, caller))
 
     def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> Source:
         """Makes sure that an image's embedding is cached; returns its source.
@@ -267,11 +264,13 @@ class Engine:
         self._start_thread("versions", self._follow_versions)
 
     def _load(self) -> None:
+        from sspsam.answers import Question
+
         since_s = time.monotonic()
         predictor = self._load_predictor()
         self._base_state = predictor.trainable_state()
         black = predictor.embed(np.zeros((64, 64, 3), np.uint8))
-        [decoded] = predictor.decode([Asked("warm up").about(black)])
+        [decoded] = predictor.decode([Question(black, "warm up")])
         predictor.finish(decoded)
         self._model.start(predictor, self._version)
         self._predictor = predictor

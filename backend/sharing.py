@@ -88,20 +88,6 @@ class Clicks:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A phrase, clicks, or both."""
-
-    phrase: str
-    clicks: Clicks | None = None
-
-    def about(self, embedding: ImageEmbedding) -> Question:
-        from sspsam.answers import Question
-
-        where = self.clicks.in_pixels(embedding.original_hw) if self.clicks is not None else {}
-        return Question(embedding, self.phrase, **where)
-
-
-@dataclass(frozen=True)
 class SharingOptions:
     """Scheduling options."""
 
@@ -179,7 +165,8 @@ class SharedModel:
         self,
         image_key: str,
         read_image: ReadImage,
-        asked: Sequence[Asked],
+        phrases: Sequence[str],
+        clicks: Clicks,
         caller: Caller,
     ) -> tuple[str, list[Referent]]:
         """Answers all questions about one image.
@@ -187,7 +174,8 @@ class SharedModel:
         Args:
             image_key: Identifies the image's content, such as its sha256.
             read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
-            asked: At least one question.
+            phrases: At least one; an empty phrase asks for the object that is clicked.
+            clicks: For every phrase; `Clicks()` for none.
             caller: Identifies the requester, for fairness.
 
         Returns:
@@ -197,10 +185,13 @@ class SharedModel:
             ModelBusyError: the queue is full.
             TooLateError: the caller timed out before its turn.
         """
+        from sspsam.answers import Question
+
         with self._entered(caller):
             embedding, source = self.embedding(image_key, read_image, caller)
             self._metrics.embeddings.labels(source).inc()
-            questions = [one.about(embedding) for one in asked]
+            where = clicks.in_pixels(embedding.original_hw)
+            questions = [Question(embedding, phrase, **where) for phrase in phrases]
             while True:  # once, unless weights were swapped between two of the phrases
                 futures = self._phrases.submit(questions, caller)
                 answers = [wait_for(future, caller) for future in futures]

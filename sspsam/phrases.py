@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import open_clip
 import torch
 from torch import Tensor
 
 from sspsam.clip import CONTEXT_LENGTH
+
+KEPT_PHRASES = 4096
+"""Phrases whose tokens are cached: each is checked before its image is embedded, and encoded afterwards."""
 
 
 class PhraseError(ValueError):
@@ -28,7 +31,7 @@ def tokenize(phrases: Sequence[str]) -> Tensor:
     Raises:
         PhraseError: a phrase is empty, or would be cut.
     """
-    rows = [_encode(phrase) for phrase in phrases]
+    rows = [_encode(normalise(phrase)) for phrase in phrases]
     tokens = torch.zeros(len(rows), CONTEXT_LENGTH, dtype=torch.long)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
@@ -52,8 +55,8 @@ def token_text(token: int) -> str:
     return text.strip()
 
 
-def _encode(phrase: str) -> list[int]:
-    text = normalise(phrase)
+@lru_cache(KEPT_PHRASES)
+def _encode(text: str) -> list[int]:
     if not text:
         raise PhraseError("the phrase is empty: expected some words, such as 'the dog on the left'")
     tokenizer = _tokenizer()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sspsam
-from sspsam import frames
+from sspsam import frames, phrases
 from sspsam.answers import Question, says_nothing, stability_of
 from sspsam.checkpoints import CheckpointError
 from sspsam.frames import UInt8Image
@@ -257,3 +257,16 @@ def test_the_image_encoder_may_compute_in_bfloat16(image: UInt8Image) -> None:
     assert fast.encoders_digest != exact.encoders_digest, "the one's embeddings are not the other's"
     with pytest.raises(ValueError, match="unknown precision 'int4', expected float32 or bfloat16"):
         sspsam.Predictor.from_preset("ssp-sam-test", "cpu", image_precision="int4")
+
+
+def test_a_phrase_is_tokenised_once(
+    predictor: sspsam.Predictor, image: UInt8Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    tokenizer = phrases._tokenizer()
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    for phrase in ("a phrase of this test", " A phrase  of this TEST"):
+        tokenize([phrase])
+        predictor.predict(predictor.embed(image), [phrase])
+    assert encoded == ["a phrase of this test."]
