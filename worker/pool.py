@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -20,6 +21,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend.settings import Settings
+from worker.alive import RECENT, Heartbeat, queues_served
 from worker.logs import configure_logging
 from worker.processes import ask_self_to_end, follow_parent, make_worker
 from worker.queues import EVENTS, connect
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 RETRIES_EVERY_S = 1.0
+HEALTH_EVERY_S = 5.0
+"""How often a healthy pool looks at itself."""
+HEALTH_AGAIN_S = 1.0
+"""How often one that is not healthy does, such as at its start."""
 END_S = 6.0
 """How long workers may take to end when asked, before they are killed."""
 ASK_AGAIN_S = 4.0
@@ -66,6 +72,9 @@ class Pool:
         self._stopping = False
         self._retries = RQScheduler(queues, connect(settings.redis_url), serializer=JSONSerializer)
         self._retries_at = 0.0
+        self._redis_url = settings.redis_url
+        self._heartbeat = Heartbeat()
+        self._next_health_at = 0.0
 
     def run(self) -> None:
         """Blocks until SIGTERM or SIGINT; every process it started has ended when it returns."""
@@ -76,8 +85,10 @@ class Pool:
             while not self._stopping:
                 members = [self._keep_alive(member) for member in members]
                 self._enqueue_due_retries()
+                self._report_health(members)
                 time.sleep(POLL_S)
         finally:
+            self._heartbeat.remove()
             end_all([member.process for member in members])
             self._give_up_retries()
 
@@ -115,6 +126,23 @@ class Pool:
             self._retries.enqueue_scheduled_jobs()
         except RedisError as error:
             logger.warning("retries wait, as Redis does not answer: %s", error)
+
+    def _report_health(self, members: Sequence[Member]) -> None:
+        """Refreshes the file of `python -m worker.alive` while every queue is worked on and Redis answers."""
+        if time.monotonic() < self._next_health_at:
+            return
+        pids = {member.process.pid for member in members}
+        try:
+            healthy = queues_served(self._redis_url, self.queues, datetime.now(UTC) - RECENT, pids)
+        except RedisError as error:
+            logger.warning("the health check fails, as Redis does not answer: %s", error)
+            healthy = False
+        try:
+            if healthy:
+                self._heartbeat.beat()
+        except OSError as error:
+            logger.warning("the health check fails, as its file cannot be written: %s", error)
+        self._next_health_at = time.monotonic() + (HEALTH_EVERY_S if healthy else HEALTH_AGAIN_S)
 
     def _give_up_retries(self) -> None:
         try:

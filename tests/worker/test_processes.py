@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import pytest
 from redis import Redis
 
 from tests.worker import sample_jobs
+from worker.alive import HEARTBEAT_MAX_AGE_S, RECENT, heartbeats, queues_served
 from worker.queues import EVENTS, QUEUES, TRAINING, events_queue, held, training_queue
 
 pytestmark = pytest.mark.integration
@@ -214,3 +216,63 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
         before_s = run_jobs(1)
         per_job_s = (run_jobs(count) - before_s) / count
     assert per_job_s <= JOB_CPU_S, f"{1000 * per_job_s:.0f} ms of processor time a job"
+
+
+def alive(environment: dict[str, str]) -> bool:
+    """What the health check `python -m worker.alive` says."""
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "worker.alive"]
+    return subprocess.run(command, env={**environment, "PYTHONPATH": root}, timeout=20).returncode == 0
+
+
+@pytest.mark.parametrize("queues", ["events", "training,prelabel"])
+def test_the_health_check_knows_which_queues_a_worker_has(environment: dict[str, str], queues: str) -> None:
+    assert not alive(environment)
+    with pool(environment, "--queues", queues):
+        wait_for(lambda: alive(environment))
+        assert not alive({**environment, "REDIS_URL": "redis://127.0.0.1:9/0"}), "another service's worker"
+    assert not alive(environment)
+
+
+def test_the_health_check_fails_once_a_queue_is_not_worked_on(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process is one that hangs: it is there, and reports nothing."""
+    monkeypatch.setenv("REDIS_URL", environment["REDIS_URL"])
+    with pool(environment, "--queues", EVENTS) as process:
+        wait_for(lambda: alive(environment))
+        process.send_signal(signal.SIGSTOP)
+        (path,) = [path for pid, path in heartbeats() if pid == process.pid]
+        os.utime(path, times=(time.time() - HEARTBEAT_MAX_AGE_S - 1,) * 2)
+        assert not alive(environment)
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: alive(environment))
+
+
+def test_the_health_check_forgets_a_worker_that_was_killed(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "worker", "worker", "--queues", EVENTS]
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(command, env={**environment, "PYTHONPATH": root}) as process:
+        wait_for(lambda: alive(environment))
+        process.kill()
+    assert not alive(environment)
+    with pool(environment, "--queues", EVENTS):
+        wait_for(lambda: alive(environment))
+
+
+def test_the_health_check_is_cheap(environment: dict[str, str]) -> None:
+    """It runs in each worker container every few seconds; what it imports is its cost."""
+    code = "import sys; before = set(sys.modules); import worker.alive; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"rq", "redis", "pydantic", "torch", "backend", "numpy"} & set(done.stdout.split())
+
+
+def test_only_a_pools_own_workers_count_for_its_health(environment: dict[str, str], redis_url: str) -> None:
+    since = datetime.now(UTC) - RECENT
+    with pool(environment, "--queues", EVENTS) as process:
+        wait_for(lambda: alive(environment))
+        members = {child.pid for child in psutil.Process(process.pid).children()}
+        assert queues_served(redis_url, [EVENTS], since, members)
+        assert not queues_served(redis_url, [EVENTS, TRAINING], since, members)
+        assert not queues_served(redis_url, [EVENTS], since, {os.getpid()})
+        assert not queues_served(redis_url, [EVENTS], datetime.now(UTC) + RECENT)
