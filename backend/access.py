@@ -21,7 +21,7 @@ from backend.events import START_TRAINING
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER
 from backend.settings import Settings
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/ready"})
 WEBHOOK_PATH = "/webhook"
 FAILURES_PER_MINUTE = 30
 """Wrong passwords and secrets per address, before it must wait."""

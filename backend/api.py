@@ -36,6 +36,13 @@ def health() -> Response:
     return jsonify(status="UP", model_class="SSP-SAM", model_version=status.version, model_state=status.state)
 
 
+@routes.get("/ready")
+def ready() -> tuple[Response, int]:
+    """For load balancers: 503 until the model has been loaded. /health answers from the start."""
+    state = service().engine.status().state
+    return jsonify(model_state=state), 200 if state == "ready" else 503
+
+
 @routes.post("/setup")
 def setup() -> Response:
     project = parse_setup(_body())

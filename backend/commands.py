@@ -10,6 +10,10 @@ from sspsam.commands import SamEncoderOption
 
 app = typer.Typer()
 
+SECRET_BYTES = 24
+LEGACY_TOKEN_BYTES = 20
+"""Label Studio's legacy tokens are 40 hexadecimal digits."""
+
 
 @app.command()
 def serve(sam_encoder: SamEncoderOption = None) -> None:
@@ -21,13 +25,25 @@ def serve(sam_encoder: SamEncoderOption = None) -> None:
 
 
 @app.command()
-def secrets() -> None:
-    """Print new secrets for the environment or .env: what callers of the backend must show."""
-    from secrets import token_urlsafe
+def secrets(
+    label_studio: Annotated[
+        bool,
+        typer.Option(
+            "--label-studio",
+            help="Also those of the compose file's own Label Studio, and the profile that starts it.",
+        ),
+    ] = False,
+) -> None:
+    """Print new secrets for the environment or .env: letters and digits alone, which need no quoting."""
+    from secrets import token_hex
 
     typer.echo("BASIC_AUTH_USER=sspsam")
-    typer.echo(f"BASIC_AUTH_PASS={token_urlsafe(24)}")
-    typer.echo(f"WEBHOOK_SECRET={token_urlsafe(24)}")
+    for name in ("BASIC_AUTH_PASS", "WEBHOOK_SECRET", "REDIS_PASSWORD"):
+        typer.echo(f"{name}={token_hex(SECRET_BYTES)}")
+    if label_studio:
+        typer.echo(f"LABEL_STUDIO_PASSWORD={token_hex(SECRET_BYTES)}")
+        typer.echo(f"LABEL_STUDIO_API_KEY={token_hex(LEGACY_TOKEN_BYTES)}")
+        typer.echo("COMPOSE_PROFILES=label-studio")
 
 
 @app.command()

@@ -53,5 +53,6 @@ def secrets_of(settings: Settings) -> list[str]:
         settings.label_studio_api_key.get_secret_value(),
         settings.basic_auth_pass.get_secret_value(),
         settings.webhook_secret.get_secret_value(),
+        settings.redis_password.get_secret_value(),
         urlsplit(settings.redis_url).password or "",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,6 +28,17 @@ def _check_store(url: str) -> str:
     if url:
         check_versions_url(url)
     return url
+
+
+def _with_password(redis_url: str, password: str) -> str:
+    """Adds a password to a redis:// or rediss:// URL that has none; a socket of this machine needs none."""
+    scheme, separator, rest = redis_url.partition("://")
+    parts = urlsplit(redis_url)
+    given = parts.password or "password" in parse_qs(parts.query)
+    if not password or given or scheme not in ("redis", "rediss"):
+        return redis_url
+    user, _, place = rest.rpartition("@")
+    return f"{scheme}{separator}{user.rstrip(':')}:{quote(password, '')}@{place}"
 
 
 def _split(value: object) -> object:
@@ -84,6 +95,8 @@ class Settings(BaseSettings):
     """Object store for versions: s3://bucket/folder, gs://bucket/folder, or another fsspec URL."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """redis://host:port/db, or unix:///path/to/socket."""
+    redis_password: SecretStr = SecretStr("")
+    """For a Redis on the network whose redis_url holds no password; any characters, not percent-encoded."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     preset: str = "ssp-sam-demo"
@@ -161,6 +174,7 @@ class Settings(BaseSettings):
                 for one in error.errors()
             ]
             raise SettingsError("; ".join(wrong)) from error
+        self.redis_url = _with_password(self.redis_url, self.redis_password.get_secret_value())
         try:
             self.preset = with_image_encoder(self.preset, self.sam_encoder)
         except ValueError as error:

@@ -101,13 +101,12 @@ def test_the_image_installs_from_the_lock_alone() -> None:
     assert f"torch=={versions['torch']} torchvision=={versions['torchvision']}" in text
     for line in re.findall(r"pip install (.*)", text):
         assert "--no-deps" in line, line
-        assert "--require-hashes" in line or "torch==" in line or line.endswith("--no-build-isolation ."), (
-            line
-        )
+        how = ("--require-hashes", "torch==", "--no-build-isolation /tmp/sources")
+        assert any(option in line for option in how), line
 
 
 def test_every_image_is_of_one_release() -> None:
-    images = [service["image"] for service in compose_services().values()]
+    images = [service["image"].rstrip("}") for service in compose_services().values()]
     images += re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert len(images) == 6
     assert all(re.search(r":\d+\.\d+\.\d+(-[\w-]+)?$", image) for image in images), images
@@ -119,7 +118,7 @@ def test_containers_can_do_little(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["tmpfs"] == ["/tmp"]
+    assert all(mount.startswith("/tmp:size=") for mount in service["tmpfs"])
     assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & set(service)
     assert service.get("user") or name != "redis", "the others' image says who they are"
 

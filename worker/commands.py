@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,14 @@ def worker(
         str, typer.Option(help="Which queues to work on, with commas between them.")
     ] = "events,training,prelabel",
     burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+    spare_cores: Annotated[
+        int,
+        typer.Option(
+            help="Cores to leave to other processes, such as a backend on this machine; "
+            "without effect where OMP_NUM_THREADS is set.",
+            min=0,
+        ),
+    ] = 0,
 ) -> None:
     """Collect saved labels, run fine-tunes, pre-label projects. Start as many as you like, on any machine.
 
@@ -52,6 +61,8 @@ def worker(
     settings = Settings()
     configure_logging(settings)
     require_redis(settings.redis_url)
+    if spare_cores:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - spare_cores)))
     if burst:
         work_off(names)
     else:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tarfile
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Format = Literal["coco", "coco-polygons", "refcoco", "png"]
+FOLDER_FORMATS = ("refcoco", "png")
+STANDARD_OUTPUT = Path("-")
 SHOWN_PROBLEMS = 50
 DATE_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
@@ -25,7 +31,13 @@ def export(
         int, typer.Option(help="Number of the Label Studio project.", min=1, show_default=False)
     ],
     out: Annotated[
-        Path, typer.Option(help="The file to write; of refcoco and png the folder.", show_default=False)
+        Path,
+        typer.Option(
+            help="The file to write; of refcoco and png the folder. - is standard output: the file, or a tar "
+            "archive of the folder's content.",
+            allow_dash=True,
+            show_default=False,
+        ),
     ],
     file_format: Annotated[
         Format,
@@ -66,7 +78,10 @@ def export(
         ground_truth,
     )
     reader = ProjectReader(services.label_studio, project, services.image_hw, selection)
-    summary = _run(reader, _writer(file_format, out, reader, split))
+    if out == STANDARD_OUTPUT:
+        summary = _export_to(sys.stdout.buffer, file_format, reader, split)
+    else:
+        summary = _run(reader, _writer(file_format, out, reader, split))
     for problem in summary.problems[:SHOWN_PROBLEMS]:
         typer.secho(problem, fg=typer.colors.YELLOW, err=True)
     if summary.problem_count > SHOWN_PROBLEMS:
@@ -81,8 +96,25 @@ def export(
         )
     typer.echo(
         f"{out}: masks: {summary.masks}, images: {summary.images}, "
-        f"phrases that nothing fits: {summary.no_target}"
+        f"phrases that nothing fits: {summary.no_target}",
+        err=out == STANDARD_OUTPUT,
     )
+
+
+def _export_to(stream: IO[bytes], file_format: Format, reader: ProjectReader, split: str) -> Summary:
+    """Exports to a temporary place, and copies it into the stream once it is complete."""
+    with tempfile.TemporaryDirectory(prefix="sspsam-export-") as folder:
+        path = Path(folder) / "labels"
+        summary = _run(reader, _writer(file_format, path, reader, split))
+        if file_format in FOLDER_FORMATS:
+            with tarfile.open(fileobj=stream, mode="w|") as archive:
+                for entry in sorted(path.iterdir()):
+                    archive.add(entry, entry.name)
+        else:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+    stream.flush()
+    return summary
 
 
 def _run(reader: ProjectReader, writer: Writer) -> Summary:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from pydantic import SecretStr
 from redis import Redis
 
 from backend.app import create_app
@@ -38,6 +39,7 @@ def test_health_and_setup_do_not_wait_for_the_model(settings: Settings, redis_se
     client = app.test_client()
 
     health = client.get("/health")
+    ready = client.get("/ready")
     setup = client.post(
         "/setup",
         json={
@@ -55,8 +57,19 @@ def test_health_and_setup_do_not_wait_for_the_model(settings: Settings, redis_se
         "model_version": BASE,
         "model_state": "loading",
     }
+    assert (ready.status_code, ready.json) == (503, {"model_state": "loading"})
     assert setup.json == {"model_version": BASE}
     assert b"s3cret" not in b"".join(redis_server.hvals("sspsam:projects"))
+
+
+def test_a_load_balancer_sends_phrases_once_the_model_is_loaded(
+    app: Flask, settings: Settings, redis_server: Redis
+) -> None:
+    client = app.test_client()
+    wait_until(lambda: client.get("/ready").json == {"model_state": "ready"})
+    assert client.get("/ready").status_code == 200
+    closed = settings.model_copy(update={"basic_auth_user": "user", "basic_auth_pass": SecretStr("secret")})
+    assert create_app(closed, redis_server, ColourPredictor()).test_client().get("/ready").status_code == 503
 
 
 def test_what_a_form_lacks_is_logged_once(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from typer.testing import CliRunner
 
+from backend.commands import app as commands
 from backend.errors import SettingsError
+from backend.redaction import secrets_of
 from backend.settings import Settings
 
 
@@ -91,3 +96,39 @@ def test_where_versions_lie_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSIONS_URL", "bucket/models")
     with pytest.raises(SettingsError, match=r"VERSIONS_URL: .*expected a URL such as s3://bucket/folder"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "connected"),
+    [
+        ("redis://redis:6379/0", "redis://:p%40ss%2Fw%3Ard@redis:6379/0"),
+        ("rediss://redis", "rediss://:p%40ss%2Fw%3Ard@redis"),
+        ("redis://sspsam@redis:6379/0", "redis://sspsam:p%40ss%2Fw%3Ard@redis:6379/0"),
+        ("redis://:other@redis:6379/0", "redis://:other@redis:6379/0"),
+        ("redis://redis?password=other", "redis://redis?password=other"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_redis_gets_its_password_unless_the_address_has_one(
+    monkeypatch: pytest.MonkeyPatch, url: str, connected: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    monkeypatch.setenv("REDIS_PASSWORD", "p@ss/w:rd")
+    settings = Settings()
+    assert settings.redis_url == connected
+    assert settings.model_copy().redis_url == connected
+    assert "p@ss/w:rd" in secrets_of(settings)
+    if "p%40" in connected:
+        assert Redis.from_url(connected).connection_pool.connection_kwargs["password"] == "p@ss/w:rd"
+
+
+def test_secrets_are_new_each_time_and_need_no_quoting_anywhere() -> None:
+    outputs = [CliRunner().invoke(commands, ["secrets", "--label-studio"]).output for _ in range(2)]
+    made, again = (dict(line.split("=", 1) for line in output.splitlines()) for output in outputs)
+    assert made.keys() >= {"BASIC_AUTH_PASS", "WEBHOOK_SECRET", "REDIS_PASSWORD", "LABEL_STUDIO_PASSWORD"}
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", value) for value in made.values())
+    assert re.fullmatch("[0-9a-f]{40}", made["LABEL_STUDIO_API_KEY"])
+    same = {name for name in made if made[name] == again[name]}
+    assert same == {"BASIC_AUTH_USER", "COMPOSE_PROFILES"}
+    plain = CliRunner().invoke(commands, ["secrets"]).output
+    assert "LABEL_STUDIO" not in plain, "one of your own has a key already"

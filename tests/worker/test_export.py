@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import pickle
+import tarfile
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -249,6 +250,41 @@ def test_polygons_are_filled_to_the_same_pixels(
     for entry in coco.loadAnns(coco.getAnnIds()):
         assert isinstance(entry["segmentation"], list)
         np.testing.assert_array_equal(coco.annToMask(entry).astype(bool), masks[entry["phrase"]])
+
+
+@pytest.mark.parametrize("file_format", ["coco", "coco-polygons", "refcoco", "png"])
+def test_standard_output_holds_the_export_and_nothing_else(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path, file_format: str
+) -> None:
+    """As a container without a folder of the host's gives it out; messages go to standard error."""
+    label_studio.save(1, 1, [*region("a", "the ring", mask), prompt("a zebra")])
+    label_studio.save(2, 1, region("b", "the ring", ~mask))  # several of a task, which is said
+    out = tmp_path / "labels"
+    assert command("--format", file_format, "--out", str(out)).exit_code == 0
+    done = command("--format", file_format, "--out", "-")
+    assert done.exit_code == 0, done.output
+    assert "masks: 2" in done.stderr
+    assert "several annotations" in done.stderr
+    if out.is_dir():
+        with tarfile.open(fileobj=io.BytesIO(done.stdout_bytes)) as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        written = {path.name: path.read_bytes() for path in out.iterdir()}
+        unpacked = {path.name: path.read_bytes() for path in (tmp_path / "unpacked").iterdir()}
+        assert unpacked.keys() == written.keys()
+        for name in written.keys() - {"instances.json"}:  # which has the time of day
+            assert unpacked[name] == written[name]
+    else:
+        whole, streamed = json.loads(out.read_text()), json.loads(done.stdout_bytes)
+        assert {**streamed, "info": None} == {**whole, "info": None}
+
+
+def test_nothing_of_an_export_that_failed_reaches_standard_output(
+    services: Services, label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "refused")
+    done = command("--out", "-")
+    assert isinstance(done.exception, LabelStudioUnauthorized)
+    assert done.stdout_bytes == b""
 
 
 def test_refcocos_layout(
