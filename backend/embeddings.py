@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +44,9 @@ class EmbeddingCache(Generic[Item]):
     """
 
     def __init__(self, max_bytes: int, folder: Path | None = None, max_disk_bytes: int | None = None) -> None:
-        self.max_bytes = max_bytes
         self.folder = folder
         self.max_disk_bytes = max_disk_bytes
-        self.size_bytes = 0
-        self._items: OrderedDict[str, Item] = OrderedDict()
+        self._items: LRUCache[str, Item] = LRUCache(max_bytes, lambda item: item.size_bytes)
         self._lock = Lock()
         self._files: EmbeddingFiles | None = None
         self._from_tensors: Callable[[Mapping[str, Tensor]], Item] | None = None
@@ -54,6 +54,11 @@ class EmbeddingCache(Generic[Item]):
     def __len__(self) -> int:
         """Number of items in memory."""
         return len(self._items)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all items in memory."""
+        return int(self._items.currsize)
 
     def open_files(self, encoders_digest: str, from_tensors: Callable[[Mapping[str, Tensor]], Item]) -> None:
         """Enables the disk cache, if there is a folder for it.
@@ -71,8 +76,6 @@ class EmbeddingCache(Generic[Item]):
     def get(self, key: str) -> Item | None:
         """Returns an item from memory."""
         with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
             return self._items.get(key)
 
     def find(self, key: str) -> tuple[Item, Source] | None:
@@ -100,16 +103,5 @@ class EmbeddingCache(Generic[Item]):
             self._files.keep(key, item.to_tensors())
 
     def _remember(self, key: str, item: Item) -> None:
-        with self._lock:
-            self._drop(key)
-            if item.size_bytes > self.max_bytes:
-                return
+        with self._lock, suppress(ValueError):  # larger than the whole cache
             self._items[key] = item
-            self.size_bytes += item.size_bytes
-            while self.size_bytes > self.max_bytes:
-                self._drop(next(iter(self._items)))
-
-    def _drop(self, key: str) -> None:
-        item = self._items.pop(key, None)
-        if item is not None:
-            self.size_bytes -= item.size_bytes

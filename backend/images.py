@@ -13,7 +13,6 @@ import os
 import struct
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
@@ -23,6 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 from PIL import Image, UnidentifiedImageError
 
 from backend.errors import ImageFetchError, ImageFormatError, ImageMissingError
@@ -86,7 +86,7 @@ class ImageStore:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._large = Lock()
-        self._digests: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._digests: LRUCache[str, tuple[str, float]] = LRUCache(REMEMBERED_URLS)
         self._lock = Lock()
 
     def resolve(self, value: object, task_id: str = "") -> str:
@@ -142,8 +142,6 @@ class ImageStore:
         digest = self._keep_checked(self._fetcher.fetch(url))
         with self._lock:
             self._digests[url] = (digest, time.monotonic())
-            while len(self._digests) > REMEMBERED_URLS:
-                self._digests.popitem(last=False)
         return digest
 
     def path(self, digest: str) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
-from sspsam.kept import Kept
 from sspsam.model import SSPSAM, EncodedPhrase
 from sspsam.phrases import normalise, tokenize
 from sspsam.two_way import ImageSide
@@ -17,6 +19,8 @@ KEPT_IMAGE_BYTES = 256 * 2**20
 KEPT_PHRASE_BYTES = 32 * 2**20
 """Of encoded phrases: some hundreds."""
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Encode = Callable[[Sequence[str]], Sequence[EncodedPhrase]]
 Share = Callable[[Encode, Sequence[str]], list[EncodedPhrase]]
 
@@ -44,10 +48,8 @@ class Reuse:
         self._share = share
         self._parameters = list(model.parameters())
         self._weights = -1
-        self.images: Kept[Tensor, ImageSide] = Kept(
-            image_bytes, lambda embedding, image: embedding.nbytes + image.nbytes
-        )
-        self.phrases: Kept[str, EncodedPhrase] = Kept(phrase_bytes, lambda _, encoded: encoded.nbytes)
+        self.images: LRUCache[Tensor, ImageSide] = LRUCache(image_bytes, _image_bytes)
+        self.phrases: LRUCache[str, EncodedPhrase] = LRUCache(phrase_bytes, lambda encoded: encoded.nbytes)
 
     def project(self, image_embedding: Tensor) -> ImageSide:
         """What the decoder makes of a (1, C, h, w) image embedding, known again as the same tensor."""
@@ -55,7 +57,7 @@ class Reuse:
         image = self.images.get(image_embedding)
         if image is None:
             image = self._model.sam.project(image_embedding)
-            self.images.put(image_embedding, image)
+            _put(self.images, image_embedding, image)
         return image
 
     def encode_phrases(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
@@ -72,7 +74,7 @@ class Reuse:
         if missing:
             for key, encoded in zip(missing, self._share(self._encode, missing), strict=True):
                 found[key] = encoded
-                self.phrases.put(key, encoded)
+                _put(self.phrases, key, encoded)
         return [found[key] for key in keys]
 
     @torch.inference_mode()
@@ -89,3 +91,14 @@ class Reuse:
             self._weights = weights
             self.images.clear()
             self.phrases.clear()
+
+
+def _image_bytes(image: ImageSide) -> int:
+    """Memory of a projected image and of its key, the image embedding, which is as large as the cells."""
+    return image.nbytes + image.cells.nbytes
+
+
+def _put(cache: LRUCache[Key, Value], key: Key, value: Value) -> None:
+    """Caches a value, unless it is larger than the whole cache."""
+    with suppress(ValueError):
+        cache[key] = value

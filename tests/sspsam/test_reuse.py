@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import sspsam
 from sspsam.frames import UInt8Image
-from sspsam.kept import Kept
 from sspsam.model import EncodedPhrase
 from sspsam.presets import ABLATIONS
 from sspsam.reuse import Reuse
@@ -126,24 +125,6 @@ def test_only_so_much_is_kept(predictor: sspsam.Predictor) -> None:
         reuse.encode_phrases(["the dog"])
 
     assert len(reuse.images) == 2
-    assert reuse.images.total_bytes == 2 * one
+    assert reuse.images.currsize == 2 * one
     assert reuse.images.get(embeddings[0]) is None
     assert len(reuse.phrases) == 0
-
-
-def test_what_was_used_last_stays() -> None:
-    kept: Kept[str, str] = Kept(10, lambda key, item: len(key) + len(item))
-    kept.put("a", "1234")
-    kept.put("b", "1234")
-    assert kept.get("a") == "1234"
-    kept.put("c", "1")
-
-    assert (kept.get("a"), kept.get("b"), kept.get("c")) == ("1234", None, "1")
-    assert kept.total_bytes == 7
-    kept.put("a", "12345678")
-    assert (kept.get("a"), kept.get("c"), kept.total_bytes) == ("12345678", None, 9)
-    kept.put("a", "123456789x")
-    assert (kept.get("a"), len(kept), kept.total_bytes) == (None, 0, 0)
-    kept.put("b", "1")
-    kept.clear()
-    assert (kept.get("b"), kept.total_bytes) == (None, 0)
