@@ -5,8 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from finetune.losses import LossWeights
 from sspsam.presets import get_preset
@@ -204,7 +207,7 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     hints = get_type_hints(TrainConfig)
     try:
-        return TrainConfig(**{name: _convert(hints[name], value) for name, value in values.items()})
+        return TrainConfig(**{name: _convert(name, hints[name], value) for name, value in values.items()})
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -220,21 +223,30 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _convert(hint: object, value: Any) -> Any:
+def _convert(name: str, hint: object, value: Any) -> Any:
+    """The value as the field's type.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if value == "" and hint in (Path | None, str | None):
         return None
     if hint == tuple[Path, ...]:
         items = value.split(",") if isinstance(value, str) else value
-        return tuple(Path(item) for item in items if item != "")
-    if hint in (Path, Path | None):
-        return Path(value)
-    if hint is LossWeights:
-        return LossWeights(**{name: float(weight) for name, weight in value.items()})
-    if hint is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise ValueError(f"expected true or false, got {value!r}")
-        return str(value).lower() == "true"
-    return hint(value) if hint in (int, float) else value
+        value = [item for item in items if item != ""]
+    try:
+        if hint is LossWeights:
+            return LossWeights(**_adapter(dict[str, float]).validate_python(value))
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        where = [".".join([name, *map(str, wrong["loc"])]) for wrong in error.errors()]
+        reasons = [f"{place}: {wrong['msg']}" for place, wrong in zip(where, error.errors(), strict=True)]
+        raise ConfigError(f"{'; '.join(reasons)} (got {value!r:.80})") from error
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 def _require(holds: bool, message: str) -> None:
