@@ -22,7 +22,6 @@ import pickle
 import shutil
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -196,7 +195,7 @@ class RefCocoWriter(CocoWriter):
         super().__init__(folder / "instances.json", reader)
         self._split = split
         self._grefs = ListFile(self._aside, "grefs")
-        self._refs = PickledList(self._aside / "refs")
+        self._refs: list[Json] = []
 
     def add_expression(
         self, image: LabelledImage, entry: Mapping[str, Any], phrase: str, named: list[Json]
@@ -230,34 +229,13 @@ class RefCocoWriter(CocoWriter):
         whole = self._aside / "grefs.json"
         with whole.open("w", encoding="utf-8") as file:
             self._grefs.copy_to(file)
-        self._refs.close()
+        refs = self._aside / "refs.p"
+        with refs.open("wb") as pickled:
+            pickle.dump(self._refs, pickled, PICKLE_PROTOCOL)
         os.replace(whole, self._path.with_name("grefs(unc).json"))
-        os.replace(self._refs.path, self._path.with_name("refs(unc).p"))
+        os.replace(refs, self._path.with_name("refs(unc).p"))
         super().close()
 
     def discard(self) -> None:
         self._grefs.close()
-        with suppress(ValueError):
-            self._refs.close()
         super().discard()
-
-
-class PickledList:
-    """A pickle of a list of plain values, written value by value.
-
-    The values are pickles without their frame: protocol 2 puts two bytes before and a STOP behind. Each ends
-    up on the list by an APPEND.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("wb")
-        self._file.write(pickle.PROTO + bytes([PICKLE_PROTOCOL]) + pickle.EMPTY_LIST)
-
-    def append(self, value: Json) -> None:
-        self._file.write(pickle.dumps(value, PICKLE_PROTOCOL)[2:-1] + pickle.APPEND)
-
-    def close(self) -> None:
-        if not self._file.closed:
-            self._file.write(pickle.STOP)
-            self._file.close()
