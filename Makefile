@@ -9,7 +9,7 @@ LABEL_STUDIO_LOCK := requirements-label-studio.lock
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration check format e2e screenshot bench lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration containers check format e2e screenshot bench lock audit sbom chromium clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,7 +26,7 @@ unit slow integration: export OMP_NUM_THREADS = 1
 test: unit slow integration ## unit tests, slow ones, then those with a real Redis, worker and Label Studio
 
 unit: .venv/.installed-dev ## seconds, on all cores; no network, no weights to fetch
-	$(BIN)/pytest -n auto -m "not slow and not integration and not e2e"
+	$(BIN)/pytest -n auto -m "not slow and not integration and not e2e and not containers"
 
 slow: .venv/.installed-dev ## learning, several processes, large files: a few minutes
 	$(BIN)/pytest -m slow
@@ -45,6 +45,9 @@ format: .venv/.installed-dev ## put the code into the one format
 
 e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the demo as a person would
 	$(BIN)/pytest -m e2e
+
+containers: .venv/.installed-dev ## with a Docker engine: build the image, and go through the life of an installation
+	$(BIN)/pytest -x -v -s -m containers
 
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
