@@ -97,7 +97,7 @@ def test_a_recipe_opens_by_its_name_and_yields_to_settings() -> None:
     assert (alone.init, alone.embeddings, alone.weights, alone.replay) == (None, None, (), None)
     with pytest.raises(ConfigError, match="known recipes: grefcoco-224, pretrain-224"):
         read_config(Path("mnist"), {})
-    with pytest.raises(ConfigError, match="stream: .*valid boolean.*'maybe'"):
+    with pytest.raises(ConfigError, match=r"stream: .*valid boolean.*'maybe'"):
         read_config(Path("refcoco-224"), {"stream": "maybe"})
 
 
