@@ -35,7 +35,6 @@ from PIL import Image
 from rich.console import Console
 
 from backend.connect import connect_project
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from backend.settings import Settings
@@ -43,6 +42,7 @@ from finetune.evaluate import evaluate
 from finetune.records import RefRecord
 from sspsam.masks import mask_to_coco_rle
 from sspsam.versions import VersionCard, VersionStore
+from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, free_port
 from worker.collection import Collection
 from worker.local_label_studio import Account, label_studio_part
@@ -172,7 +172,7 @@ def png(scene: NovelScene) -> bytes:
 class Service:
     """A Label Studio, and all that belongs to us."""
 
-    client: LabelStudioClient
+    client: AnnotatorClient
     url: str
     secret: str
     model_dir: Path
@@ -240,7 +240,7 @@ def service(folder: Path) -> Iterator[Service]:
         supervisor.start(label_studio_part(LABEL_STUDIO, ls_port, folder / "label-studio", account))
         supervisor.wait_until_ready("label-studio")
         start_service(supervisor, console, told, start_redis(supervisor, folder / "redis", console), port)
-        client = LabelStudioClient(told["LABEL_STUDIO_URL"], account.token)
+        client = AnnotatorClient(told["LABEL_STUDIO_URL"], account.token)
         yield Service(client, told["PUBLIC_URL"], secret, folder / "models")
 
 

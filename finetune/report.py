@@ -139,17 +139,6 @@ def write_evaluation(folder: Path, result: EvaluationResult, about: Mapping[str,
     (folder / EVALUATION_MARKDOWN).write_text(evaluation_to_markdown(result, about), encoding="utf-8")
 
 
-def read_evaluation(folder: Path) -> EvaluationResult:
-    """Reads what `write_evaluation` wrote.
-
-    Raises:
-        FileNotFoundError: nothing was written there.
-    """
-    values = json.loads((folder / EVALUATION_JSON).read_text(encoding="utf-8"))
-    del values["about"]
-    return EvaluationResult.from_dict(values)
-
-
 def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -> str:
     """One evaluation as Markdown: what it was made with, figures, by family, baselines, times. Percent."""
     counts = result.counts

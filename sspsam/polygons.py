@@ -1,4 +1,4 @@
-"""Bool mask <-> COCO polygons, pixel for pixel.
+"""Bool mask -> COCO polygons, pixel for pixel.
 
 Polygons run along the edges of pixels, so that pycocotools gives back exactly the mask that they came from.
 Format: https://cocodataset.org/#format-data - each polygon is [x, y, x, y, ...], and several are joined. A
@@ -7,13 +7,11 @@ polygon cannot have a hole: the outline goes to the hole and back on the same li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from sspsam.masks import BoolMask, MaskFormatError
 
@@ -49,22 +47,6 @@ def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
         corners = loop[directions[loop] != directions[np.roll(loop, 1)]]
         outlines.setdefault(int(part_of[loop[0]]), []).append(starts[corners])
     return [_joined(loops) for _, loops in sorted(outlines.items())]
-
-
-def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: int) -> BoolMask:
-    """Fills COCO polygons as pycocotools does.
-
-    Raises:
-        MaskFormatError: one is no polygon.
-    """
-    if not polygons:
-        return np.zeros((height, width), dtype=np.bool_)
-    try:
-        corners = [[float(value) for value in polygon] for polygon in polygons]
-        rle = coco_mask.merge(coco_mask.frPyObjects(corners, height, width))
-    except (TypeError, ValueError, IndexError) as error:
-        raise MaskFormatError(f"not COCO polygons: {error}") from error
-    return np.asarray(coco_mask.decode(rle), dtype=np.bool_)
 
 
 def _edges(filled: BoolMask) -> tuple[_Ints, _Ints]:

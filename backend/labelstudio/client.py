@@ -45,10 +45,6 @@ class LabelStudioClient:
         """URL of Label Studio, without a trailing slash."""
         return self._connection.url
 
-    def same_origin(self, url: str) -> bool:
-        """Whether a URL is on this server, and may receive the API key."""
-        return self._connection.same_origin(url)
-
     def authorization(self) -> str:
         """The Authorization header for this server; send it nowhere else."""
         return self._connection.authorization()
@@ -56,10 +52,6 @@ class LabelStudioClient:
     def renew(self) -> bool:
         """Drops a refused access token; returns whether a retry may get another one."""
         return self._connection.renew()
-
-    def whoami(self) -> Json:
-        """Returns the user of the API key."""
-        return self._connection.ask_object("GET", "/api/current-user/whoami")
 
     def projects(self) -> Iterator[Json]:
         """Yields the projects visible to the API key."""
@@ -75,22 +67,6 @@ class LabelStudioClient:
 
     def update_project(self, project_id: int, **fields: Any) -> Json:
         return self._connection.ask_object("PATCH", f"/api/projects/{project_id}/", json=fields)
-
-    def delete_project(self, project_id: int) -> None:
-        self._connection.request("DELETE", f"/api/projects/{project_id}/")
-
-    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> Json:
-        """Creates tasks, each a dict of data such as {"image": url}.
-
-        Returns:
-            Label Studio's counts, such as {"task_count": 3, ...}.
-        """
-        return self._connection.ask_object(
-            "POST",
-            f"/api/projects/{project_id}/import",
-            json=[{"data": dict(task)} for task in tasks],
-            timeout=UPLOAD_TIMEOUT_S,
-        )
 
     def upload_images(self, project_id: int, paths: Sequence[Path]) -> Json:
         """Uploads files; Label Studio creates a task for each.
@@ -137,27 +113,11 @@ class LabelStudioClient:
     def update_task(self, task_id: int, data: Mapping[str, Any]) -> Json:
         return self._connection.ask_object("PATCH", f"/api/tasks/{task_id}/", json={"data": data})
 
-    def delete_task(self, task_id: int) -> None:
-        self._connection.request("DELETE", f"/api/tasks/{task_id}/")
-
     def annotations(self, task_id: int) -> list[Json]:
         return self._connection.ask_list("GET", f"/api/tasks/{task_id}/annotations/")
 
     def annotation(self, annotation_id: int) -> Json:
         return self._connection.ask_object("GET", f"/api/annotations/{annotation_id}/")
-
-    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]]) -> Json:
-        return self._connection.ask_object(
-            "POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result)}
-        )
-
-    def update_annotation(self, annotation_id: int, result: Sequence[Mapping[str, Any]]) -> Json:
-        return self._connection.ask_object(
-            "PATCH", f"/api/annotations/{annotation_id}/", json={"result": list(result)}
-        )
-
-    def delete_annotation(self, annotation_id: int) -> None:
-        self._connection.request("DELETE", f"/api/annotations/{annotation_id}/")
 
     def create_prediction(
         self,
@@ -227,19 +187,6 @@ class LabelStudioClient:
     def ml_backend_versions(self, backend_id: int) -> Json:
         """Requests a backend's versions through Label Studio: {"versions": [...]}."""
         return self._connection.ask_object("GET", f"/api/ml/{backend_id}/versions")
-
-    def start_training(self, backend_id: int) -> None:
-        """The "Start Training" menu entry."""
-        self._connection.request("POST", f"/api/ml/{backend_id}/train")
-
-    def interactive_predict(self, backend_id: int, task_id: int, context: Mapping[str, Any]) -> Json:
-        """The editor's request when a phrase is entered."""
-        return self._connection.ask_object(
-            "POST",
-            f"/api/ml/{backend_id}/interactive-annotating",
-            json={"task": task_id, "context": dict(context)},
-            timeout=UPLOAD_TIMEOUT_S,
-        )
 
     def webhooks(self, project_id: int) -> list[Json]:
         return self._connection.ask_list("GET", "/api/webhooks/", params={"project": project_id})

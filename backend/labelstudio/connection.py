@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
@@ -62,10 +61,6 @@ class Connection:
     def renew(self) -> bool:
         """Drops a refused access token; returns whether a retry is worthwhile."""
         return self._auth.renew()
-
-    def same_origin(self, url: str) -> bool:
-        """Whether a URL is on this server."""
-        return _origin(url) == _origin(self.url)
 
     def pages(self, path: str, query: Mapping[str, Any], items: str) -> Iterator[Json]:
         """Yields items page by page until a page is not full; pages beyond the last return 404."""
@@ -218,9 +213,3 @@ def _reason(response: requests.Response) -> str:
             break
         body = named or values[0]
     return _HTML_TAG.sub("", str(body))[:_REASON_CHARACTERS]
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, parts.hostname, parts.port or default

@@ -190,22 +190,3 @@ def test_a_changed_backend_is_sent_whole(web: Web) -> None:
         "basic_auth_user": "user",
         "basic_auth_pass": "pass",
     }
-
-
-@pytest.mark.parametrize(
-    ("url", "same"),
-    [
-        ("http://ls:8080/data/a.png", True),
-        ("http://ls:8081/a.png", False),
-        ("https://ls:8080/a.png", False),
-        ("http://ls.example.com:8080/a.png", False),
-        ("http://ls:8080@evil.example/a.png", False),
-        ("http://ls", False),
-    ],
-)
-def test_same_origin(url: str, same: bool) -> None:
-    assert LabelStudioClient("http://ls:8080", LEGACY).same_origin(url) is same
-
-
-def test_default_ports_are_the_same_origin() -> None:
-    assert LabelStudioClient("https://ls", LEGACY).same_origin("https://ls:443/a.png")

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.labelstudio.client import LabelStudioClient
+from tests.annotator_client import AnnotatorClient
 from worker.demo import EMAIL, PASSWORD, DemoState
 from worker.demo_pictures import INDEX, Picture, demo_pictures
 from worker.local_label_studio import Account
@@ -65,8 +65,8 @@ class Demo:
         return DemoState.load(self.folder / "demo.json")
 
     @property
-    def client(self) -> LabelStudioClient:
-        return LabelStudioClient(self.label_studio_url, self.account.token)
+    def client(self) -> AnnotatorClient:
+        return AnnotatorClient(self.label_studio_url, self.account.token)
 
     @property
     def pictures(self) -> list[Picture]:

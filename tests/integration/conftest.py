@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from backend.connect import connect_project
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.annotator_client import AnnotatorClient
 from tests.integration.project import PICTURES, Project
 from worker.demo_pictures import demo_pictures
 from worker.local_label_studio import Account, label_studio_part
@@ -47,8 +47,8 @@ class RunningLabelStudio:
     """Of its data."""
 
     @property
-    def client(self) -> LabelStudioClient:
-        return LabelStudioClient(self.url, self.account.token)
+    def client(self) -> AnnotatorClient:
+        return AnnotatorClient(self.url, self.account.token)
 
 
 @dataclass(frozen=True)

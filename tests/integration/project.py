@@ -13,11 +13,11 @@ import numpy as np
 import requests
 from PIL import Image
 
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from finetune.records import RefRecord
 from sspsam.masks import BoolMask, brush_rle_to_mask
+from tests.annotator_client import AnnotatorClient
 from worker.collection import Collection
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ BROWSER = {"Accept": "text/html"}
 class Project:
     """A connected project with its own tasks."""
 
-    client: LabelStudioClient
+    client: AnnotatorClient
     service: RunningService
     number: int
     tasks: list[int]

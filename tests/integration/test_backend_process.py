@@ -20,8 +20,8 @@ from werkzeug.wrappers import Response
 
 from backend.errors import LabelStudioUnauthorized
 from backend.images import ImageStore
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.annotator_client import AnnotatorClient
 from tests.backend.colours import encoded, picture
 from tests.backend.web import Web, slowly
 from tests.integration.conftest import LOOPBACK, RunningLabelStudio, free_port
@@ -164,7 +164,7 @@ def test_a_personal_token_opens_the_api_and_the_pictures(
 ) -> None:
     file = tmp_path / "shapes.png"
     file.write_bytes(encoded(picture()))
-    client = LabelStudioClient(label_studio.url, personal_token(label_studio))
+    client = AnnotatorClient(label_studio.url, personal_token(label_studio))
     project = int(client.create_project("Personal", RECOMMENDED_CONFIG)["id"])
     client.upload_images(project, [file])
     (task,) = client.tasks(project)
@@ -177,7 +177,7 @@ def test_a_personal_token_opens_the_api_and_the_pictures(
 
 @pytest.mark.parametrize("key", ["f" * 40, "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"])
 def test_a_wrong_key_is_refused_in_words(label_studio: RunningLabelStudio, tmp_path: Path, key: str) -> None:
-    client = LabelStudioClient(label_studio.url, key)
+    client = AnnotatorClient(label_studio.url, key)
     store = ImageStore(tmp_path / "images", client, max_bytes=10**6, max_pixels=10**6, timeout_s=30)
 
     with pytest.raises(LabelStudioUnauthorized, match="LABEL_STUDIO_API_KEY"):

@@ -10,8 +10,8 @@ import pytest
 
 from backend.connect import EMPTY_CONFIG, check_project, connect_project, probe_webhook
 from backend.errors import LabelStudioBlocksError
-from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, LOOPBACK, RunningLabelStudio, RunningService, free_port
 from tests.integration.project import (
     Project,
@@ -79,7 +79,7 @@ def test_the_command_connects_and_can_be_run_twice(project: Project) -> None:
 
 
 @contextmanager
-def another(label_studio: RunningLabelStudio, folder: Path, **settings: str) -> Iterator[LabelStudioClient]:
+def another(label_studio: RunningLabelStudio, folder: Path, **settings: str) -> Iterator[AnnotatorClient]:
     """A second Label Studio on a copy of the first one's data, with other settings."""
     name = "label_studio.sqlite3"
     with (
@@ -92,7 +92,7 @@ def another(label_studio: RunningLabelStudio, folder: Path, **settings: str) -> 
     with Supervisor(folder / "logs") as supervisor:
         supervisor.start(replace(part, environment={**(part.environment or {}), **settings}))
         supervisor.wait_until_ready("label-studio")
-        yield LabelStudioClient(f"http://{LOOPBACK}:{port}", label_studio.account.token)
+        yield AnnotatorClient(f"http://{LOOPBACK}:{port}", label_studio.account.token)
 
 
 @pytest.mark.timeout(600)
