@@ -15,6 +15,7 @@ from tests.worker import sample_jobs
 from tests.worker.label_studio_server import KEY, LabelStudioServer
 from worker.services import Services
 
+ROOT = Path(__file__).parents[2]
 PRESET = "ssp-sam-test"
 
 
@@ -39,6 +40,7 @@ def environment(
         "FINETUNE_AFTER": "4",
         "OMP_NUM_THREADS": "1",
         "JOB_MODULES": f"worker.jobs,{sample_jobs.__name__}",
+        "PYTHONPATH": str(ROOT),  # of sample_jobs: the current folder is no place to import from
     }
 
 
