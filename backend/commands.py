@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sspsam.commands import SamEncoderOption
+from sspsam.commands import DataDirOption, SamEncoderOption
 
 app = typer.Typer()
 
@@ -57,16 +57,17 @@ def connect(
         str,
         typer.Option(help="The backend, as Label Studio reaches it. Default: PUBLIC_URL, or HOST and PORT."),
     ] = "",
+    data_dir: DataDirOption = None,
 ) -> None:
     """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
 
     Can be run again: what is there stays. A labeling config is only added to, after showing what.
     """
     from backend import connect as connecting
+    from backend.command_settings import service_settings
     from backend.labelstudio.client import LabelStudioClient
-    from backend.settings import Settings
 
-    settings = Settings()
+    settings = service_settings(data_dir)
     key = settings.label_studio_api_key.get_secret_value()
     client = LabelStudioClient(settings.label_studio_url, key)
     backend_url = (url or settings.backend_url).rstrip("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, quote, urlsplit
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from backend.fetching import HostRule
 from backend.quiet_hours import QuietHours
+from sspsam.instance import default_model_dir
 from sspsam.presets import with_image_encoder
 from sspsam.version_files import check_versions_url
 
@@ -89,7 +91,7 @@ class Settings(BaseSettings):
     """Whether the backend starts without some of these secrets; it then listens on loopback only."""
     requests_per_minute: Annotated[int, Field(ge=1)] = 6000
     """Per address; Label Studio sends the requests of all annotators from one."""
-    model_dir: Path = Path("models")
+    model_dir: Path = Field(default_factory=default_model_dir)
     """Versions, cached images, records and training runs."""
     versions_url: StoreUrl = ""
     """Object store for versions: s3://bucket/folder, gs://bucket/folder, or another fsspec URL."""
@@ -183,6 +185,16 @@ class Settings(BaseSettings):
             QuietHours.parse(self.quiet_hours, self.time_zone)
         except ValueError as error:
             raise SettingsError(f"QUIET_HOURS, TIME_ZONE: {error}") from error
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str]) -> Settings:
+        """Settings of variables that may be others than those of the environment.
+
+        Raises:
+            SettingsError: as for the environment.
+        """
+        values = {name.lower(): value for name, value in variables.items() if value}
+        return cls(**{name: value for name, value in values.items() if name in cls.model_fields})
 
     @property
     def images_dir(self) -> Path:

@@ -41,7 +41,7 @@ def evaluate(
             show_default=False,
         ),
     ],
-    preset: PresetOption = DEFAULT_PRESET,
+    preset: PresetOption = None,
     version: VersionOption = None,
     weights: WeightsOption = None,
     sam_encoder: SamEncoderOption = None,
@@ -56,7 +56,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for evaluation.json and evaluation.md.", file_okay=False),
     ] = None,
-    model_dir: ModelDirOption = Path("models"),
+    model_dir: ModelDirOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a model on a data set, beside trivial answers.
@@ -82,7 +82,8 @@ def evaluate(
     result = _evaluate_with_progress(predictor, samples, protocol, processes)
     if not processes.is_first:
         return
-    about = {"model": version or f"{preset}-base", "data set": dataset, "device": str(predictor.device)}
+    model = version or f"{preset or DEFAULT_PRESET}-base"
+    about = {"model": model, "data set": dataset, "device": str(predictor.device)}
     _print_result(result, about)
     if out is not None:
         write_evaluation(out, result, about)
@@ -98,11 +99,11 @@ def gallery(
     failures: Annotated[
         int | None, typer.Option(help="Draw the first so many wrong answers, and no right ones.", min=1)
     ] = None,
-    preset: PresetOption = DEFAULT_PRESET,
+    preset: PresetOption = None,
     version: VersionOption = None,
     weights: WeightsOption = None,
     sam_encoder: SamEncoderOption = None,
-    model_dir: ModelDirOption = Path("models"),
+    model_dir: ModelDirOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw a model's answers side by side: right ones framed green, wrong ones red.

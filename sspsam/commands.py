@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,9 @@ app.add_typer(weights_app, name="weights")
 
 DEFAULT_PRESET = "ssp-sam-demo"
 
-PresetOption = Annotated[str, typer.Option(envvar="PRESET", help="Variant of the model.")]
+PresetOption = Annotated[
+    str | None, typer.Option(envvar="PRESET", help=f"Variant of the model; else {DEFAULT_PRESET}.")
+]
 SamEncoderOption = Annotated[
     str | None,
     typer.Option(
@@ -50,7 +51,20 @@ WeightsOption = Annotated[
     ),
 ]
 ModelDirOption = Annotated[
-    Path, typer.Option(envvar="MODEL_DIR", file_okay=False, help="Folder of the fine-tuned versions.")
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder of the fine-tuned versions; else MODEL_DIR, else the running instance's.",
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        file_okay=False,
+        help="Act on the `sspsam up` or `sspsam demo` of this data folder. Without it: on what the "
+        "environment says (REDIS_URL, MODEL_DIR, ...), else on the one that is running.",
+    ),
 ]
 
 
@@ -66,11 +80,11 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: per phrase score, box (xyxy, px) and COCO RLE mask.")
     ] = False,
-    preset: PresetOption = DEFAULT_PRESET,
+    preset: PresetOption = None,
     version: VersionOption = None,
     weights: WeightsOption = None,
     sam_encoder: SamEncoderOption = None,
-    model_dir: ModelDirOption = Path("models"),
+    model_dir: ModelDirOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Find what each PHRASE means in a picture.
@@ -92,20 +106,20 @@ def predict(
 
 
 def open_predictor(
-    preset: str,
+    preset: str | None = None,
     device: str = "auto",
     version: str | None = None,
-    model_dir: Path = Path("models"),
+    model_dir: Path | None = None,
     weights: Path | None = None,
     sam_encoder: str | None = None,
 ) -> Predictor:
     """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
 
     Args:
-        preset: Name of the variant.
+        preset: Name of the variant; None for that of the versions, or the one that ships.
         device: As the predictor takes it.
         version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
-        model_dir: root of the store of versions, unless VERSIONS_URL names another place.
+        model_dir: root of the store of versions; None for what the environment says, or the running instance.
         weights: the preset's own; None for those in the package.
         sam_encoder: in place of the preset's own.
 
@@ -117,11 +131,15 @@ def open_predictor(
     from sspsam.checkpoints import read_tensors
     from sspsam.predictor import choose_device
     from sspsam.presets import with_image_encoder
-    from sspsam.version_files import VERSIONS_URL_VARIABLE
     from sspsam.versions import VersionStore
 
+    is_stored = version is not None and not version.endswith(".safetensors")
+    found = _versions_target(preset, model_dir, weights, sam_encoder) if is_stored else {}
+    weights = weights or (Path(found["WEIGHTS"]) if "WEIGHTS" in found else None)
     try:
-        preset = with_image_encoder(preset, sam_encoder)
+        preset = with_image_encoder(
+            preset or found.get("PRESET", DEFAULT_PRESET), sam_encoder or found.get("SAM_ENCODER")
+        )
         choose_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -131,11 +149,27 @@ def open_predictor(
     if version.endswith(".safetensors"):
         predictor.load_trainable(read_tensors(Path(version)))
         return predictor
-    store = VersionStore(model_dir, preset, weights, os.environ.get(VERSIONS_URL_VARIABLE, ""))
+    store = VersionStore(Path(found["MODEL_DIR"]), preset, weights, found.get("VERSIONS_URL", ""))
     version_id = store.current() if version == "current" else version
     if version_id != store.base_version:
         predictor.load_trainable(store.load(version_id))
     return predictor
+
+
+def _versions_target(
+    preset: str | None, model_dir: Path | None, weights: Path | None, sam_encoder: str | None
+) -> dict[str, str]:
+    """Variables of the versions that are meant; says where they are."""
+    from sspsam.instance import default_model_dir, find_target
+
+    options = {"MODEL_DIR": model_dir, "PRESET": preset, "SAM_ENCODER": sam_encoder, "WEIGHTS": weights}
+    target = find_target(options, stopped_too=True)
+    variables = dict(target.variables)
+    variables.setdefault("MODEL_DIR", str(default_model_dir()))
+    names = ("MODEL_DIR", "VERSIONS_URL", "PRESET")
+    places = {name: variables[name] for name in names if name in variables}
+    typer.echo(target.describe(**places), err=True)
+    return variables
 
 
 def referent_to_dict(referent: Referent) -> dict[str, Any]:

@@ -22,8 +22,13 @@ SUBFOLDER = "weights"
 """Of MODEL_DIR, for what is pulled."""
 
 ModelDir = Annotated[
-    Path,
-    typer.Option(envvar="MODEL_DIR", help="Downloads lie in its folder `weights`.", file_okay=False),
+    Path | None,
+    typer.Option(
+        envvar="MODEL_DIR",
+        help="Downloads lie in its folder `weights`. Default: `models` here if it is there, else "
+        "~/.local/share/sspsam/models.",
+        file_okay=False,
+    ),
 ]
 Mirror = Annotated[
     str,
@@ -35,7 +40,6 @@ Mirror = Annotated[
 ]
 Hub = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="Address of the Hugging Face hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_MODEL_DIR = Path("models")
 DEFAULT_HUB = "https://huggingface.co"
 
 
@@ -44,7 +48,7 @@ def list_weights(
     hub_files: Annotated[
         bool, typer.Option("--hub-files", help="Ask the hub for all files of SSP-SAM's authors.")
     ] = False,
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    model_dir: ModelDir = None,
     hub: Hub = DEFAULT_HUB,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +76,7 @@ def pull(
         list[str],
         typer.Argument(metavar="NAME...", help="As in the list, or hub:<path>.", show_default=False),
     ],
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    model_dir: ModelDir = None,
     mirror: Mirror = "",
     hub: Hub = DEFAULT_HUB,
 ) -> None:
@@ -100,7 +104,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    model_dir: ModelDir = None,
 ) -> None:
     """Compare files with the sha256 that they should have; ends with 1 if one differs or is missing."""
     from sspsam.convert import verify_bundle
@@ -148,7 +152,7 @@ def convert(
     for_training: Annotated[
         bool, typer.Option("--for-training", help="Only CLIP and SAM, for training the rest from scratch.")
     ] = False,
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
+    model_dir: ModelDir = None,
 ) -> None:
     """Make one safetensors file that serves, and a card beside it. No code in a source is ever run.
 
@@ -169,10 +173,11 @@ def convert(
         typer.echo(f'Try it: sspsam predict PICTURE "PHRASE" --preset {preset} --weights {out}')
 
 
-def _folder(model_dir: Path, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:
+def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:
+    from sspsam.instance import default_model_dir
     from sspsam.weights import WeightsFolder
 
-    return WeightsFolder(model_dir / SUBFOLDER, mirror, hub)
+    return WeightsFolder((model_dir or default_model_dir()) / SUBFOLDER, mirror, hub)
 
 
 def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:

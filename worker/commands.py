@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sspsam.commands import DataDirOption
 from worker.demo_commands import app as demo_app
 from worker.export_commands import app as export_app
 from worker.prefetch_commands import app as prefetch_app
@@ -93,12 +94,13 @@ def finetune(
             help="Do not wait for the number of corrections to be reached, nor for quiet hours to end.",
         ),
     ] = False,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
-    from backend.settings import Settings
+    from backend.command_settings import service_settings
     from worker.queues import connect, events_queue, require_redis
 
-    settings = Settings()
+    settings = service_settings(data_dir)
     require_redis(settings.redis_url)
     trigger = "now" if now else "schedule"
     job = events_queue(connect(settings.redis_url)).enqueue_call(

@@ -14,10 +14,19 @@ from rich.panel import Panel
 from backend.connect import connect_project, probe_webhook
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from sspsam.instance import published
 from worker.demo_pictures import Picture, demo_pictures
 from worker.local_label_studio import Account, label_studio_part
 from worker.supervisor import Supervisor
-from worker.up import LOOPBACK, CannotStartError, Port, sole_use_of, start_redis, start_service
+from worker.up import (
+    LOOPBACK,
+    CannotStartError,
+    Port,
+    instance_variables,
+    sole_use_of,
+    start_redis,
+    start_service,
+)
 
 PROJECT_TITLE = "Sticker scenes"
 SUGGESTIONS = "suggestions"
@@ -94,7 +103,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
         state = DemoState.load(data_dir / "demo.json")
         state.save(data_dir / "demo.json")
-        start(supervisor, options, state, console)
+        redis_url = start(supervisor, options, state, console)
         client = LabelStudioClient(options.label_studio_url, state.token)
         pictures = demo_pictures(data_dir / "pictures", PICTURES)
         project = prepare_project(client, state.project, pictures, console)
@@ -103,8 +112,10 @@ def demo(options: DemoOptions, console: Console) -> None:
         connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
         connect_project(*connection)
         probe_webhook(*connection)  # so that the start page knows that corrections arrive
-        console.print(guide(options, state, project, pictures, data_dir))
-        supervisor.watch()
+        environment = service_environment(options, state)
+        with published(data_dir, "demo", instance_variables(environment, redis_url, options.backend_port)):
+            console.print(guide(options, state, project, pictures, data_dir))
+            supervisor.watch()
 
 
 def check(options: DemoOptions) -> None:
@@ -124,8 +135,8 @@ def check(options: DemoOptions) -> None:
         )
 
 
-def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console) -> None:
-    """Starts all parts and waits until they answer."""
+def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console) -> str:
+    """Starts all parts, waits until they answer, and returns the address of Redis."""
     data_dir = options.data_dir.resolve()
     redis_url = start_redis(supervisor, data_dir / "redis", console)
     account = Account(EMAIL, PASSWORD, state.token)
@@ -142,6 +153,7 @@ def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, consol
         options.backend_port,
         label_studio,
     )
+    return redis_url
 
 
 def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str]:
@@ -151,6 +163,7 @@ def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str
         "LABEL_STUDIO_API_KEY": state.token,
         "WEBHOOK_SECRET": state.webhook_secret,
         "MODEL_DIR": str(options.data_dir.resolve() / "models"),
+        "VERSIONS_URL": "",
         "HOST": LOOPBACK,
         "PUBLIC_URL": options.backend_url,
         "BASIC_AUTH_USER": state.basic_auth[0],

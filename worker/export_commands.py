@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sspsam.commands import DataDirOption
+
 if TYPE_CHECKING:
     from backend.labelstudio.client import LabelStudioClient
     from worker.export import ProjectReader, Summary, Writer
@@ -60,17 +62,18 @@ def export(
         bool, typer.Option("--ground-truth", help="Only annotations that are marked as ground truth.")
     ] = False,
     split: Annotated[str, typer.Option(help="Of refcoco: what split every phrase is in.")] = "train",
+    data_dir: DataDirOption = None,
 ) -> None:
     """Write a project's labels: exact masks, each with its phrase, and the phrases that nothing fits.
 
     Where several people annotated a task, each annotation is written: they are never merged. Label Studio is
-    found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
+    that of LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY, else that of the running `sspsam up` or `sspsam demo`.
     """
-    from backend.settings import Settings
+    from backend.command_settings import service_settings
     from worker.export import ProjectReader, Selection
     from worker.services import Services
 
-    services = Services(Settings())
+    services = Services(service_settings(data_dir))
     selection = Selection(
         since.replace(tzinfo=UTC) if since else None,
         until.replace(tzinfo=UTC) if until else None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sspsam.commands import DataDirOption
 from worker.chunks import DetachOption, ProjectOption
 
 app = typer.Typer()
@@ -18,19 +19,20 @@ def prefetch(
         int, typer.Option(help="Only so many tasks that nobody has annotated; 0 takes every task.", min=0)
     ] = 0,
     detach: DetachOption = False,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Embed the pictures of a project, so that no first phrase waits for it; running workers do it.
 
     Can be interrupted and run again: what is on disk is left alone.
     """
+    from backend.command_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
-    from backend.settings import Settings
     from worker.chunks import enqueue_chunks, finish, watch
     from worker.prelabel import Progress
     from worker.queues import require_redis
     from worker.services import Services
 
-    services = Services(Settings())
+    services = Services(service_settings(data_dir))
     if services.settings.embeddings_dir is None:
         raise typer.BadParameter("EMBEDDING_STORE_BYTES is 0: there is nowhere to keep embeddings")
     require_redis(services.settings.redis_url)

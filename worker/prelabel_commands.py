@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sspsam.commands import DataDirOption
 from worker.chunks import ColumnOption, DetachOption, PhrasesOption, ProjectOption
 
 app = typer.Typer()
@@ -20,13 +21,14 @@ def prelabel(
         bool, typer.Option("--from-labels", help="Look for each label of the form, by its alias or name.")
     ] = False,
     detach: DetachOption = False,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Put masks into every task of a project, for annotators to begin with; running workers do it.
 
     Can be interrupted and run again: what is done is left alone.
     """
+    from backend.command_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
-    from backend.settings import Settings
     from worker.chunks import enqueue_chunks, finish, watch
     from worker.prelabel import PhraseSource, Progress, check_source, run_name
     from worker.queues import require_redis
@@ -37,7 +39,7 @@ def prelabel(
         raise typer.BadParameter("give one of --phrase, --from-column and --from-labels")
     kind = "phrases" if phrase else "column" if from_column else "labels"
     source = PhraseSource(kind, tuple(phrase or ()), from_column)  # type: ignore[arg-type]
-    services = Services(Settings())
+    services = Services(service_settings(data_dir))
     require_redis(services.settings.redis_url)
     config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
     config.require("mask", "image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sspsam.commands import DataDirOption
 from worker.chunks import ColumnOption, DetachOption, PhrasesOption, ProjectOption
 
 app = typer.Typer()
@@ -15,6 +16,7 @@ def rank(
     phrase: PhrasesOption = None,
     from_column: ColumnOption = "",
     detach: DetachOption = False,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Put first what teaches most: tasks that the model is least certain of, near-duplicates last.
 
@@ -23,8 +25,8 @@ def rank(
     it looks for the phrases in the tasks' data, else for what the project's annotators ask most, else for the
     labels. Run it again after a promotion.
     """
+    from backend.command_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
-    from backend.settings import Settings
     from worker.chunks import enqueue_after, enqueue_chunks, finish, watch
     from worker.prelabel import PhraseSource, Progress, check_source, run_name
     from worker.queues import prelabel_queue, require_redis
@@ -33,7 +35,7 @@ def rank(
 
     if phrase and from_column:
         raise typer.BadParameter("give --phrase or --from-column, not both")
-    services = Services(Settings())
+    services = Services(service_settings(data_dir))
     require_redis(services.settings.redis_url)
     client = services.label_studio
     config = LabelingConfig.parse(client.project(project)["label_config"])

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from backend.access import require_secrets
 from backend.settings import Settings
+from sspsam.instance import LOCK_FILE, MODELS, published
 from worker.alive import all_queues_served
 from worker.queues import QUEUES, connect
 from worker.redis_program import redis_program
@@ -154,7 +155,10 @@ def sole_use_of(data_dir: Path) -> Iterator[None]:
         CannotStartError: another one holds it.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "lock").open("w") as lock:
+    ignored = data_dir / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n", encoding="utf-8")  # labels, weights and secrets are no part of a repository
+    with (data_dir / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -176,16 +180,30 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         SupervisorError: a part failed; all others have been ended.
         KeyboardInterrupt: the person ended it; all parts have been ended.
     """
-    require_secrets(Settings())
+    settings = Settings()
+    require_secrets(settings)
     port.require_free(os.environ.get("HOST", LOOPBACK))
-    environment = {"MODEL_DIR": str(data_dir.resolve() / "models"), **os.environ}
+    model_dir = os.environ.get("MODEL_DIR") or str(data_dir.resolve() / MODELS)
+    environment = {**os.environ, "MODEL_DIR": model_dir}
     with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
-        redis_url = environment.get("REDIS_URL") or start_redis(supervisor, data_dir / "redis", console)
+        if environment.get("REDIS_URL"):
+            redis_url = settings.redis_url  # with REDIS_PASSWORD
+        else:
+            redis_url = start_redis(supervisor, data_dir / "redis", console)
         start_service(supervisor, console, environment, redis_url, port.number)
-        console.print(f"The backend is at http://{LOOPBACK}:{port.number} - logs in {data_dir / 'logs'}")
-        console.print("Connect a Label Studio project with: sspsam connect --project ID")
-        console.print("Ctrl-C ends everything.")
-        supervisor.watch()
+        told_redis = os.environ.get("REDIS_URL") or redis_url  # as it is set, for commands to compare
+        with published(data_dir, "up", instance_variables(environment, told_redis, port.number)):
+            console.print(f"The backend is at http://{LOOPBACK}:{port.number} - logs in {data_dir / 'logs'}")
+            console.print("Connect a Label Studio project with: sspsam connect --project ID")
+            console.print("Ctrl-C ends everything.")
+            supervisor.watch()
+
+
+def instance_variables(environment: Mapping[str, str], redis_url: str, port: int) -> dict[str, str]:
+    """What commands in other terminals need, to act on a service whose parts have this environment."""
+    known = {name.upper() for name in Settings.model_fields}
+    told = {"HOST": LOOPBACK, **environment, "REDIS_URL": redis_url, "PORT": str(port)}
+    return {name.upper(): value for name, value in told.items() if value and name.upper() in known}
 
 
 def start_redis(supervisor: Supervisor, data_dir: Path, console: Console) -> str:

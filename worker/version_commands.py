@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sspsam.commands import WeightsOption
-from sspsam.version_files import VERSIONS_URL_VARIABLE, check_versions_url
+from sspsam.commands import DataDirOption
+from sspsam.version_files import VERSIONS_URL_VARIABLE
 from sspsam.version_pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_pruning import prune as remove_versions
 
@@ -19,32 +19,37 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back, prune.", no_args_is_help=True)
 
-ModelDir = Annotated[Path, typer.Option(envvar="MODEL_DIR", help="Folder of the versions.", file_okay=False)]
+ModelDir = Annotated[
+    Path | None, typer.Option(help="Folder of the versions; else MODEL_DIR.", file_okay=False)
+]
 VersionsUrl = Annotated[
-    str,
+    str | None,
     typer.Option(
-        envvar=VERSIONS_URL_VARIABLE, help="Where they lie instead: s3://bucket/folder and the like."
+        help=f"Where they lie instead: s3://bucket/folder and the like; else {VERSIONS_URL_VARIABLE}."
     ),
 ]
-Preset = Annotated[str, typer.Option(envvar="PRESET", help="Variant of the model.")]
+Preset = Annotated[str | None, typer.Option(help="Variant of the model; else PRESET.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", dir_okay=False, help="The preset's weights; else WEIGHTS."),
+]
 VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="Such as ssp-sam-demo-0001.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-DEFAULT_MODEL_DIR = Path("models")
-DEFAULT_PRESET = "ssp-sam-demo"
 PLAIN_WIDTH = 200
 """Columns when the output is not a terminal."""
 
 
 @app.command("list")
 def list_versions(
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
-    preset: Preset = DEFAULT_PRESET,
-    versions_url: VersionsUrl = "",
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    versions_url: VersionsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """List the versions, each with its figure on held-out corrections and why it serves or not."""
-    store = _store(model_dir, preset, versions_url)
+    store = _open(data_dir, model_dir, preset, versions_url)[0]
     cards, current = store.list(), store.current()
     if as_json:
         typer.echo(json.dumps([{**asdict(card), "serves": card.version_id == current} for card in cards]))
@@ -55,13 +60,14 @@ def list_versions(
 @app.command()
 def show(
     version: VersionId,
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
-    preset: Preset = DEFAULT_PRESET,
-    versions_url: VersionsUrl = "",
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    versions_url: VersionsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a version's card and report."""
-    store = _store(model_dir, preset, versions_url)
+    store = _open(data_dir, model_dir, preset, versions_url)[0]
     card = store.get(version)
     if as_json:
         typer.echo(card.to_json())
@@ -80,44 +86,47 @@ def show(
 @app.command()
 def promote(
     version: VersionId,
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
-    preset: Preset = DEFAULT_PRESET,
-    weights: WeightsOption = None,
-    versions_url: VersionsUrl = "",
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    weights: Weights = None,
+    versions_url: VersionsUrl = None,
     reason: Annotated[str, typer.Option(help="Kept with the version.")] = "promoted by hand",
 ) -> None:
     """Let a version serve. Running backends swap to it without a restart."""
-    store = _store(model_dir, preset, versions_url, weights)
+    store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.promote(version, reason)
-    _announce(store)
+    _announce(store, redis_url)
 
 
 @app.command()
 def rollback(
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
-    preset: Preset = DEFAULT_PRESET,
-    weights: WeightsOption = None,
-    versions_url: VersionsUrl = "",
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    weights: Weights = None,
+    versions_url: VersionsUrl = None,
     reason: Annotated[str, typer.Option(help="Kept with the version that is left.")] = "rolled back by hand",
 ) -> None:
     """Go back to the version that served before."""
-    store = _store(model_dir, preset, versions_url, weights)
+    store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.rollback(reason)
-    _announce(store)
+    _announce(store, redis_url)
 
 
 @app.command()
 def prune(
-    model_dir: ModelDir = DEFAULT_MODEL_DIR,
-    preset: Preset = DEFAULT_PRESET,
-    versions_url: VersionsUrl = "",
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    versions_url: VersionsUrl = None,
     keep: Annotated[int, typer.Option(help="So many of the latest stay in any case.", min=0)] = KEEP_LATEST,
     yes: Annotated[
         bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")
     ] = False,
 ) -> None:
     """Remove versions that nobody needs: not what serves, nor what can be rolled back to."""
-    store = _store(model_dir, preset, versions_url)
+    store = _open(data_dir, model_dir, preset, versions_url)[0]
     plan = plan_pruning(store, keep)
     for version_id, why in sorted(plan.kept.items()):
         typer.echo(f"{version_id} stays: {why}")
@@ -146,17 +155,31 @@ def held_out_figure(card: VersionCard) -> str:
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
 
 
-def _store(model_dir: Path, preset: str, versions_url: str, weights: Path | None = None) -> VersionStore:
+def _open(
+    data_dir: Path | None,
+    model_dir: Path | None,
+    preset: str | None,
+    versions_url: str | None,
+    weights: Path | None = None,
+) -> tuple[VersionStore, str]:
+    """The store that is meant, and the Redis of the backends that serve from it; says which."""
+    from backend.command_settings import versions_settings
     from sspsam.presets import get_preset
     from sspsam.versions import VersionStore
 
+    options = {
+        "MODEL_DIR": model_dir,
+        "PRESET": preset,
+        "WEIGHTS": weights,
+        VERSIONS_URL_VARIABLE: versions_url,
+    }
     try:
-        get_preset(preset)
-        if versions_url:
-            check_versions_url(versions_url)
+        settings = versions_settings(data_dir, options)
+        get_preset(settings.preset)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return VersionStore(model_dir, preset, weights, versions_url)
+    store = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
+    return store, settings.redis_url
 
 
 def _print_table(cards: list[VersionCard], current: str) -> None:
@@ -174,17 +197,16 @@ def _print_table(cards: list[VersionCard], current: str) -> None:
     console.print(table)
 
 
-def _announce(store: VersionStore) -> None:
+def _announce(store: VersionStore, redis_url: str) -> None:
     """Tells running backends at once; those that do not hear it look by themselves every few seconds."""
     from redis.exceptions import RedisError
 
-    from backend.settings import Settings
     from sspsam.versions import VERSIONS_CHANNEL
     from worker.queues import connect
 
     current = store.current()
     typer.echo(f"{current} serves from now on")
     try:
-        connect(Settings().redis_url).publish(VERSIONS_CHANNEL, current)
+        connect(redis_url).publish(VERSIONS_CHANNEL, current)
     except RedisError:
         typer.echo("Redis does not answer, so running backends will notice within a few seconds")

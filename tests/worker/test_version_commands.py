@@ -57,7 +57,7 @@ def test_list_shows_the_figure_the_status_and_the_reason(store: VersionStore) ->
 
 
 def test_list_as_json(store: VersionStore) -> None:
-    cards = json.loads(run("list", "--json").output)
+    cards = json.loads(run("list", "--json").stdout)
     assert [(card["version_id"], card["serves"]) for card in cards] == [
         ("ssp-sam-test-base", True),
         ("ssp-sam-test-0001", False),
@@ -70,7 +70,7 @@ def test_show_prints_card_and_report(store: VersionStore) -> None:
     assert "# Better on cups" in output
     assert f"report: {store.path('ssp-sam-test-0001') / 'report.html'}" in output
     assert "/reports/ssp-sam-test-0001/report.html" in output
-    assert json.loads(run("show", "ssp-sam-test-0001", "--json").output)["data"] == {"project": 3}
+    assert json.loads(run("show", "ssp-sam-test-0001", "--json").stdout)["data"] == {"project": 3}
     assert run("show", "ssp-sam-test-base").exit_code == 0
 
 
