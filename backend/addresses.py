@@ -61,6 +61,7 @@ def _meanings(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6
     yield address
     if isinstance(address, IPv4Address):
         return
+    # Routers and kernels deliver these to the IPv4 address inside, which has to pass the same rules.
     carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     if any(address in network for network in _NAT64) or int(address) >> 32 == 0 < int(address) >> 1:
         carried.append(IPv4Address(int(address) & 0xFFFFFFFF))

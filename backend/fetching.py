@@ -224,11 +224,14 @@ class Fetcher:
     def _get(self, target: Target, public_only: bool, deadline_s: float) -> bytes | _Redirect:
         addresses = self._checked_addresses(target, public_only)
         signed = self.is_label_studio(target)
+        # Uncompressed alone: a small compressed body could expand beyond every limit.
         headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "ssp-sam-assist"}
         if signed:
             headers["Authorization"] = self._client.authorization()
         try:
             with closing(_connect(addresses, target.port, deadline_s)) as raw:
+                # The socket is connected to an address that was checked; a client that resolved the name
+                # again could be given another one (DNS rebinding).
                 connection = HTTPConnection(target.host, target.port)
                 connection.sock = self._secured(raw, target, deadline_s)
                 with _ended_at(deadline_s, connection.sock), closing(connection):
@@ -274,6 +277,7 @@ class Fetcher:
         if (response.length or 0) > self._max_bytes:
             raise self._too_large()
         data = bytearray()
+        # The length in the header is the sender's claim: what arrives is counted as well.
         while chunk := response.read1(CHUNK_BYTES):
             data += chunk
             if len(data) > self._max_bytes:

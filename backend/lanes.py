@@ -160,6 +160,8 @@ class Lane(Generic[Work, Result]):
         with self._changed:
             while not batch and not self._stopped:
                 self._changed.wait_for(lambda: len(self._queue) or self._stopped)
+                # Waiting for company would cost a lone annotator gather_s on each phrase, so it is done only
+                # when the last batch had several pieces or more are here already.
                 if self._come_together or len(self._queue) > 1:
                     self._changed.wait_for(
                         lambda: len(self._queue) >= self._max_batch or self._stopped, self._gather_s

@@ -118,7 +118,9 @@ def bootstrap_interval(
         return None
     sums = np.bincount(positions, weights=np.asarray(changes, dtype=float))  # (images,)
     counts = np.bincount(positions)
+    # A fixed seed: the same two evaluations always give the same verdict.
     drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(ids), size=(BOOTSTRAP_ROUNDS, len(ids)))
+    # A ratio of sums, not a mean of means: a resampled set weighs each sample equally, as gIoU does.
     means = sums[drawn].sum(1) / counts[drawn].sum(1)  # (rounds,)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])

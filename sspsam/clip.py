@@ -53,10 +53,14 @@ class CLIPTowers(nn.Module):
         first_surgery = len(blocks) - self.config.surgery_blocks
         for block in blocks[:first_surgery]:
             tokens = run_block(block, tokens)
+        # The ordinary path continues beside the surgery path. Each block of the surgery path reads the
+        # ordinary tokens, and its residual sum skips the MLPs,
+        # which harm localisation (CLIP Surgery, sec. 3).
         surgery_tokens = tokens
         for block in blocks[first_surgery:]:
             surgery_tokens = surgery_tokens + value_value_attention(block.attn, block.ln_1(tokens))
             tokens = run_block(block, tokens)
+        # The class token keeps its ordinary value: value-value attention helps patches, not the summary.
         features = torch.cat([tokens[:, :1], surgery_tokens[:, 1:]], dim=1)
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
 
@@ -74,6 +78,7 @@ class CLIPTowers(nn.Module):
         for block in towers.transformer.resblocks:
             embedded = run_block(block, embedded, mask)
         words = towers.ln_final(embedded)  # (B, L, width)
+        # The end-of-text token has the highest id, so argmax finds it without a length.
         end_of_text = words[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 

@@ -60,6 +60,8 @@ def mask_to_brush_rle(mask: npt.NDArray[Any]) -> list[int]:
     flat = _as_mask(mask).ravel()
     if flat.size * CHANNELS > _MAX_ELEMENTS:
         raise MaskFormatError(f"brush RLE counts elements in 32 bits; {mask.shape} has too many")
+    # All four channels of a pixel are 0 or 255 together, so the runs of the RGBA bytes are those of the mask,
+    # four times as long: the bytes themselves are never made.
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate(([0], edges, [flat.size])) * CHANNELS
     codes, code_bits = _run_codes(np.diff(bounds), flat[bounds[:-1] // CHANNELS])
@@ -178,8 +180,11 @@ def _counts(text: str | bytes) -> _Ints:
     lengths = last - starts + 1
     if lengths.max() > _MAX_UNITS:
         raise ValueError("its counts are too large")
+    # pycocotools trusts its input: a count beyond the size would write outside the mask, and missing counts
+    # leave memory uninitialised. So the sums are checked first, without expanding anything.
     places = np.arange(units.size) - np.repeat(starts, lengths)
     counts = np.add.reduceat((units & 0x1F) << (5 * places), starts)
+    # Bit 4 of the last character is the sign of a difference.
     counts -= np.where(units[last] & 0x10, 1 << (5 * lengths), 0)
     counts[1::2], counts[2::2] = np.cumsum(counts[1::2]), np.cumsum(counts[2::2])
     return np.asarray(counts, dtype=np.int64)
@@ -193,11 +198,13 @@ def _as_mask(mask: npt.NDArray[Any]) -> BoolMask:
 
 def _run_codes(lengths: _Ints, filled: BoolMask) -> tuple[npt.NDArray[np.uint64], _Ints]:
     """Turns runs into the code of each token and its number of bits; long runs become several tokens."""
+    # A count has 16 bits at most: a longer run is written as full tokens and a rest, as the reference does.
     pieces = -(-lengths // _MAX_RUN)
     last = np.cumsum(pieces) - 1
     counts = np.full(int(last[-1]) + 1, _MAX_RUN, dtype=np.int64)
     counts[last] = lengths - (pieces - 1) * _MAX_RUN
     words = np.where(np.repeat(filled, pieces), 2**_WORD_BITS - 1, 0)
+    # The smallest field that holds count - 1; the reference chooses alike, so the bytes are equal.
     which = np.searchsorted(2 ** np.array(_FIELD_BITS), counts)
     field_bits = np.array(_FIELD_BITS)[which]
     codes = (((0b100 | which) << field_bits | (counts - 1)) << _WORD_BITS) | words
@@ -210,12 +217,14 @@ def _pack_bits(codes: npt.NDArray[np.uint64], code_bits: _Ints) -> list[int]:
     Each code is at most 32 bits, so each 64-bit word has one that starts in it, and only the last of
     these runs over into the next word.
     """
+    # All codes are placed at once: writing a ragged 12-megapixel mask bit by bit takes seconds in Python.
     ends = np.cumsum(code_bits)
     starts = ends - code_bits
     word_of = starts >> 6
     room = 64 - (starts & 63) - code_bits  # negative: bits that run over
     over = np.maximum(-room, 0).astype(np.uint64)
     heads = np.where(room >= 0, codes << np.maximum(room, 0).astype(np.uint64), codes >> over)
+    # Codes that start in one word touch different bits of it, so OR joins them.
     first_in_word = np.flatnonzero(np.diff(word_of, prepend=-1))
     words = np.zeros(int(word_of[-1]) + 2, dtype=np.uint64)
     words[:-1] = np.bitwise_or.reduceat(heads, first_in_word)
@@ -262,6 +271,8 @@ def _fill(
         counts = np.where(np.repeat(is_run, repeats), np.repeat(counts, repeats), 1)
     if int(word_positions[-1]) + _WORD_BITS > tokens.n_bits:
         raise MaskFormatError("brush RLE is cut: its last words are missing")
+    # A token that ends within a pixel does not cover its alpha, the last of four bytes: floor division
+    # gives that pixel to the token that does.
     pixel_ends = np.minimum(np.cumsum(counts), n_elements) // CHANNELS
     filled = tokens.words(word_positions) > ALPHA_THRESHOLD
     mask: BoolMask = np.repeat(filled, np.diff(pixel_ends, prepend=0))

@@ -83,6 +83,8 @@ def attend_both_ways(
     """
     positions, cells = tokens, image.cells
     for number, block in enumerate(transformer.layers):
+        # Before the first block the cells depend on the image alone, so their projections are cached; each
+        # block then changes the cells by the prompts.
         if number == 0:
             keys, values, queries = image.keys, image.values, image.queries
         else:
@@ -90,6 +92,7 @@ def attend_both_ways(
         tokens = _update_tokens(block, tokens, positions, keys, values)
         cells = _update_cells(block, cells, queries, tokens, positions)
     last = transformer.final_attn_token_to_image
+    # Only the IoU token and the mask token are read afterwards; further rows would be computed for nothing.
     first = tokens[:, :answers]
     read = _attend(
         last,
@@ -124,6 +127,7 @@ def _update_tokens(
         _heads(own, own.k_proj(placed)),
         _heads(own, own.v_proj(tokens)),
     )
+    # SAM's first block replaces the prompts in its self-attention instead of adding to them.
     tokens = block.norm1(read if block.skip_first_layer_pe else tokens + read)
     queries = _heads(to_image, to_image.q_proj(tokens + positions))
     tokens = block.norm2(tokens + _attend(to_image, queries, keys, values))
@@ -142,6 +146,7 @@ def _update_cells(
 
 def _attend(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of (B, heads, N, d) queries, projected back: (B, N, C); a batch of one serves all."""
+    # Several phrases about one image share its keys and values: expand copies nothing.
     batch = max(len(queries), len(keys))
     queries, keys, values = (rows.expand(batch, -1, -1, -1) for rows in (queries, keys, values))
     attended = F.scaled_dot_product_attention(queries, keys, values)

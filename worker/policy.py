@@ -145,6 +145,8 @@ def assign_sides(
     sides = dict(known)
     held_out = sum(sides.get(digest) == "held-out" for digest in corrected)
     missing = max(0, held_out_target(len(set(corrected))) - held_out)
+    # A digest is as good as random and the same on every machine, so the split needs neither a seed nor a
+    # lock to come out equal, and an image that arrives later moves no other.
     new = sorted(set(corrected) - set(known))
     for rank, digest in enumerate(new):
         sides[digest] = "held-out" if rank < missing else "train"
@@ -217,6 +219,8 @@ def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
     if held_out.images < FEW_IMAGES:
         needed = f"+{FEW_IMAGES_MARGIN:.3f} is needed, as fewer than {FEW_IMAGES} images are held out"
         return held_out.change >= FEW_IMAGES_MARGIN, comparison + needed
+    # Both conditions: the margin alone would pass on luck with few images, the interval alone would pass a
+    # gain too small to be worth a swap once there are many.
     sure = held_out.interval is not None and held_out.interval[0] > 0
     return (
         held_out.change >= MARGIN and sure,

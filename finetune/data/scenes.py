@@ -201,10 +201,14 @@ def _plan(
     different = [nouns[index] for index in rng.permutation(len(nouns))[:count]]
     things: list[str] = []
     for noun in different:
+        # Positions, order, sizes and "all dogs" need repeated nouns; without them a noun alone would answer
+        # most phrases.
         repeats = int(rng.choice((2, 2, 3, 3, 4))) if rng.random() < (0.35 if things else 0.7) else 1
         things += [noun] * repeats
         if len(things) >= count:
             break
+    # One style for the whole scene, or one for each noun: otherwise style alone would tell two dogs apart,
+    # and the model would learn that.
     only_style = styles[int(rng.integers(len(styles)))] if rng.random() < 0.4 else None
     drawn = {noun: styles[int(rng.integers(len(styles)))] for noun in different if rng.random() < 0.5}
     chosen = [
@@ -224,6 +228,8 @@ def overlap(hw: tuple[int, ...], left: int, top: int, window_hw: tuple[int, ...]
 def paste(canvas: Picture, sticker: Picture, left: int, top: int) -> None:
     """Paints a sticker (premultiplied RGBA) on a canvas (RGB), in place; it may reach over the edge."""
     on_canvas, in_sticker = overlap(canvas.shape, left, top, sticker.shape)
+    # Premultiplied alpha: colour plus what the canvas lets through. Blending unmultiplied pixels would
+    # bleed the colour of transparent ones into antialiased edges.
     layer = sticker[in_sticker]
     _darken(canvas, on_canvas, layer[..., 3])
     canvas[on_canvas] = cv2.add(canvas[on_canvas], layer[..., :3])
@@ -289,6 +295,7 @@ class Pile:
             left, top = self._propose(*solid.shape)
             on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
             shows = np.zeros_like(solid)
+            # Front to back: what is taken already hides this one, so visible masks need no second pass.
             shows[in_window] = solid[in_window] & ~self.taken[on_canvas]
             if shows.sum() >= share * whole:
                 return left, top, shows
@@ -297,6 +304,7 @@ class Pile:
     def _propose(self, height: int, width: int) -> tuple[int, int]:
         """A random place, whose middle is on the canvas; on a line across it in a row."""
         rng = self.rng
+        # In crowded scenes up to half of a sticker may reach over the edge, as in cropped photographs.
         slack = 0.5 if self.crowded else 0.92
         reach_w, reach_h = self.hw[1] - width * slack, self.hw[0] - height * slack
         x = (1 - slack) * width / -2 + rng.random() * reach_w
@@ -334,6 +342,8 @@ class Pile:
         mask[on_canvas] = shows[in_window]
         x, y, w, h = cv2.boundingRect(shows.view(np.uint8))
         step = max(1, max(shows.shape) // 24)
+        # Colours are read from the finished picture, where tint and shadow have changed them; a sample of the
+        # pixels is enough to name them.
         seen = image[on_canvas][::step, ::step][shows[in_window][::step, ::step]]
         word = vocabulary()[laid.noun]
         return SceneObject(
