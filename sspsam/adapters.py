@@ -1,4 +1,4 @@
-"""The linguistic and the visual attention adapter, and what stands in for each where it is left out."""
+"""The linguistic and visual attention adapters, and their replacements in ablations."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sspsam.presets import Preset, Verification
 
 
 class PhraseFeatures(NamedTuple):
-    """What becomes of a phrase's text features."""
+    """Adapted text features of a phrase."""
 
     words: Tensor | None
-    """(B, L, adapter dim): projected word features; None where nothing attends to them."""
+    """(B, L, adapter dim): projected word features; None if nothing attends to them."""
     phrase: Tensor
     """(B, adapter dim): the phrase vector."""
     attention: Tensor | None
-    """(B, L): the words' weights in it, 0 at padding, 1 in sum; None without the linguistic adapter."""
+    """(B, L): weights of the words in it, 0 at padding, summing to 1; None without the linguistic adapter."""
     padding: Tensor
     """(B, L) bool: True at padding."""
 
     def row(self, number: int, length: int) -> PhraseFeatures:
-        """One of the phrases, of so many words, in memory of its own; nothing reads its padding."""
+        """One phrase of the batch, cut to its length, in memory of its own; its padding is never read."""
         row = PhraseFeatures._make(None if one is None else one[number : number + 1] for one in self)
         return PhraseFeatures(
             None if row.words is None else row.words[:, :length].clone(),
@@ -39,14 +39,14 @@ class PhraseFeatures(NamedTuple):
 
     @classmethod
     def stack(cls, phrases: Sequence[PhraseFeatures]) -> PhraseFeatures:
-        """Rows as a batch, padded to the length of the longest."""
+        """Concatenates rows to a batch, padded to the longest."""
         longest = max(row.padding.shape[1] for row in phrases)
         padded = [row.pad(longest - row.padding.shape[1]) for row in phrases]
         columns = zip(*padded, strict=True)
         return cls._make(None if column[0] is None else torch.cat(column) for column in columns)
 
     def pad(self, more: int) -> PhraseFeatures:
-        """With so much more padding behind the words."""
+        """With additional padding after the words."""
         return PhraseFeatures(
             None if self.words is None else F.pad(self.words, (0, 0, 0, more)),
             self.phrase,
@@ -56,12 +56,12 @@ class PhraseFeatures(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Memory that the tensors take."""
+        """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self if tensor is not None)
 
 
 class LinguisticAttentionAdapter(nn.Module):
-    """Weighs the words of a phrase and sums them into one vector."""
+    """Weights the words of a phrase and sums them to one vector."""
 
     def __init__(self, text_width: int, dim: int) -> None:
         super().__init__()
@@ -74,17 +74,18 @@ class LinguisticAttentionAdapter(nn.Module):
         padding = tokens == 0
         words = self.word_projection(text.words)  # (B, L, dim)
         score = self.attention_score(self._read_both_ways(words, padding)).squeeze(-1)  # (B, M)
-        # The authors take the softmax over padding, too, zero it and normalise again: the same numbers.
+        # As in the authors' code, the softmax includes padding, which is then zeroed and renormalised.
         attention = score.masked_fill(padding[:, : score.shape[1]], -torch.inf).softmax(dim=-1)
         attention = F.pad(attention, (0, words.shape[1] - attention.shape[1]))  # (B, L)
         phrase = torch.einsum("bl,bld->bd", attention, words)
         return PhraseFeatures(words, phrase, attention, padding)
 
     def _read_both_ways(self, words: Tensor, padding: Tensor) -> Tensor:
-        """The GRU's output for the first M words, behind which there is nothing but padding: (B, M, 2 * dim).
+        """The GRU's output for the first M words, followed by padding only: (B, M, 2 * dim).
 
-        On a GPU that are all of them. A CPU takes one step after another, and need not walk into the padding;
-        it must come out of it, since the released weights were trained so.
+        On a GPU, all positions run in one kernel. On a CPU, steps are sequential, and the forward direction
+        need not enter the padding; the backward direction must come out of it, as in training of the released
+        weights.
         """
         if words.is_cuda:
             return cast(Tensor, self.gru(words)[0])
@@ -103,14 +104,14 @@ class LinguisticAttentionAdapter(nn.Module):
         return torch.gru(words, start, weights, True, 1, 0.0, self.training, False, True)[0]
 
     def projections(self) -> list[nn.Linear]:
-        """Its linear layers on the way to the patches, in the order in which they run."""
+        """Its linear layers applied to words, in execution order."""
         return [self.word_projection]
 
 
 class SentenceAdapter(nn.Module):
-    """In place of the linguistic adapter: the sentence feature is the phrase vector.
+    """Replacement of the linguistic adapter: the sentence feature is the phrase vector.
 
-    It is projected where its width is not the adapters', and where no words are projected either.
+    It is projected if its width differs from the adapters', and if no words are projected either.
     """
 
     def __init__(self, text_width: int, clip_dim: int, dim: int, with_words: bool) -> None:
@@ -131,7 +132,7 @@ class SentenceAdapter(nn.Module):
 
 
 class VisualAttentionAdapter(nn.Module):
-    """Keeps the patches that the words confirm: similarity, cross attention, verification score."""
+    """Keeps the patches confirmed by the words: similarity, cross attention, verification score."""
 
     def __init__(
         self, clip_dim: int, dim: int, heads: int, dropout: float, verification: Verification
@@ -168,13 +169,13 @@ class VisualAttentionAdapter(nn.Module):
         return cast(Tensor, self.patch_norm(patches) * score)
 
     def attend_words(self, patches: Tensor, phrase: PhraseFeatures) -> Tensor:
-        """Each patch gathers the words that concern it: (B, G*G, dim)."""
-        assert phrase.words is not None, "who attends to words projects them"
+        """Aggregates for each patch the words relevant to it: (B, G*G, dim)."""
+        assert phrase.words is not None, "attending to words requires projected words"
         words = ~phrase.padding[:, None, None]  # (B, 1, 1, L)
         return attend(self.words_attention, patches, phrase.words, phrase.words, words)
 
     def verification_score(self, patches: Tensor, attended: Tensor) -> Tensor:
-        """The cosine of a patch and the words it attended to, or a learned Gaussian of it: (B, G*G, 1)."""
+        """The cosine of a patch and its attended words, or a learned Gaussian of it: (B, G*G, 1)."""
         cosine = F.cosine_similarity(
             self.patch_verification(patches), self.words_verification(attended), dim=-1, eps=1e-12
         )
@@ -184,7 +185,7 @@ class VisualAttentionAdapter(nn.Module):
         return (self.verification_scale * torch.exp(-distance)).unsqueeze(-1)
 
     def projections(self) -> list[nn.Linear]:
-        """Its linear layers, in the order in which they run."""
+        """Its linear layers, in execution order."""
         layers: list[nn.Linear] = [*self.patch_projection.layers]
         if self.verification != "none":
             layers += [self.patch_verification, self.words_verification]
@@ -192,7 +193,7 @@ class VisualAttentionAdapter(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """In place of the visual adapter: the patches in the adapters' width, whatever the phrase says."""
+    """Replacement of the visual adapter: patches in the adapters' width, independent of the phrase."""
 
     def __init__(self, clip_dim: int, dim: int) -> None:
         super().__init__()
@@ -203,12 +204,12 @@ class PatchProjection(nn.Module):
         return cast(Tensor, self.patch_projection(patch_features))
 
     def projections(self) -> list[nn.Linear]:
-        """Its linear layers, in the order in which they run."""
+        """Its linear layers, in execution order."""
         return [*self.patch_projection.layers]
 
 
 def build_linguistic_adapter(preset: Preset) -> LinguisticAttentionAdapter | SentenceAdapter:
-    """The linguistic adapter, or its stand-in."""
+    """The linguistic adapter, or its replacement."""
     clip, prompt = preset.clip, preset.prompt
     if prompt.linguistic_adapter:
         return LinguisticAttentionAdapter(clip.text_width, prompt.adapter_dim)
@@ -217,7 +218,7 @@ def build_linguistic_adapter(preset: Preset) -> LinguisticAttentionAdapter | Sen
 
 
 def build_visual_adapter(preset: Preset) -> VisualAttentionAdapter | PatchProjection:
-    """The visual adapter, or its stand-in."""
+    """The visual adapter, or its replacement."""
     clip, prompt = preset.clip, preset.prompt
     if not prompt.visual_adapter:
         return PatchProjection(clip.embed_dim, prompt.adapter_dim)

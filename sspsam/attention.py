@@ -1,6 +1,6 @@
-"""Attention with the weights of `torch.nn.MultiheadAttention`, on batches as they lie in memory.
+"""Attention with the weights of `torch.nn.MultiheadAttention`, on batch-first tensors without transposing.
 
-PyTorch's own forward brings the sequence to the front first, and multiplies what lies apart slowly.
+PyTorch's own forward moves the sequence axis to the front, which makes the matrix products strided and slow.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ def attend(
     values: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """What the queries read: (B, N, C).
+    """Multi-head attention: (B, N, C).
 
     Args:
-        attention: Of batches first, all of one width.
-        queries: (B, N, C), before their projection; as are the others.
-        keys: (B, L, C); where they are the same tensor as the queries, they are projected together.
+        attention: Batch-first, with one width for queries, keys and values.
+        queries: (B, N, C), unprojected, as are the others.
+        keys: (B, L, C); if identical to the queries, both are projected together.
         values: (B, L, C).
-        mask: (N, L), (B, 1, 1, L) or whatever else goes with (B, heads, N, L): True for what is read, or a
-            number that is added.
+        mask: (N, L), (B, 1, 1, L) or anything broadcastable to (B, heads, N, L): True where attention is
+            allowed, or a number to add.
     """
     if queries is keys is values:
         query, key, value = project(attention, queries, 0, 3).chunk(3, dim=-1)
@@ -42,7 +42,7 @@ def attend(
 
 
 def project(attention: nn.MultiheadAttention, rows: Tensor, first: int, last: int) -> Tensor:
-    """(B, N, C) rows as queries (0), keys (1), values (2): side by side, from `first` to before `last`."""
+    """(B, N, C) rows as queries (0), keys (1), values (2), from `first` up to but excluding `last`."""
     part = slice(first * attention.embed_dim, last * attention.embed_dim)
     bias = attention.in_proj_bias
     return F.linear(rows, attention.in_proj_weight[part], None if bias is None else bias[part])
@@ -51,7 +51,7 @@ def project(attention: nn.MultiheadAttention, rows: Tensor, first: int, last: in
 def attend_projected(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """As `attend`, of what is projected already."""
+    """Like `attend`, on projected inputs."""
     query, key, value = (
         rows.view(*rows.shape[:2], attention.num_heads, -1).transpose(1, 2) for rows in (query, key, value)
     )  # (B, heads, N, d)

@@ -1,4 +1,4 @@
-"""Files of a whole variant, model and image encoder: those that ship, and the operator's own."""
+"""Bundles: files with a whole variant, model and image encoder, packaged or the operator's."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 def packaged_weights(preset: str) -> Path | None:
-    """The file of weights that ships with a preset, if one does."""
+    """The packaged weights of a preset, if any."""
     name = get_preset(preset).weights
     return None if name is None else WEIGHTS_FOLDER / name
 
 
 def frozen_weights(preset: str, weights: Path | None = None) -> dict[str, str]:
-    """The weights that a fine-tune of the preset leaves as they are: file name -> sha256.
+    """The weights that fine-tunes of the preset leave frozen: file name -> sha256.
 
     Args:
         preset: Name of the preset.
-        weights: The operator's own; None for those in the package. Without either, nothing is named.
+        weights: The operator's weights; None for the packaged ones. Without either, the result is empty.
     """
     path = weights or packaged_weights(preset)
     return {} if path is None else {path.name: sha256_of_file(path)}
 
 
 def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:
-    """Makes the model and its image encoder out of a file that holds both.
+    """Builds the model and its image encoder from a bundle.
 
-    The tensors are the file's own, mapped into memory: float32 weights exist once, and are read when they are
-    used. The file must not be changed in place while they are; replacing it is fine.
+    Tensors are memory-mapped: float32 weights exist once, and are read on use. The file must not be modified
+    in place meanwhile; replacing it is safe.
 
     Args:
         preset: key of PRESETS.
@@ -48,7 +48,9 @@ def load_bundle(preset: str, path: Path) -> tuple[SSPSAM, nn.Module]:
         CheckpointError: it is missing, damaged, made for another preset, or does not fit.
     """
     if path.suffix != ".safetensors":
-        raise checkpoints.CheckpointError(f"{path} is no safetensors file: sspsam weights convert makes one")
+        raise checkpoints.CheckpointError(
+            f"{path} is not a safetensors file: create one with sspsam weights convert"
+        )
     state = checkpoints.read_tensors(path)
     made_for = checkpoints.read_metadata(path).get("preset", preset)
     if made_for != preset:

@@ -1,4 +1,4 @@
-"""Checkpoint files, read without running code from them, and loaded strictly; what is trainable.
+"""Checkpoint files: reading without executing code, strict loading, and the set of trainable tensors.
 
 Errors:
     CheckpointError: the file cannot be read, is not a checkpoint, or its tensors do not fit the model.
@@ -30,16 +30,16 @@ from sspsam.words import WORDS_PREFIX
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why."""
+    """An unusable checkpoint; the message gives the reason."""
 
 
 PARTS: Mapping[Layout, str] = {"clip": "clip.", "sam": "sam."}
-"""Layouts that hold a part of the model -> the prefix of that part."""
+"""Layouts that contain a part of the model -> the prefix of that part."""
 
 _SHOWN_NAMES = 50
 _SHOWN_CHARACTERS = 200
 _DISTRIBUTED_PREFIX = "module."
-"""Before every name in what a model wrapped for several processes saved."""
+"""Prefix of all names in a checkpoint of a model wrapped by DistributedDataParallel."""
 
 
 def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) -> None:
@@ -48,8 +48,8 @@ def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) ->
     Args:
         model: as from build_model.
         source: a path or a dict of tensors, with or without a wrapper (`model`, `state_dict`), of
-            - our own, or the authors' training: everything but SAM's image encoder, which is no part of the
-              model. CLIP may be missing: then the model's own stays;
+            - our layout or the authors': everything but SAM's image encoder, which is not part of the model.
+              If CLIP is missing, the model's own is kept;
             - OpenAI's CLIP (its TorchScript archive or a state dict) or open_clip's: CLIP only;
             - segment_anything: SAM's prompt encoder and mask decoder only.
 
@@ -64,10 +64,10 @@ def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) ->
 
 
 def rename(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
-    """Whose layout it is, and the tensors under our names.
+    """The layout, and the tensors under our names.
 
     Raises:
-        CheckpointError: nobody's that is known.
+        CheckpointError: unknown layout.
     """
     try:
         layout = find_layout(state.keys())
@@ -77,13 +77,13 @@ def rename(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], assign: bool = False) -> None:
-    """Puts tensors into a module; all of its tensors, and no others.
+    """Loads tensors into a module: all of its tensors and no others.
 
     Args:
         module: any module.
         state: tensors by name.
-        assign: they become the module's own, in its types, instead of being copied into what it has; for a
-            module on the meta device.
+        assign: replace the module's tensors, types included, instead of copying into them; for modules on the
+            meta device.
 
     Raises:
         CheckpointError: names or shapes do not fit; they are listed.
@@ -98,7 +98,7 @@ def _copy(
     optional_prefix: str = "",
     assign: bool = False,
 ) -> None:
-    """Expects the tensors under `part`; those under `optional_prefix` may be missing, if all of them are."""
+    """Requires the tensors under `part`; those under `optional_prefix` may be missing all together."""
 
     def wanted(module: nn.Module) -> dict[str, Tensor]:
         wanted = {key: value for key, value in module.state_dict().items() if key.startswith(part)}
@@ -119,11 +119,11 @@ def _copy(
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Reads a checkpoint file into tensors on the CPU, without ever running code from it.
 
-    The tensors are mapped from the file where its format allows it (all but pickles from before torch 1.6):
-    they take memory when they are used. The file must not be changed meanwhile; replacing it is fine.
+    Tensors are memory-mapped if the format allows it (all but pickles from before torch 1.6). The file must
+    not be modified meanwhile; replacing it is safe.
 
     Raises:
-        CheckpointError: missing, damaged, or a pickle that holds more than tensors and plain values.
+        CheckpointError: missing, damaged, or a pickle that contains more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -141,11 +141,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and was not loaded: {_surplus(path, error)}"
+            f"{path} contains more than tensors and was not loaded: {_surplus(path, error)}"
         ) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged, or no checkpoint, and was not loaded: {reason}") from error
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint, and was not loaded: {reason}"
+        ) from error
 
 
 _DAMAGED = (
@@ -162,21 +164,21 @@ _DAMAGED = (
     MemoryError,
 )
 MAX_UNPACKED_BYTES = 64 * 2**20
-"""Of what is packed in an archive, and of its pickle: names and shapes. Tensors are stored as they are."""
+"""Limit of compressed entries and of the pickle (names and shapes). Tensors are stored uncompressed."""
 
 
 def _read_pickle(path: Path) -> object:
-    """What torch.save wrote: tensors, plain values, and the authors' command line arguments."""
+    """Content of a torch.save file: tensors, plain values, and the authors' command line arguments."""
     with torch.serialization.safe_globals([argparse.Namespace]):
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _check_sizes(path: Path) -> None:
-    """Looks for what would take far more memory than the file is long.
+    """Checks for content that would need far more memory than the file size.
 
     Raises:
-        CheckpointError: it would.
+        CheckpointError: such content was found.
     """
     if not zipfile.is_zipfile(path):
         pickled: bytes | mmap.mmap = b""
@@ -190,26 +192,26 @@ def _check_sizes(path: Path) -> None:
             pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             unpacked = sum(entry.file_size for entry in {*packed, *pickles})
             if unpacked > MAX_UNPACKED_BYTES:
-                raise CheckpointError(f"it unpacks to {unpacked} bytes, which no checkpoint needs")
+                raise CheckpointError(f"it unpacks to {unpacked} bytes, more than any checkpoint needs")
             if sum(entry.compress_size for entry in entries) > path.stat().st_size:
-                raise CheckpointError("its archive has entries that lie over each other")
+                raise CheckpointError("its archive has overlapping entries")
             pickled = b"".join(archive.read(entry) for entry in pickles)
-    if pickled.find(b"bytearray\n") >= 0:  # torch makes one of any length that a pickle asks for
-        raise CheckpointError("it holds more than tensors and was not loaded: it needs bytearray")
+    if pickled.find(b"bytearray\n") >= 0:  # torch allocates one of any length requested by a pickle
+        raise CheckpointError("it contains more than tensors and was not loaded: it needs bytearray")
 
 
 def _backed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each of which has all its numbers in the file; a view can repeat one without end."""
+    """The tensors, each fully backed by data in the file: a view can repeat one number arbitrarily often."""
     for key, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise CheckpointError(f"{key} is not an ordinary tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{key} has shape {tuple(value.shape)}, and fewer numbers than that")
+            raise CheckpointError(f"{key} has shape {tuple(value.shape)}, but fewer numbers")
     return tensors
 
 
 def _surplus(path: Path, error: pickle.UnpicklingError) -> str:
-    """What a refused pickle would have had to run."""
+    """The code that a refused pickle requires."""
     if not zipfile.is_zipfile(path) or is_torchscript(path):
         return str(error).splitlines()[0]
     try:
@@ -218,8 +220,8 @@ def _surplus(path: Path, error: pickle.UnpicklingError) -> str:
         return str(error).splitlines()[0]
     needed = ", ".join(sorted(name for name in names if name != "argparse.Namespace"))
     return (
-        f"it needs {needed or 'code'}, and code from a checkpoint is never run. Where it was made, load it "
-        "and save its state_dict() alone"
+        f"it needs {needed or 'code'}, and code from a checkpoint is never run. Load it where it was "
+        "created, and save only its state_dict()"
     )
 
 
@@ -239,17 +241,17 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file: aside first, then moved into place."""
+    """Writes a safetensors file atomically."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with replacing(path) as aside:
         aside.touch()
-        mode = aside.stat().st_mode  # safetensors would leave a file that only its owner can read
+        mode = aside.stat().st_mode  # safetensors would create a file readable by its owner only
         save_file(contiguous, aside, dict(metadata or {}))
         aside.chmod(mode)
 
 
 def trainable_state(model: SSPSAM) -> dict[str, Tensor]:
-    """The tensors that training changes: everything but CLIP and SAM's prompt encoder, and learned words."""
+    """The tensors changed by training: everything but CLIP and SAM's prompt encoder, and learned words."""
     words = model.learned_words.state_dict(prefix=WORDS_PREFIX)
     return {name: p.detach() for name, p in model.named_parameters() if is_trainable(name)} | words
 
@@ -260,7 +262,8 @@ def is_trainable(name: str) -> bool:
 
 
 def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
-    """Copies fine-tuned tensors into the model; exactly the trainable ones. Words are the state's alone.
+    """Copies fine-tuned tensors into the model; requires exactly the trainable ones. Learned words come from
+    the state alone.
 
     Raises:
         CheckpointError: names or shapes do not fit, or a value is not finite.
@@ -277,7 +280,7 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
 
 
 def learned_words(state: Mapping[str, Tensor]) -> list[str]:
-    """The words, or pieces of words, that fine-tuned tensors have taught the text tower."""
+    """The words, or word pieces, that fine-tuned tensors have taught the text tower."""
     tokens = state.get(f"{WORDS_PREFIX}tokens")
     return [] if tokens is None else [token_text(token) for token in tokens.tolist()]
 
@@ -304,7 +307,7 @@ def _unwrap(checkpoint: object) -> dict[str, Tensor]:
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, what is unexpected, and which shapes differ, in words."""
+    """Description of missing and unexpected tensors and of differing shapes."""
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"missing: {_listed(missing)}")
@@ -321,11 +324,11 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 
 def whose(found: Mapping[str, Tensor], expected: Callable[[str], Mapping[str, Tensor]]) -> list[str]:
-    """The presets whose tensors these are, in words.
+    """Names of the presets that these tensors belong to.
 
     Args:
         found: tensors under our names.
-        expected: gives those of a preset.
+        expected: returns those of a preset.
     """
     return [f"it is one of {name}" for name in PRESETS if not differences(expected(name), found)]
 
@@ -340,13 +343,13 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Which tensors hold NaN or infinity, in words."""
+    """Description of tensors that contain NaN or infinity."""
     wrong = [key for key, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
     return [f"not finite: {_listed(wrong)}"] if wrong else []
 
 
 def _is_finite(value: Tensor) -> bool:
-    """Looks at a piece at a time: a mask of a whole tensor would be a quarter as large as it is."""
+    """Checks piece by piece: a mask of a whole tensor would take a quarter of its size."""
     if value.is_meta:
         return True
     return all(bool(piece.isfinite().all()) for piece in torch.split(value.reshape(-1), 1 << 20))

@@ -1,12 +1,12 @@
-"""The one console script, `sspsam`: the commands of every installed package, side by side.
+"""The console script `sspsam`: the commands of all installed packages.
 
-Packages add theirs under the entry points group "sspsam.commands", each a `typer.Typer`. What a person can
-put right is printed as one line, without a traceback, and ends the process with
+Packages register commands under the entry point group "sspsam.commands", each a `typer.Typer`. Errors that
+the user can fix are printed as one line, without a traceback, with exit status
 
-    1  it could not be done: a service is down, a file is damaged, the disk is full
-    2  it was asked for wrongly: a value, a name, a file that is not what it should be
+    1  it failed: a service is down, a file is damaged, the disk is full
+    2  invalid use: a wrong value or name, an unsuitable file
 
-Everything else is a mistake of ours and keeps its traceback. So does every error while LOG_LEVEL is DEBUG.
+All other errors are bugs and keep their traceback. So does every error if LOG_LEVEL is DEBUG.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DISTRIBUTION = "ssp-sam-assist"
 COMMANDS_GROUP = "sspsam.commands"
 
 SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
-"""Keeps Python from importing what lies in the current folder, where a `worker.py` may be anything."""
+"""Prevents imports from the current folder, where a `worker.py` may be anything."""
 
 FAILED = 1
 ASKED_WRONGLY = 2
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits.
 
     Args:
-        arguments: What follows `sspsam` on the command line; the process's own by default.
+        arguments: Arguments after `sspsam`; the process's own by default.
     """
     if arguments is None:
         os.environ.setdefault(SAFE_PATH_VARIABLE, "1")  # for children such as multiprocessing's
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def build_app() -> typer.Typer:
-    """Makes the command line out of the installed packages' commands; none of them loads a model for that."""
+    """Builds the command line from the installed packages' commands; none of them loads a model for that."""
     app = typer.Typer(
         name="sspsam",
-        help="Type a phrase, get that object's mask; corrections teach the model.",
+        help="Type a phrase, get the object's mask; corrections fine-tune the model.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,7 +66,7 @@ def build_app() -> typer.Typer:
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether a person can put this right: an error of our packages' own kinds, or the operating system's."""
+    """Whether the user can fix the error: one of our packages' own kinds, or the operating system's."""
     return isinstance(error, OSError) or _package(type(error)) in _our_packages()
 
 
@@ -88,7 +88,7 @@ def _package(kind: type[BaseException]) -> str:
 
 
 def _our_packages() -> set[str]:
-    """The packages that add commands; the errors that they define are meant for people."""
+    """Packages that add commands; errors defined in them are meant for users."""
     return {entry.module.partition(".")[0] for entry in entry_points(group=COMMANDS_GROUP)}
 
 
@@ -104,4 +104,4 @@ def _common_options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Takes the options that stand before any command."""
+    """Options before any command."""

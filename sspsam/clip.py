@@ -18,11 +18,11 @@ from sspsam.presets import CLIPConfig
 from sspsam.stem import ConvStem
 
 CONTEXT_LENGTH = 77
-"""Tokens that the text tower reads."""
+"""Context length of the text tower."""
 
 
 class TextFeatures(NamedTuple):
-    """What the text tower says of a phrase."""
+    """Text features of a phrase."""
 
     words: Tensor
     """(B, 77, text width), before the projection to the joint space."""
@@ -31,7 +31,7 @@ class TextFeatures(NamedTuple):
 
 
 class CLIPTowers(nn.Module):
-    """open_clip's image and text towers, with the outputs that SSP-SAM reads."""
+    """open_clip's image and text towers, with the outputs that SSP-SAM needs."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class CLIPTowers(nn.Module):
             clip_images: (B, 3, S, S), normalised; S need not be the preset's.
 
         Returns:
-            (B, 1 + G*G, D): the class token of the ordinary path, then the patch tokens of the surgery path.
+            (B, 1 + G*G, D): the class token of the original path, then the patch tokens of the surgery path.
         """
         visual = self.towers.visual
         tokens = visual.ln_pre(self._embed_patches(clip_images))  # (B, 1 + G*G, width)
@@ -65,7 +65,7 @@ class CLIPTowers(nn.Module):
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
 
     def encode_text(self, tokens: Tensor, offsets: Tensor | None = None) -> TextFeatures:
-        """Runs the text tower on (B, L) int64 tokens; padding changes no sentence feature.
+        """Runs the text tower on (B, L) int64 tokens; padding does not change sentence features.
 
         Args:
             tokens: as from `sspsam.phrases.tokenize`.
@@ -83,12 +83,12 @@ class CLIPTowers(nn.Module):
         return TextFeatures(words, F.normalize(end_of_text @ towers.text_projection, dim=-1))
 
     def text_tower(self) -> dict[str, nn.Parameter]:
-        """The parameters that sentences go through, by their names in here."""
+        """The parameters used for sentences, by their names in this module."""
         rest = ("towers.visual.", "towers.logit_scale")
         return {name: p for name, p in self.named_parameters() if not name.startswith(rest)}
 
     def restore_attention_mask(self) -> None:
-        """Makes the causal mask, which is no weight, again: after a build on the meta device."""
+        """Recomputes the causal mask, which is not a weight, after construction on the meta device."""
         mask = torch.full((CONTEXT_LENGTH, CONTEXT_LENGTH), float("-inf")).triu_(1)
         self.towers.register_buffer("attn_mask", mask, persistent=False)
 
@@ -126,7 +126,7 @@ def run_block(block: ResidualAttentionBlock, tokens: Tensor, mask: Tensor | None
 
 
 def interpolate_position_embedding(position: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Fits a learned position embedding (1 + G*G, width) to another grid, bilinearly."""
+    """Resizes a learned position embedding (1 + G*G, width) bilinearly to another grid."""
     side = int((len(position) - 1) ** 0.5)
     if (side, side) == grid_hw:
         return position

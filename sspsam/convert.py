@@ -1,4 +1,4 @@
-"""Published checkpoints to one safetensors file, the bundle, with a card beside it."""
+"""Converts published checkpoints to one safetensors file, the bundle, with a card next to it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ from sspsam.published import Record, find_by_sha256, record_path
 from sspsam.sam import build_image_encoder
 
 LICENCES: Mapping[Layout, str] = {"clip": "MIT", "sam": "Apache-2.0", "ssp-sam": "Apache-2.0"}
-"""What the owners of a layout publish their own weights under."""
+"""Licences of the original weights in each layout."""
 _PRECEDENCE: Sequence[Layout] = ("sam", "ours", "ssp-sam", "clip")
-"""Later over earlier: a trained decoder over SAM's, and CLIP from its own file, as the authors evaluate.
-SAM's image encoder, which is never trained either, is from its own file too, and may then be another."""
+"""Later entries override earlier ones: a trained decoder replaces SAM's, and CLIP comes from its own file, as
+in the authors' evaluation. SAM's frozen image encoder also comes from its own file, and may be a different
+one.
+"""
 _FROZEN_PREFIXES = (CLIP_PREFIX, "sam.", IMAGE_ENCODER_PREFIX)
 
 
 @dataclass(frozen=True)
 class SourceCard:
-    """One file that went into a bundle."""
+    """A source file of a bundle."""
 
     file: str
     layout: Layout
     sha256: str
     size_bytes: int
     tensors: int
-    """How many of the bundle's tensors are from it."""
+    """Number of the bundle's tensors from it."""
     licence: str
     published_as: str
-    """Its name in `sspsam weights list`, by sha256; empty when it is none of those."""
+    """Its name in `sspsam weights list`, found by sha256; empty if not listed."""
     url: str
 
 
 @dataclass(frozen=True)
 class BundleCard:
-    """What a bundle holds and where it is from."""
+    """Content and origin of a bundle."""
 
     preset: str
     complete: bool
-    """It can serve; otherwise it holds only what training leaves as it is."""
+    """It can serve; otherwise it contains only what training leaves frozen."""
     sha256: str
     size_bytes: int
     tensors: int
@@ -73,18 +75,18 @@ class _Source:
 def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool = False) -> BundleCard:
     """Joins checkpoints into one file.
 
-    Tensors keep the type that they have (CLIP is published in float16) and go from file to file without being
-    held together in memory.
+    Tensors keep their dtype (CLIP is published in float16) and are copied from file to file without being
+    held in memory together.
 
     Args:
-        sources: a checkpoint of the authors' training and, for what it leaves out, CLIP (OpenAI's archive or
+        sources: a checkpoint of the authors' training and, for missing parts, CLIP (OpenAI's archive or
             open_clip's) and SAM; at most one of each, in any order.
         preset: the variant that they belong to.
-        out: the safetensors file; its card goes beside it, as `.json`.
-        for_training: write only what training starts from: CLIP and SAM, no prompt encoder.
+        out: the safetensors file; its card is written next to it, as `.json`.
+        for_training: write only the starting point of training: CLIP and SAM, no prompt encoder.
 
     Raises:
-        ValueError: there is no such preset, or `out` is not named as safetensors.
+        ValueError: unknown preset, or `out` is not named as safetensors.
         CheckpointError: a file cannot be used; tensors are missing, unexpected or of another shape.
     """
     if out.suffix != ".safetensors":
@@ -128,7 +130,7 @@ def verify_bundle(bundle: Path) -> Literal["good", "damaged", "absent", "unknown
 
 
 def card_path(bundle: Path) -> Path:
-    """Where a bundle's card lies."""
+    """Path of a bundle's card."""
     return bundle.with_suffix(".json")
 
 
@@ -154,14 +156,14 @@ def _open(path: Path) -> _Source:
 
 
 def _merge(sources: Sequence[_Source]) -> tuple[dict[str, Tensor], dict[str, _Source]]:
-    """All tensors, and which file each is from."""
+    """All tensors, with the file that each is from."""
     merged: dict[str, Tensor] = {}
     owner: dict[str, _Source] = {}
     for layout in _PRECEDENCE:
         same = [source for source in sources if source.layout == layout]
         if len(same) > 1:
             names = ", ".join(str(source.path) for source in same)
-            raise CheckpointError(f"expected one file of a kind, got several of {layout}: {names}")
+            raise CheckpointError(f"expected one file per layout, got several of {layout}: {names}")
         for source in same:
             has_own = layout == "sam" or not any(other.layout == "sam" for other in sources)
             tensors = source.tensors if has_own else _without_image_encoder(source.tensors)
@@ -178,7 +180,7 @@ def _describe(source: _Source, tensors: int) -> SourceCard:
     sha256 = sha256_of_file(source.path)
     published = find_by_sha256(sha256) or Record.read(record_path(source.path))
     if published is not None and published.sha256 != sha256:
-        published = None  # the file was changed after its download
+        published = None  # the file changed after its download
     return SourceCard(
         file=source.path.name,
         layout=source.layout,
@@ -194,4 +196,4 @@ def _describe(source: _Source, tensors: int) -> SourceCard:
 
 
 def _usual(source: _Source) -> str:
-    return LICENCES.get(source.layout, "as its own card says")
+    return LICENCES.get(source.layout, "according to its card")

@@ -1,9 +1,9 @@
-"""The cores of a CPU: a large operation is split over them, small ones run side by side.
+"""CPU cores: large operations are split over cores, small ones run in parallel.
 
-PyTorch splits operations with GNU OpenMP, which has threads for each thread that ever asked for a split.
-While they are no more than cores, they watch for the next operation. Otherwise they sleep between any two,
-and small operations take up to twice as long: most of it is waking up. So one thread at a time should split:
-`Cores` sees to it, and `reserve_cores` keeps others from it.
+PyTorch splits operations with GNU OpenMP, which keeps one thread pool per calling thread. If all pools
+together have at most as many threads as cores, they spin between operations. Otherwise they sleep, and small
+operations take up to twice as long, mostly for waking up. Only one thread at a time should therefore split:
+`Cores` ensures this, and `reserve_cores` keeps other threads from it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Answer = TypeVar("Answer")
 
 
 def reserve_cores() -> None:
-    """Leaves more than one core to `Cores` that were made before; whatever else runs has one from now on."""
+    """Reserves all cores but one for existing `Cores`; all other threads get one core from now on."""
     torch.set_num_threads(1)
 
 
 class Cores:
-    """As many cores as PyTorch has when it is made. Making one starts no thread."""
+    """As many cores as PyTorch has at construction. The constructor starts no thread."""
 
     def __init__(self) -> None:
         self._count = torch.get_num_threads()
 
     def map(self, answer: Callable[[Sequence[Row]], Sequence[Answer]], rows: Sequence[Row]) -> list[Answer]:
-        """Divides the rows of a batch among as many threads as there are cores, neighbours together.
+        """Divides the rows of a batch among as many threads as there are cores, in contiguous parts.
 
-        An operation that is split waits for the slowest part at its end, and a small one mostly waits. Rows
-        do not depend on each other. One thread at a time may call this.
+        A split operation waits for its slowest part at the end, and small ones mostly wait; rows are
+        independent of each other. Only one thread at a time may call this.
 
         Args:
-            answer: Answers some rows, in order; called by all threads at once.
-            rows: Of a batch. One alone is answered by the caller's own thread, on all cores.
+            answer: Answers some rows, in order; called by all threads concurrently.
+            rows: Rows of a batch. A single row runs in the caller's own thread, on all cores.
 
         Returns:
             The answers to all rows, in order.
@@ -56,7 +56,7 @@ class Cores:
         return [one for some in self._threads.map(work, range(parts)) for one in some]
 
     def run(self, work: Callable[[], Answer]) -> Answer:
-        """Runs large operations on all cores, beside `map`, in a thread that ends and leaves none behind."""
+        """Runs large operations on all cores, concurrently with `map`, in a temporary thread."""
 
         def on_all() -> Answer:
             self._take(self._count)
@@ -66,8 +66,8 @@ class Cores:
             return thread.submit(on_all).result()
 
     def _take(self, cores: int) -> None:
-        """Lets this thread, and no other, split operations over so many cores."""
-        torch.get_num_threads()  # before a thread has asked, PyTorch would still decide for it
+        """Allows only this thread to split operations, over this many cores."""
+        torch.get_num_threads()  # until a thread has asked, PyTorch would still decide for it
         self._openmp.limit(limits=cores)
 
     @cached_property
@@ -76,5 +76,5 @@ class Cores:
 
     @cached_property
     def _openmp(self) -> ThreadpoolController:
-        """What splits PyTorch's operations."""
+        """The library that splits PyTorch's operations."""
         return ThreadpoolController().select(user_api="openmp")

@@ -1,12 +1,12 @@
-"""Large files over HTTP: resumed where they broke off, checked, and put in place only when they are right.
+"""Downloads of large files over HTTP: resumed, verified, and moved into place only when complete.
 
-Proxies, certificates and .netrc are taken from the environment, as by every program that uses requests
-(HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE).
+Proxies, certificates and .netrc come from the environment, as usual with requests (HTTPS_PROXY, NO_PROXY,
+REQUESTS_CA_BUNDLE).
 
 Errors:
-    DownloadError                 the reason in words: refused, gone, disk full, or broken off too often; what
-                                  has come is kept, and the next try goes on from there
-        WrongContentError         the file is not the one that was asked for; nothing is kept
+    DownloadError                 refused, missing, disk full, or interrupted too often; partial content is
+                                  kept, and the next attempt resumes
+        WrongContentError         not the requested file; nothing is kept
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from requests.exceptions import ChunkedEncodingError
 from sspsam.files import sha256_of_file, sync_folder
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are here and, where it is known, the size."""
+"""Called with the bytes received and, if known, the size."""
 
 CONNECT_TIMEOUT_S = 15.0
 READ_TIMEOUT_S = 60.0
-"""Of silence."""
+"""Time without data."""
 ATTEMPTS = 5
-"""In a row that bring nothing."""
+"""Consecutive attempts without progress."""
 PAUSE_S = 1.0
-"""After the first of these; then twice as long each time."""
+"""After the first of these; doubled each time."""
 CHUNK_BYTES = 1 << 16
-"""What is lost at most when a connection breaks."""
+"""Maximum loss when a connection breaks."""
 _WORTH_TRYING_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 
@@ -49,11 +49,11 @@ class DownloadError(Exception):
 
 
 class WrongContentError(DownloadError):
-    """What came is not what was asked for."""
+    """The downloaded content is not the requested one."""
 
 
 class _BrokenOffError(Exception):
-    """One attempt failed in a way that may pass."""
+    """An attempt failed in a way that may be temporary."""
 
 
 def download(
@@ -66,15 +66,15 @@ def download(
 ) -> str:
     """Downloads a file.
 
-    It is collected beside its place, in `.<name>.part`. With a sha256, a later call goes on with that;
-    without, nothing tells whether the server still has the same file, and a later call begins again.
+    Data is collected next to the target, in `.<name>.part`. With a sha256, a later call resumes it; without
+    one, the server's file may have changed, and a later call starts over.
 
     Args:
         url: http or https.
-        target: where it goes; an existing file is replaced when all has come.
-        sha256: what it must have, in hex.
-        size_bytes: what it should have; for the progress and the disk.
-        progress: called as bytes come.
+        target: destination; an existing file is replaced when the download is complete.
+        sha256: expected digest, in hex.
+        size_bytes: expected size, for progress and disk space.
+        progress: called as bytes arrive.
         pause_s: before the second attempt.
 
     Returns:
@@ -90,14 +90,14 @@ def download(
         transfer = _Transfer(session, url, file, size_bytes, progress, pause_s)
         resumed = _length(file) > 0
         transfer.run()
-        if resumed and _sha256(file) != sha256:  # what lay here was of another file
+        if resumed and _sha256(file) != sha256:  # the existing part belongs to another file
             file.truncate(0)
             transfer.run()
         return _put_in_place(file, target, sha256, url)
 
 
 def place_copy(source: Path, target: Path, sha256: str | None = None) -> str:
-    """Copies a file out of a local mirror, with the same checks.
+    """Copies a file from a local mirror, with the same checks.
 
     Returns:
         Its sha256.
@@ -107,7 +107,7 @@ def place_copy(source: Path, target: Path, sha256: str | None = None) -> str:
         WrongContentError: it is another file.
     """
     if not source.is_file():
-        raise DownloadError(f"the mirror has no {source.name}: looked for {source}")
+        raise DownloadError(f"the mirror has no {source.name}: expected {source}")
     with _unfinished(target, str(source)) as file, source.open("rb") as original:
         file.truncate(0)
         _check_space(target.parent, source.stat().st_size)
@@ -117,7 +117,7 @@ def place_copy(source: Path, target: Path, sha256: str | None = None) -> str:
 
 @dataclass
 class _Transfer:
-    """Fills a file from an address."""
+    """Fills a file from a URL."""
 
     session: requests.Session
     url: str
@@ -126,10 +126,10 @@ class _Transfer:
     progress: Progress
     pause_s: float
     etag: str = ""
-    """The server's name for the content that came so far."""
+    """The server's ETag of the content received so far."""
 
     def run(self) -> None:
-        """Attempt after attempt; one that brings something counts as the first again."""
+        """Retries; an attempt that makes progress resets the count."""
         failures = 0
         while True:
             before = _length(self.file)
@@ -143,19 +143,20 @@ class _Transfer:
             ) as error:
                 reason = f"{type(error).__name__}: {error}"
             except requests.RequestException as error:
-                raise DownloadError(f"{self.url} cannot be asked for: {error}") from error
+                raise DownloadError(f"{self.url} cannot be requested: {error}") from error
             here = _length(self.file)
             failures = 1 if here > before else failures + 1
             if failures >= ATTEMPTS:
                 raise DownloadError(
-                    f"{self.url} broke off {failures} times in a row, {here} bytes are here; last: {reason}"
+                    f"{self.url} failed {failures} times in a row, {here} bytes are stored; last error: "
+                    f"{reason}"
                 )
             time.sleep(self.pause_s * 2 ** (failures - 1))
 
     def _attempt(self) -> None:
-        """Asks for what is missing, and writes what comes."""
+        """Requests the missing part, and writes it."""
         have = _length(self.file)
-        headers = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed
+        headers = {"Accept-Encoding": "identity"}  # a compressed response could not be resumed
         if have:
             headers["Range"] = f"bytes={have}-"
             if self.etag:
@@ -178,10 +179,10 @@ class _Transfer:
             self.progress(done, total or self.size_bytes)
         self.file.flush()
         if total is not None and done != total:
-            raise _BrokenOffError(f"{done} of {total} bytes came")
+            raise _BrokenOffError(f"received {done} of {total} bytes")
 
     def _place(self, response: requests.Response, have: int) -> tuple[int, int | None]:
-        """Where in the file the answer's bytes belong, and how long the whole is."""
+        """Offset of the response's bytes in the file, and the total size."""
         status, length = response.status_code, response.headers.get("Content-Length", "")
         if status == codes.ok:
             return 0, int(length) if length.isdecimal() else None
@@ -195,8 +196,8 @@ class _Transfer:
             return have, total
         if status == codes.requested_range_not_satisfiable and have == total:
             return have, total
-        self.file.truncate(0)  # what is here does not fit what is there
-        raise _BrokenOffError(f"the server has other bytes than {have}-")
+        self.file.truncate(0)  # the stored part does not match the server's file
+        raise _BrokenOffError(f"the server sent other bytes than {have}-")
 
 
 def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str) -> str:
@@ -204,7 +205,7 @@ def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str)
     part = Path(file.name)
     if sha256 is not None and found != sha256:
         part.unlink()
-        raise WrongContentError(f"{source} is not the file that was expected: sha256 {found}, not {sha256}")
+        raise WrongContentError(f"{source} is not the expected file: sha256 {found}, not {sha256}")
     os.fsync(file.fileno())
     part.replace(target)
     sync_folder(target.parent)
@@ -228,7 +229,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def _unfinished(target: Path, source: str) -> Iterator[BinaryIO]:
-    """Opens the file in which the target is collected, for this process alone."""
+    """Opens the partial file exclusively for this process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     with part.open("ab") as file:
@@ -236,7 +237,7 @@ def _unfinished(target: Path, source: str) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = part.samefile(f"/dev/fd/{file.fileno()}")
         except (BlockingIOError, FileNotFoundError):
-            ours = False  # in use, or moved into place a moment ago
+            ours = False  # in use, or just moved into place
         if not ours:
             raise DownloadError(f"another process is downloading {source} to {target.parent}")
         yield file

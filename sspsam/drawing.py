@@ -1,4 +1,4 @@
-"""Draws masks on the picture they belong to: colour, outline, and a legend of the phrases under it."""
+"""Draws masks on their image: colour, outline, and a legend of the phrases below."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ COLOURS: tuple[Rgb, ...] = (
     (225, 80, 170),
     (120, 110, 40),
 )
-"""One per phrase, in turn: apart from each other, and visible on dark and on light pictures."""
+"""One per phrase, in turn: distinct, and visible on dark and light images."""
 OPACITY = 0.45
-"""Of a mask's inside."""
+"""Opacity of a mask's interior."""
 OUTLINE_FRACTION = 1 / 200
-"""Width of the outline, of the picture's longest side."""
+"""Width of the outline, as a fraction of the image's longest side."""
 TEXT_FRACTION = 1 / 28
-"""Height of the legend's text, of the picture's longest side."""
+"""Height of the legend's text, as a fraction of the image's longest side."""
 MIN_TEXT_PX = 12
 LEGEND_BACKGROUND: Rgb = (250, 250, 250)
 LEGEND_TEXT: Rgb = (30, 30, 30)
@@ -42,13 +42,13 @@ def draw_referents(image: npt.NDArray[np.uint8], referents: Sequence[Referent]) 
 
     Args:
         image: (H, W, 3) RGB uint8.
-        referents: Answers about this image; one without a target appears in the legend alone.
+        referents: Answers about this image; those without a target appear in the legend only.
 
     Returns:
-        An RGB picture, W wide, H and the legend high.
+        An RGB image of width W, and of height H plus the legend's.
 
     Raises:
-        ValueError: a mask is not of the image's size.
+        ValueError: a mask does not have the image's size.
     """
     pixels = image.copy()
     for referent, colour in zip(referents, _colours(len(referents)), strict=True):
@@ -59,10 +59,10 @@ def draw_referents(image: npt.NDArray[np.uint8], referents: Sequence[Referent]) 
 def draw_mask(
     image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: Rgb
 ) -> npt.NDArray[np.uint8]:
-    """Tints (H, W, 3) RGB uint8 where the (H, W) mask is, and outlines it. Returns a new array.
+    """Tints and outlines a (H, W) mask on (H, W, 3) RGB uint8. Returns a new array.
 
     Raises:
-        ValueError: the mask is not of the image's size.
+        ValueError: the mask does not have the image's size.
     """
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, the image {image.shape[:2]} (H, W)")
@@ -76,14 +76,14 @@ def draw_mask(
 def draw_outline(
     image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: Rgb
 ) -> npt.NDArray[np.uint8]:
-    """Draws the rim of a (H, W) mask on (H, W, 3) RGB uint8. Returns a new array."""
+    """Draws the outline of a (H, W) mask on (H, W, 3) RGB uint8. Returns a new array."""
     drawn = image.copy()
     drawn[_outline(mask)] = colour
     return drawn
 
 
 def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The rim of a mask, inside it; a mask that touches the border is closed there."""
+    """The inner outline of a mask; closed at the image border."""
     width = max(1, round(max(mask.shape) * OUTLINE_FRACTION))
     framed = Image.fromarray(np.pad(mask, width).astype(np.uint8) * 255)
     inside = np.asarray(framed.filter(ImageFilter.MinFilter(2 * width + 1)))[width:-width, width:-width] > 0
@@ -123,7 +123,7 @@ def _label(referent: Referent) -> str:
 
 
 def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width_px: int) -> list[str]:
-    """Breaks text between words so that each line fits, where a word alone does."""
+    """Wraps text between words so that lines fit, except for words that are too long."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,9 +1,9 @@
-"""Image embeddings on disk, shared by processes and machines: half precision, checked, bounded in bytes.
+"""Disk cache of image embeddings, shared by processes and machines: half precision, checksummed, bounded.
 
     <folder>/<digest of the encoders>/<first two digits>/<key>.safetensors
 
-A file appears whole or not at all, and carries the sha256 of its content. One that is damaged counts as
-missing and is removed. When the folder outgrows its bound, what was used last stays.
+Files are written atomically and contain the sha256 of their content. A corrupt file counts as missing and is
+removed. Eviction is LRU.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 FOLDER_DIGITS = 16
-"""Hex digits of the encoders' digest that name their folder."""
+"""Number of hex digits of the encoders' digest in the folder's name."""
 KEPT_PART = 0.9
-"""Of the bound: what is left after making room, so that it is not made for every file."""
+"""Fraction of the limit that is left after eviction, so that it does not run for every file."""
 COUNT_EVERY = 0.05
-"""Of the bound: after writing so much, a process looks at what the others wrote."""
+"""Fraction of the limit after which a process checks the usage by others."""
 SUFFIX = ".safetensors"
 
 logger = logging.getLogger(__name__)
 
 
 class EmbeddingFiles:
-    """The embeddings of one set of encoders. Making one touches no file; threads may share it.
+    """Embeddings of one set of encoders. The constructor touches no file; thread-safe.
 
     Args:
         folder: Shared with the embeddings of other encoders.
-        encoders_digest: Hex digest of all that embeddings depend on beside the picture.
-        max_bytes: Of all files in the folder together, other encoders' too; None does not bound them.
+        encoders_digest: Hex digest of everything that embeddings depend on, except the image.
+        max_bytes: Limit of all files in the folder, including those of other encoders; None for no limit.
     """
 
     def __init__(self, folder: Path, encoders_digest: str, max_bytes: int | None = None) -> None:
         self.folder = folder
         self.encoders_digest = encoders_digest
         self._max_bytes = max_bytes
-        self._known_bytes: int | None = None  # in the folder, when it was last looked at
+        self._known_bytes: int | None = None  # in the folder, at the last check
         self._written_bytes = 0  # since then
 
     def find(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors that are kept under a key; None where nothing readable is."""
+        """The tensors of a key; None if missing or unreadable."""
         path = self.path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -61,14 +61,14 @@ class EmbeddingFiles:
             self._drop(path, str(error))
             return None
         if metadata.get("sha256") != _digest_of_tensors(tensors) or metadata.get("key") != key:
-            self._drop(path, "its content is not what was written")
+            self._drop(path, "its content does not match its checksum")
             return None
-        with suppress(OSError):  # removed meanwhile, or another user's
-            os.utime(path)  # what was used longest ago goes first
+        with suppress(OSError):  # removed meanwhile, or owned by another user
+            os.utime(path)  # LRU: the modification time is the time of last use
         return tensors
 
     def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Writes tensors under a key; on a full disk this is logged, and nothing is kept."""
+        """Writes tensors under a key; a full disk is logged, and nothing is kept."""
         owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(owned, {"key": key, "sha256": _digest_of_tensors(owned)})
         path = self.path(key)
@@ -82,18 +82,18 @@ class EmbeddingFiles:
                 aside.unlink(missing_ok=True)
             self._make_room(len(data))
         except OSError as error:
-            logger.warning("an image embedding was not kept in %s: %s", self.folder, error)
+            logger.warning("could not store an image embedding in %s: %s", self.folder, error)
 
     def path(self, key: str) -> Path:
-        """Where the file of a key is, or would be."""
+        """Path of a key's file, whether or not it exists."""
         return self.folder / self.encoders_digest[:FOLDER_DIGITS] / key[:2] / f"{key}{SUFFIX}"
 
     def _drop(self, path: Path, reason: str) -> None:
-        logger.warning("%s is damaged and is made anew: %s", path, reason)
+        logger.warning("%s is corrupt and will be recomputed: %s", path, reason)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("it cannot be removed: %s", error)
+            logger.warning("cannot remove it: %s", error)
 
     def _make_room(self, written_bytes: int) -> None:
         if self._max_bytes is None:
@@ -105,7 +105,7 @@ class EmbeddingFiles:
 
 
 def digest_of_modules(*modules: nn.Module, also: str = "") -> str:
-    """Hex sha256 of the modules' tensors and their names, and of what else matters."""
+    """Hex sha256 of the modules' tensors and their names, and of further settings."""
     digest = hashlib.sha256(also.encode())
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
@@ -115,12 +115,12 @@ def digest_of_modules(*modules: nn.Module, also: str = "") -> str:
 
 
 def _bound(folder: Path, max_bytes: int) -> int:
-    """Removes what was used longest ago, if there is more than may be; returns the bytes that are left."""
+    """Evicts the least recently used files above the limit; returns the remaining bytes."""
     files = []
     for path in folder.rglob(f"*{SUFFIX}"):
         try:
             status = path.stat()
-        except FileNotFoundError:  # another process makes room, too
+        except FileNotFoundError:  # another process evicts, too
             continue
         files.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in files)
@@ -143,5 +143,5 @@ def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """Without a copy, where the tensor is on the CPU."""
+    """Without a copy, if the tensor is on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Files that readers see either as they were or whole, also after a crash; and what is in them."""
+"""Atomic file writes, also across crashes, and checksums."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside a path, for the caller to write; it is moved to the path in the end.
+    """A temporary file next to a path, for the caller to write; it is renamed to the path at the end.
 
-    Its name is its own, so that several processes may do this at once: the last one's file stays, whole.
-    Where anything fails, the path is as it was.
+    Its name is unique, so that several processes may write concurrently: the last one wins. On errors the
+    path is unchanged.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file in the place of the one that is there: aside first, then moved in.
+    """Replaces a text file atomically.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
@@ -39,7 +39,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder last through a power cut."""
+    """Makes renames in a folder durable across power failures."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

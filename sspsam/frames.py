@@ -1,7 +1,7 @@
-"""The three frames of an image, and the only place that resizes, pads and thresholds.
+"""The three coordinate frames of an image; the only module that resizes, pads and thresholds.
 
-original: the picture as people see it. sam: longest side resized, padded right and bottom to a square.
-clip: longest side resized, padded to a square, the picture somewhere inside (centred, unless training).
+original: the image as displayed. sam: longest side resized, padded right and bottom to a square.
+clip: longest side resized, padded to a square, with the image centred, or anywhere during training.
 Sizes are (H, W) in px.
 """
 
@@ -22,9 +22,9 @@ SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
 PAPER_CANVAS = 1024
-"""Side of the padded square on which the paper's code brings masks together, px."""
+"""Side of the padded square to which the paper's code resizes masks, px."""
 PAPER_SIDE = 512
-"""Side of the one on which it compares them."""
+"""Side of the square on which it compares them."""
 
 Hw = tuple[int, int]
 UInt8Image = npt.NDArray[np.uint8]
@@ -33,7 +33,7 @@ BoolMask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ClipFrame:
-    """Where a picture lies on its CLIP canvas."""
+    """Position of an image in its padded CLIP input."""
 
     original_hw: Hw
     resized_hw: Hw
@@ -42,7 +42,7 @@ class ClipFrame:
     side: int
 
     def box_to_original(self, box_cxcywh: Tensor) -> tuple[float, float, float, float]:
-        """A (4,) box in 0..1 of the canvas as xyxy px of the original frame, clipped to the picture."""
+        """A (4,) box in 0..1 of the CLIP input as xyxy px of the original frame, clipped to the image."""
         cx, cy, w, h = (box_cxcywh.double() * self.side).tolist()
         scale_y = self.original_hw[0] / self.resized_hw[0]
         scale_x = self.original_hw[1] / self.resized_hw[1]
@@ -52,7 +52,7 @@ class ClipFrame:
         return (_clip(x0, width), _clip(y0, height), _clip(x1, width), _clip(y1, height))
 
     def mask_to_canvas(self, mask: BoolMask) -> Tensor:
-        """A (H, W) mask of the original frame on the canvas: (side, side) float32 in 0..1."""
+        """A (H, W) mask of the original frame in the CLIP input: (side, side) float32 in 0..1."""
         canvas = torch.zeros(self.side, self.side)
         height, width = self.resized_hw
         canvas[self.top : self.top + height, self.left : self.left + width] = _resize_mask(
@@ -61,7 +61,7 @@ class ClipFrame:
         return canvas
 
     def to_tensor(self) -> Tensor:
-        """All numbers in a row, (7,) int64."""
+        """All fields as a (7,) int64 tensor."""
         return torch.tensor([*self.original_hw, *self.resized_hw, self.top, self.left, self.side])
 
     @classmethod
@@ -71,7 +71,7 @@ class ClipFrame:
         return cls((height, width), (resized_height, resized_width), top, left, side)
 
     def box_from_original(self, box_xyxy: tuple[float, float, float, float]) -> Tensor:
-        """The inverse: xyxy px of the original frame as a (4,) cxcywh box in 0..1 of the canvas."""
+        """The inverse: xyxy px of the original frame as a (4,) cxcywh box in 0..1 of the CLIP input."""
         scale_y = self.resized_hw[0] / self.original_hw[0]
         scale_x = self.resized_hw[1] / self.original_hw[1]
         x0, x1 = (x * scale_x + self.left for x in box_xyxy[::2])
@@ -80,7 +80,7 @@ class ClipFrame:
 
 
 def resized_hw(original_hw: Hw, side: int) -> Hw:
-    """The size when the longest side becomes `side`; SAM's rounding."""
+    """Size with longest side `side`, rounded as in SAM."""
     scale = side / max(original_hw)
     height, width = (max(1, int(length * scale + 0.5)) for length in original_hw)
     return height, width
@@ -96,16 +96,16 @@ def image_to_sam(image: UInt8Image, side: int) -> Tensor:
 def image_to_clip(
     image: UInt8Image, side: int, centred: bool = True, generator: torch.Generator | None = None
 ) -> tuple[Tensor, ClipFrame]:
-    """CLIP's preprocessing as SSP-SAM does it: resize, normalise, then pad with zeros.
+    """CLIP's preprocessing as in SSP-SAM: resize, normalise, then pad with zeros.
 
     Args:
         image: (H, W, 3) uint8.
-        side: of the canvas, px.
-        centred: in the middle of the canvas; otherwise at its top left.
-        generator: places the picture at random on the canvas, as in training.
+        side: of the padded input, px.
+        centred: place the image in the middle; otherwise at the top left.
+        generator: places the image at random, as in training.
 
     Returns:
-        (3, side, side) float32 and where the picture lies.
+        (3, side, side) float32, and the image's position.
     """
     original_hw = _hw(image)
     height, width = resized_hw(original_hw, side)
@@ -121,11 +121,11 @@ def image_to_clip(
 
 
 def sam_logits_to_original(mask_logits: Tensor, original_hw: Hw) -> Tensor:
-    """Brings mask logits back to the picture, as SAM does.
+    """Resizes mask logits to the image, as SAM does.
 
     Args:
         mask_logits: (B, 1, h, h) over the padded square.
-        original_hw: size of the picture.
+        original_hw: size of the image.
 
     Returns:
         (B, H, W) logits.
@@ -137,11 +137,11 @@ def sam_logits_to_original(mask_logits: Tensor, original_hw: Hw) -> Tensor:
 
 
 def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, threshold: float) -> BoolMask:
-    """The same for one mask on the CPU, thresholded; OpenCV does it several times as fast.
+    """The same for one mask on the CPU, thresholded; several times as fast with OpenCV.
 
     Args:
         mask_logits: (h, h) over the padded square.
-        original_hw: size of the picture.
+        original_hw: size of the image.
         threshold: logits above it are mask.
 
     Returns:
@@ -155,17 +155,17 @@ def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, th
 
 
 def cells(original_hw: Hw, mask_logits: npt.NDArray[np.float32]) -> float:
-    """How many cells of (h, h) logits the picture covers."""
+    """Number of cells of (h, h) logits covered by the image."""
     height, width = original_hw
     scale: float = mask_logits.shape[-1] / max(original_hw)
     return scale**2 * height * width
 
 
 def _crop(original_hw: Hw, side: int) -> tuple[Hw, Hw]:
-    """The (h, h) cells that the picture reaches, and the px that they are resized to.
+    """The (h, h) cells covered by the image, and the px to which they are resized.
 
-    Cropping before the (bilinear) resize keeps the work proportional to the picture; the crop is widened to
-    whole cells and the part beyond the picture is cut off after resizing.
+    Cropping before the bilinear resize makes the cost proportional to the image; the crop is extended to
+    whole cells, and the part beyond the image is cut off after resizing.
     """
     scale = max(original_hw) / side
     rows, columns = (min(side, int(np.ceil(length / scale)) + 1) for length in original_hw)
@@ -181,9 +181,9 @@ def mask_to_sam(mask: BoolMask, side: int) -> Tensor:
 
 
 def mask_to_paper_square(mask: BoolMask) -> BoolMask:
-    """A (H, W) mask of the original frame as the paper's code compares it: (512, 512).
+    """A (H, W) mask of the original frame as compared by the paper's code: (512, 512).
 
-    Resized to a longest side of 1024, everything above 0 kept, padded, then every other pixel taken.
+    Resized to a longest side of 1024 with everything above 0 kept, padded, then every other pixel taken.
 
     Source: WayneTomas/SSP-SAM:datasets/transforms.py (SAMMaskResize), datasets/dataset.py.
     """
@@ -197,7 +197,7 @@ def mask_to_paper_square(mask: BoolMask) -> BoolMask:
 
 
 def sam_logits_to_paper_square(mask_logits: Tensor) -> Tensor:
-    """(B, 1, h, h) logits over the padded square as the paper's code compares them: (B, 512, 512)."""
+    """(B, 1, h, h) logits over the padded square as compared by the paper's code: (B, 512, 512)."""
     canvas = F.interpolate(mask_logits.float(), size=(PAPER_CANVAS, PAPER_CANVAS), mode="bilinear")
     return F.interpolate(canvas, size=(PAPER_SIDE, PAPER_SIDE), mode="bilinear")[:, 0]
 

@@ -1,8 +1,7 @@
-"""SAM's image encoder with segment_anything's modules and numbers, and attention that is fused and sliced.
+"""SAM's image encoder with segment_anything's modules and numbers, and fused, sliced attention.
 
-Stock attention writes the scores of all cells with all cells three times: at 1024 px these are gigabytes.
-Here they never exist as a whole. What has to be written, the decomposed relative positions of a slice of
-queries, is bounded.
+Stock attention materialises the scores of all pairs of cells three times: gigabytes at 1024 px. Here they are
+never materialised; the decomposed relative positions of a slice of queries are, within a limit.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from segment_anything.modeling.image_encoder import (
 from torch import Tensor
 
 SLICE_BYTES = 32 * 2**20
-"""Of the relative positions that are written at once."""
+"""Limit of the relative positions materialised at once."""
 
 
 class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]  # segment_anything is not typed
     """Stock modules and tensors: (B, 3, S, S), SAM's preprocessing, to (B, C, S / 16, S / 16)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encodes preprocessed pictures."""
+        """Encodes preprocessed images."""
         cells = self.patch_embed(images.contiguous(memory_format=torch.channels_last))  # (B, h, w, width)
         cells = cells + self.pos_embed
         for block in self.blocks:
@@ -38,7 +37,7 @@ class ImageEncoder(ImageEncoderViT):  # type: ignore[misc]  # segment_anything i
 
 
 def run_block(block: Block, cells: Tensor) -> Tensor:
-    """Runs a stock transformer block on (B, h, w, width) cells, in windows where it has them."""
+    """Runs a stock transformer block on (B, h, w, width) cells, windowed where configured."""
     grid_hw, side = cells.shape[1:3], block.window_size
     normed = block.norm1(cells)
     if side > 0:
@@ -76,7 +75,7 @@ def attend(attention: Attention, cells: Tensor) -> Tensor:
 def _relative_positions(
     attention: Attention, query: Tensor, grid_hw: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """What each query says of every row and of every column: (B, heads, L, h) and (B, heads, L, w)."""
+    """Relative-position terms of each query for every row and column: (B, heads, L, h), (B, heads, L, w)."""
     batch, heads, length, _ = query.shape
     height, width = grid_hw
     rows = get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype)  # (h, h, d)

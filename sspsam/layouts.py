@@ -1,7 +1,7 @@
-"""Who names the tensors how: SSP-SAM's authors, OpenAI's CLIP and open_clip, segment_anything, and we.
+"""Tensor naming of SSP-SAM's authors, OpenAI's CLIP and open_clip, segment_anything, and ours.
 
-Our names are those of `SSPSAM.state_dict()`, and `image_encoder.` before those of SAM's image encoder, which
-is no part of the model. Everything here renames; no tensor is changed.
+Our names are those of `SSPSAM.state_dict()`, with `image_encoder.` before those of SAM's image encoder, which
+is not part of the model. This module only renames; tensors stay unchanged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 Layout = Literal["ours", "ssp-sam", "clip", "sam"]
-"""`ssp-sam` is a checkpoint of the authors' training, `clip` both OpenAI's and open_clip's, `sam` Meta's."""
+"""`ssp-sam` is a checkpoint of the authors' training, `clip` OpenAI's or open_clip's, `sam` Meta's."""
 
 IMAGE_ENCODER_PREFIX = "image_encoder."
 CLIP_PREFIX = "clip.towers."
@@ -40,7 +40,7 @@ REFERENCE_PREFIXES = {
     "sam.prompt_encoder.": "sam.prompt_encoder.",
     "sam.mask_decoder.": "sam.mask_decoder.",
 }
-"""The reference implementation's layout to ours; no prefix begins another."""
+"""The reference implementation's layout to ours; no prefix is a prefix of another."""
 
 SAM_PREFIXES = {
     "image_encoder.": IMAGE_ENCODER_PREFIX,
@@ -49,15 +49,15 @@ SAM_PREFIXES = {
 }
 
 UNUSED_REFERENCE_PREFIXES = (
-    "img2img_attn.",  # two modules that released checkpoints carry and the forward pass never uses
+    "img2img_attn.",  # two modules in released checkpoints that the forward pass never uses
     "norm_text_cond_img.",
     "sam.pixel_",  # constants of SAM's preprocessing
-    "encoder.visual.attn.",  # a copy that the reference's lazy surgery leaves behind
+    "encoder.visual.attn.",  # a copy left behind by the reference's lazy surgery
 )
 UNUSED_CLIP_NAMES = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
-"""Sizes that OpenAI's archives keep as tensors, and the causal mask, which is no weight."""
+"""Sizes stored as tensors in OpenAI's archives, and the causal mask, which is not a weight."""
 UNUSED_SAM_PREFIXES = ("pixel_", "image_encoder.norm_head.", "image_encoder.head.")
-"""Constants of SAM's preprocessing, and the ImageNet head that MobileSAM's file carries."""
+"""Constants of SAM's preprocessing, and the ImageNet head in MobileSAM's file."""
 
 SURGERY_RENAMES = {
     ".attn.qkv.weight": ".attn.in_proj_weight",
@@ -65,7 +65,7 @@ SURGERY_RENAMES = {
     ".attn.proj.weight": ".attn.out_proj.weight",
     ".attn.proj.bias": ".attn.out_proj.bias",
 }
-"""How the reference's surgery renames the attention of the last image blocks."""
+"""Renaming of attention in the last image blocks by the reference's surgery."""
 
 _OUR_PARTS = (
     "clip.", "linguistic_adapter.", "visual_adapter.", "fusion.", "prompt_generator.",
@@ -74,10 +74,10 @@ _OUR_PARTS = (
 
 
 def find_layout(names: Collection[str]) -> Layout:
-    """Tells by the names whose layout it is.
+    """Detects the layout from the names.
 
     Raises:
-        ValueError: nobody's that is known here.
+        ValueError: unknown layout.
     """
     if "tf_scale" in names or "vl_pos_embed.weight" in names:
         return "ssp-sam"
@@ -89,13 +89,13 @@ def find_layout(names: Collection[str]) -> Layout:
         return "sam"
     some = ", ".join(sorted(names)[:5]) or "none"
     raise ValueError(
-        "not the tensors of SSP-SAM, of a CLIP ViT (OpenAI's or open_clip's names) or of SAM; "
-        f"the first names are: {some}"
+        "not the tensors of SSP-SAM, of a CLIP ViT (OpenAI's or open_clip's names) or of SAM; the first "
+        f"names are: {some}"
     )
 
 
 def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Renames; what is known to be unused is left out, unknown names stay for a strict loader to report."""
+    """Renames; known unused tensors are dropped, unknown names are kept for the strict loader to report."""
     if layout == "ssp-sam":
         return reference_to_ours(state)
     if layout == "clip":

@@ -26,18 +26,18 @@ BoolMask = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
 
 CHANNELS = 4  # RGBA
-ALPHA_THRESHOLD = 127  # an alpha above this is mask: brush strokes leave antialiased edges
+ALPHA_THRESHOLD = 127  # alpha values above this are mask: brush strokes have antialiased edges
 
-MAX_PIXELS = 2**28  # of a mask that is read; 16 Ki x 16 Ki
+MAX_PIXELS = 2**28  # limit for decoding; 16 Ki x 16 Ki
 
-_MAX_UNITS = 7  # characters to a count of COCO RLE: 35 bits
+_MAX_UNITS = 7  # characters per count of COCO RLE: 35 bits
 _WORD_BITS = 8
-_FIELD_BITS = (3, 4, 8, 16)  # what Label Studio's converter writes; any other is read as well
+_FIELD_BITS = (3, 4, 8, 16)  # written by Label Studio's converter; others are read as well
 _HEADER_BITS = 32 + 5 + 4 * 4
 _MAX_RUN = 2 ** _FIELD_BITS[-1]
 _MAX_ELEMENTS = 2**32 - 1
 
-_PIECE_BITS = 2**15  # of the stream, looked at together
+_PIECE_BITS = 2**15  # of the stream, processed at once
 
 
 class MaskFormatError(ValueError):
@@ -78,14 +78,14 @@ def brush_rle_to_mask(rle: Sequence[int], height: int, width: int) -> BoolMask:
 
     Args:
         rle: Bytes as ints 0..255, from our encoder, label_studio_sdk or the browser's brush.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        MaskFormatError: The stream is cut, is not bytes, or is of another image size.
+        MaskFormatError: The stream is truncated, is not bytes, or is of another image size.
     """
     try:
         data = np.frombuffer(bytes(rle) if len(rle) else b"", dtype=np.uint8)
@@ -108,7 +108,7 @@ def mask_to_coco_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
     Raises:
         MaskFormatError: Not two-dimensional, or without pixels.
     """
-    by_columns = cv2.transpose(_as_mask(mask).view(np.uint8)).T  # as pycocotools wants it; numpy takes longer
+    by_columns = cv2.transpose(_as_mask(mask).view(np.uint8)).T  # pycocotools' order; numpy takes longer
     encoded = coco_mask.encode(by_columns)
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -129,7 +129,7 @@ def coco_rle_to_mask(rle: Mapping[str, Any]) -> BoolMask:
 
 
 def coco_rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Intersection over union of two masks, 0..1, without decoding them; 0 when their sizes differ.
+    """Intersection over union of two masks, 0..1, without decoding them; 0 if their sizes differ.
 
     Raises:
         MaskFormatError: one is not a COCO RLE.
@@ -153,7 +153,7 @@ def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float
 
 
 def _encoded(rle: Mapping[str, Any]) -> Any:
-    """A COCO RLE as pycocotools takes it, compressed; it would leave what no count covers uninitialised."""
+    """Compressed COCO RLE for pycocotools, which would leave pixels without a count uninitialised."""
     height, width = (int(side) for side in rle["size"])
     if min(height, width) < 0 or height * width > MAX_PIXELS:
         raise ValueError(f"a mask of {height} x {width} pixels; at most {MAX_PIXELS} are read")
@@ -168,7 +168,7 @@ def _encoded(rle: Mapping[str, Any]) -> Any:
 
 
 def _counts(text: str | bytes) -> _Ints:
-    """The run lengths in compressed counts: five bits to a character, from the third on as differences."""
+    """Run lengths in compressed counts: five bits per character, differences from the third on."""
     data = text if isinstance(text, bytes) else str(text).encode("ascii")
     units = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
     if units.size == 0:
@@ -212,16 +212,16 @@ def _run_codes(lengths: _Ints, filled: BoolMask) -> tuple[npt.NDArray[np.uint64]
 
 
 def _pack_bits(codes: npt.NDArray[np.uint64], code_bits: _Ints) -> list[int]:
-    """Writes codes one after the other, most significant bit first.
+    """Writes codes consecutively, most significant bit first.
 
-    Each code is at most 32 bits, so each 64-bit word has one that starts in it, and only the last of
-    these runs over into the next word.
+    Each code has at most 32 bits, so in each 64-bit word only the last code that starts there can extend into
+    the next word.
     """
     # All codes are placed at once: writing a ragged 12-megapixel mask bit by bit takes seconds in Python.
     ends = np.cumsum(code_bits)
     starts = ends - code_bits
     word_of = starts >> 6
-    room = 64 - (starts & 63) - code_bits  # negative: bits that run over
+    room = 64 - (starts & 63) - code_bits  # negative: bits that extend into the next word
     over = np.maximum(-room, 0).astype(np.uint64)
     heads = np.where(room >= 0, codes << np.maximum(room, 0).astype(np.uint64), codes >> over)
     # Codes that start in one word touch different bits of it, so OR joins them.
@@ -230,7 +230,7 @@ def _pack_bits(codes: npt.NDArray[np.uint64], code_bits: _Ints) -> list[int]:
     words[:-1] = np.bitwise_or.reduceat(heads, first_in_word)
     spilled = np.flatnonzero(room < 0)
     words[word_of[spilled] + 1] |= codes[spilled] << (np.uint64(64) - over[spilled])
-    n_bytes = int(ends[-1]) // 8 + 1  # the reference pads by a whole byte when there is nothing to pad
+    n_bytes = int(ends[-1]) // 8 + 1  # the reference adds a whole padding byte if no padding is needed
     packed: list[int] = words.astype(">u8").view(np.uint8)[:n_bytes].tolist()
     return packed
 
@@ -282,9 +282,9 @@ def _fill(
 class _TokenReader:
     """Finds the tokens of a brush RLE stream.
 
-    Where a token starts is known only when the one before it has been read, and reading tokens one by one
-    is slow here. How long a run at each bit of a piece would be is looked up for all bits together; what is
-    left is to follow them.
+    A token's start is known only after the previous token, and decoding tokens one by one is slow in Python.
+    The length of a hypothetical run at each bit of a piece is computed for all bits together; only following
+    the chain is sequential.
     """
 
     def __init__(self, data: npt.NDArray[np.uint8], field_bits: _Ints) -> None:
@@ -321,7 +321,7 @@ class _TokenReader:
         return np.concatenate(pieces)
 
     def _run_bits(self, first: int, end: int) -> npt.NDArray[np.uint8]:
-        """How long a run at each bit position would be, 0 where it is none; from and to whole bytes."""
+        """Length of a run at each bit position, 0 where there is none; between whole bytes."""
         lengths = np.where(np.arange(8) > 3, 3 + self._field_bits + _WORD_BITS, 0).astype(np.uint8)
         windows = (self._windows[first >> 3 : end >> 3] >> np.uint32(16)).astype(np.uint16)
         kinds = (windows[:, None] << np.arange(8, dtype=np.uint16)) >> np.uint16(13)
@@ -329,7 +329,7 @@ class _TokenReader:
         return runs
 
     def _literal_bits(self, position: int) -> int:
-        """How long the token of literal words at a bit position is."""
+        """Length of the literal token at a bit position."""
         bits = int(self._windows[position >> 3]) << (position & 7) & 0xFFFFFFFF
         field = int(self._field_bits[bits >> 29])
         count = ((bits << 3 & 0xFFFFFFFF) >> (32 - field)) + 1

@@ -20,12 +20,12 @@ from sspsam.words import LearnedWords
 
 
 class SSPSAMOutput(NamedTuple):
-    """What the model answers."""
+    """Output of the model."""
 
     mask_logits: Tensor
     """(B, 1, 4h, 4w) over the padded SAM square."""
     boxes: Tensor | None
-    """(B, 4) cxcywh in 0..1 of the CLIP canvas; None in a variant without the REC head."""
+    """(B, 4) cxcywh in 0..1 of the CLIP input; None in a variant without the REC head."""
     iou_predictions: Tensor
     """(B,): the decoder's own estimate of its mask's IoU."""
 
@@ -38,26 +38,26 @@ class EncodedPhrase(NamedTuple):
     phrase: PhraseFeatures
 
     def row(self, number: int, length: int) -> EncodedPhrase:
-        """One of the phrases, of so many tokens, in memory of its own."""
+        """One phrase of the batch, cut to its tokens, in memory of its own."""
         sentence_feature = self.sentence_feature[number : number + 1].clone()
         return EncodedPhrase(sentence_feature, self.phrase.row(number, length))
 
     @classmethod
     def stack(cls, encoded: Sequence[EncodedPhrase]) -> EncodedPhrase:
-        """Rows as a batch, padded to the length of the longest."""
+        """Concatenates rows to a batch, padded to the longest."""
         sentences, phrases = zip(*encoded, strict=True)
         return cls(torch.cat(sentences), PhraseFeatures.stack(phrases))
 
     @property
     def nbytes(self) -> int:
-        """Memory that the tensors take."""
+        """Bytes of the tensors."""
         return self.sentence_feature.nbytes + self.phrase.nbytes
 
 
 class SSPSAM(nn.Module):
-    """CLIP and SAM, joined by the semantic-spatial prompt encoder.
+    """CLIP and SAM, connected by the semantic-spatial prompt encoder.
 
-    SAM's image encoder is not part of it: its output is an input here, computed once per image.
+    SAM's image encoder is not part of it: its output is an input, computed once per image.
     """
 
     mask_threshold = 0.0
@@ -81,10 +81,10 @@ class SSPSAM(nn.Module):
         self.sam.prompt_encoder.requires_grad_(False)
 
     def forward(self, clip_images: Tensor, image_embeddings: Tensor, tokens: Tensor) -> SSPSAMOutput:
-        """Segments what each phrase means in its image.
+        """Segments the referent of each phrase in its image.
 
         Args:
-            clip_images: (B, 3, S, S), CLIP canvas, normalised.
+            clip_images: (B, 3, S, S), padded CLIP input, normalised.
             image_embeddings: (B, C, h, w), SAM's image encoder output.
             tokens: (B, 77) int64, padded with 0.
         """
@@ -96,8 +96,8 @@ class SSPSAM(nn.Module):
     def encode_image(self, clip_images: Tensor) -> Tensor:
         """CLIP patch features, (B, G*G, D).
 
-        They are divided by their norm over the token axis, class token included: not over channels, which
-        would be usual, but this is what the released weights were trained with.
+        They are divided by their norm over the token axis, class token included, instead of the usual channel
+        axis: the released weights were trained this way.
         """
         features: Tensor = self.clip.encode_image(clip_images)  # (B, 1 + G*G, D)
         norm: Tensor = features.norm(dim=1, keepdim=True)
@@ -108,7 +108,7 @@ class SSPSAM(nn.Module):
         return self.adapt_phrase(self.encode_text(tokens), tokens)
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """CLIP text features of (B, L) tokens, learned words as fine-tuning has taught them."""
+        """CLIP text features of (B, L) tokens, including learned words."""
         return self.clip.encode_text(tokens, self.learned_words(tokens))
 
     def adapt_phrase(self, text: TextFeatures, tokens: Tensor) -> EncodedPhrase:
@@ -128,11 +128,11 @@ class SSPSAM(nn.Module):
         return cast(Tensor, self.fusion(adapted.tanh() * gate))
 
     def locate(self, prompts: Prompts) -> Tensor | None:
-        """Boxes (B, 4), cxcywh in 0..1 of the CLIP canvas; None without a box head."""
+        """Boxes (B, 4), cxcywh in 0..1 of the CLIP input; None without a box head."""
         return None if self.box_head is None else self.box_head(prompts.box_token)
 
     def believe(self, prompts: Prompts) -> Tensor | None:
-        """Logits (B,) of whether anything fits the phrase; None without a presence head.
+        """Logits (B,) of whether the phrase has a target; None without a presence head.
 
         Source: the no-target classifier of ReLA (Liu et al., GRES, arXiv 2306.00968), on the box token.
         """

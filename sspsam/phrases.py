@@ -16,11 +16,11 @@ KEPT_PHRASES = 4096
 
 
 class PhraseError(ValueError):
-    """A phrase cannot be used: empty, or longer than CLIP reads."""
+    """An unusable phrase: empty, or longer than CLIP's context."""
 
 
 def tokenize(phrases: Sequence[str]) -> Tensor:
-    """Turns phrases into CLIP tokens, in the form the model was trained on.
+    """Converts phrases to CLIP tokens, in the form the model was trained on.
 
     Args:
         phrases: referring expressions in English; lower-cased, stripped and ended with a full stop here.
@@ -39,18 +39,18 @@ def tokenize(phrases: Sequence[str]) -> Tensor:
 
 
 def normalise(phrase: str) -> str:
-    """The form in which two spellings of a phrase are the same phrase."""
+    """Normalised form: equal for spellings of the same phrase."""
     return " ".join(phrase.lower().split())
 
 
 def token_ids(text: str) -> list[int]:
-    """Ids of a text's tokens, without the ones that begin and end a phrase."""
+    """Token IDs of a text, without start and end tokens."""
     ids: list[int] = _tokenizer().encode(normalise(text))
     return ids
 
 
 def token_text(token: int) -> str:
-    """The word, or the piece of one, that a token stands for."""
+    """The word, or word piece, of a token."""
     text: str = _tokenizer().decode([token])
     return text.strip()
 
@@ -62,7 +62,7 @@ def _encode(text: str) -> list[int]:
     tokenizer = _tokenizer()
     ids = [tokenizer.sot_token_id, *tokenizer.encode(f"{text}."), tokenizer.eot_token_id]
     if len(ids) > CONTEXT_LENGTH:
-        raise PhraseError(f"the phrase is too long: {len(ids)} tokens, at most {CONTEXT_LENGTH} can be read")
+        raise PhraseError(f"the phrase is too long: {len(ids)} tokens, the limit is {CONTEXT_LENGTH}")
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Reading pictures from files, as people see them."""
+"""Reads images from files, as displayed."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class PictureError(ValueError):
-    """A file that cannot be read as a picture, or a place where none can be written. The message names it."""
+    """A file that cannot be read as an image, or a path that cannot be written. The message names it."""
 
 
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Reads a picture in its original frame: EXIF orientation applied, (H, W, 3) RGB uint8.
+    """Reads an image in its original frame: EXIF orientation applied, (H, W, 3) RGB uint8.
 
     Raises:
-        PictureError: the file is missing, cut, too large or no picture.
+        PictureError: the file is missing, truncated, too large or not an image.
     """
     try:
         with Image.open(path) as picture:
             return picture_to_pixels(picture)
     except FileNotFoundError as error:
-        raise PictureError(f"there is no picture {path}") from error
+        raise PictureError(f"there is no image {path}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture of a known kind (JPEG, PNG, WebP, TIFF, ...)") from error
+        raise PictureError(
+            f"{path} is not an image in a supported format (JPEG, PNG, WebP, TIFF, ...)"
+        ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} cannot be read as a picture: {error}") from error
+        raise PictureError(f"{path} cannot be read as an image: {error}") from error
 
 
 def picture_to_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """The pixels as people see them: upright, transparency on white, 16 bits of grey as 8.
+    """Pixels as displayed: upright, transparency on white, 16-bit grey as 8-bit.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        OSError, ValueError, SyntaxError: the file behind the picture is damaged.
+        OSError, ValueError, SyntaxError: the image file is damaged.
     """
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):  # 16 bits of grey
+    if upright.mode.startswith("I"):  # 16-bit grey
         grey = np.clip(np.asarray(upright) // 256, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if upright.has_transparency_data:
@@ -50,12 +52,12 @@ def picture_to_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture in the format that the file's name ends in.
+    """Writes an image in the format of the file's extension.
 
     Raises:
-        PictureError: no such format, or the file cannot be written.
+        PictureError: unsupported format, or the file cannot be written.
     """
     try:
         picture.save(path)
     except (ValueError, OSError) as error:
-        raise PictureError(f"the picture cannot be written to {path}: {error}") from error
+        raise PictureError(f"the image cannot be written to {path}: {error}") from error

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from sspsam.masks import BoolMask, MaskFormatError
 
 _Ints = npt.NDArray[np.int64]
-_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up; the mask lies to the right
-_MASK_PIXEL = np.array([(0, 0), (-1, 0), (-1, -1), (0, -1)])  # of an edge, from where it starts
-_TURNS = (1, 0, 3)  # right first: pixels that touch at a corner alone are separate parts
+_STEPS = np.array(
+    [(1, 0), (0, 1), (-1, 0), (0, -1)]
+)  # right, down, left, up; the mask is on the right-hand side
+_MASK_PIXEL = np.array([(0, 0), (-1, 0), (-1, -1), (0, -1)])  # of an edge, relative to its start
+_TURNS = (1, 0, 3)  # right first: pixels that touch only at a corner are separate parts
 
 
 def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
@@ -28,7 +30,7 @@ def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
         mask: (H, W) bool, or any number type in which non-zero is mask.
 
     Returns:
-        One polygon for each part, its holes included; none for an empty mask.
+        One polygon per part, including its holes; none for an empty mask.
 
     Raises:
         MaskFormatError: not two-dimensional, or without pixels.
@@ -50,10 +52,10 @@ def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
 
 
 def _edges(filled: BoolMask) -> tuple[_Ints, _Ints]:
-    """Edges between mask and no mask.
+    """Edges between mask and background.
 
     Returns:
-        Direction of each, (N,), and x, y of the corner that it starts at, (N, 2).
+        Direction of each, (N,), and x, y of its start corner, (N, 2).
     """
     padded = np.pad(filled, 1)
     inside = padded[1:-1, 1:-1]
@@ -67,7 +69,7 @@ def _edges(filled: BoolMask) -> tuple[_Ints, _Ints]:
 
 
 def _next_edges(directions: _Ints, starts: _Ints, hw: tuple[int, ...]) -> _Ints:
-    """For each edge the one that goes on where it ends."""
+    """For each edge, the next one along the outline."""
     height, width = hw[0] + 1, hw[1] + 1
 
     def keys(directions: _Ints, corners: _Ints) -> _Ints:
@@ -79,7 +81,7 @@ def _next_edges(directions: _Ints, starts: _Ints, hw: tuple[int, ...]) -> _Ints:
     ordered = own[order]
     ends = starts + _STEPS[directions]
     following: _Ints = np.full(own.size, -1)
-    for turn in reversed(_TURNS):  # what is tried last goes before
+    for turn in reversed(_TURNS):  # candidates tried later take precedence
         wanted = keys((directions + turn) % 4, ends)
         place = np.minimum(np.searchsorted(ordered, wanted), own.size - 1)
         following = np.where(ordered[place] == wanted, order[place], following)
@@ -103,7 +105,7 @@ def _loops(following: _Ints) -> list[_Ints]:
 
 
 def _joined(loops: list[_Ints]) -> list[float]:
-    """The outline of a part, with a way to each hole and back: both lie on each other."""
+    """The outline of a part, connected to each hole by a line that is traversed both ways."""
     outer, *holes = sorted(loops, key=_area, reverse=True)
     corners = [outer]
     for hole in holes:

@@ -1,4 +1,4 @@
-"""Predictor: embed an image once, ask it about many phrases."""
+"""Predictor: embeds an image once and segments it by many phrases."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from sspsam.specks import without_specks
 from sspsam.two_way import ImageSide
 
 ImagePrecision = Literal["float32", "bfloat16"]
-"""What SAM's image encoder computes in; bfloat16 where the hardware has it is faster, and less exact."""
+"""Precision of SAM's image encoder; bfloat16 is faster on supporting hardware, and less exact."""
 
 TEST_SEED = 0
 CACHED_BYTES = 2 * 2**20
-"""Of pictures' cells that the mask decoder works on at a time, on a CPU."""
+"""Number of image cells that the mask decoder processes at a time on a CPU."""
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
@@ -40,11 +40,11 @@ _Row = tuple[Question, EncodedPhrase | None, ImageSide]
 
 
 class Predictor:
-    """The model with its image encoder, on one device. `embed` and `decode` may run at the same time.
+    """The model with its image encoder, on one device. `embed` and `decode` may run concurrently.
 
-    Two threads may not be in the same one of them, nor in `decode` while weights are swapped.
+    Neither may be called by two threads at once, nor `decode` during a weight swap.
 
-    What `decode` makes of a picture alone, or of a phrase alone, is kept (`sspsam.reuse`).
+    Intermediate results of `decode` for an image or a phrase are cached (`sspsam.reuse`).
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Predictor:
 
         Args:
             name: key of PRESETS.
-            device: `cpu`, `cuda`, `cuda:1`, or `auto`: CUDA where there is one.
-            weights: a safetensors file with the model's and the image encoder's tensors; without it, the
-                weights that ship in the package.
-            image_precision: what SAM's image encoder computes in; its embeddings are float32 in any case.
+            device: `cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if available.
+            weights: a safetensors file with the tensors of model and image encoder; default: the packaged
+                weights.
+            image_precision: precision of SAM's image encoder; its embeddings are float32 in any case.
 
         Raises:
-            ValueError: there is no such preset or precision.
-            CheckpointError: no weights for it, or they do not fit.
+            ValueError: unknown preset or precision.
+            CheckpointError: there are no weights for it, or they do not fit.
         """
         preset = get_preset(name)
         path = weights or packaged_weights(name)
@@ -93,7 +93,7 @@ class Predictor:
             return cls(*load_bundle(name, path), name, device, image_precision)
         if base_preset(name) != "ssp-sam-test":
             raise checkpoints.CheckpointError(
-                f"no weights for {name} ship in the package: give a converted file (sspsam weights convert)"
+                f"the package contains no weights for {name}: give a converted file (sspsam weights convert)"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEST_SEED)
@@ -101,7 +101,7 @@ class Predictor:
         return cls(model, image_encoder, name, device, image_precision)
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
-        """Swaps fine-tuned tensors in. Image embeddings stay valid.
+        """Loads fine-tuned tensors. Image embeddings stay valid.
 
         Raises:
             CheckpointError: the tensors do not fit; the model is unchanged.
@@ -109,17 +109,17 @@ class Predictor:
         checkpoints.load_trainable(self.model, state)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """A copy of the tensors that fine-tuning changes, on the CPU."""
+        """A copy of the trainable tensors, on the CPU."""
         return {key: value.cpu().clone() for key, value in checkpoints.trainable_state(self.model).items()}
 
     def embed(self, image: UInt8Image) -> ImageEmbedding:
-        """Encodes a picture.
+        """Encodes an image.
 
         Args:
             image: (H, W, 3) uint8, RGB, upright.
 
         Raises:
-            ValueError: of another shape or type.
+            ValueError: wrong shape or dtype.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ValueError(f"expected an (H, W, 3) uint8 image, got {image.shape} {image.dtype}")
@@ -139,7 +139,7 @@ class Predictor:
         return image_embeddings.float(), self.model.encode_image(clip_images.to(self.device))
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> ImageEmbedding:
-        """What `ImageEmbedding.to_tensors` wrote, on this device.
+        """Restores an embedding from `ImageEmbedding.to_tensors` on this device.
 
         Raises:
             KeyError: a tensor is missing.
@@ -152,7 +152,7 @@ class Predictor:
 
     @cached_property
     def encoders_digest(self) -> str:
-        """Hex sha256 of all that image embeddings depend on, fine-tuned weights not among it."""
+        """Hex sha256 of everything that image embeddings depend on; excludes fine-tuned weights."""
         clip = self.model.preset.clip
         sizes = f"{clip.image_size} {clip.centred} {clip.surgery_blocks} {self._sam_side}"
         exactness = "" if self.image_precision == "float32" else f" {self.image_precision}"
@@ -165,16 +165,16 @@ class Predictor:
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
     ) -> list[Referent]:
-        """Segments what each phrase refers to.
+        """Segments the referent of each phrase.
 
         Args:
-            embedding: of the picture.
+            embedding: of the image.
             phrases: referring expressions, at most 77 CLIP tokens each.
-            points: (N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame; for every phrase.
+            points: (N, 3) x px, y px, 1 (foreground) or 0 (background), original frame; for every phrase.
             boxes: (4,) xyxy px, original frame; for every phrase.
 
         Returns:
-            One Referent per phrase, in order. Where somebody pointed at it, however small a mask is one.
+            One Referent per phrase, in order. With positive clicks, masks of any size are kept.
 
         Raises:
             PhraseError: a phrase is empty or too long.
@@ -189,15 +189,15 @@ class Predictor:
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
     ) -> Referent:
-        """Segments what is pointed at, without a phrase: SAM alone.
+        """Segments by clicks without a phrase: plain SAM.
 
         Args:
-            embedding: of the picture.
+            embedding: of the image.
             points: as for `predict`.
             boxes: as for `predict`.
 
         Returns:
-            A Referent whose phrase is empty, and whose box is the mask's.
+            A Referent with an empty phrase and the mask's box.
 
         Raises:
             ValueError: neither points nor a box.
@@ -207,13 +207,13 @@ class Predictor:
 
     @torch.inference_mode()
     def decode(self, questions: Sequence[Question]) -> list[Decoded]:
-        """Asks the networks; pictures may differ. Phrases share one forward pass.
+        """Runs the networks; images may differ. Phrases share one forward pass.
 
-        What is pointed at runs by itself: prompts of different lengths do not stack.
+        Questions with clicks run separately: prompts of different lengths cannot be batched.
 
         Raises:
             PhraseError: a phrase is too long.
-            ValueError: neither a phrase nor anything pointed at.
+            ValueError: neither a phrase nor clicks.
         """
         together = [place for place, question in enumerate(questions) if not question.is_pointed]
         alone = [[place] for place, question in enumerate(questions) if question.is_pointed]
@@ -223,12 +223,12 @@ class Predictor:
         return [found[place] for place in range(len(questions))]
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent:
-        """Brings what the networks say back to the picture. Any thread may.
+        """Resizes the networks' output to the image. Thread-safe.
 
         Args:
             decoded: From `decode`.
-            min_speck: Parts and holes of the mask that are smaller than this share of the picture are left
-                out; where nothing else would be left, they stay.
+            min_speck: Parts and holes of the mask below this share of the image are removed, unless nothing
+                would remain.
         """
         question, embedding = decoded.question, decoded.question.embedding
         threshold = self.model.mask_threshold
@@ -249,7 +249,7 @@ class Predictor:
         return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
 
     def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
-        """Any number of phrases, or one question with something pointed at."""
+        """Any number of phrases, or one question with clicks."""
         phrases = [question.phrase for question in questions]
         encoded = self._reuse.encode_phrases(phrases) if any(phrases) else [None] * len(phrases)
         images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
@@ -259,7 +259,7 @@ class Predictor:
     def _share(
         self, answer: Callable[[Sequence[_Item]], Sequence[_Answer]], rows: Sequence[_Item]
     ) -> list[_Answer]:
-        """The answers to the rows of a batch: on a CPU its cores share them, a GPU takes them at once."""
+        """Answers for the rows of a batch: distributed over cores on a CPU, in one pass on a GPU."""
         return list(answer(rows)) if self.device.type != "cpu" else self._cores.map(answer, rows)
 
     @torch.inference_mode()
@@ -275,7 +275,7 @@ class Predictor:
         elif clicks is not None:
             sparse = clicks
         else:
-            raise ValueError("expected points or a box: without a phrase there is nothing else to go by")
+            raise ValueError("expected points or a box: there is no phrase")
         mask_logits, iou_predictions = self._decode_masks(images, sparse)
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
@@ -286,7 +286,7 @@ class Predictor:
         return [Decoded(*answer) for answer in answers]
 
     def _decode_masks(self, images: Sequence[ImageSide], sparse: Tensor) -> tuple[Tensor, Tensor]:
-        """As `SAMDecoder.decode`. On a CPU a few rows at a time: no more than its caches hold."""
+        """Like `SAMDecoder.decode`. On a CPU a few rows at a time, to fit in its caches."""
         decode = self.model.sam.decode
         together = len(images)
         if self.device.type == "cpu":
@@ -299,7 +299,7 @@ class Predictor:
         return torch.cat(mask_logits), torch.cat(iou_predictions)
 
     def _embed_clicks(self, question: Question) -> Tensor | None:
-        """SAM's own embeddings, (1, M, C), of what is pointed at."""
+        """SAM's own embeddings, (1, M, C), of points and boxes."""
         embedding, points, boxes = question.embedding, question.points, question.boxes
         if points is None and boxes is None:
             return None
@@ -319,10 +319,10 @@ class Predictor:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, otherwise the CPU.
+    """`auto` is CUDA if available, otherwise the CPU.
 
     Raises:
-        ValueError: not a device that torch knows.
+        ValueError: not a device known to torch.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -333,7 +333,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """(1, ...) tensors as the rows of one; the same one several times takes no more memory."""
+    """Concatenates (1, ...) tensors; a repeated one is expanded without copying."""
     first = tensors[0]
     if all(tensor is first for tensor in tensors):
         return first.expand(len(tensors), *first.shape[1:])

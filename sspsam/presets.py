@@ -17,7 +17,7 @@ class CLIPConfig:
     """Sizes of the two CLIP towers (open_clip's architecture)."""
 
     image_size: int
-    """Side of the square CLIP canvas, px."""
+    """Side of the square CLIP input, px."""
     patch_size: int
     width: int
     layers: int
@@ -28,17 +28,17 @@ class CLIPConfig:
     text_layers: int
     text_heads: int
     surgery_blocks: int = 6
-    """How many of the last image blocks run the value-value path of CLIP Surgery."""
+    """Number of final image blocks with CLIP Surgery's value-value path."""
     quick_gelu: bool = True
     """OpenAI's weights were trained with the sigmoid approximation of GELU."""
     centred: bool = True
-    """The picture lies in the middle of the canvas; otherwise at its top left, as on SAM's."""
+    """Whether the image is centred in its padded input; otherwise at the top left, as for SAM."""
     stem: StemConfig = ()
-    """Convolutions in place of the patch projection, for small towers; empty: stock."""
+    """Convolutions instead of the patch projection, for small towers; empty: stock."""
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the canvas, G."""
+        """Patches along one side of the input, G."""
         return self.image_size // self.patch_size
 
 
@@ -47,7 +47,7 @@ class ImageEncoderConfig:
     """Sizes of a SAM image encoder (segment_anything's ViT)."""
 
     image_size: int
-    """Side of the square SAM canvas, px."""
+    """Side of the square SAM input, px."""
     width: int
     depth: int
     heads: int
@@ -56,7 +56,7 @@ class ImageEncoderConfig:
     patch_size: int = 16
     embedding_dim: int = 256
     stem: StemConfig = ()
-    """Convolutions in place of the patch projection, for small encoders; empty: stock."""
+    """Convolutions instead of the patch projection, for small encoders; empty: stock."""
 
     @property
     def embedding_size(self) -> int:
@@ -66,18 +66,20 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True)
 class TinyViTConfig:
-    """Sizes of MobileSAM's image encoder (TinyViT): a stage of convolutions, then three of windows."""
+    """Sizes of MobileSAM's image encoder (TinyViT): one convolutional stage, then three with windowed
+    attention.
+    """
 
     image_size: int
-    """Side of the square SAM canvas, px."""
+    """Side of the square SAM input, px."""
     widths: tuple[int, ...]
     """Channels of each stage."""
     depths: tuple[int, ...]
     """Blocks of each stage."""
     windows: tuple[int, ...]
-    """Side of the windows of the stages after the first."""
+    """Window side of the stages after the first."""
     strides: tuple[int, ...]
-    """Between a stage and the next; four more lie before the first."""
+    """Strides between consecutive stages; the stem before the first has stride 4."""
     head_width: int = 32
     embedding_dim: int = 256
 
@@ -103,19 +105,23 @@ class PromptConfig:
     heads: int = 8
     feedforward_dim: int = 2048
     placed_patches: bool = False
-    """Patches carry their positions into the sequence, not only into queries and keys."""
+    """Add positions to the patches in the sequence, not only to queries and keys."""
     adapter_dropout: float = 0.0
-    """Of the patches' attention to words, while training."""
+    """Dropout of the patches' attention to words during training."""
     linguistic_adapter: bool = True
-    """Otherwise CLIP's sentence feature stands in for the phrase vector."""
+    """If false, CLIP's sentence feature replaces the phrase vector."""
     visual_adapter: bool = True
-    """Otherwise patches are projected and nothing more."""
+    """If false, patches are only projected."""
     verification: Verification = "gaussian"
-    """How a patch's agreement with the words scales it: by a learned Gaussian, as it is, or not at all."""
+    """How a patch is scaled by its agreement with the words: by a learned Gaussian, directly, or not at all.
+
+    """
     box_head: bool = True
-    """Otherwise no REC box is predicted, nor learned from."""
+    """If false, no REC box is predicted or trained."""
     presence_head: bool = False
-    """The box token is asked whether anything fits; the paper's model says it with an empty mask alone."""
+    """Whether the box token predicts if the phrase has a target; the paper's model uses the empty mask alone.
+
+    """
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,9 @@ class Preset:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     min_presence: float = 0.5
-    """Below this probability, of variants with a presence head, nothing fits."""
+    """Variants with a presence head answer "nothing fits" below this probability."""
     weights: str | None = None
-    """File of the weights that ship in the package, if any."""
+    """File of the packaged weights, if any."""
 
 
 IMAGE_ENCODERS: dict[str, ImageEncoderConfig | TinyViTConfig] = {
@@ -205,24 +211,24 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "visual-adapter": {"visual_adapter": False, "verification": "none"},
     "rec-head": {"box_head": False},
 }
-"""What can be left out -> the PromptConfig fields that do it; `ssp-sam-224-without-rec-head` is a preset.
+"""Ablation -> the PromptConfig fields that implement it; `ssp-sam-224-without-rec-head` is a preset.
 
-Applied in this order, so that leaving out the more goes before leaving out the less.
+Applied in this order, so that larger ablations precede smaller ones.
 """
 
 _CHANGE = re.compile("-(with|without)-")
 
 
 def base_preset(name: str) -> str:
-    """The entry of PRESETS that a name begins with."""
+    """The entry of PRESETS at the start of a name."""
     return _CHANGE.split(name, maxsplit=1)[0]
 
 
 def with_image_encoder(name: str, image_encoder: str | None) -> str:
-    """The name of a preset with another SAM image encoder; its own where none is named.
+    """The name of a preset with another SAM image encoder; unchanged if none is given.
 
     Raises:
-        ValueError: there is no such preset or encoder, or the one does not fit the other.
+        ValueError: unknown preset or encoder, or they are incompatible.
     """
     own = get_preset(name).image_encoder
     if image_encoder in (None, "", own):
@@ -233,15 +239,15 @@ def with_image_encoder(name: str, image_encoder: str | None) -> str:
 
 
 def get_preset(name: str) -> Preset:
-    """Looks a preset up.
+    """Returns a preset.
 
     Args:
         name: key of PRESETS, followed by any number of `-without-<ablation>`, and by `-with-<key of
             IMAGE_ENCODERS>` for another SAM image encoder.
 
     Raises:
-        ValueError: there is no preset of that name, no such ablation or encoder, or its embedding is of
-            another shape than the preset's decoder reads.
+        ValueError: unknown preset, ablation or encoder, or the shape of the encoder's embedding does not
+            match the preset's decoder.
     """
     base, *changes = _CHANGE.split(name)
     if base not in PRESETS:
@@ -261,7 +267,7 @@ def get_preset(name: str) -> Preset:
 
 
 def _without(preset: Preset, part: str) -> Preset:
-    """As the authors do it: without the visual adapter, CLIP runs without surgery too."""
+    """As in the authors' code: without the visual adapter, CLIP runs without surgery."""
     clip = replace(preset.clip, surgery_blocks=0) if part == "visual-adapter" else preset.clip
     return replace(preset, clip=clip, prompt=replace(preset.prompt, **ABLATIONS[part]), weights=None)
 
@@ -274,7 +280,7 @@ def _with(preset: Preset, image_encoder: str, base: str) -> Preset:
     expected, found = (_embedding_shape(name) for name in (preset.image_encoder, image_encoder))
     if expected != found:
         raise ValueError(
-            f"the embedding of image encoder {image_encoder!r} is {found}, but {base} reads {expected}"
+            f"the embedding of image encoder {image_encoder!r} is {found}, but {base} requires {expected}"
         )
     return replace(preset, image_encoder=image_encoder, weights=None)
 

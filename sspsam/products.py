@@ -1,8 +1,8 @@
-"""Products of float32 matrices on x86 processors, computed by oneDNN.
+"""Matrix multiplication in float32 on x86 processors by oneDNN.
 
-PyTorch asks MKL for them, which leaves AVX-512 unused on AMD's processors: there oneDNN takes half the time
-(docs/performance.md), and with AVX2 alone about as much. PyTorch brings both, and has oneDNN multiply in what
-its compiler makes.
+PyTorch uses MKL, which does not use AVX-512 on AMD processors: oneDNN takes half the time there
+(docs/performance.md), and about the same with AVX2 alone. PyTorch includes both, and uses oneDNN in compiled
+code.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 LEAST_MULTIPLICATIONS = 2**20
-"""Below it, what it takes to call oneDNN outweighs what it saves."""
+"""Below this size, the overhead of calling oneDNN exceeds its gain."""
 
 
 @cache
 def use_onednn_matmul() -> bool:
-    """Lets this process's large products of float32 matrices on the CPU be oneDNN's, in training, too.
+    """Makes this process compute large float32 matrix products on the CPU by oneDNN, also in training.
 
-    That is every linear layer, whoever's. Products differ from MKL's in the order of their sums.
+    This affects every linear layer of the process. Results differ from MKL's in the order of summation.
 
     Returns:
-        Whether they are: not on other processors than x86, nor where PyTorch does not offer oneDNN's.
+        Whether it took effect: not on other processors than x86, nor if PyTorch does not offer oneDNN.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -39,7 +39,7 @@ def use_onednn_matmul() -> bool:
 
 
 _products = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-"""What is registered lasts as long as it does."""
+"""Registrations last as long as this object."""
 
 
 def _mm(left: Tensor, right: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _mm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """`beta` times a bias, and `alpha` times (M, K) by (K, N)."""
+    """`beta` times a bias, plus `alpha` times (M, K) by (K, N)."""
     if beta == alpha == 1 and bias.shape == right.shape[1:] and _is_worth_it(left, right):
         return _linear(left, right.t(), bias)
     return torch.addmm(bias, left, right, beta=beta, alpha=alpha, out=left.new_empty(0))
@@ -60,10 +60,10 @@ def _is_worth_it(left: Tensor, right: Tensor) -> bool:
     return (
         len(left) * right.numel() >= LEAST_MULTIPLICATIONS
         and left.dtype is right.dtype is torch.float32
-        and left.shape[1:] == right.shape[:1]  # otherwise the stock product says what is wrong
+        and left.shape[1:] == right.shape[:1]  # otherwise the stock operator reports the error
     )
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `torch.nn.functional.linear`."""
+    """Like `torch.nn.functional.linear`."""
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], ""))

@@ -13,22 +13,22 @@ from sspsam.presets import PromptConfig
 
 
 class Prompts(NamedTuple):
-    """What the prompt generator writes."""
+    """Output of the prompt generator."""
 
     box_token: Tensor
-    """(B, dim): read by the box head."""
+    """(B, dim): input of the box head."""
     prompt_tokens: Tensor
     """(B, N, dim): the semantic-spatial prompts."""
     fused_patches: Tensor | None
-    """(B, G*G, dim): what became of the patches beside them, where it was asked for: training may look."""
+    """(B, G*G, dim): the fused patches, if requested, for training losses."""
 
     def sparse_prompt_embeddings(self, extra: Tensor | None = None) -> Tensor:
-        """(B, N + M, dim) for SAM's decoder, which reads (B, M, dim) others beside ours."""
+        """(B, N + M, dim) for SAM's decoder, with (B, M, dim) additional prompts."""
         return self.prompt_tokens if extra is None else torch.cat([self.prompt_tokens, extra], dim=1)
 
 
 class FusionLayer(nn.Module):
-    """A post-norm transformer encoder layer whose queries and keys carry positions, as in DETR."""
+    """A post-norm transformer encoder layer with positions added to queries and keys, as in DETR."""
 
     def __init__(self, dim: int, heads: int, feedforward_dim: int) -> None:
         super().__init__()
@@ -65,11 +65,11 @@ class PromptGenerator(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, multimodal_patches: Tensor, with_patches: bool = False) -> Prompts:
-        """Makes prompts of (B, G*G, dim) multimodal patches.
+        """Generates prompts from (B, G*G, dim) multimodal patches.
 
         Args:
             multimodal_patches: as from `SSPSAM.fuse`.
-            with_patches: the last layer computes the patches too, which nothing reads but training.
+            with_patches: also compute the patches in the last layer, which only training needs.
         """
         learned = torch.cat([self.box_token.weight, self.prompt_tokens.weight])
         learned = learned.expand(len(multimodal_patches), -1, -1).to(multimodal_patches.dtype)
@@ -87,9 +87,9 @@ class PromptGenerator(nn.Module):
 
 
 class BoxHead(MLP):  # type: ignore[misc]  # segment_anything is not typed
-    """Referring expression comprehension: the box of what the phrase means.
+    """Referring expression comprehension: the box of the referent.
 
-    Maps (B, dim) to (B, 4), cxcywh in 0..1 of the CLIP canvas.
+    Maps (B, dim) to (B, 4), cxcywh in 0..1 of the CLIP input.
     """
 
     def __init__(self, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""The table of public weights: where they are, how large, under which licence, and their sha256."""
+"""Table of public weights: location, size, licence and sha256."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 HUB = "https://huggingface.co"
 HUB_REPOSITORY = "wayneicloud/SSP-SAM"
-"""Where the authors of SSP-SAM release checkpoints."""
+"""Repository of the SSP-SAM authors' checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,20 @@ class PublicFile:
     """One published file."""
 
     name: str
-    """What it is called on the command line."""
+    """Name on the command line."""
     what: str
     url: str
     licence: str
     size_bytes: int | None
-    """None where the server's answer is what counts."""
+    """None if only the server knows it."""
     sha256: str | None
-    """None where nobody publishes it: then the one that the hub states, else the first download's."""
+    """None if unpublished: then the one stated by the hub, else that of the first download."""
     sha256_from: str
-    """Who states it."""
+    """Source of the sha256."""
 
     @property
     def file_name(self) -> str:
-        """What it is saved as: SSP-SAM's checkpoints share one file name, so theirs is the whole path."""
+        """Local file name: SSP-SAM's checkpoints share one file name, so theirs is the whole path."""
         if self.url.startswith(f"{HUB}/"):
             repository, _, path = self.url.removeprefix(f"{HUB}/").partition("/resolve/main/")
             return "_".join([repository.rpartition("/")[2], *unquote(path).split("/")])
@@ -39,24 +39,24 @@ class PublicFile:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known about a downloaded file; kept beside it, as `<file>.json`."""
+    """Record of a downloaded file; stored next to it, as `<file>.json`."""
 
     name: str
     url: str
-    """Where it is published."""
+    """Published URL."""
     fetched_from: str
-    """Where it came from: that, or a mirror."""
+    """Actual source: the published URL, or a mirror."""
     licence: str
     size_bytes: int
     sha256: str
     sha256_from: str
-    """Who says that it must be this one."""
+    """Source of the expected sha256."""
     fetched_at: str
     """ISO 8601, UTC."""
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """The record in a file; None where there is none that can be read."""
+        """Reads a record; None if missing or unreadable."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{entry.name: values[entry.name] for entry in fields(cls)})
@@ -71,9 +71,9 @@ def hub_file(
 
     Args:
         path: inside the repository.
-        name: what it is called here; by default `hub:<path>`.
-        size_bytes: as the hub lists it.
-        sha256: as the hub lists it.
+        name: name on the command line; by default `hub:<path>`.
+        size_bytes: as listed by the hub.
+        sha256: as listed by the hub.
     """
     return PublicFile(
         name=name or f"{HUB_PREFIX}{path}",
@@ -87,15 +87,15 @@ def hub_file(
 
 
 HUB_PREFIX = "hub:"
-"""Before the path of any file in the authors' repository."""
-BY_HUB = "the hub, in X-Linked-ETag, when it is pulled"
+"""Prefix for paths in the authors' repository."""
+BY_HUB = "the hub, in X-Linked-ETag, at the time of the download"
 
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
-_BY_OPENAI = "OpenAI, in the address"
+_BY_OPENAI = "OpenAI, in the URL"
 _BY_OTHERS = (
-    "recorded alike by independent projects (micro-sam, the SAM extension of 3D Slicer); Meta publishes "
-    "no more than the beginning of the MD5, in the file names"
+    "recorded identically by independent projects (micro-sam, the SAM extension of 3D Slicer); Meta "
+    "publishes only the beginning of the MD5, in the file names"
 )
 
 PUBLIC_FILES: tuple[PublicFile, ...] = (
@@ -108,40 +108,40 @@ PUBLIC_FILES: tuple[PublicFile, ...] = (
         "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", _BY_OTHERS,
     ),
     PublicFile(
-        "sam-vit-h", "SAM ViT-H, of both variants", f"{_SAM}/sam_vit_h_4b8939.pth",
+        "sam-vit-h", "SAM ViT-H, for both variants", f"{_SAM}/sam_vit_h_4b8939.pth",
         "Apache-2.0", 2_564_550_879,
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", _BY_OTHERS,
     ),
     PublicFile(
-        "mobile-sam", "MobileSAM, in place of SAM ViT-H",
+        "mobile-sam", "MobileSAM, replaces SAM ViT-H",
         "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
         "Apache-2.0", 40_728_226,
         "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-        "recorded alike by independent projects (LibreYOLO, others); its authors publish none",
+        "recorded identically by independent projects (LibreYOLO, others); its authors publish none",
     ),
     PublicFile(
-        "clip-vit-b-16", "OpenAI CLIP ViT-B/16, of ssp-sam-224",
+        "clip-vit-b-16", "OpenAI CLIP ViT-B/16, for ssp-sam-224",
         f"{_CLIP}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
         "MIT", 350_837_078,
         "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", _BY_OPENAI,
     ),
     PublicFile(
-        "clip-vit-l-14-336", "OpenAI CLIP ViT-L/14@336px, of ssp-sam-336",
+        "clip-vit-l-14-336", "OpenAI CLIP ViT-L/14@336px, for ssp-sam-336",
         f"{_CLIP}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
         "MIT", 934_088_680,
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", _BY_OPENAI,
     ),
-    # The authors name no paths and no sha256. These two have been run by others; the hub lists all.
+    # The authors publish neither paths nor sha256. Others have run these two; the hub lists all.
     hub_file("output/grefcoco/224/checkpoint_best_miou.pth", "ssp-sam-224-grefcoco"),
     hub_file("pretrained_checkpoints/CS/CS-ViT-B-16.pt", "ssp-sam-224-clip"),
 )  # fmt: skip
 
 
 def find_public_file(name: str) -> PublicFile:
-    """Looks a file up by its name in the table, or `hub:<path>` of another file of the authors' repository.
+    """Finds a file by its name in the table, or `hub:<path>` of another file of the authors' repository.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: unknown name.
     """
     for file in PUBLIC_FILES:
         if file.name == name:
@@ -153,10 +153,10 @@ def find_public_file(name: str) -> PublicFile:
 
 
 def find_by_sha256(sha256: str) -> PublicFile | None:
-    """The published file of that content, if it is one."""
+    """The published file with this content, if any."""
     return next((file for file in PUBLIC_FILES if file.sha256 == sha256), None)
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of a downloaded file lies."""
+    """Path of a downloaded file's record."""
     return path.with_name(path.name + ".json")

@@ -1,4 +1,4 @@
-"""What depends on a picture alone, or on a phrase alone: kept for as long as the weights stay."""
+"""Cache of intermediate results that depend on an image or a phrase alone, valid while the weights stay."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sspsam.phrases import normalise, tokenize
 from sspsam.two_way import ImageSide
 
 KEPT_IMAGE_BYTES = 256 * 2**20
-"""Of what the decoder makes of pictures before it sees a prompt: some tens at 1024 px."""
+"""Limit of decoder features of images, independent of prompts: some tens at 1024 px."""
 KEPT_PHRASE_BYTES = 32 * 2**20
-"""Of encoded phrases: some hundreds."""
+"""Limit of encoded phrases: some hundreds."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -26,15 +26,15 @@ Share = Callable[[Encode, Sequence[str]], list[EncodedPhrase]]
 
 
 class Reuse:
-    """Asks a model, and keeps what may be asked again. Not safe to share between threads.
+    """Runs a model and caches reusable results. Not thread-safe.
 
-    Fine-tuning changes what is kept: it is forgotten when anything was written to the model's weights since.
+    Fine-tuning changes them: the cache is cleared after any write to the model's weights.
 
     Args:
         model: On its device.
-        share: Calls a function with the rows of a batch, at once or some at a time, and returns all answers.
-        image_bytes: How much is kept of pictures, their embeddings included.
-        phrase_bytes: How much is kept of phrases.
+        share: Calls a function with the rows of a batch, at once or in parts, and returns all answers.
+        image_bytes: Limit of cached image features, including their embeddings.
+        phrase_bytes: Limit of cached phrases.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Reuse:
         self.phrases: LRUCache[str, EncodedPhrase] = LRUCache(phrase_bytes, lambda encoded: encoded.nbytes)
 
     def project(self, image_embedding: Tensor) -> ImageSide:
-        """What the decoder makes of a (1, C, h, w) image embedding, known again as the same tensor."""
+        """Decoder features of a (1, C, h, w) image embedding, identified by the tensor object."""
         self._forget_other_weights()
         image = self.images.get(image_embedding)
         if image is None:
@@ -61,7 +61,7 @@ class Reuse:
         return image
 
     def encode_phrases(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
-        """Encodes phrases; those that are not kept yet together.
+        """Encodes phrases; uncached ones in one batch.
 
         Raises:
             PhraseError: a phrase is empty, or too long.
@@ -79,9 +79,9 @@ class Reuse:
 
     @torch.inference_mode()
     def _encode(self, phrases: Sequence[str]) -> list[EncodedPhrase]:
-        """In one pass; any thread may."""
+        """In one pass; thread-safe."""
         tokens = tokenize(phrases)
-        lengths = (tokens != 0).sum(dim=1).tolist()  # counted here, where no GPU is waited for
+        lengths = (tokens != 0).sum(dim=1).tolist()  # computed here, where no GPU synchronisation is needed
         together = self._model.encode_phrase(tokens.to(self._parameters[0].device))
         return [together.row(number, length) for number, length in enumerate(lengths)]
 

@@ -1,4 +1,4 @@
-"""SAM's parts, built stock, and its mask decoder called on a batch of images."""
+"""SAM's stock components, with a mask decoder for batches of images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def build_image_encoder(name: str) -> ImageEncoder | TinyViT:
     """Builds a SAM image encoder with random weights: (B, 3, S, S) to (B, C, S/16, S/16).
 
     Args:
-        name: key of IMAGE_ENCODERS; `mobile` is MobileSAM's, whose embeddings stand in for those of `vit_h`.
+        name: key of IMAGE_ENCODERS; `mobile` is MobileSAM's, whose embeddings replace those of `vit_h`.
 
     Raises:
-        ValueError: there is no encoder of that name.
+        ValueError: unknown name.
     """
     if name not in IMAGE_ENCODERS:
         raise ValueError(f"unknown image encoder {name!r}, expected one of: {', '.join(IMAGE_ENCODERS)}")
@@ -87,7 +87,7 @@ class SAMDecoder(nn.Module):
         return self.decode(self.project(image_embeddings), sparse_prompt_embeddings)
 
     def project(self, image_embeddings: Tensor) -> ImageSide:
-        """What the decoder makes of (B, C, h, w) image embeddings before it sees a prompt."""
+        """Decoder features of (B, C, h, w) image embeddings that do not depend on prompts."""
         source = image_embeddings + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         return project_image(self.mask_decoder.transformer, source, self.prompt_encoder.get_dense_pe())
 
@@ -95,7 +95,7 @@ class SAMDecoder(nn.Module):
         """Decodes one mask per row of prompts.
 
         Args:
-            image: of B images, or of one for all.
+            image: of B images, or one for all rows.
             sparse_prompt_embeddings: (B, N, C).
 
         Returns:
@@ -115,10 +115,10 @@ class SAMDecoder(nn.Module):
 
 
 def upscale(upscaling: nn.Sequential, cells: Tensor, kernel: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Reads a mask out of cells.
+    """Computes mask logits from cells.
 
-    Stock modules and numbers, in the order in which the cells lie: a transposed convolution whose stride is
-    its size maps each cell by itself, so only the logits have to be brought to their places.
+    Stock modules and numbers, in the memory order of the cells: a transposed convolution whose stride equals
+    its size maps each cell separately, so only the logits have to be rearranged.
 
     Args:
         upscaling: segment_anything's `output_upscaling`.
@@ -139,7 +139,7 @@ def upscale(upscaling: nn.Sequential, cells: Tensor, kernel: Tensor, grid_hw: tu
 
 
 def _spread(convolution: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
-    """What a transposed convolution of size and stride 2 makes of (..., C) cells: (..., 2*2, C')."""
+    """A transposed convolution of size and stride 2 on (..., C) cells: (..., 2*2, C')."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2*2*C', C)
     bias = None if convolution.bias is None else convolution.bias.repeat(4)
     return F.linear(cells, weight, bias).view(*cells.shape[:-1], 4, -1)

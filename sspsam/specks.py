@@ -1,4 +1,4 @@
-"""Specks: parts of a mask, and holes in it, that are too small to mean anything."""
+"""Removal of small parts and holes from masks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ FloatGrid = npt.NDArray[np.float32]
 
 
 def without_specks(mask_logits: FloatGrid, threshold: float, min_cells: float) -> FloatGrid:
-    """Takes specks out of a mask while it is on SAM's grid, which has fewer cells than the picture pixels.
+    """Removes small regions from a mask on SAM's grid, which has fewer cells than the image has pixels.
 
-    Cells that touch at a corner belong together. First parts go, then holes are filled.
+    Cells that touch at a corner are connected. Parts are removed first, then holes are filled.
 
     Args:
         mask_logits: (h, w).
         threshold: Logits above it are mask.
-        min_cells: Parts and holes with fewer cells are specks.
+        min_cells: Parts and holes with fewer cells are removed.
 
     Returns:
-        (h, w); specks have their logits mirrored at the threshold, so that what is beside them keeps its
-        edge. Where all of the mask is specks, it stays as it is.
+        (h, w); the logits of removed regions are mirrored at the threshold, so that adjacent edges stay in
+        place. A mask of small parts only is unchanged.
     """
     before: BoolMask = mask_logits > threshold
     kept = before & ~_small_parts(before, min_cells, connectivity=8)
@@ -38,6 +38,6 @@ def _small_parts(is_part: BoolMask, min_cells: float, connectivity: int) -> Bool
         is_part.astype(np.uint8), connectivity=connectivity
     )
     small = statistics[:, cv2.CC_STAT_AREA] < min_cells
-    small[0] = False  # what is no part
+    small[0] = False  # the background
     found: BoolMask = small[labels]
     return found

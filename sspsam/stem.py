@@ -1,4 +1,4 @@
-"""A convolutional stem for small encoders: it learns in minutes what takes a small ViT hours.
+"""A convolutional stem for small encoders: learns in minutes what takes a small ViT hours.
 
 Source: *Early Convolutions Help Transformers See Better* (arXiv 2106.14881); residual blocks as in ResNet
 (arXiv 1512.03385).
@@ -16,7 +16,7 @@ from sspsam.presets import StemConfig
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,16 +32,16 @@ class ResidualBlock(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Stands in for a patch projection: (B, 3, S, S) to (B, width, S / stride, S / stride)."""
+    """Replaces a patch projection: (B, 3, S, S) to (B, width, S / stride, S / stride)."""
 
     def __init__(self, stages: StemConfig, width: int, stride: int) -> None:
         """Builds the stages.
 
         Raises:
-            ValueError: the stages do not end in that width and stride.
+            ValueError: the stages do not result in the width and stride.
         """
         if stages[-1][0] != width or 2 ** len(stages) != stride:
-            raise ValueError(f"a stem of {stages} does not end in width {width} and stride {stride}")
+            raise ValueError(f"a stem of {stages} does not result in width {width} and stride {stride}")
         layers: list[nn.Module] = []
         channels = 3
         for out_channels, blocks in stages:
@@ -52,7 +52,7 @@ class ConvStem(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Runs channels-last, which convolutions on CPUs are fastest in."""
+        """Runs channels-last, the fastest layout for convolutions on CPUs."""
         features = images.contiguous(memory_format=torch.channels_last)
         for layer in self:
             features = layer(features)
@@ -67,5 +67,5 @@ class PatchEmbedding(nn.Module):
         self.stem = stem
 
     def forward(self, images: Tensor) -> Tensor:
-        """Channels come last here."""
+        """Channels are last here."""
         return cast(Tensor, self.stem(images).permute(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""CUDA streams: work that another thread's work must not wait behind."""
+"""CUDA streams for independent work of different threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def own_stream(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Makes a stream of one's own on a CUDA device.
+    """Creates a CUDA stream.
 
     Returns:
-        What makes a context: kernels in it run on the stream, beside those of others, and have ended when it
-        is left. On the CPU it does nothing.
+        A context manager: kernels launched within it run on the stream, concurrently with others, and have
+        finished on exit. On the CPU it does nothing.
     """
     if device.type != "cuda":
         return nullcontext

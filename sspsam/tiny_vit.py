@@ -1,8 +1,8 @@
-"""MobileSAM's image encoder: a TinyViT that was distilled to stand in for SAM's ViT-H.
+"""MobileSAM's image encoder: a TinyViT distilled from SAM's ViT-H.
 
-Sources: *Faster Segment Anything* (arXiv 2306.14289); *TinyViT* (arXiv 2207.10666). The names of the modules
-are those of the published `mobile_sam.pt`. Maps are channels-last in memory throughout: convolutions take
-them as (B, C, H, W), attention as (B, H, W, C), and no copy lies between.
+Sources: *Faster Segment Anything* (arXiv 2306.14289); *TinyViT* (arXiv 2207.10666). Module names are those of
+the published `mobile_sam.pt`. Maps are channels-last in memory throughout: convolutions take them as
+(B, C, H, W), attention as (B, H, W, C), without copies between them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MLP_RATIO = 4
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, then BatchNorm; outside of training one convolution does both."""
+    """A convolution without bias, then BatchNorm; fused into one convolution in evaluation mode."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
@@ -53,12 +53,12 @@ class PatchEmbedding(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Halves the sides twice."""
+        """Halves the resolution twice."""
         return cast(Tensor, self.seq(images))
 
 
 class ConvBlock(nn.Module):
-    """An inverted bottleneck (MBConv) beside an identity."""
+    """An inverted bottleneck (MBConv) with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ConvBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Between two stages: another width, and at stride 2 half the sides."""
+    """Transition between two stages: changes the width and, at stride 2, halves the resolution."""
 
     def __init__(self, width: int, out_width: int, stride: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Downsample(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside a window, with a learned bias for each absolute offset."""
+    """Windowed self-attention with a learned bias per absolute offset."""
 
     def __init__(self, width: int, head_width: int, window: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class WindowAttention(nn.Module):
         return cast(Tensor, self.proj(attended.transpose(1, 2).reshape(count, length, width)))
 
     def _offsets(self) -> Tensor:
-        """(L, L): the number |dy| * window + |dx| of the offset between each two cells."""
+        """(L, L): index |dy| * window + |dx| of the offset between each pair of cells."""
         side = torch.arange(self.window, device=self.attention_biases.device)
         apart = (side[:, None] - side[None, :]).abs()  # (window, window)
         numbers = apart[:, None, :, None] * self.window + apart[None, :, None, :]
@@ -133,7 +133,7 @@ class FeedForward(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Windowed attention, a depthwise convolution across the windows' borders, a feed-forward."""
+    """Windowed attention, a depthwise convolution across window borders, a feed-forward network."""
 
     def __init__(self, width: int, head_width: int, window: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class AttentionBlock(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _attend(self, cells: Tensor) -> Tensor:
-        """Attention in windows; zeros to the right and below fill the last ones up."""
+        """Windowed attention; the right and bottom are padded with zeros."""
         batch, height, width, channels = cells.shape
         side = self.window
         rows, columns = -(-height // side), -(-width // side)
@@ -164,7 +164,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, and what leads to the next stage."""
+    """Blocks of one width, and the transition to the next stage."""
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encodes preprocessed pictures."""
+        """Encodes preprocessed images."""
         features = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
             features = stage(features)

@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, as OpenAI publishes CLIP, read without loading its program.
+"""Reads the tensors of a TorchScript archive, as OpenAI publishes CLIP, without loading its program.
 
-`torch.jit.load` compiles what is in the archive. Here only its pickle of attributes is read, by an unpickler
-that knows tensors and containers and nothing else: modules become plain holders of attributes, and any other
-name in the pickle is refused. Storages are mapped from the file, not copied.
+`torch.jit.load` compiles the code in the archive. Here only its attribute pickle is read, by an unpickler
+restricted to tensors and containers: modules become plain attribute holders, and any other name in the pickle
+is refused. Storages are memory-mapped, not copied.
 
 Layout of the archive: https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md
 """
@@ -41,11 +41,11 @@ _CLASS = re.compile(
 )
 _QUOTED = re.compile(r'"([^"]+)"')
 _CODE = "__torch__"
-"""Where TorchScript puts the classes of the archive."""
+"""Module prefix of the archive's classes."""
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is an archive that torch.jit.save wrote."""
+    """Whether the file was written by torch.jit.save."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -56,7 +56,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Reads parameters and buffers, named as in `torch.jit.load(path).state_dict()`.
 
     Raises:
-        pickle.UnpicklingError: the archive holds anything but tensors and plain values.
+        pickle.UnpicklingError: the archive contains anything but tensors and plain values.
         zipfile.BadZipFile, KeyError, ValueError, RuntimeError, struct.error: it is damaged.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -67,16 +67,16 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             module = _TensorUnpickler(program, storages, _script_classes(archive, root)).load()
         except (TypeError, AttributeError, IndexError) as error:
             raise pickle.UnpicklingError(
-                f"its attributes are not pickled as TorchScript does: {error}"
+                f"its attributes are not pickled in TorchScript's format: {error}"
             ) from error
     return dict(_state(module, "", set()))
 
 
 class _ScriptObject:
-    """Stands in for every class of the archive: holds attributes, does nothing."""
+    """Placeholder for every class of the archive: holds attributes, has no behaviour."""
 
     state_names: frozenset[str] | None = None
-    """Which of its tensors are parameters or buffers; None where the program does not say: all."""
+    """Names of its parameters and buffers; None if the program does not tell: all."""
 
     def __init__(self, *_arguments: object) -> None:
         self.attributes: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class _ScriptObject:
 
 
 def _script_classes(archive: zipfile.ZipFile, root: str) -> dict[tuple[str, str], type[_ScriptObject]]:
-    """The archive's classes by module and name; what is state is read off the text of its program."""
+    """The archive's classes by module and name; parameters and buffers are parsed from its source text."""
     classes = {}
     for file in archive.namelist():
         folder, _, module = file.partition(f"{root}/code/")
@@ -107,7 +107,7 @@ class _Storages:
 
     def __init__(self, archive: zipfile.ZipFile, file: io.BufferedReader, folder: str) -> None:
         self._archive, self._file, self._folder = archive, file, folder
-        # Copy on write: a change to a tensor never reaches the file.
+        # Copy on write: changes to a tensor never reach the file.
         self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, dtype: torch.dtype, key: str, count: int) -> Tensor:
@@ -122,14 +122,16 @@ class _Storages:
         return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=self._offset(info))
 
     def _offset(self, info: zipfile.ZipInfo) -> int:
-        """Where the stored bytes begin: behind the local header, which is longer than the directory says."""
+        """Offset of the stored bytes: after the local header, whose length differs from the directory's
+        entry.
+        """
         self._file.seek(info.header_offset)
         name_length, extra_length = struct.unpack("<26x2H", self._file.read(_LOCAL_HEADER_SIZE))
         return int(info.header_offset + _LOCAL_HEADER_SIZE + name_length + extra_length)
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows what a TorchScript archive may hold; nothing that it can name does more than build a tensor."""
+    """Restricted to the content of TorchScript archives; all names that it resolves only build tensors."""
 
     def __init__(
         self, file: io.BytesIO, storages: _Storages, classes: dict[tuple[str, str], type[_ScriptObject]]
@@ -166,7 +168,7 @@ def _rebuild_tensor(
 
 
 def _state(value: object, prefix: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Walks the modules; `above` are those that lead here, so that a cycle ends."""
+    """Walks the modules; `above` contains the ancestors, to stop at cycles."""
     if not isinstance(value, _ScriptObject) or id(value) in above:
         return
     for name, held in value.attributes.items():

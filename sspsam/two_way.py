@@ -1,7 +1,7 @@
-"""SAM's two-way transformer with segment_anything's modules and numbers, the image's part made once.
+"""SAM's two-way transformer with segment_anything's modules and numbers, with a reusable image part.
 
-The image takes part in the first block before any prompt has changed it: what it is projected to there is the
-same for every prompt, and can be kept with the image for as long as the decoder's weights stay.
+In the first block the image has not been changed by prompts yet: its projections there are the same for every
+prompt, and can be cached with the image while the decoder's weights stay.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 
 class ImageSide(NamedTuple):
-    """What depends on the image and the decoder's weights alone; B images of h*w = L cells."""
+    """Features that depend on the image and the decoder's weights alone; B images of h*w = L cells."""
 
     cells: Tensor
     """(B, L, C)."""
     positions: Tensor
     """(1, L, C)."""
     keys: Tensor
-    """(B, heads, L, d), for the prompts of the first block."""
+    """(B, heads, L, d), keys for the prompts of the first block."""
     values: Tensor
-    """(B, heads, L, d), for the prompts of the first block."""
+    """(B, heads, L, d), values for the prompts of the first block."""
     queries: Tensor
-    """(B, heads, L, d), the cells' own to the prompts of the first block."""
+    """(B, heads, L, d), the cells' queries to the prompts of the first block."""
     grid_hw: tuple[int, int]
 
     @classmethod
     def stack(cls, images: Sequence[ImageSide]) -> ImageSide:
-        """Images of one size as a batch; the same one several times takes no more memory."""
+        """Images of one size as a batch; a repeated one is expanded without copying."""
         first = images[0]
         if all(image is first for image in images):
             return first
@@ -49,7 +49,7 @@ class ImageSide(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Memory that is its own."""
+        """Bytes that it owns."""
         return sum(tensor.nbytes for tensor in (self.cells, self.keys, self.values, self.queries))
 
 
@@ -70,13 +70,13 @@ def project_image(transformer: TwoWayTransformer, source: Tensor, positions: Ten
 def attend_both_ways(
     transformer: TwoWayTransformer, image: ImageSide, tokens: Tensor, answers: int
 ) -> tuple[Tensor, Tensor]:
-    """Prompts and image read each other.
+    """Attends between prompts and image in both directions.
 
     Args:
         transformer: stock.
-        image: of as many images as there are rows of tokens, or of one for all.
+        image: of as many images as rows of tokens, or one for all.
         tokens: (B, N, C).
-        answers: how many of the first tokens are read afterwards; the last attention makes no others.
+        answers: number of leading tokens needed afterwards; the last attention computes only these.
 
     Returns:
         the first tokens (B, answers, C), and the cells (B, L, C).
@@ -118,7 +118,7 @@ def _project_cells(
 def _update_tokens(
     block: TwoWayAttentionBlock, tokens: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """The prompts read each other, then the image: (B, N, C)."""
+    """Prompt self-attention, then attention to the image: (B, N, C)."""
     own, to_image = block.self_attn, block.cross_attn_token_to_image
     placed = tokens if block.skip_first_layer_pe else tokens + positions
     read = _attend(
@@ -137,7 +137,7 @@ def _update_tokens(
 def _update_cells(
     block: TwoWayAttentionBlock, cells: Tensor, queries: Tensor, tokens: Tensor, positions: Tensor
 ) -> Tensor:
-    """The image reads the prompts: (B, L, C)."""
+    """Attention from the image to the prompts: (B, L, C)."""
     from_image = block.cross_attn_image_to_token
     keys = _heads(from_image, from_image.k_proj(tokens + positions))
     values = _heads(from_image, from_image.v_proj(tokens))
@@ -145,7 +145,7 @@ def _update_cells(
 
 
 def _attend(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of (B, heads, N, d) queries, projected back: (B, N, C); a batch of one serves all."""
+    """Attention of (B, heads, N, d) queries, projected back: (B, N, C); a batch of one is broadcast."""
     # Several phrases about one image share its keys and values: expand copies nothing.
     batch = max(len(queries), len(keys))
     queries, keys, values = (rows.expand(batch, -1, -1, -1) for rows in (queries, keys, values))

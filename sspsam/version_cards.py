@@ -1,12 +1,12 @@
-"""What is known about versions: the card of each, and the state of a store of them, as JSON.
+"""Metadata of versions: one card per version, and the state of a version store, as JSON.
 
 Errors:
     VersionError
         UnknownVersionError    no such version: choose one of `VersionStore.list()`
         DamagedVersionError    a file is missing or differs from its sha256: promote another version
-        ForeignVersionError    it was trained on other frozen weights: serve with those, or promote another
-        VersionStateError      this step is not possible now, such as a rollback with nothing to go back to
-        UnreachableStoreError  the storage does not answer, or refuses: try again, or correct VERSIONS_URL
+        ForeignVersionError    trained on other frozen weights: serve with those, or promote another
+        VersionStateError      not possible in this state, such as a rollback without a predecessor
+        UnreachableStoreError  the storage does not respond, or refuses: try again, or correct VERSIONS_URL
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ WEIGHTS = "weights.safetensors"
 
 
 class VersionError(Exception):
-    """Something about a version; see the tree in the module's docstring."""
+    """Base of version errors; see the module's docstring."""
 
 
 class UnknownVersionError(VersionError, LookupError):
-    """No version of that id in the store."""
+    """The store has no version with this ID."""
 
 
 class DamagedVersionError(VersionError):
-    """A version's file is missing, or is not the one that was published."""
+    """A version's file is missing, or differs from the published one."""
 
 
 class ForeignVersionError(VersionError):
-    """A version belongs to other frozen weights than those that it would be loaded onto."""
+    """A version was trained on other frozen weights than those it would be loaded onto."""
 
 
 class VersionStateError(VersionError):
-    """The step asked for does not fit the state of the store."""
+    """The operation is not possible in the store's state."""
 
 
 class UnreachableStoreError(VersionError):
-    """The storage that holds the versions does not do what it is asked."""
+    """The storage of versions failed."""
 
 
 @dataclass(frozen=True)
 class VersionCard:
-    """What is known about a version."""
+    """Metadata of a version."""
 
     version_id: str = ""
-    """Given by `publish`; Label Studio's model_version is exactly this."""
+    """Set by `publish`; identical to Label Studio's model_version."""
     preset: str = ""
     parent: str = ""
-    """The version the training started from."""
+    """Base version of the training."""
     parents_sha256: dict[str, str] = field(default_factory=dict)
-    """Frozen weights that these tensors belong to, as `frozen_weights` names them; empty: not known."""
+    """Frozen weights that these tensors belong to, from `frozen_weights`; empty: unknown."""
     created_at: str = ""
     """ISO 8601, UTC."""
     status: Status = "candidate"
     reason: str = ""
-    """Why it was promoted or rejected, in words."""
+    """Reason of its promotion or rejection, as text."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """{"incumbent": {...}, "candidate": {...}, "held_out_samples": n}; values in 0..1."""
     data: dict[str, Any] = field(default_factory=dict)
@@ -70,14 +70,14 @@ class VersionCard:
     config: dict[str, Any] = field(default_factory=dict)
     code_version: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of each file of the version but the card: name -> hex digest."""
+    """Each file of the version except the card: name -> hex digest."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> VersionCard:
-        """Reads a card; fields that this code does not know are left out.
+        """Parses a card; unknown fields are ignored.
 
         Raises:
             DamagedVersionError: the text is not a card.
@@ -94,11 +94,11 @@ class VersionCard:
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One change of the version that serves."""
+    """A change of the serving version."""
 
     action: Action
     version_id: str
-    """The version that served from then on."""
+    """The version serving from then on."""
     before: str
     at: str
     """ISO 8601, UTC."""
@@ -106,7 +106,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Why a version serves or does not."""
+    """Why a version serves or was rejected."""
 
     status: Status
     reason: str
@@ -114,34 +114,36 @@ class Judgement:
 
 @dataclass(frozen=True)
 class StoreState:
-    """Which version serves, and how that came about. Replaced as a whole; cards never change."""
+    """The serving version and its history. Replaced as a whole; cards never change."""
 
     version_id: str
-    """Serves."""
+    """The serving version."""
     stack: tuple[str, ...] = ()
-    """What to roll back to, the newest last."""
+    """Rollback targets, newest last."""
     history: tuple[HistoryEntry, ...] = ()
     """Oldest first."""
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """Of versions that were judged, those that are gone included."""
+    """Verdicts on versions, including deleted ones."""
 
     def judge(self, version_id: str, status: Status, reason: str) -> StoreState:
         return replace(self, judgements={**self.judgements, version_id: Judgement(status, reason)})
 
     def promote(self, version_id: str) -> StoreState:
-        """Lets another version serve; the one that did is what to roll back to."""
+        """Promotes a version; the previous one becomes the rollback target."""
         if version_id == self.version_id:
             return self
         return self._serve("promote", version_id, (*self.stack, self.version_id))
 
     def roll_back(self) -> StoreState:
-        """Lets the last of the stack serve.
+        """Rolls back to the top of the stack.
 
         Raises:
             VersionStateError: the stack is empty.
         """
         if not self.stack:
-            raise VersionStateError(f"nothing to roll back to: {self.version_id} serves")
+            raise VersionStateError(
+                f"nothing to roll back to: {self.version_id} is the only one that has served"
+            )
         return self._serve("rollback", self.stack[-1], self.stack[:-1])
 
     def _serve(self, action: Action, version_id: str, stack: tuple[str, ...]) -> StoreState:
@@ -153,16 +155,16 @@ class StoreState:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> StoreState:
-        """Reads a state.
+        """Parses a state.
 
         Raises:
-            DamagedVersionError: the text is none; the message says where it is.
+            DamagedVersionError: invalid text; the message names its location.
         """
         try:
             values: dict[str, Any] = json.loads(text)
             version_id, stack = values["version_id"], tuple(values["stack"])
             if not all(isinstance(one, str) for one in (version_id, *stack)):
-                raise TypeError("a version's id is no text")
+                raise TypeError("a version ID is not a string")
             history = tuple(HistoryEntry(**entry) for entry in values["history"])
             judged = {str(key): Judgement(**one) for key, one in values.get("judgements", {}).items()}
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

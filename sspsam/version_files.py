@@ -1,4 +1,4 @@
-"""Where versions lie: what a store asks of such a place, and which place a URL means."""
+"""Storage of versions: the interface that a store needs, and its selection by URL."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sspsam.version_folders import VersionFolders
 from sspsam.version_objects import VersionObjects
 
 VERSIONS_URL_VARIABLE = "VERSIONS_URL"
-"""Environment: where versions lie, if not below MODEL_DIR."""
+"""Environment variable: storage of versions, if not below MODEL_DIR."""
 
 
 class VersionFiles(Protocol):
-    """A place for versions; VersionFolders and VersionObjects say what each does."""
+    """A storage of versions; see VersionFolders and VersionObjects for the methods."""
 
     folder: Path
     """On this machine."""
@@ -42,11 +42,11 @@ class VersionFiles(Protocol):
 
 
 def check_versions_url(url: str) -> None:
-    """Refuses what cannot be a store's URL.
+    """Checks a store's URL.
 
     Raises:
-        ValueError: there is no scheme, no place, nothing that reads such URLs, or nothing that can make an
-            object only where there is none: writers at once would then lose versions.
+        ValueError: no scheme, no path, no filesystem for it, or one without exclusive creation of objects:
+            concurrent writers would then lose versions.
     """
     from fsspec import AbstractFileSystem
     from fsspec.registry import get_filesystem_class
@@ -62,11 +62,11 @@ def check_versions_url(url: str) -> None:
         raise ValueError(f"{url!r}: {error}") from error
     looks_before_it_writes = getattr(reader, "_pipe_file", reader.pipe_file) is AbstractFileSystem.pipe_file
     if parts.scheme != "file" and looks_before_it_writes:
-        raise ValueError(f"{url!r}: {parts.scheme}:// cannot refuse to overwrite, which versions rely on")
+        raise ValueError(f"{url!r}: {parts.scheme}:// cannot refuse to overwrite, which versions require")
 
 
 def open_files(root: Path, preset: str, url: str) -> VersionFiles:
-    """The place of a preset's versions: below MODEL_DIR, or where a URL says. Opens nothing."""
+    """The storage of a preset's versions: below MODEL_DIR, or at a URL. Opens nothing."""
     if not url:
         return VersionFolders(root / "versions" / preset)
     if url.startswith("file://"):

@@ -1,8 +1,8 @@
-"""Versions as folders on a disk, which may be shared: each moved in with one rename.
+"""Versions as folders on a disk, which may be shared; each is moved in by one rename.
 
-<folder>/<version id>/     card.json, weights.safetensors, and what else belongs to it
-<folder>/current.json      the state of the store, only ever replaced as a whole, under a lock
-<folder>/.<anything>       being written, or left by a crash
+<folder>/<version id>/     card.json, weights.safetensors, and further files
+<folder>/current.json      the state of the store, only replaced as a whole, under a lock
+<folder>/.<anything>       being written, or left behind by a crash
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sspsam.version_cards import DamagedVersionError, UnknownVersionError, Versi
 CARD = "card.json"
 CURRENT = "current.json"
 LEFTOVER_AGE_S = 24 * 3600
-"""What is being written is not older than this."""
+"""Maximum age of files being written."""
 
 
 class VersionFolders:
-    """Where a store's versions are: folders. Making one opens nothing."""
+    """Storage of versions in folders. The constructor opens nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.state_place = str(folder / CURRENT)
 
     def names(self) -> list[str]:
-        """Names that a version has, or that cannot be given to one."""
+        """Names of versions, and names that are reserved."""
         return [entry.name for entry in self._entries() if not entry.name.startswith(".")]
 
     def has(self, version_id: str) -> bool:
@@ -43,8 +43,8 @@ class VersionFolders:
         """Reads a card, as text.
 
         Raises:
-            UnknownVersionError: there is none.
-            DamagedVersionError: it is no text.
+            UnknownVersionError: no such version.
+            DamagedVersionError: not text.
         """
         try:
             return (self.folder / version_id / CARD).read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ class VersionFolders:
         return self.folder / card.version_id
 
     def checked(self, card: VersionCard, name: str, sha256: str) -> Path:
-        """A file of a version, when it is the one that was published.
+        """A file of a version, after verification.
 
         Raises:
             DamagedVersionError: it is missing or differs.
@@ -72,7 +72,7 @@ class VersionFolders:
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
-        """A folder to write a version into; it is gone afterwards, unless the version was claimed."""
+        """A folder in which to write a version; removed afterwards, unless the version was claimed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".{uuid.uuid4().hex}"
         aside.mkdir()
@@ -82,16 +82,16 @@ class VersionFolders:
             shutil.rmtree(aside, ignore_errors=True)
 
     def upload(self, aside: Path) -> None:
-        """Makes sure that what was written is on the disk."""
+        """Flushes written files to disk."""
         for path in aside.iterdir():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
 
     def withdraw(self, aside: Path) -> None:
-        """Nothing to take back: the folder goes with `aside`."""
+        """Nothing to undo: the folder is removed by `aside`."""
 
     def claim(self, aside: Path, card: VersionCard) -> bool:
-        """Makes a version of the folder; False when its id is taken, as a rename onto a folder fails."""
+        """Turns the folder into a version; False if its ID is taken, since a rename onto a folder fails."""
         replace_text(aside / CARD, card.to_json())
         try:
             os.rename(aside, self.folder / card.version_id)
@@ -103,7 +103,7 @@ class VersionFolders:
         return True
 
     def remove(self, card: VersionCard) -> None:
-        """Takes a version away at once; then its files."""
+        """Removes a version atomically; then its files."""
         gone = self.folder / f".{uuid.uuid4().hex}"
         os.rename(self.folder / card.version_id, gone)
         sync_folder(self.folder)
@@ -113,7 +113,7 @@ class VersionFolders:
         return _size_bytes(self.folder / card.version_id)
 
     def leftovers(self) -> dict[str, int]:
-        """What writers that crashed have left: name -> bytes."""
+        """Leftovers of crashed writers: name -> bytes."""
         oldest = time.time() - LEFTOVER_AGE_S
         hidden = (entry for entry in self._entries() if entry.name.startswith("."))
         return {entry.name: _size_bytes(entry) for entry in hidden if entry.stat().st_mtime < oldest}
@@ -122,7 +122,7 @@ class VersionFolders:
         shutil.rmtree(self.folder / name)
 
     def state(self) -> str | None:
-        """Reads the state, None before anything was decided."""
+        """Reads the state; None in a new store."""
         try:
             return (self.folder / CURRENT).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -131,7 +131,7 @@ class VersionFolders:
             raise DamagedVersionError(f"{self.state_place} cannot be read: {error}") from error
 
     def change_state(self, change: Callable[[str | None], str]) -> None:
-        """Replaces the state by what the function makes of it; one writer at a time."""
+        """Replaces the state by the function's result; one writer at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)

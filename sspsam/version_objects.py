@@ -1,13 +1,13 @@
 """Versions in an object store, by an fsspec URL: s3://bucket/folder, gs://..., and the like.
 
-Such a store has no rename and no lock, but it makes an object whole or not at all, and can refuse to make one
-that is there. So objects are only made, never changed:
+Object stores have neither rename nor locks, but create objects atomically, and can refuse to overwrite. So
+objects are only created, never changed:
 
     <url>/<preset>/files/<random>/<name>   files of a version, uploaded first
-    <url>/<preset>/cards/<version id>.json its card, made last: a version exists when its card does
-    <url>/<preset>/states/<number>.json    states of the store; the highest number counts
+    <url>/<preset>/cards/<version id>.json its card, created last: a version exists once its card does
+    <url>/<preset>/states/<number>.json    states of the store; the highest number is current
 
-Files are kept on this machine by their sha256, and checked each time.
+Files are cached on this machine by sha256, and verified on each use.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from sspsam.version_cards import (
 )
 
 LEFTOVER_AGE_S = 24 * 3600
-"""What is being uploaded is not older than this."""
+"""Maximum age of files being uploaded."""
 KEPT_STATES = 20
-"""The newest; older ones are of no use to anybody."""
+"""Number of states to keep; older ones are not needed."""
 _NUMBER_DIGITS = 8
 _SUFFIX = ".json"
 
 
 class VersionObjects:
-    """Where a store's versions are: objects. Making one opens nothing.
+    """Storage of versions in objects. The constructor opens nothing.
 
     Args:
-        url: As fsspec takes it; credentials and endpoints come from where its libraries look for them.
-        preset: Its versions lie below the URL under this name.
-        folder: Of this machine, for files that were fetched.
-        filesystem: In place of the URL's own, for tests.
+        url: fsspec URL; credentials and endpoints come from its libraries' usual sources.
+        preset: Its versions are stored under this name below the URL.
+        folder: Local cache of downloaded files.
+        filesystem: Replaces the URL's own, for tests.
     """
 
     def __init__(self, url: str, preset: str, folder: Path, filesystem: Any = None) -> None:
@@ -69,7 +69,7 @@ class VersionObjects:
             return fsspec.core.url_to_fs(self.url, use_listings_cache=False)[0]
 
     def names(self) -> list[str]:
-        """Ids of all versions."""
+        """IDs of all versions."""
         return sorted(name.removesuffix(_SUFFIX) for name in self._list("cards"))
 
     def has(self, version_id: str) -> bool:
@@ -79,8 +79,8 @@ class VersionObjects:
         """Reads a card, as text.
 
         Raises:
-            UnknownVersionError: there is none.
-            DamagedVersionError: it is no text.
+            UnknownVersionError: no such version.
+            DamagedVersionError: not text.
             UnreachableStoreError: it cannot be read.
         """
         if version_id not in self._cards:
@@ -91,7 +91,7 @@ class VersionObjects:
         return self._cards[version_id]
 
     def path(self, card: VersionCard) -> Path:
-        """A folder of this machine with all files of a version."""
+        """A local folder with all files of a version."""
         folder = self.folder / card.version_id
         folder.mkdir(parents=True, exist_ok=True)
         for name, sha256 in card.sha256.items():
@@ -101,11 +101,11 @@ class VersionObjects:
         return folder
 
     def checked(self, card: VersionCard, name: str, sha256: str) -> Path:
-        """A file of a version on this machine, fetched if need be; it is the one that was published.
+        """A file of a version on this machine, downloaded if necessary, and verified.
 
         Raises:
             DamagedVersionError: it is missing or differs.
-            UnreachableStoreError: it cannot be fetched.
+            UnreachableStoreError: it cannot be downloaded.
         """
         if len(sha256) != 64 or not sha256.isalnum():
             raise DamagedVersionError(f"{card.version_id}: {name} differs from what was published (sha256)")
@@ -130,7 +130,7 @@ class VersionObjects:
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
-        """A folder of this machine to write a version into; it is gone afterwards."""
+        """A local folder in which to write a version; removed afterwards."""
         aside = self.folder / f".{uuid.uuid4().hex}"
         aside.mkdir(parents=True)
         try:
@@ -139,22 +139,22 @@ class VersionObjects:
             shutil.rmtree(aside, ignore_errors=True)
 
     def upload(self, aside: Path) -> None:
-        """Brings what was written to the store, where it is no version yet."""
+        """Uploads the files, which are not a version yet."""
         for path in sorted(aside.iterdir()):
             with self._reaching():
                 self._fs.put_file(str(path), self._place(f"files/{aside.name[1:]}/{path.name}"))
 
     def withdraw(self, aside: Path) -> None:
-        """Takes back what was uploaded and is no version."""
+        """Removes uploaded files that did not become a version."""
         self.remove_leftover(aside.name[1:])
 
     def claim(self, aside: Path, card: VersionCard) -> bool:
-        """Makes a version of what was uploaded, by its card; False when its id is taken."""
+        """Turns uploaded files into a version, by creating its card; False if its ID is taken."""
         text = json.dumps({"files": aside.name[1:], **asdict(card)}, indent=2, sort_keys=True)
         return self._create("cards", card.version_id, text)
 
     def remove(self, card: VersionCard) -> None:
-        """Takes a version away by its card, at once; then its files."""
+        """Removes a version atomically by its card; then its files."""
         location = self._location(card)
         with self._reaching():
             self._fs.rm_file(self._place(f"cards/{card.version_id}{_SUFFIX}"))
@@ -165,7 +165,7 @@ class VersionObjects:
         return self._size_bytes(self._location(card))
 
     def leftovers(self) -> dict[str, int]:
-        """What writers that crashed have left: name -> bytes. Whose age cannot be told is left alone."""
+        """Leftovers of crashed writers: name -> bytes. Files of unknown age are kept."""
         used = {self._location_in(self.card(version_id)) for version_id in self.names()}
         oldest = time.time() - LEFTOVER_AGE_S
         return {
@@ -179,11 +179,11 @@ class VersionObjects:
             self._fs.rm(self._place(f"files/{name}"), recursive=True)
 
     def state(self) -> str | None:
-        """Reads the state, None before anything was decided."""
+        """Reads the state; None in a new store."""
         return self._newest_state()[1]
 
     def change_state(self, change: Callable[[str | None], str]) -> None:
-        """Adds the state that the function makes of the last; anew, when another writer was faster."""
+        """Appends the state returned by the function; repeats it if another writer was faster."""
         while True:
             number, text = self._newest_state()
             if self._create("states", f"{number + 1:0{_NUMBER_DIGITS}d}", change(text)):
@@ -198,16 +198,16 @@ class VersionObjects:
             return 0, None
         number = max(numbers)
         text = self._read(f"states/{number:0{_NUMBER_DIGITS}d}{_SUFFIX}")
-        return (number, text) if text is not None else self._newest_state()  # cleared away meanwhile
+        return (number, text) if text is not None else self._newest_state()  # removed meanwhile
 
     def _location(self, card: VersionCard) -> str:
         return self._location_in(self.card(card.version_id))
 
     def _location_in(self, card_text: str) -> str:
-        """Where the files of a version are, as its card says.
+        """Location of a version's files, from its card.
 
         Raises:
-            DamagedVersionError: it does not.
+            DamagedVersionError: the card has none.
         """
         try:
             location = json.loads(card_text)["files"]
@@ -218,7 +218,7 @@ class VersionObjects:
         return location
 
     def _create(self, kind: str, name: str, text: str) -> bool:
-        """Makes an object; False when there is one of that name."""
+        """Creates an object; False if the name exists."""
         try:
             with self._reaching(passing=FileExistsError):
                 self._fs.pipe_file(self._place(f"{kind}/{name}{_SUFFIX}"), text.encode(), mode="create")
@@ -234,10 +234,10 @@ class VersionObjects:
         except FileNotFoundError:
             return None
         except UnicodeDecodeError as error:
-            raise DamagedVersionError(f"{self.url}/{self.preset}/{name} is no text: {error}") from error
+            raise DamagedVersionError(f"{self.url}/{self.preset}/{name} is not text: {error}") from error
 
     def _list(self, kind: str) -> list[str]:
-        """Names of what there is of a kind, in order."""
+        """Names of the objects of a kind, in order."""
         try:
             with self._reaching(passing=FileNotFoundError):
                 found = self._fs.ls(self._place(kind), detail=False)
@@ -250,7 +250,7 @@ class VersionObjects:
             return int(self._fs.du(self._place(f"files/{location}")))
 
     def _newest(self, location: str) -> float:
-        """When the last of some files was made, in seconds since 1970; 0 where the store does not tell."""
+        """Creation time of the newest file, in seconds since 1970; 0 if the store does not tell."""
         with self._reaching():
             found = self._fs.find(self._place(f"files/{location}"), detail=True).values()
         times = [one.get("LastModified") or one.get("mtime") or one.get("created") for one in found]
@@ -261,16 +261,16 @@ class VersionObjects:
 
     @contextmanager
     def _reaching(self, *, passing: type[Exception] = VersionError) -> Iterator[None]:
-        """Names the store in what its library raises, but for what the caller knows how to take.
+        """Converts exceptions of the store's library, except those handled by the caller.
 
         Raises:
-            UnreachableStoreError: it does not answer, or refuses.
+            UnreachableStoreError: it does not respond, or refuses.
         """
         try:
             yield
         except (VersionError, passing):
             raise
-        except Exception as error:  # the libraries' errors share no better base class
+        except Exception as error:  # the libraries' errors have no better common base class
             raise UnreachableStoreError(
                 f"{self.url}: {type(error).__name__}: {error} (VERSIONS_URL names this store)"
             ) from error

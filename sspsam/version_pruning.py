@@ -1,4 +1,4 @@
-"""Removing versions that nobody needs any more."""
+"""Removal of versions that are no longer needed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from sspsam.version_cards import VersionStateError
 from sspsam.versions import VersionStore
 
 KEEP_LATEST = 5
-"""Versions that stay, whatever became of them."""
+"""States of versions that are always kept."""
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """What could go."""
+    """A plan of removals."""
 
     removed: Mapping[str, int]
-    """Version id -> bytes that it takes."""
+    """Version ID -> bytes that it takes."""
     kept: Mapping[str, str]
-    """Version id -> why it stays."""
+    """Version ID -> why it is kept."""
     leftovers: Mapping[str, int]
-    """What writers that crashed have left: name -> bytes."""
+    """Leftovers of crashed writers: name -> bytes."""
 
     @property
     def bytes_freed(self) -> int:
@@ -29,15 +29,16 @@ class PrunePlan:
 
 
 def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePlan:
-    """Says what could go: not what serves, can be rolled back to, is not judged, or tells what was learned.
+    """Plans removals: excludes the serving version, rollback targets, pending versions, and the latest per
+    project.
 
     Args:
-        store: Of the versions.
-        keep_latest: So many of the newest stay in any case.
+        store: Store of the versions.
+        keep_latest: Number of newest versions to keep in any case.
 
     Raises:
         ValueError: it is negative.
-        DamagedVersionError: the state of the store cannot be read, so nothing tells what is needed.
+        DamagedVersionError: the store's state cannot be read, so it is unknown what is needed.
     """
     if keep_latest < 0:
         raise ValueError(f"expected a number of versions to keep, 0 or more, got {keep_latest}")
@@ -45,7 +46,7 @@ def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePl
     kept = {card.version_id: "among the latest" for card in cards[len(cards) - keep_latest :]}
     newest = {card.data["project"]: card.version_id for card in cards if "project" in card.data}
     kept |= {
-        version_id: f"the latest of project {project}: tells what was learned"
+        version_id: f"the latest of project {project}: records what was learned"
         for project, version_id in newest.items()
     }
     kept |= {card.version_id: "not judged yet" for card in cards if card.status == "candidate"}
@@ -55,15 +56,15 @@ def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePl
 
 
 def prune(store: VersionStore, plan: PrunePlan) -> None:
-    """Removes what a plan says.
+    """Carries out a plan.
 
     Raises:
-        VersionStateError: a version of it serves by now, or can be rolled back to.
+        VersionStateError: one of its versions now serves, or is a rollback target.
     """
     for version_id in plan.removed:
         state = store.state()
         if version_id in (state.version_id, *state.stack):
-            raise VersionStateError(f"{version_id} is needed by now: plan again")
+            raise VersionStateError(f"{version_id} is needed now: plan again")
         store.files.remove(store.get(version_id))
     for name in plan.leftovers:
         store.files.remove_leftover(name)

@@ -1,15 +1,15 @@
-"""Our fine-tuned versions: publish, list, promote, roll back. `sspsam.version_pruning` removes them.
+"""Fine-tuned versions: publish, list, promote, roll back. `sspsam.version_pruning` removes them.
 
-A version is the trainable tensors (`weights.safetensors`), a card and whatever else belongs to it, such as a
-report. The weights that ship with the preset are the base version; it is nowhere stored and cannot be
-deleted. Versions lie in folders (`sspsam.version_folders`), below `<root>/versions/<preset>/`, or in an
-object store (`sspsam.version_objects`). Either way one becomes visible at once and whole, or not at all, and
-its files are compared with the card when they are read.
+A version consists of the trainable tensors (`weights.safetensors`), a card and further files, such as a
+report. The preset's base weights are the base version, which is not stored and cannot be deleted. Versions
+are stored in folders (`sspsam.version_folders`) below `<root>/versions/<preset>/`, or in an object store
+(`sspsam.version_objects`). In both, a version appears atomically, and its files are verified against the card
+when read.
 
-Which version serves is one small state, which is replaced as a whole. Writers may be several processes on
-several machines.
+The serving version is recorded in one small state, which is replaced as a whole. Writers may be several
+processes on several machines.
 
-Errors: as drawn in `sspsam.version_cards`.
+Errors: see `sspsam.version_cards`.
 """
 
 from __future__ import annotations
@@ -61,20 +61,19 @@ __all__ = [
 ]
 
 VERSIONS_CHANNEL = "sspsam:versions"
-"""Redis channel on which the id of the version that serves from now on is published."""
+"""Redis channel on which the ID of a new serving version is published."""
 
 _ID_DIGITS = 4
 
 
 class VersionStore:
-    """The versions of one preset. Making one opens nothing.
+    """The versions of one preset. The constructor opens nothing.
 
     Args:
-        root: MODEL_DIR. Folders are made when something is first written.
-        preset: Name of the preset; versions of another preset are not seen.
-        weights: File of the preset's weights, onto which versions are loaded; None for those in the package.
-        url: VERSIONS_URL, where versions lie instead: a URL as fsspec takes it. What is fetched from there is
-            kept below the root.
+        root: MODEL_DIR. Folders are created on first write.
+        preset: Name of the preset; versions of other presets are not visible.
+        weights: File of the preset's weights, onto which versions are loaded; None for the packaged ones.
+        url: VERSIONS_URL, alternative storage: an fsspec URL. Downloads from there are cached below the root.
     """
 
     def __init__(self, root: Path, preset: str, weights: Path | None = None, url: str = "") -> None:
@@ -84,16 +83,16 @@ class VersionStore:
 
     @property
     def folder(self) -> Path:
-        """Of this machine: the versions, or what was fetched of them."""
+        """On this machine: the versions, or downloaded copies."""
         return self.files.folder
 
     @property
     def base_version(self) -> str:
-        """Id of the weights that ship with the preset."""
+        """ID of the base version."""
         return f"{self.preset}-base"
 
     def list(self) -> builtins.list[VersionCard]:
-        """Returns all cards, the base first, then by id. A version with an unreadable card is left out."""
+        """Returns all cards, base first, then by ID. Versions with unreadable cards are left out."""
         cards, state = [self._base_card()], self._state_or_none()
         for version_id in self._published_ids():
             try:
@@ -106,7 +105,7 @@ class VersionStore:
         """Reads a card.
 
         Raises:
-            UnknownVersionError: there is no such version.
+            UnknownVersionError: no such version.
             DamagedVersionError: its card cannot be read.
         """
         if version_id == self.base_version:
@@ -118,8 +117,8 @@ class VersionStore:
         """Returns a folder with all files of a published version.
 
         Raises:
-            UnknownVersionError: there is no such version, or it is the base, which has no folder.
-            DamagedVersionError: its files cannot be fetched as they were published.
+            UnknownVersionError: no such version, or the base, which has no folder.
+            DamagedVersionError: its files cannot be retrieved as published.
         """
         self._require_known(version_id)
         if isinstance(self.files, VersionFolders):
@@ -128,10 +127,10 @@ class VersionStore:
         return self.files.path(self.get(version_id))
 
     def file(self, version_id: str, name: str) -> Path | None:
-        """Returns a checked file of a published version, on this machine; None when it has none of that name.
+        """Returns a verified local file of a published version; None if it has none of that name.
 
         Raises:
-            UnknownVersionError: there is no such version.
+            UnknownVersionError: no such version.
             DamagedVersionError: it is missing or was changed.
         """
         card = self.get(version_id)
@@ -140,12 +139,12 @@ class VersionStore:
         return self.files.checked(card, name, card.sha256[name])
 
     def file_names(self, card: VersionCard) -> builtins.list[str]:
-        """Names of the files that a version was published with; none for the base."""
+        """Names of a version's published files; none for the base."""
         names = card.sha256 if isinstance(card.sha256, dict) else {}
         return sorted(name for name in names if Path(name).name == name)
 
     def current(self) -> str:
-        """Returns the id of the version that serves."""
+        """Returns the ID of the serving version."""
         return self.state().version_id
 
     def history(self) -> builtins.list[HistoryEntry]:
@@ -161,18 +160,18 @@ class VersionStore:
     ) -> VersionCard:
         """Adds a version. It does not serve until it is promoted.
 
-        It is written aside and becomes a version at once, so that a crash leaves no half version.
+        Files are staged and become a version atomically, so that a crash leaves no partial version.
 
         Args:
             state: The trainable tensors.
-            card: Its version_id, preset, created_at and sha256 are filled in here.
-            files: More files, name -> a path to copy or the text itself.
-            published: Looks in this store for a version that makes this one needless. Of several writers
-                at once that look for the same, one adds a version: each looks after it has chosen an id,
-                and who comes second finds that id taken and looks again.
+            card: Its version_id, preset, created_at and sha256 are set here.
+            files: Further files, name -> a path to copy, or text.
+            published: Searches this store for a version that makes this one redundant. Of several concurrent
+                writers that search for the same, one adds a version: each searches after it has chosen an ID,
+                and the second finds that ID taken and searches again.
 
         Returns:
-            The card as it was stored; that which `published` has found, where it has found one.
+            The card as stored, or the one found by `published`.
         """
         with self.files.aside() as aside:
             _write_files(aside, state, files)
@@ -188,13 +187,13 @@ class VersionStore:
                     return card
 
     def load(self, version_id: str) -> dict[str, torch.Tensor]:
-        """Reads the trainable tensors of a version, on the CPU; every file's sha256 is checked first.
+        """Reads a version's trainable tensors, on the CPU, after verifying every file's sha256.
 
         Returns:
-            name -> tensor; empty for the base version, whose weights ship with the preset.
+            name -> tensor; empty for the base version.
 
         Raises:
-            UnknownVersionError: there is no such version.
+            UnknownVersionError: no such version.
             DamagedVersionError: a file is missing or was changed, or the tensors cannot be read.
             ForeignVersionError: it was trained on other frozen weights.
         """
@@ -205,11 +204,11 @@ class VersionStore:
 
         try:
             return safetensors.torch.load_file(path)
-        except Exception as error:  # the Rust library's errors share no better base class
+        except Exception as error:  # the Rust library's errors have no better common base class
             raise DamagedVersionError(f"the weights of {version_id} cannot be read: {error}") from error
 
     def weights_path(self, version_id: str) -> Path | None:
-        """Returns the checked safetensors file of a version; None for the base version.
+        """Returns the verified safetensors file of a version; None for the base version.
 
         Raises:
             UnknownVersionError, DamagedVersionError, ForeignVersionError: as `load`.
@@ -220,10 +219,10 @@ class VersionStore:
         return self.file(version_id, WEIGHTS)
 
     def verify(self, version_id: str) -> None:
-        """Compares a published version's files, and the weights it would be loaded onto, with its card.
+        """Verifies a published version's files and its frozen weights against its card.
 
         Raises:
-            UnknownVersionError: there is no such version.
+            UnknownVersionError: no such version.
             DamagedVersionError: a file is missing or differs; the message names it.
             ForeignVersionError: it was trained on other frozen weights.
         """
@@ -237,7 +236,7 @@ class VersionStore:
         self._check_parents(card)
 
     def promote(self, version_id: str, reason: str = "promoted by hand") -> VersionCard:
-        """Makes a version the one that serves.
+        """Promotes a version to serve.
 
         Raises:
             UnknownVersionError, DamagedVersionError, ForeignVersionError: it cannot serve; nothing changes.
@@ -248,33 +247,31 @@ class VersionStore:
         return self.get(version_id)
 
     def reject(self, version_id: str, reason: str) -> VersionCard:
-        """Notes why a version does not serve; its files stay.
+        """Records why a version is rejected; its files stay.
 
         Raises:
-            UnknownVersionError: there is no such version.
+            UnknownVersionError: no such version.
             VersionStateError: it serves, or is the base version: roll back first.
         """
         self.get(version_id)
 
         def rejected(state: StoreState) -> StoreState:
             if version_id in (state.version_id, self.base_version):
-                raise VersionStateError(
-                    f"{version_id} cannot be rejected: it serves, or ships with the preset"
-                )
+                raise VersionStateError(f"{version_id} cannot be rejected: it serves, or is the base version")
             return self._judged(state, version_id, "rejected", reason)
 
         self._change(rejected)
         return self.get(version_id)
 
     def rollback(self, reason: str = "rolled back by hand") -> str:
-        """Goes back to the version that served before the current one was promoted.
+        """Rolls back to the version that served before the current one was promoted.
 
         Returns:
-            The id of the version that serves now.
+            The ID of the version that serves now.
 
         Raises:
             VersionStateError: nothing was promoted before.
-            DamagedVersionError, ForeignVersionError: what it would go back to cannot serve; nothing changes.
+            DamagedVersionError, ForeignVersionError: the previous version cannot serve; nothing changes.
         """
 
         def rolled_back(state: StoreState) -> StoreState:
@@ -286,7 +283,7 @@ class VersionStore:
         return self._change(rolled_back).version_id
 
     def state(self) -> StoreState:
-        """Returns which version serves and how that came about.
+        """Returns the serving version and its history.
 
         Raises:
             DamagedVersionError: it cannot be read.
@@ -296,7 +293,7 @@ class VersionStore:
     def _card(self, version_id: str, state: StoreState | None) -> VersionCard:
         card = VersionCard.from_json(self.files.card(version_id))
         judged = state.judgements.get(version_id) if state else None
-        card = replace(card, version_id=version_id)  # a card does not choose another folder
+        card = replace(card, version_id=version_id)  # a card must not select another folder
         return replace(card, status=judged.status, reason=judged.reason) if judged else card
 
     def _base_card(self) -> VersionCard:
@@ -304,7 +301,7 @@ class VersionStore:
             version_id=self.base_version,
             preset=self.preset,
             status="promoted",
-            reason="ships with the preset",
+            reason="base weights of the preset",
         )
 
     def _require_known(self, version_id: str) -> None:
@@ -320,7 +317,7 @@ class VersionStore:
         return int(digits) if version_id != digits and digits.isdecimal() else None
 
     def _next_id(self) -> str:
-        """The lowest number above all that were ever given."""
+        """The lowest unused number above all numbers ever assigned."""
         state = self._state_or_none() or StoreState(self.base_version)
         served = (entry.version_id for entry in state.history)
         seen = [*self._published_ids(), *served, *state.judgements]
@@ -331,7 +328,7 @@ class VersionStore:
         return state if version_id == self.base_version else state.judge(version_id, status, reason)
 
     def _state_or_none(self) -> StoreState | None:
-        """None when it cannot be read: cards are shown as they were published."""
+        """None if unreadable: cards are then shown as published."""
         try:
             return self.state()
         except DamagedVersionError:
@@ -353,11 +350,12 @@ class VersionStore:
         return made[-1]
 
     def _check_parents(self, card: VersionCard) -> None:
-        """By content: the same weights may have another name today."""
+        """Compared by content: the same weights may have another name today."""
         if card.parents_sha256 and set(card.parents_sha256.values()) != set(self._frozen.values()):
             raise ForeignVersionError(
-                f"{card.version_id} was trained on {_named(card.parents_sha256)}, but {_named(self._frozen)} "
-                "would serve with it: set WEIGHTS to the file that it was trained on, or promote another"
+                f"{card.version_id} was trained on {_named(card.parents_sha256)}, but would be served with "
+                f"{_named(self._frozen)}: set WEIGHTS to the file that it was trained on, or promote "
+                "another"
             )
 
     @cached_property
@@ -378,7 +376,7 @@ def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping
     write_tensors(folder / WEIGHTS, state)
     for name, content in files.items():
         if name in (WEIGHTS, CARD) or Path(name).name != name:
-            raise ValueError(f"a version cannot hold a file named {name!r}")
+            raise ValueError(f"a version cannot contain a file named {name!r}")
         if isinstance(content, Path):
             shutil.copyfile(content, folder / name)
         else:

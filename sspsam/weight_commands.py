@@ -1,4 +1,4 @@
-"""`sspsam weights`: public weights listed, downloaded, checked, and converted into what serves."""
+"""`sspsam weights`: lists, downloads, verifies and converts public weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Public weights: list, pull, verify, convert.", no_args_is_help=True)
 
 SUBFOLDER = "weights"
-"""Of MODEL_DIR, for what is pulled."""
+"""Below MODEL_DIR, for downloads."""
 
 ModelDir = Annotated[
     Path | None,
@@ -35,10 +35,10 @@ Mirror = Annotated[
     typer.Option(
         envvar="WEIGHTS_MIRROR",
         metavar="FOLDER|URL",
-        help="Take files from here, under the names that they are saved as, and not from the internet.",
+        help="Folder or URL to take files from instead of the internet, under their local names.",
     ),
 ]
-Hub = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="Address of the Hugging Face hub.")]
+Hub = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="URL of the Hugging Face hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_HUB = "https://huggingface.co"
 
@@ -46,13 +46,13 @@ DEFAULT_HUB = "https://huggingface.co"
 @app.command("list")
 def list_weights(
     hub_files: Annotated[
-        bool, typer.Option("--hub-files", help="Ask the hub for all files of SSP-SAM's authors.")
+        bool, typer.Option("--hub-files", help="List all files of SSP-SAM's authors on the hub.")
     ] = False,
     model_dir: ModelDir = None,
     hub: Hub = DEFAULT_HUB,
     as_json: AsJson = False,
 ) -> None:
-    """List public weights: size, licence, address, sha256 and who states it, and whether they are here."""
+    """List public weights: size, licence, URL, sha256 and its source, and whether they are downloaded."""
     folder = _folder(model_dir, hub=hub)
     files = folder.hub_files() if hub_files else folder.files()
     rows = [
@@ -67,7 +67,7 @@ def list_weights(
         typer.echo(f"  {file.what}; {_size(file.size_bytes)}; {file.licence}")
         typer.echo(f"  {file.url}")
         typer.echo(f"  sha256 {file.sha256 or 'not in this table'} ({file.sha256_from})")
-        typer.echo(f"  {'here: ' + str(row['file']) if row['here'] else 'not here'}")
+        typer.echo(f"{'file: ' + str(row['file']) if row['here'] else 'not downloaded'}")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def pull(
     mirror: Mirror = "",
     hub: Hub = DEFAULT_HUB,
 ) -> None:
-    """Download weights; an unfinished download goes on where it stopped.
+    """Download weights; an interrupted download resumes.
 
     Example: sspsam weights pull clip-vit-b-16 sam-vit-h ssp-sam-224-grefcoco
     """
@@ -100,13 +100,13 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="[NAME|FILE]...",
-            help="Names as in the list, or converted files; by default all that was pulled.",
+            help="Names as in the list, or converted files; by default all downloaded ones.",
             show_default=False,
         ),
     ] = None,
     model_dir: ModelDir = None,
 ) -> None:
-    """Compare files with the sha256 that they should have; ends with 1 if one differs or is missing."""
+    """Verify files by sha256; exit status 1 if one differs or is missing."""
     from sspsam.convert import verify_bundle
     from sspsam.published import find_public_file
 
@@ -132,8 +132,8 @@ def convert(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="A checkpoint of SSP-SAM's authors, and CLIP and SAM for what it leaves out: files, or "
-            "names of what was pulled.",
+            help="A checkpoint of SSP-SAM's authors, and CLIP and SAM for its missing parts: files, or names of "
+            "downloaded ones.",
             show_default=False,
         ),
     ],
@@ -146,7 +146,7 @@ def convert(
         typer.Option(
             envvar="SAM_ENCODER",
             metavar="NAME",
-            help="Another SAM image encoder than the preset's, such as `mobile`; give its file, too.",
+            help="SAM image encoder that replaces the preset's, such as `mobile`; its file is needed, too.",
         ),
     ] = None,
     for_training: Annotated[
@@ -154,7 +154,7 @@ def convert(
     ] = False,
     model_dir: ModelDir = None,
 ) -> None:
-    """Make one safetensors file that serves, and a card beside it. No code in a source is ever run.
+    """Write one safetensors file for serving, with a card next to it. No code in a source is run.
 
     Example: sspsam weights convert ssp-sam-224-grefcoco clip-vit-b-16 sam-vit-h --preset ssp-sam-224
     --out ssp-sam-224.safetensors
@@ -181,7 +181,7 @@ def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) ->
 
 
 def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
-    """Files by their paths, or by the names under which they were pulled."""
+    """Files by path, or by the names of downloaded weights."""
     from sspsam.published import find_public_file
 
     paths = []
@@ -190,7 +190,7 @@ def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
         if not path.exists() and not path.suffix:
             path = folder.path(find_public_file(source))
             if not path.is_file():
-                raise typer.BadParameter(f"{source} is not here: sspsam weights pull {source}")
+                raise typer.BadParameter(f"{source} is not downloaded: run sspsam weights pull {source}")
         paths.append(path)
     return paths
 

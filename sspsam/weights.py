@@ -1,4 +1,4 @@
-"""Public weights on this machine: a folder of downloaded files, each with a record of what was checked."""
+"""Public weights on this machine: downloaded files, each with a record of its verification."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Condition = Literal["good", "damaged", "absent", "unknown"]
 """`unknown`: there is no sha256 to compare with."""
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-RECORDED = "nobody states it: recorded at the first download"
+RECORDED = "unpublished: recorded at the first download"
 _SHA256_LENGTH = 64
 
 
 class WeightsFolder:
-    """Downloaded files. Making one opens nothing.
+    """Downloaded files. The constructor opens nothing.
 
     Args:
-        folder: where they lie.
-        mirror: a folder or an address that has the files under their own names, in place of the internet.
-        hub: address of the Hugging Face hub, or of a mirror of it (HF_ENDPOINT).
+        folder: their folder.
+        mirror: a folder or URL with the files under their local names, used instead of the internet.
+        hub: URL of the Hugging Face hub, or of a mirror of it (HF_ENDPOINT).
         pause_s: between attempts.
     """
 
@@ -57,25 +57,27 @@ class WeightsFolder:
         self._pause_s = pause_s
 
     def path(self, file: PublicFile) -> Path:
-        """Where a file lies, or would lie."""
+        """Path of a file, whether or not it exists."""
         return self.folder / file.file_name
 
     def record(self, file: PublicFile) -> Record | None:
-        """What is known about a downloaded file; None if it was not downloaded."""
+        """Record of a downloaded file; None if it was not downloaded."""
         return Record.read(record_path(self.path(file))) if self.path(file).is_file() else None
 
     def pull(self, file: PublicFile, progress: Progress = lambda done, total: None) -> Record:
-        """Downloads a file, unless it is here and as it should be.
+        """Downloads a file, unless it is already present and valid.
 
-        Its sha256 must be the published one; where none is, the one that the hub states; where it states
-        none, the one of an earlier download, if there was one.
+        The expected sha256 is the published one; else the one stated by the hub; else that of an earlier
+        download.
 
         Raises:
-            DownloadError: it cannot be had.
-            WrongContentError: what came is another file.
+            DownloadError: it is unavailable.
+            WrongContentError: another file was received.
         """
         if self.verify(file) == "good":
-            return self.record(file) or self._note(file, "it was there", str(file.sha256), file.sha256_from)
+            return self.record(file) or self._note(
+                file, "already present", str(file.sha256), file.sha256_from
+            )
         sha256, sha256_from = self._expected(file)
         target, came_from = self.path(file), self._address(file)
         if self._mirror and not _is_address(self._mirror):
@@ -87,7 +89,7 @@ class WeightsFolder:
         return self._note(file, came_from, found, sha256_from)
 
     def verify(self, file: PublicFile) -> Condition:
-        """Compares a file with its published sha256 or, where there is none, with that of its download."""
+        """Compares a file with its published sha256 or, if there is none, with that of its download."""
         path, record = self.path(file), self.record(file)
         if not path.is_file():
             return "absent"
@@ -97,7 +99,7 @@ class WeightsFolder:
         return "good" if sha256_of_file(path) == expected else "damaged"
 
     def files(self) -> list[PublicFile]:
-        """The table, and other files of the authors' repository that are here."""
+        """The table, and other downloaded files of the authors' repository."""
         known = {file.file_name for file in PUBLIC_FILES}
         others = []
         for path in sorted(self.folder.glob("*.json")):
@@ -107,10 +109,10 @@ class WeightsFolder:
         return [*PUBLIC_FILES, *others]
 
     def hub_files(self) -> list[PublicFile]:
-        """What the authors' repository on the hub holds now, with the sizes and sha256 that the hub states.
+        """Files in the authors' repository on the hub, with the sizes and sha256 stated by the hub.
 
         Raises:
-            DownloadError: the hub cannot be asked.
+            DownloadError: the hub cannot be reached.
         """
         address = f"{self._hub}/api/models/{HUB_REPOSITORY}?blobs=true"
         try:
@@ -118,7 +120,7 @@ class WeightsFolder:
                 answer.raise_for_status()
                 listed: list[dict[str, Any]] = answer.json()["siblings"]
         except (requests.RequestException, ValueError, KeyError) as error:
-            raise DownloadError(f"the list of files cannot be had from {address}: {error}") from error
+            raise DownloadError(f"the list of files is not available from {address}: {error}") from error
         return [
             hub_file(
                 entry["rfilename"],
@@ -130,7 +132,7 @@ class WeightsFolder:
         ]
 
     def _expected(self, file: PublicFile) -> tuple[str | None, str]:
-        """The sha256 that a download must have, and who says so."""
+        """The expected sha256 of a download, and its source."""
         if file.sha256 is not None:
             return file.sha256, file.sha256_from
         if not self._mirror and (stated := self._stated_by_hub(file)):
@@ -140,14 +142,14 @@ class WeightsFolder:
         return None, RECORDED
 
     def _stated_by_hub(self, file: PublicFile) -> str | None:
-        """The hub answers with a redirect that names the content's sha256."""
+        """The hub redirects with a header that contains the content's sha256."""
         try:
             with requests.head(
                 self._address(file), allow_redirects=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
             ) as last:
                 answers = [*last.history, last]
         except requests.RequestException as error:
-            raise DownloadError(f"{self._address(file)} cannot be asked for: {error}") from error
+            raise DownloadError(f"{self._address(file)} cannot be requested: {error}") from error
         for answer in answers:
             stated = answer.headers.get("X-Linked-ETag", "").strip('"').lower()
             if len(stated) == _SHA256_LENGTH:

@@ -1,4 +1,4 @@
-"""Words that fine-tuning has taught the frozen text tower: what is added to their embeddings."""
+"""New words learned by fine-tuning for the frozen text tower: offsets to their token embeddings."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 WORDS_PREFIX = "learned_words."
-"""Of these tensors, among the model's."""
+"""Prefix of these tensors in the model."""
 
 
 class LearnedWords(nn.Module):
-    """Corrections of a few tokens' embeddings in CLIP's text tower; of none at first.
+    """Offsets to the embeddings of a few tokens in CLIP's text tower; initially none.
 
-    The tower stays frozen, and the features of phrases without these tokens stay as they are.
+    The tower stays frozen, and features of phrases without these tokens are unchanged.
 
-    Source: textual inversion (Gal et al., arXiv 2208.01618), which learns the embedding of a new word alone.
+    Source: textual inversion (Gal et al., arXiv 2208.01618), which learns only the embedding of a new word.
     """
 
     tokens: Tensor | None
-    """(N,) int64, ascending: what is corrected."""
+    """(N,) int64, ascending: the tokens."""
     offsets: nn.Parameter | None
-    """(N, text width): what is added to their embeddings."""
+    """(N, text width): offsets to their embeddings."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class LearnedWords(nn.Module):
         self.register_parameter("offsets", None)
 
     def forward(self, tokens: Tensor) -> Tensor | None:
-        """What is added to the embeddings of (B, L) tokens, (B, L, text width); None: nothing."""
+        """Offsets for (B, L) tokens, (B, L, text width); None: none apply."""
         if self.tokens is None or self.offsets is None:
             return None
         places = torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
@@ -39,7 +39,7 @@ class LearnedWords(nn.Module):
         return self.offsets[places] * learned.unsqueeze(-1)
 
     def add(self, tokens: Collection[int], device: torch.device) -> None:
-        """Makes room for more tokens, whose offsets are 0 until they learn; those that are there stay."""
+        """Adds tokens with offsets of 0, to be trained; existing ones stay."""
         known = {} if self.tokens is None else dict(zip(self.tokens.tolist(), self._rows(), strict=True))
         every = sorted(known.keys() | set(tokens))
         if every:
@@ -47,20 +47,20 @@ class LearnedWords(nn.Module):
             self.replace({"tokens": torch.tensor(every), "offsets": offsets}, device)
 
     def replace(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Takes the tokens and offsets of a `state_dict` in place of its own; an empty one has none."""
+        """Replaces its tokens and offsets by those of a `state_dict`; an empty one has none."""
         tokens, offsets = state.get("tokens"), state.get("offsets")
         self.tokens = None if tokens is None else tokens.to(device, copy=True)
         self.offsets = None if offsets is None else nn.Parameter(offsets.to(device, copy=True))
 
     def problems(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Why `replace` cannot take a state, in words; none where it can."""
+        """Describes why `replace` cannot take a state; empty if it can."""
         if not state:
             return []
         tokens, offsets = state.get("tokens"), state.get("offsets")
         if tokens is None or offsets is None or len(state) > 2:
             return [f"{WORDS_PREFIX} has {', '.join(sorted(state))[:200]}, expected tokens and offsets"]
         if tokens.dtype != torch.int64 or tokens.ndim != 1 or not self._are_ascending(tokens):
-            return [f"{WORDS_PREFIX}tokens are not different ids, ascending, below {self.vocabulary}"]
+            return [f"{WORDS_PREFIX}tokens are not distinct, ascending IDs below {self.vocabulary}"]
         if offsets.dtype != torch.float32 or offsets.shape != (len(tokens), self.width):
             return [
                 f"{WORDS_PREFIX}offsets are {tuple(offsets.shape)} {offsets.dtype}, "

@@ -114,10 +114,10 @@ def test_predict_uses_fine_tuned_tensors(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.png", "dog"], "there is no picture none.png"),
+        (["none.png", "dog"], "there is no image none.png"),
         (["PICTURE", ""], "the phrase is empty"),
         (["PICTURE", "very " * 90 + "long"], "the phrase is too long"),
-        (["TEXT", "dog"], "is not a picture of a known kind"),
+        (["TEXT", "dog"], "is not an image in a supported format"),
         (["PICTURE", "dog", "--preset", "sam"], "unknown preset 'sam'"),
         (["PICTURE", "dog", "--device", "abacus"], "unknown device 'abacus'"),
         (["PICTURE", "dog", "--out", "seen.txt"], "cannot be written to seen.txt"),
@@ -146,7 +146,7 @@ def test_predict_says_what_is_wrong(
 
 def test_an_error_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "none.png", "dog") == 2
-    assert capsys.readouterr().err == "sspsam: there is no picture none.png\n"
+    assert capsys.readouterr().err == "sspsam: there is no image none.png\n"
 
 
 def test_debug_keeps_the_traceback(tmp_path: Path) -> None:

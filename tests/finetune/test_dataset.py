@@ -117,10 +117,10 @@ def test_what_is_wrong_with_a_picture_is_said(images: Path, hole: Mask) -> None:
     good = record(digest, "cat", hole, (6, 8))
     with pytest.raises(DatasetFileError, match=r"is \(6, 9\) .*drawn on \(6, 8\)"):
         RecordDataset([good], images)[0]
-    with pytest.raises(DatasetFileError, match="there is no picture"):
+    with pytest.raises(DatasetFileError, match="there is no image"):
         RecordDataset([replace(good, image_sha256="0" * 64)], images)[0]
     (images / "text").write_text("no picture")
-    with pytest.raises(DatasetFileError, match="is not a picture"):
+    with pytest.raises(DatasetFileError, match="is not an image"):
         RecordDataset([replace(good, image_sha256="text")], images)[0]
 
 

@@ -51,7 +51,7 @@ def test_a_broken_connection_is_resumed(server: FileServer, tmp_path: Path, sha2
 def test_a_later_call_goes_on(server: FileServer, tmp_path: Path) -> None:
     target = tmp_path / "w.pt"
     server.files["/w.pt"] = Behaviour(CONTENT, breaks_after=[SOME + 1] + [0] * ATTEMPTS)
-    with pytest.raises(DownloadError, match=f"broke off {ATTEMPTS} times in a row, {SOME} bytes are here"):
+    with pytest.raises(DownloadError, match=f"failed {ATTEMPTS} times in a row, {SOME} bytes are stored"):
         download(f"{server.url}/w.pt", target, SHA256, pause_s=0)
     assert not target.exists()
     assert part_of(target).read_bytes() == CONTENT[:SOME]
@@ -122,7 +122,7 @@ def test_nobody_answers(tmp_path: Path) -> None:
         url = server.url
     with pytest.raises(DownloadError, match="broke off 5 times"):
         download(f"{url}/w.pt", tmp_path / "w.pt", SHA256, pause_s=0)
-    with pytest.raises(DownloadError, match="cannot be asked for"):
+    with pytest.raises(DownloadError, match="cannot be requested"):
         download("weights.example.com/w.pt", tmp_path / "w.pt", SHA256)
 
 

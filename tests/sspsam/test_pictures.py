@@ -47,10 +47,10 @@ def test_palette_pictures_come_as_rgb(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="there is no picture"):
+    with pytest.raises(PictureError, match="there is no image"):
         read_picture(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(PictureError, match="not a picture of a known kind"):
+    with pytest.raises(PictureError, match="not an image in a supported format"):
         read_picture(tmp_path / "text.png")
     with pytest.raises(PictureError, match="cannot be read"):
         read_picture(tmp_path)

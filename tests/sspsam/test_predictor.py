@@ -70,7 +70,7 @@ def test_no_phrases_no_answers(predictor: sspsam.Predictor, image: UInt8Image) -
 
 
 @pytest.mark.parametrize(
-    ("phrase", "message"), [("", "empty"), (" \n", "empty"), ("dog " * 80, "too long: 83 tokens, at most 77")]
+    ("phrase", "message"), [("", "empty"), (" \n", "empty"), ("dog " * 80, "too long: 83 tokens, the limit")]
 )
 def test_unusable_phrases_are_refused(
     predictor: sspsam.Predictor, image: UInt8Image, phrase: str, message: str

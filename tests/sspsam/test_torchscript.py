@@ -101,7 +101,7 @@ def test_code_in_an_archive_does_not_run(archive: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     evil = with_program(archive, tmp_path / "evil.pt", pickle.dumps(Payload(trace), protocol=2))
     with pytest.raises(
-        CheckpointError, match=r"evil.pt holds more than tensors .* does not need posix.mkdir"
+        CheckpointError, match=r"evil.pt contains more than tensors .* does not need posix.mkdir"
     ):
         read_tensors(evil)
     assert not trace.exists()

@@ -68,7 +68,7 @@ def test_what_is_not_judged_and_what_tells_what_was_learned_stays(store: Version
     reject_all(store, ids[:-1])
     plan = plan_pruning(store, keep_latest=0)
     assert list(plan.removed) == [ids[0], ids[3]]
-    assert plan.kept[ids[1]] == "the latest of project 3: tells what was learned"
+    assert plan.kept[ids[1]] == "the latest of project 3: records what was learned"
     assert plan.kept[ids[2]].startswith("the latest of project 4")
     assert plan.kept[ids[4]] == "not judged yet"
 
@@ -85,7 +85,7 @@ def test_what_is_needed_by_now_is_not_removed(store: VersionStore) -> None:
     reject_all(store, ids)
     plan = plan_pruning(store, keep_latest=0)
     store.promote(ids[1], "it was better after all")
-    with pytest.raises(VersionStateError, match=f"{ids[1]} is needed by now"):
+    with pytest.raises(VersionStateError, match=f"{ids[1]} is needed now"):
         prune(store, plan)
     assert store.current() == ids[1]
     assert "w" in store.load(ids[1])

@@ -136,7 +136,7 @@ def test_the_hubs_list(server: FileServer, folder: WeightsFolder) -> None:
     (file,) = folder.hub_files()
     assert (file.name, file.sha256, file.size_bytes) == (f"hub:{PATH}", SHA256, len(CONTENT))
     server.files.clear()
-    with pytest.raises(DownloadError, match="the list of files cannot be had"):
+    with pytest.raises(DownloadError, match="the list of files is not available"):
         folder.hub_files()
 
 

@@ -52,7 +52,7 @@ def test_list_shows_the_figure_the_status_and_the_reason(store: VersionStore) ->
     row = lines["ssp-sam-test-0001"]
     for text in ("gIoU 61.2 -> 74.5 % (5 masks, 2 images)", "promoted", "clearly better", "│ yes"):
         assert text in row
-    assert "ships with the preset" in lines["ssp-sam-test-base"]
+    assert "base weights of the preset" in lines["ssp-sam-test-base"]
     assert "yes" not in lines["ssp-sam-test-base"]
 
 
