@@ -1,4 +1,4 @@
-"""Other views of pictures: mirrored, where phrases still tell left from right, cut out, lighter or darker."""
+"""Augmented views of images: mirrored with left and right swapped in phrases, cropped, lighter or darker."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from finetune.data.dataset import Dataset, Sample
 from sspsam.masks import mask_to_box_xyxy
 
 LEAST_WINDOW = 0.5
-"""Of a side of the picture, when a part of it is cut out."""
+"""Minimum fraction of an image side in a crop."""
 CONTRAST = (0.75, 1.25)
 BRIGHTNESS = (-25.0, 25.0)
-"""Of 255."""
+"""In units of 1/255."""
 _SIDES = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards|y|er|est|s)?\b)", re.IGNORECASE)
 _OTHER = {"left": "right", "right": "left"}
 
 
 def swap_sides(phrase: str) -> str:
-    """Left becomes right and right left, also in "leftmost" or "right-hand"; "bright" stays as it is."""
+    """Swaps left and right, also in "leftmost" or "right-hand"; "bright" is unchanged."""
     return _SIDES.sub(lambda match: _like(match[1], _OTHER[match[1].lower()]), phrase)
 
 
 def mirror(sample: Sample) -> Sample:
-    """The sample as seen in a mirror: picture, masks and box flipped, sides swapped in the phrase."""
+    """The mirrored sample: image, masks and box flipped, sides swapped in the phrase."""
     everything = sample.all_objects
     box = sample.box_xyxy
     width = sample.image.shape[1]
@@ -42,13 +42,13 @@ def mirror(sample: Sample) -> Sample:
 
 
 class VariedDataset:
-    """Every sample several times: as it is, and in other views that are the same every time.
+    """Every sample several times: the original and fixed augmented views.
 
-    Few corrections are then seen in many places and sizes, and are embedded once each.
+    A few corrections are thus seen at many positions and sizes, and embedded once each.
 
     Args:
         dataset: Samples.
-        views: Of each of them; 1 leaves the data set as it is.
+        views: Number of views per sample; 1 leaves the data set unchanged.
     """
 
     def __init__(self, dataset: Dataset, views: int) -> None:
@@ -65,10 +65,10 @@ class VariedDataset:
 
 
 def vary(sample: Sample, view: int) -> Sample:
-    """Another view of a sample; which one follows from its id and the number of the view.
+    """An augmented view of a sample, determined by its ID and the number of the view.
 
-    A part of the picture is cut out only around what a plain name means: what is said of places, of order
-    or of other things might not be true of a part.
+    Only samples with a plain name are cropped: statements about position, order or other objects might become
+    false in a crop.
     """
     rng = np.random.default_rng((zlib.crc32(sample.sample_id.encode()), view))
     name = f"{sample.sample_id}#{view}"
@@ -83,7 +83,7 @@ def vary(sample: Sample, view: int) -> Sample:
 
 
 def _cut_out(sample: Sample, rng: np.random.Generator) -> Sample:
-    """A part of the picture that holds the whole target."""
+    """A crop of the image that contains the whole target."""
     x0, y0, x1, y1 = (round(side) for side in mask_to_box_xyxy(sample.mask))
     height, width = sample.mask.shape
     left, right = _window(rng, x0, x1, width)
@@ -100,14 +100,14 @@ def _cut_out(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _window(rng: np.random.Generator, start: int, end: int, size: int) -> tuple[int, int]:
-    """A window along one side, LEAST_WINDOW of it at least, with start..end inside."""
+    """A window along one side, of at least LEAST_WINDOW, containing start..end."""
     length = max(end - start, round(size * rng.uniform(LEAST_WINDOW, 1)))
     first = int(rng.integers(max(0, end - length), min(start, size - length) + 1))
     return first, first + length
 
 
 def _like(word: str, other: str) -> str:
-    """The other word, spelled in capitals as the word is."""
+    """The other word, capitalised like the word."""
     if word.isupper():
         return other.upper()
     return other.capitalize() if word[0].isupper() else other

@@ -1,4 +1,4 @@
-"""What a candidate answers differently from the incumbent: sample by sample, by group, and as pictures."""
+"""Differences between candidate and incumbent: by sample, by group, and as images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from sspsam.predictor import Predictor
 
 SHOWN_CHANGES = 12
-"""Of the best, and of the worst."""
+"""Number of the largest improvements, and of the largest losses."""
 TILE_PX = 300
-"""Longest side of a picture in the report; each shows two."""
+"""Longest side of an image in the report; each shows two."""
 GAP_PX = 4
 BEFORE_COLOUR, AFTER_COLOUR = COLOURS[0], COLOURS[1]
 TRUTH_COLOUR: Rgb = (255, 255, 255)
@@ -32,7 +32,7 @@ PAPER: Rgb = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Change:
-    """One sample, as both models answered it. IoU is 0..1."""
+    """One sample, as answered by both models. IoU is 0..1."""
 
     sample_id: str
     image_id: str
@@ -49,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class GroupChange:
-    """The samples of one family or label. Means of IoU are 0..1."""
+    """Samples of one family or label. Mean IoUs are 0..1."""
 
     name: str
     samples: int
@@ -64,7 +64,7 @@ def list_changes(incumbent: EvaluationResult, candidate: EvaluationResult) -> li
     """Pairs two evaluations of the same samples, in their order.
 
     Raises:
-        ComparisonError: they were made on different samples, or on none.
+        ComparisonError: they have different samples, or none.
     """
     return [
         Change(one.sample_id, one.image_id, one.phrase, one.family, one.label, one.iou, other.iou)
@@ -73,7 +73,7 @@ def list_changes(incumbent: EvaluationResult, candidate: EvaluationResult) -> li
 
 
 def group_changes(changes: Iterable[Change], name_of: Callable[[Change], str]) -> list[GroupChange]:
-    """Compares group by group, the largest first; samples whose group has no name are left out."""
+    """Compares by group, largest first; samples without a group are excluded."""
     groups: dict[str, list[Change]] = {}
     for change in changes:
         if name := name_of(change):
@@ -95,7 +95,7 @@ def _group(name: str, members: Sequence[Change]) -> GroupChange:
 
 
 def most_changed(changes: Sequence[Change], count: int = SHOWN_CHANGES) -> tuple[list[Change], list[Change]]:
-    """The samples that became best, and those that became worst, each the most changed first."""
+    """Largest improvements and largest losses, each in descending order of change."""
     ranked = sorted(changes, key=lambda change: change.difference)
     worst = [change for change in ranked[:count] if change.difference < -SAME_IOU]
     best = [change for change in reversed(ranked[-count:]) if change.difference > SAME_IOU]
@@ -109,17 +109,17 @@ def draw_changes(
     dataset: Dataset,
     sample_ids: Iterable[str],
 ) -> dict[str, Image.Image]:
-    """Draws both answers to some samples side by side: the incumbent's red, the candidate's blue.
+    """Draws both answers to samples side by side: the incumbent's red, the candidate's blue.
 
     Args:
-        predictor: Holds the candidate's tensors when this returns.
+        predictor: Has the candidate's tensors on return.
         incumbent: Trainable tensors.
         candidate: Trainable tensors.
-        dataset: Holds the samples.
-        sample_ids: Which of them.
+        dataset: Contains the samples.
+        sample_ids: IDs of the samples to draw.
 
     Returns:
-        Sample id -> an RGB picture.
+        Sample ID -> an RGB image.
     """
     chosen = set(sample_ids)
     samples = [

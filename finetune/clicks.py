@@ -1,4 +1,4 @@
-"""Clicks as an annotator makes them: where the model's first answer is wrong."""
+"""Simulated clicks on errors of the model's first answer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def correcting_clicks(mask_logits: Tensor, masks: Tensor, count: int, side: int) -> tuple[Tensor, Tensor]:
-    """Points drawn evenly from where answers differ from the truth, anywhere if they do not.
+    """Samples points uniformly from the error region, or from anywhere if there is no error.
 
     Args:
         mask_logits: (B, 1, T, T), the answers.
-        masks: (B, 1, T, T) in 0..1, the truth.
-        count: Points of each sample.
-        side: Of SAM's input, px.
+        masks: (B, 1, T, T) in 0..1, the ground truth.
+        count: Points per sample.
+        side: Side of SAM's input, px.
 
     Returns:
         xy (B, count, 2) float32, px of SAM's input, and labels (B, count): 1 on the target, 0 elsewhere.

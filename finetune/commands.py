@@ -1,4 +1,4 @@
-"""`sspsam evaluate`, `sspsam gallery` and the other commands about training and its data."""
+"""`sspsam evaluate`, `sspsam gallery` and other commands on training and its data."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            help="stickers/val?count=200 (pictures); refcoco/testA, grefcoco/val, phrasecut/test, ..., "
-            "under SSPSAM_DATA or ?root=FOLDER; or records:FILE.jsonl?images=FOLDER.",
+            help="stickers/val?count=200 (scenes); refcoco/testA, grefcoco/val, phrasecut/test, ..., under "
+            "SSPSAM_DATA or ?root=FOLDER; or records:FILE.jsonl?images=FOLDER.",
             show_default=False,
         ),
     ],
@@ -48,8 +48,8 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="How masks are compared: `original`, at the pictures' own size; `paper`, on 512 px squares "
-            "as the paper's code does. The figures differ."
+            help="How masks are compared: `original`, at the images' own size; `paper`, on 512 px squares as "
+            "in the paper's code. The figures differ."
         ),
     ] = "original",
     out: Annotated[
@@ -59,7 +59,7 @@ def evaluate(
     model_dir: ModelDirOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure a model on a data set, beside trivial answers.
+    """Evaluate a model on a data set, with trivial baselines.
 
     Several processes (`torchrun --nproc-per-node 8 --no-python sspsam evaluate ...`) share the samples.
 
@@ -92,12 +92,12 @@ def evaluate(
 
 @app.command()
 def gallery(
-    out: Annotated[Path, typer.Option(help="Picture to write.", dir_okay=False, show_default=False)],
+    out: Annotated[Path, typer.Option(help="Image file to write.", dir_okay=False, show_default=False)],
     dataset: Annotated[
-        str, typer.Option(metavar="NAME", help="As for evaluate; the first phrase of each picture is asked.")
+        str, typer.Option(metavar="NAME", help="As for evaluate; the first phrase of each image is used.")
     ] = "stickers/test?count=24&phrases=1",
     failures: Annotated[
-        int | None, typer.Option(help="Draw the first so many wrong answers, and no right ones.", min=1)
+        int | None, typer.Option(help="Draw this number of first wrong answers, and no right ones.", min=1)
     ] = None,
     preset: PresetOption = None,
     version: VersionOption = None,
@@ -152,8 +152,8 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
         padding=(0, 0, 0, 1),
         pad_edge=False,
         title=", ".join([*about.values(), result.protocol]),
-        caption=f"percent; {counts['samples']} phrases on {counts['images']} pictures, "
-        f"{counts['no target']} with nothing to find",
+        caption=f"percent; {counts['samples']} phrases on {counts['images']} images, {counts['no target']} "
+        "without a target",
     )
     header, rows = family_table(result)
     for index, name in enumerate(header):
@@ -170,5 +170,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
     console.print(f"Median times: {times}", highlight=False, soft_wrap=True)
     for sample_id, reason in result.refused.items():
         console.print(
-            f"Not readable, counted as nothing found: {sample_id}: {reason}", highlight=False, soft_wrap=True
+            f"Unreadable phrase, counted as an empty answer: {sample_id}: {reason}",
+            highlight=False,
+            soft_wrap=True,
         )

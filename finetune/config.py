@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""Configuration of a training run."""
 
 from __future__ import annotations
 
@@ -20,88 +20,97 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 LOSS_PREFIX = "loss."
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
-"""Configurations of the paper's trainings."""
+"""Recipes of the paper's trainings."""
 
 
 class ConfigError(ValueError):
-    """The settings contradict each other or name something that does not exist."""
+    """The settings contradict each other, or name something unknown."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run of one stage. The defaults of the optimisation are the paper's."""
+    """A training run of one stage. Optimisation defaults are the paper's."""
 
     preset: str
     """Key of sspsam.PRESETS."""
     output_dir: Path
-    """Where checkpoints, the log and the result go; a run that finds its checkpoint there goes on from it."""
+    """Folder of checkpoints, log and result; a run resumes from a checkpoint found there."""
     stage: Stage = "ssp"
     """`clip` and `sam` pre-train a small preset's towers from scratch; `rec` and `ssp` are the paper's
-    training: first boxes only, without SAM, then masks."""
+    training: first boxes only, without SAM, then masks.
+    """
     data: str = "stickers/train"
     """Data set to train on, as for finetune.data.dataset.open_dataset."""
     replay: str | None = None
     """Data set mixed in against forgetting."""
     replay_fraction: float = 0.5
-    """Share of every batch that comes from `replay`, 0..1."""
+    """Fraction of every batch that comes from `replay`, 0..1."""
     validation: str | None = None
-    """Data set that is not learned from: what is left in the end are the weights of its lowest loss. At most
-    its first `window` samples. Stage `ssp`."""
+    """Validation set: the weights with its lowest loss are kept. At most its first `window` samples are used.
+    Stage `ssp`.
+    """
     validate_every: int = 20
-    """Steps between two measurements of `validation`; the start and the end are measured, too."""
+    """Steps between evaluations of `validation`, which also run at the start and the end."""
     patience: int = 0
-    """Measurements in a row without a lower loss after which the training ends; 0: it goes to the end."""
+    """Evaluations in a row without a lower loss after which training stops; 0: never."""
     weights: tuple[Path, ...] = ()
-    """Safetensors whose tensors replace the preset's own, later files over earlier ones."""
+    """Safetensors whose tensors replace the preset's own; later files override earlier ones."""
     init: Path | None = None
     """Trainable tensors of a fine-tuned version to start from."""
     from_scratch: bool = False
-    """The adapters are random: set their scale from the data first."""
+    """The adapters are random: initialise their scale from the data."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 32
-    """Samples per step, of all processes together."""
+    """Samples per step, over all processes."""
     accumulate: int = 1
-    """Parts that a process's share of a batch goes through the model in, one after the other; the gradient is
-    that of the whole. Stages `rec` and `ssp`."""
+    """Number of parts in which a process's share of a batch is processed sequentially; the gradient is that
+    of the whole. Stages `rec` and `ssp`.
+    """
     window: int = 6000
-    """Samples whose pictures are embedded and shuffled together; bounds the memory."""
+    """Number of samples embedded and shuffled together; limits the memory."""
     stream: bool = False
-    """Read and encode the pictures of each step when it comes, instead of window by window: for data sets of
-    any size, and needed to place and flip pictures. Always so in stage `rec`."""
+    """Read and encode images at each step instead of window by window: for data sets of any size, and
+    required for placement and flips. Always on in stage `rec`.
+    """
     random_placement: bool = False
-    """Put pictures at random places of the CLIP canvas; where they lie when serving, otherwise."""
+    """Place images randomly in the padded CLIP input; otherwise as in serving."""
     flip_probability: float = 0.0
-    """How often pictures are mirrored, 0..1; left and right change places in the phrase as well."""
+    """Probability of mirroring an image, 0..1; left and right are swapped in the phrase as well."""
     click_fraction: float = 0.0
-    """Part of the answers that clicks on their faults correct before they are judged, 0..1, so that phrases
-    and clicks work together. Stage `ssp`; not in the paper."""
+    """Fraction of answers corrected by simulated clicks before the loss, 0..1, so that phrases and clicks
+    work together. Stage `ssp`; not in the paper.
+    """
     embeddings: Path | None = None
-    """Folder that keeps SAM's image embeddings, float16, so that each picture is encoded once."""
+    """Cache folder for SAM's image embeddings, float16, so that each image is encoded once."""
     workers: int = 0
-    """Processes that read pictures ahead; 0: none but this one."""
+    """Processes that read images ahead; 0: none."""
     target_size: int = 512
     """Side of the square, px, on which mask losses are computed."""
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
-    """Of SAM's mask decoder."""
+    """Learning rate of SAM's mask decoder."""
     word_learning_rate: float = 0.0
-    """Of the embeddings of words that `replay` does not say: textual inversion (arXiv 2208.01618), which
-    changes no phrase without them. 0 leaves the text tower as it is. Stage `ssp`, not with `stream`."""
+    """Learning rate of the embeddings of words that `replay` does not contain: textual inversion
+    (arXiv 2208.01618), which changes no phrase without them. 0: text tower unchanged. Stage `ssp`, without
+    `stream`.
+    """
     text_learning_rate: float = 0.0
-    """Of CLIP's text tower, for models that are made from nothing; 0, as in the paper: it is frozen. Versions
-    cannot hold it: join the result with the rest in a bundle. Stages `rec` and `ssp`."""
+    """Learning rate of CLIP's text tower, for models trained from scratch; 0, as in the paper: frozen.
+    Versions cannot contain it: join the result with the rest in a bundle. Stages `rec` and `ssp`.
+    """
     decoder_frozen_steps: int = 0
-    """First steps in which the mask decoder does not learn."""
+    """Number of first steps in which the mask decoder is frozen."""
     final_learning_rate: float = 1e-6
-    """Where the cosine ends."""
+    """Final value of the cosine schedule."""
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     max_gradient_norm: float = 0.1
     loss: LossWeights = field(default_factory=LossWeights)
     precision: Precision = "float32"
-    """What matrix products are computed in; weights and losses stay float32. With float16 the loss is scaled
-    against vanishing gradients, and a step whose gradient overflows is left out."""
+    """Precision of matrix products; weights and losses stay float32. With float16 the loss is scaled against
+    underflow, and a step with overflowing gradients is skipped.
+    """
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 200
@@ -124,12 +133,12 @@ class TrainConfig:
         self._check_validation()
         _require(
             self.text_learning_rate == 0 or self.stage in ("rec", "ssp"),
-            f"stage {self.stage} cannot teach the text tower alone",
+            f"stage {self.stage} cannot train the text tower alone",
         )
         _require(
             self.word_learning_rate == 0
             or (self.stage == "ssp" and self.replay is not None and not self.stream),
-            "word_learning_rate needs stage ssp, replay, which says what words are known, and no stream",
+            "word_learning_rate needs stage ssp, replay, which defines the known words, and no stream",
         )
 
     def _check_validation(self) -> None:
@@ -140,7 +149,7 @@ class TrainConfig:
         _require(self.validation is not None or self.patience == 0, "patience needs a validation set")
         _require(
             self.validation is None or self.stage == "ssp",
-            f"stage {self.stage} cannot measure a validation set",
+            f"stage {self.stage} cannot evaluate a validation set",
         )
 
     def _check_stream(self) -> None:
@@ -162,7 +171,7 @@ class TrainConfig:
         )
         _require(
             not (streams and self.from_scratch),
-            "from_scratch needs whole windows: it does not go with a stream",
+            "from_scratch needs whole windows: it does not work with a stream",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,8 +183,8 @@ def read_config(path: Path, overrides: Mapping[str, Any]) -> TrainConfig:
     """Reads a TOML file whose keys are TrainConfig's fields.
 
     Args:
-        path: The file, or the name of a recipe that ships with the package, such as `refcoco-224`.
-        overrides: Win over the file; `loss.dice` and the like win over parts of it.
+        path: The file, or the name of a bundled recipe, such as `refcoco-224`.
+        overrides: Override the file; `loss.dice` and the like override single entries.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type.
@@ -196,10 +205,11 @@ def read_config(path: Path, overrides: Mapping[str, Any]) -> TrainConfig:
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Builds a TrainConfig from plain values; text is converted as from a command line, empty text is none.
+    """Builds a TrainConfig from plain values; text is converted as from a command line, empty text means
+    None.
 
     Raises:
-        ConfigError: a key is unknown, a needed one is missing, or a value has the wrong type.
+        ConfigError: a key is unknown, a required one is missing, or a value has the wrong type.
     """
     known = {field.name for field in fields(TrainConfig)}
     values = _nest(values)
@@ -213,7 +223,7 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`loss.dice` becomes an entry of `loss`, over what a file says of it."""
+    """`loss.dice` becomes an entry of `loss`, overriding the file's."""
     nested = {key: value for key, value in values.items() if not key.startswith(LOSS_PREFIX)}
     weights = {
         key.removeprefix(LOSS_PREFIX): value for key, value in values.items() if key.startswith(LOSS_PREFIX)

@@ -15,23 +15,23 @@ TENSORBOARD_FOLDER = "tensorboard"
 MLFLOW_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 REPORT_NAME = "report.html"
 MLFLOW_RUN_FILE = "mlflow-run"
-"""In the output folder: id of the run, so that a resumed training goes on with its curves."""
+"""In the output folder: ID of the MLflow run, so that a resumed training continues its curves."""
 
 logger = logging.getLogger(__name__)
 
 
 class Curves(Protocol):
-    """Where figures go as training proceeds."""
+    """A sink for training curves."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds a point to each named curve."""
 
     def close(self, failed: bool) -> None:
-        """Makes what was written last, and says how the training ended."""
+        """Flushes pending points, and records how the training ended."""
 
 
 class TensorBoardCurves:
-    """Event files, to be seen with `tensorboard --logdir <output_dir>`."""
+    """Event files for `tensorboard --logdir <output_dir>`."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +47,7 @@ class TensorBoardCurves:
 
 
 class MLflowCurves:
-    """A run of an MLflow server, with the configuration as its parameters."""
+    """A run on an MLflow server, with the configuration as parameters."""
 
     def __init__(self, config: TrainConfig) -> None:
         try:
@@ -84,14 +84,14 @@ class MLflowCurves:
 def log_outcome(
     output_dir: Path, version: str, reason: str, page: str, metrics: Mapping[str, object]
 ) -> None:
-    """Adds what became of a training to its MLflow run, if it has one: figures, verdict and report.
+    """Adds a training's outcome to its MLflow run, if there is one: metrics, verdict and report.
 
     Args:
         output_dir: Of the training.
-        version: What it was published as.
-        reason: Why it serves or not.
+        version: Version published from it.
+        reason: Reason of the verdict.
         page: The report, HTML.
-        metrics: Nested figures; `{"candidate": {"gIoU": 0.7}}` becomes `candidate/gIoU`.
+        metrics: Nested metrics; `{"candidate": {"gIoU": 0.7}}` becomes `candidate/gIoU`.
     """
     kept = output_dir / MLFLOW_RUN_FILE
     if not (os.environ.get(MLFLOW_URI_VARIABLE) and kept.is_file()):
@@ -105,12 +105,12 @@ def log_outcome(
         client.set_tag(run_id, "version", version)
         client.set_tag(run_id, "reason", reason)
         client.log_text(run_id, page, REPORT_NAME)
-    except mlflow.MlflowException as error:  # the version is published; its folder holds all of this
-        logger.warning("%s is not in MLflow: %s", version, error)
+    except mlflow.MlflowException as error:  # the version is published; its folder contains all of this
+        logger.warning("could not add %s to MLflow: %s", version, error)
 
 
 def _flat(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of nested figures, under names that MLflow takes."""
+    """Numbers of nested metrics, under names accepted by MLflow."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
@@ -119,14 +119,14 @@ def _flat(metrics: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
 
 
 def open_curves(config: TrainConfig, first_step: int) -> list[Curves]:
-    """Opens what a run draws its curves with.
+    """Opens the curve sinks of a run.
 
     Args:
         config: Of the run.
-        first_step: Where it starts or goes on; later points of an earlier attempt are dropped.
+        first_step: First step of this attempt; later points of an earlier attempt are dropped.
 
     Raises:
-        ConfigError: MLflow is asked for and not installed.
+        ConfigError: MLflow is configured but not installed.
     """
     curves: list[Curves] = []
     if find_spec("tensorboard") is not None:

@@ -1,4 +1,4 @@
-"""SAM's image embeddings for training: computed once, and kept on disk as the backend keeps its own."""
+"""Cache of SAM's image embeddings for training, in the backend's file format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NAME = "image_embedding"
 
 
 class EmbeddingStore:
-    """Looks embeddings up, or makes and keeps them.
+    """Returns cached embeddings, or computes and stores them.
 
-    One embedding of ViT-H takes 2 MiB; a mirrored picture is another picture.
+    An embedding of ViT-H takes 2 MiB; a mirrored image counts as another image.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class EmbeddingStore:
         """Opens a store.
 
         Args:
-            folder: Where embeddings are kept, in a folder of their encoder's own; None keeps nothing.
+            folder: Cache folder, with a subfolder per encoder; None disables the cache.
             image_encoder: SAM's, (B, 3, S, S) to (B, C, h, w).
             side: S, px.
             device: Of the encoder.
@@ -39,13 +39,13 @@ class EmbeddingStore:
         self.files = None if folder is None else EmbeddingFiles(folder, digest_of_modules(image_encoder))
 
     def get(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """The embedding of an (H, W, 3) RGB picture: (C, h, w) float16 on the CPU."""
+        """The embedding of an (H, W, 3) RGB image: (C, h, w) float16 on the CPU."""
         kept = None if self.files is None else find_embedding(self.files, image)
         return self.make(image) if kept is None else kept
 
     @torch.no_grad()
     def make(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """Encodes a picture, and keeps what comes out."""
+        """Encodes an image and stores the embedding."""
         pixels = frames.image_to_sam(image, self.side)[None].to(self.device)
         embedding: Tensor = self.encoder(pixels)[0].half().cpu()
         if self.files is not None:
@@ -54,13 +54,13 @@ class EmbeddingStore:
 
 
 def find_embedding(files: EmbeddingFiles, image: npt.NDArray[np.uint8]) -> Tensor | None:
-    """What is kept for an (H, W, 3) RGB picture: (C, h, w) float16; None where nothing readable is."""
+    """The cached embedding of an (H, W, 3) RGB image: (C, h, w) float16; None if missing or unreadable."""
     tensors = files.find(digest_of_image(image))
     return None if tensors is None else tensors.get(NAME)
 
 
 def digest_of_image(image: npt.NDArray[np.uint8]) -> str:
-    """Hex sha256 of a picture's pixels and size."""
+    """Hex sha256 of an image's pixels and size."""
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()

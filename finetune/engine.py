@@ -1,4 +1,4 @@
-"""The training loop: the same for every stage."""
+"""The training loop, shared by all stages."""
 
 from __future__ import annotations
 
@@ -29,55 +29,55 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_NAME = "checkpoint.pt"
 LOG_NAME = "log.jsonl"
 LOG_EVERY = 20
-"""Steps between lines of the log."""
+"""Steps between log lines."""
 LOG_FRAME = ("step", "lr", "elapsed_s", "left_s")
-"""Fields of a line that are no loss terms."""
+"""Fields of a log line that are not loss terms."""
 VALIDATION = "validation "
-"""Before the name of a loss term, in the log: on the validation set."""
+"""Prefix of a validation loss in the log."""
 PLACES = frozenset({"output_dir", "device", "workers", "embeddings", "checkpoint_every"})
-"""Settings that change nothing about what is learned."""
+"""Settings without effect on the training result."""
 
 ProgressFn = Callable[[int, dict[str, float]], None]
 """Called after a step with its number and the running means of the loss terms."""
 
 
 class Stage(Protocol):
-    """What the loop needs of a stage. A step's batch follows from the seed and its number alone."""
+    """Interface of a stage. A step's batch depends only on the seed and its number."""
 
     @property
     def module(self) -> nn.Module:
-        """Holds everything that learns."""
+        """Contains everything trainable."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, each with its `lr`."""
+        """Parameter groups for the optimizer, each with its `lr`."""
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """The terms of that step's loss, `total` among them."""
+        """Loss terms of a step, including `total`."""
 
 
 @runtime_checkable
 class PartedStage(Stage, Protocol):
-    """A stage whose steps can be taken in parts, and that knows whose they are."""
+    """A stage whose steps can be processed in parts, and that knows their samples."""
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
         """Samples of the last step in this process."""
 
     def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
-        """The terms of one of several parts; those of all parts average to the step's."""
+        """Loss terms of one part; the mean over all parts is the step's."""
 
     def validate(self, rows: int) -> dict[str, Tensor]:
-        """The terms on the validation set, means over all of it, with at most so many samples at once."""
+        """Validation loss terms, means over the whole set, with at most this number of samples at once."""
 
 
 class NonFiniteGradientError(NonFiniteLossError):
-    """The loss is finite, but its gradient is not: the samples are all of the step's in this process."""
+    """The loss is finite, but its gradient is not; lists all samples of the step in this process."""
 
     what = "the gradient is not finite"
 
 
 class TrainingLoop:
-    """Optimizer, schedule and checkpoints around a stage."""
+    """Optimizer, schedule and checkpoints of a stage."""
 
     def __init__(
         self, stage: Stage, config: TrainConfig, device: torch.device, processes: Processes | None = None
@@ -98,13 +98,13 @@ class TrainingLoop:
         self.step = 0
         self.stopping = EarlyStopping(config.patience)
         self.parts = config.accumulate
-        """That this process's share of a batch goes through the model in; more where memory ran out."""
+        """Number of parts of this process's share of a batch; increased when memory runs out."""
         self._learning = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def run(self, progress: ProgressFn | None = None) -> None:
-        """Trains to the last step, or until it is over; goes on from the last checkpoint if there is one.
+        """Trains to the last step or an early stop; resumes from the last checkpoint, if any.
 
-        With a validation set, the weights are in the end those of its lowest loss.
+        With a validation set, the final weights are those with its lowest loss.
         """
         config = self.config
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class TrainingLoop:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether training is complete."""
         return self.step >= self.config.steps or self.stopping.is_over
 
     def _run_curves(self, progress: ProgressFn | None) -> None:
@@ -154,7 +154,7 @@ class TrainingLoop:
                 progress(self.step, means)
 
     def _note(self, figures: dict[str, float], elapsed_s: float, left_s: float, curves: list[Curves]) -> None:
-        """Writes a line of the log and a point of each curve; the first process does it."""
+        """Writes a log line and a point of each curve; first process only."""
         if not self.processes.is_first:
             return
         self._log(figures, elapsed_s, left_s)
@@ -162,7 +162,7 @@ class TrainingLoop:
             curve.write(self.step, {**figures, "lr": self._learning_rate()})
 
     def _validate(self) -> dict[str, float]:
-        """Measures the validation set and keeps the weights if they are the best so far."""
+        """Evaluates the validation set and keeps the weights if they are the best so far."""
         assert isinstance(self.stage, PartedStage)
         torch.manual_seed(self.config.seed)
         with torch.no_grad(), self._autocast():
@@ -172,7 +172,7 @@ class TrainingLoop:
         self.stopping.note(self.step, figures[TOTAL], self._learning_state())
         if self.stopping.is_over:
             logger.info(
-                "step %d is the last: no better since step %d (validation loss %.4f)",
+                "stopping after step %d: no improvement since step %d (validation loss %.4f)",
                 self.step,
                 self.stopping.step,
                 self.stopping.loss,
@@ -193,7 +193,7 @@ class TrainingLoop:
         finite = bool(norm.isfinite())
         if not finite and self.scaler.get_scale() <= 1:
             raise NonFiniteGradientError(terms, getattr(self.stage, "sample_ids", ()))
-        self.scaler.step(self.optimizer)  # leaves it as it is where a scaled gradient overflowed
+        self.scaler.step(self.optimizer)  # skips the update if a scaled gradient overflowed
         self.scaler.update()
         if finite:
             self.schedule.step()
@@ -201,7 +201,7 @@ class TrainingLoop:
         return terms
 
     def _backward(self) -> dict[str, float]:
-        """Gradients of the step; returns the loss terms. Where memory does not suffice, in smaller parts."""
+        """Computes the step's gradients; returns the loss terms. Out of memory: retries in parts."""
         while True:
             try:
                 sums = self._accumulate()
@@ -209,15 +209,15 @@ class TrainingLoop:
             except RuntimeError as error:
                 if not (_is_out_of_memory(error) and self.parts < self._samples()):
                     raise
-            # Not in the handler, where the error still holds on to the tensors of the attempt.
+            # Not in the handler, where the error still references the tensors of the attempt.
             self.parts = min(2 * self.parts, self._samples())
-            logger.warning("step %d: out of memory, so the batch is taken in %d parts", self.step, self.parts)
+            logger.warning("step %d: out of memory, retrying the batch in %d parts", self.step, self.parts)
             clear_device_cache(garbage_collection=True)
         means = self.processes.mean(torch.stack(list(sums.values())))
         return dict(zip(sums, means.tolist(), strict=True))
 
     def _samples(self) -> int:
-        """Of this step in this process; 1 where a stage's steps cannot be taken in parts."""
+        """Number of samples of this step in this process; 1 if the stage cannot split its steps."""
         return len(self.stage.sample_ids) if isinstance(self.stage, PartedStage) else 1
 
     def _accumulate(self) -> dict[str, Tensor]:
@@ -242,9 +242,9 @@ class TrainingLoop:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32)
 
     def save(self) -> None:
-        """Writes the checkpoint: aside first, then moved into place.
+        """Writes the checkpoint atomically.
 
-        It holds no state of random numbers: each step's follow from the seed and its number.
+        It contains no random state: random numbers derive from the seed and the step's number.
         """
         state = {
             "module": self._learning_state(),
@@ -260,7 +260,7 @@ class TrainingLoop:
             torch.save(state, aside)
 
     def resume(self) -> bool:
-        """Goes on from the checkpoint in the output folder, if there is one.
+        """Resumes from the checkpoint in the output folder, if any.
 
         Raises:
             CheckpointError: it is damaged.
@@ -286,21 +286,21 @@ class TrainingLoop:
         return True
 
     def _compare_config(self, before: dict[str, Any]) -> None:
-        """Says what has changed since the checkpoint: the run will not be as an unbroken one."""
+        """Logs settings changed since the checkpoint: the result will differ from an uninterrupted run."""
         now = self.config.to_dict()
         changed = {name for name in now.keys() & before.keys() if now[name] != before[name]}
         for name in sorted(changed - PLACES):
-            logger.warning("%s was %r before, and is %r now", name, before[name], now[name])
+            logger.warning("%s changed from %r to %r", name, before[name], now[name])
 
     def _learning_state(self) -> dict[str, Tensor]:
-        """What learns, and the running statistics beside it."""
+        """Trainable tensors and running statistics."""
         learning = {id(parameter) for parameter in self._learning}
         module = self.stage.module
         state = {name: p.detach() for name, p in module.named_parameters() if id(p) in learning}
         return state | dict(module.named_buffers())
 
     def _learning_rate_factor(self, learning_rate: float, step: int) -> float:
-        """Of a group with that peak: up from the final rate, then along a cosine back to it."""
+        """Learning rate of a group with that peak: warm-up from the final rate, then a cosine back to it."""
         config = self.config
         floor = min(1.0, config.final_learning_rate / learning_rate) if learning_rate > 0 else 1.0
         if step < config.warmup_steps:
@@ -322,7 +322,7 @@ class TrainingLoop:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU, or where the CPU's allocator says so."""
+    """Whether an error means out of memory, on a GPU or from the CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 

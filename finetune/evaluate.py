@@ -1,4 +1,4 @@
-"""Measures a predictor on a data set: figures over all samples and by family, trivial baselines, times."""
+"""Evaluates a predictor on a data set: metrics overall and by family, trivial baselines, times."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 NOTHING = "nothing"
 """Baseline that answers every phrase with an empty mask."""
 ALL_OBJECTS = "all stickers"
-"""Baseline that answers every phrase with every object of the picture, where the data set knows them."""
+"""Baseline that answers every phrase with all objects of the image, if the data set knows them."""
 
 NO_BOX_XYXY = (0.0, 0.0, 0.0, 0.0)
 
 Progress = Callable[[int, int], None]
-"""Called with (samples measured, samples in the data set)."""
+"""Called with (samples evaluated, samples in the data set)."""
 
 
 class SampleResult(NamedTuple):
-    """How one sample came out."""
+    """Result of one sample."""
 
     sample_id: str
     image_id: str
@@ -38,24 +38,24 @@ class SampleResult(NamedTuple):
     """0..1; without a target 1 if the answer is empty, else 0."""
     phrase: str = ""
     family: str = ""
-    """Kind of phrase; empty where the data set has no kinds."""
+    """Type of phrase; empty if the data set has none."""
     label: str = ""
-    """Of the object; empty where the data set has none."""
+    """Of the object; empty if the data set has none."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` found. Figures are 0..1, or None where undefined."""
+    """Result of `evaluate`. Metrics are 0..1, or None where undefined."""
 
     overall: Figures
     by_family: dict[str, Figures] = field(default_factory=dict)
-    """Family -> figures; empty where the data set has no families."""
+    """Family -> metrics; empty if the data set has no families."""
     counts: dict[str, int] = field(default_factory=dict)
-    """"samples", "images", and "no target": samples whose phrase fits nothing."""
+    """"samples", "images", and "no target": samples whose phrase has no target."""
     family_samples: dict[str, int] = field(default_factory=dict)
-    """Family -> samples."""
+    """Family -> number of samples."""
     baselines: dict[str, Figures] = field(default_factory=dict)
-    """"nothing", and "all stickers" where every sample knows the objects of its picture."""
+    """"nothing", and "all stickers" if every sample knows the objects of its image."""
     family_baselines: dict[str, dict[str, Figures]] = field(default_factory=dict)
     """Family -> the same for its samples."""
     per_sample: list[SampleResult] = field(default_factory=list)
@@ -63,9 +63,9 @@ class EvaluationResult:
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Medians: "phrase, image embedded", "embed image", and "phrase, image not embedded", their sum."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Sample id -> why its phrase cannot be read; such a sample counts as answered with nothing."""
+    """Sample ID -> why its phrase is unreadable; such a sample counts as an empty answer."""
     protocol: str = "original"
-    """Key of finetune.protocols.PROTOCOLS: in which frame masks were compared."""
+    """Key of finetune.protocols.PROTOCOLS: the frame in which masks are compared."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -85,23 +85,23 @@ def evaluate(
     protocol: str = "original",
     processes: Processes | None = None,
 ) -> EvaluationResult:
-    """Asks about every sample, one phrase at a time, and compares the masks.
+    """Evaluates every sample, one phrase at a time.
 
-    Each picture is embedded once for the samples that follow each other.
+    Each image is embedded once for consecutive samples.
 
     Args:
         predictor: The model.
-        dataset: What to measure on.
-        progress: Called after each picture.
-        protocol: `original`, at the pictures' own size, or `paper`, as the paper's code does.
+        dataset: Samples to evaluate.
+        progress: Called after each image.
+        protocol: `original`, at the images' own size, or `paper`, as in the paper's code.
         processes: Share the work; each gets the result of all.
 
     Raises:
         DatasetError: a sample cannot be read.
-        ValueError: the data set is empty, or there is no such protocol.
+        ValueError: the data set is empty, or the protocol is unknown.
     """
     if len(dataset) == 0:
-        raise ValueError("the data set has no samples to measure on")
+        raise ValueError("the data set has no samples")
     processes = processes or Processes()
     rules = choose_protocol(protocol, predictor)
     tally = _Tally(rules)
@@ -138,13 +138,13 @@ def _answer(
 
 
 def _wait_for_device(embedding: ImageEmbedding) -> None:
-    """Lets a GPU finish, so that its work is timed where it was asked for."""
+    """Synchronises a GPU, so that its work is timed where it was launched."""
     if embedding.image_embedding.is_cuda:
         torch.cuda.synchronize(embedding.image_embedding.device)
 
 
 class _Tally:
-    """What has been seen so far, by the rules of a protocol."""
+    """Accumulated results, by the rules of a protocol."""
 
     def __init__(self, rules: MaskProtocol) -> None:
         self.rules = rules
@@ -183,7 +183,7 @@ class _Tally:
 
 @dataclass
 class Counted:
-    """What one process has seen, ready to be merged with what others have."""
+    """Results of one process, ready to be merged with others."""
 
     overall: SegmentationMetrics
     baselines: dict[str, SegmentationMetrics]
@@ -196,7 +196,7 @@ class Counted:
     refused: dict[str, str] = field(default_factory=dict)
 
     def merge(self, other: Counted) -> Counted:
-        """Adds what another has seen of the samples after these, and returns itself."""
+        """Merges the results of subsequent samples, and returns itself."""
         self.overall.merge(other.overall)
         self.boxes.merge(other.boxes)
         _merge_all(self.baselines, other.baselines)
@@ -210,7 +210,7 @@ class Counted:
         return self
 
     def result(self, protocol: str) -> EvaluationResult:
-        """The figures so far."""
+        """The metrics so far."""
         return EvaluationResult(
             protocol=protocol,
             overall={**self.overall.compute(), **self.boxes.compute()},
@@ -254,5 +254,5 @@ def _merge_all(into: dict[str, SegmentationMetrics], others: Mapping[str, Segmen
 
 
 def _complete(baselines: Mapping[str, SegmentationMetrics], samples: int) -> dict[str, Figures]:
-    """Figures of the baselines that could answer every sample."""
+    """Metrics of the baselines that apply to every sample."""
     return {name: metrics.compute() for name, metrics in baselines.items() if metrics.samples == samples}

@@ -1,4 +1,4 @@
-"""Training examples: samples whose pictures are embedded once, in shuffled batches."""
+"""Training examples: samples with images embedded once, in shuffled batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sspsam.phrases import tokenize
 from sspsam.predictor import Predictor
 
 TEXT_CHUNK = 64
-"""Phrases that the text tower reads at once."""
+"""Phrases per batch of the text tower."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Batch:
     patch_features: Tensor
     """(B, G*G, D)."""
     image_embeddings: Tensor
-    """(B, C, h, w); (B, 0, 0, 0) where SAM takes no part."""
+    """(B, C, h, w); (B, 0, 0, 0) without SAM."""
     tokens: Tensor
     """(B, 77)."""
     text: TextFeatures
     masks: Tensor
     """(B, 1, T, T) float32 in 0..1, sam frame."""
     patch_coverage: Tensor
-    """(B, G*G) share of each CLIP patch that the target covers."""
+    """(B, G*G) fraction of each CLIP patch covered by the target."""
     boxes: Tensor
-    """(B, 4) cxcywh in 0..1 of the CLIP canvas; zeros without a target."""
+    """(B, 4) cxcywh in 0..1 of the CLIP input; zeros without a target."""
     has_target: Tensor
     """(B,) bool."""
 
@@ -65,11 +65,11 @@ class _Window:
 
 
 class ExampleStream:
-    """Batches of a data set, window after window.
+    """Batches of a data set, window by window.
 
-    A window is a run of consecutive samples whose pictures are embedded together; its samples are visited in
-    a shuffled order before the next window is read. Which batch a step gets depends on the seed and the step
-    only, so training resumes exactly. The memory is bounded by the window.
+    A window is a run of consecutive samples whose images are embedded together; its samples are visited in
+    shuffled order before the next window is read. A step's batch depends only on the seed and the step, so
+    training resumes exactly. The window limits the memory.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class ExampleStream:
         return self._collate([examples[i] for i in chosen])
 
     def in_order(self, rows: int) -> Iterator[Batch]:
-        """The first window's samples as the data set has them, at most so many at once."""
+        """The first window's samples in the data set's order, in chunks of at most this size."""
         self._load(0)
         for start in range(0, len(self._window.examples), rows):
             yield self._collate(self._window.examples[start : start + rows])
 
     def phrases(self) -> list[str]:
-        """The phrases of the first window, each once."""
+        """The distinct phrases of the first window."""
         self._load(0)
         return sorted(self._window.text)
 
     def counts(self) -> Tensor:
-        """(2,) float32: how many samples, and how many with a target, the first window has."""
+        """(2,) float32: number of samples, and of those with a target, in the first window."""
         self._load(0)
         targets = [example.has_target for example in self._window.examples]
         return torch.tensor([len(targets), sum(targets)], dtype=torch.float32)
@@ -122,7 +122,7 @@ class ExampleStream:
     def _load(self, number: int) -> None:
         if self._window.number == number:
             return
-        self._window = _Window(-1, [], {})  # frees the last window's memory first
+        self._window = _Window(-1, [], {})  # frees the previous window's memory first
         start = number * self.window
         examples = self._read(range(start, min(start + self.window, len(self.dataset))))
         self._window = _Window(number, examples, self._read_phrases({e.phrase for e in examples}))
@@ -139,7 +139,7 @@ class ExampleStream:
 
     @torch.no_grad()
     def _read_phrases(self, phrases: set[str]) -> dict[str, tuple[Tensor, TextFeatures]]:
-        """Tokens and text features by phrase; each is encoded once, in chunks that follow from the window."""
+        """Tokens and text features by phrase; each is encoded once, in chunks determined by the window."""
         distinct = sorted(phrases)
         read: dict[str, tuple[Tensor, TextFeatures]] = {}
         for start in range(0, len(distinct), TEXT_CHUNK):
@@ -207,7 +207,7 @@ def concatenate(first: Batch, second: Batch) -> Batch:
 
 
 def take(batch: Batch, rows: range) -> Batch:
-    """Some rows of a batch that follow each other."""
+    """Consecutive rows of a batch."""
     part = slice(rows.start, rows.stop)
     return Batch(
         sample_ids=batch.sample_ids[part],

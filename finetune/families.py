@@ -1,7 +1,7 @@
-"""Which kind of phrase a phrase is, by its words, for figures by family of labels that people made.
+"""Classifies human phrases by type, from their words, for metrics by family.
 
-The families are those of `finetune.data.phrases`. Scenes know the family of what is said about them; phrases
-of annotators are sorted by the words that decide how the thing is found. The first family that fits counts.
+Families are those of `finetune.data.phrases`. In scenes the family is known; annotators' phrases are
+classified by the words that identify the object. The first matching family counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAMILY_PATTERNS: Mapping[str, re.Pattern[str]] = {
 
 
 def family_of(phrase: str, has_target: bool) -> str:
-    """The family of a phrase: "none" where nothing fits it, "noun" where only a thing is named."""
+    """The family of a phrase: "none" without a target, "noun" for a bare name."""
     if not has_target:
         return "none"
     return next((name for name, words in FAMILY_PATTERNS.items() if words.search(phrase)), "noun")

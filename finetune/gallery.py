@@ -1,4 +1,4 @@
-"""A picture of answers, side by side, right and wrong ones as they come."""
+"""A gallery image of answers side by side, uncurated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.protocols import BoolMask, PhraseModel
 from sspsam.drawing import Rgb, draw_outline, draw_referents
 
 TILE_PX = 320
-"""Side of the square that a picture is shrunk into, before its legend."""
+"""Side of the square into which an image is scaled, before its legend."""
 BORDER_PX = 6
 RIGHT_IOU = 0.5
 RIGHT: Rgb = (40, 170, 90)
@@ -27,16 +27,16 @@ PAPER: Rgb = (255, 255, 255)
 def draw_gallery(
     model: PhraseModel, dataset: Dataset, columns: int = 6, failures: int | None = None
 ) -> Image.Image:
-    """Asks about the first phrase of each picture and draws the answers.
+    """Draws the answers to the first phrase of each image.
 
-    A green frame says that the IoU of answer and truth is RIGHT_IOU or more (or that both are empty), a red
-    one that it is not; a white line then shows the truth.
+    A green frame marks an IoU of at least RIGHT_IOU (or both masks empty), a red one anything else; a white
+    line then shows the ground truth.
 
     Args:
-        model: Who is asked.
-        dataset: Pictures and phrases, drawn in their order.
-        columns: Pictures in a row.
-        failures: Draw the first so many wrong answers, and no right ones.
+        model: The model.
+        dataset: Images and phrases, drawn in their order.
+        columns: Images per row.
+        failures: Draw this number of first wrong answers, and no right ones.
 
     Raises:
         ValueError: there is nothing to draw.

@@ -1,6 +1,6 @@
-"""One fine-tune as an HTML page that stands alone: what was decided and why, curves, tables, pictures, data.
+"""A fine-tune as a standalone HTML page: decision and reason, curves, tables, images, data.
 
-The page loads nothing: curves are inline SVG, pictures are in the page.
+The page loads nothing: curves are inline SVG, images are embedded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from finetune.evaluate import EvaluationResult
 from finetune.report import compare, difference_in_words, percent
 
 PLOT_HW = (120, 260)
-"""Of the area of one curve, px."""
+"""Plot area of one curve, px."""
 PICTURE_QUALITY = 80
 
 Points = Sequence[tuple[float, float]]
@@ -37,26 +37,26 @@ class MeasuredOn:
 
 @dataclass(frozen=True)
 class FineTuneReport:
-    """What the page tells."""
+    """Content of the page."""
 
     title: str
     promoted: bool
     reason: str
-    """The comparison that decided, in words."""
+    """The comparison that decided, as text."""
     data: Mapping[str, object]
-    """Summary of what was learned from."""
+    """Summary of the training data."""
     config: Mapping[str, object]
     log: Sequence[Mapping[str, Any]]
     """Lines of the training's log."""
     measured: Sequence[MeasuredOn]
-    """The held-out corrections first."""
+    """Held-out corrections first."""
     pictures: Mapping[str, Image.Image]
-    """Sample id of the first data set -> both answers side by side."""
+    """Sample ID of the first data set -> both answers side by side."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure over the steps of the training, ready to be drawn."""
+    """A quantity over training steps, ready to be drawn."""
 
     name: str
     path: str
@@ -82,33 +82,33 @@ def render_report(report: FineTuneReport) -> str:
         curves=curves_of(report.log),
         plot_hw=PLOT_HW,
         shown=[
-            ("Twelve best changes", _with_picture(best, report)),
-            ("Twelve worst changes", _with_picture(worst, report)),
+            ("Twelve largest improvements", _with_picture(best, report)),
+            ("Twelve largest losses", _with_picture(worst, report)),
         ],
     )
 
 
 def curves_of(log: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """Every figure of a training's log over its steps."""
+    """All quantities of a training's log over its steps."""
     names = {name: None for line in log for name in line if name not in LOG_FRAME}
     found = ((name, [(line["step"], line[name]) for line in log if name in line]) for name in ("lr", *names))
     return [_curve(name, points) for name, points in found if points]
 
 
 def picture_uri(picture: Image.Image) -> str:
-    """A picture as an address that holds it."""
+    """An image as a data URI."""
     data = BytesIO()
     picture.save(data, "WEBP", quality=PICTURE_QUALITY)
     return f"data:image/webp;base64,{b64encode(data.getvalue()).decode()}"
 
 
 def points(difference: float) -> str:
-    """A difference of figures in 0..1, in percentage points with its sign."""
+    """A difference of metrics in 0..1, in percentage points with sign."""
     return f"{100 * difference:+.1f}"
 
 
 def _curve(name: str, points: Points) -> Curve:
-    """Scaled into the plot; a single point becomes a line across it."""
+    """Scaled to the plot; a single point becomes a horizontal line."""
     steps, values = zip(*points, strict=True)
     low, high, (height, width) = min(values), max(values), PLOT_HW
     across, up = max(1, steps[-1] - steps[0]), (high - low) or 1.0

@@ -1,8 +1,8 @@
-"""Where a small prompt encoder starts from when nothing pre-trained is at hand.
+"""Data-dependent initialisation of a small prompt encoder trained from scratch.
 
-A fresh fusion transformer needs very long to find out what to attend to and how to say it to SAM's decoder.
-What is known beforehand is built in: SAM's own code for places and for foreground points, and a linear probe
-that tells patches of the target from others. Training is free to change all of it.
+A randomly initialised fusion transformer takes very long to learn what to attend to and how to encode it for
+SAM's decoder. Prior knowledge is built in: SAM's own encoding of positions and foreground points, and a
+linear probe that separates target patches from others. Training may change all of it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from sspsam.model import SSPSAM, EncodedPhrase
 from sspsam.prompts import FusionLayer
 
 BIAS_STD = 0.5
-"""Of fresh biases, beside a signal of unit variance."""
+"""Scale of initial biases, relative to a signal of unit variance."""
 TOKEN_STD = 0.02
 COVERED = 0.4
-"""A patch belongs to the target when it covers this share of it."""
+"""A patch counts as target if it is covered by at least this fraction."""
 RIDGE = 1e-2
-"""Of the probe, relative to the number of patches."""
+"""Ridge of the probe, relative to the number of patches."""
 PROBE_LOGIT = 8.0
-"""How much more attention logit a patch of the target gets than another one."""
+"""Additional attention logit of a target patch."""
 OTHER_LOGITS = 0.3
 """Scale of all other, random attention."""
 LATER_LAYERS = 0.1
-"""Share of what the layers after the first add at the start."""
+"""Initial fraction contributed by layers after the first."""
 
 
 @torch.no_grad()
 def initialise(model: SSPSAM, batch: Batch, encode: Callable[[Batch], EncodedPhrase]) -> None:
-    """Prepares the prompt encoder.
+    """Initialises the prompt encoder.
 
     Args:
         model: with a pre-trained CLIP and SAM, and random adapters.
@@ -47,26 +47,26 @@ def initialise(model: SSPSAM, batch: Batch, encode: Callable[[Batch], EncodedPhr
 
 
 def unit_variance(model: SSPSAM, forward: Callable[[], Tensor]) -> None:
-    """Scales the adapters so that every layer hands on a signal of unit variance.
+    """Scales the adapters so that every layer outputs a signal of unit variance.
 
-    Token-axis normalisation and the verification score make their inputs small: under the usual
-    initialisation, what differs between patches drowns in the biases.
+    Token-axis normalisation and the verification score make their inputs small: with the usual
+    initialisation, biases would dominate the differences between patches.
 
     Source: *All you need is a good init* (arXiv 1511.06422).
     """
     adapters = model.linguistic_adapter, model.visual_adapter
     for layer in [*adapters[0].projections(), *adapters[1].projections(), model.fusion]:
-        layer.bias.zero_()  # no constant may count as signal
+        layer.bias.zero_()  # constants must not count as signal
         layer.weight /= _output_of(layer, forward).std()
         # Without biases the projection would be homogeneous, and LayerNorm would undo the similarity map.
         layer.bias.normal_(std=BIAS_STD)
 
 
 def prompts_as_points(model: SSPSAM) -> None:
-    """Lets prompts begin as foreground points at the places that they attend to.
+    """Makes prompts start as foreground points at their attended positions.
 
     Patches get SAM's position encoding, prompts its label of a foreground point, and the value path of every
-    fusion layer begins as the identity.
+    fusion layer starts as the identity.
     """
     generator, encoder = model.prompt_generator, model.sam.prompt_encoder
     grid = model.preset.clip.grid_size
@@ -86,12 +86,12 @@ def prompts_as_points(model: SSPSAM) -> None:
 
 
 def attend_to_target(model: SSPSAM, multimodal_patches: Tensor, batch: Batch) -> None:
-    """Makes the first layer attend to the patches that a linear probe takes for the target.
+    """Makes the first layer attend to the patches selected by a linear probe.
 
     Args:
         model: with SAM's positions in place.
         multimodal_patches: (B, G*G, C) of the batch.
-        batch: with the true masks.
+        batch: with ground-truth masks.
     """
     generator = model.prompt_generator
     patches = multimodal_patches.shape[1]
@@ -120,13 +120,13 @@ def fit_probe(features: Tensor, target: Tensor) -> Tensor:
 
 
 def _covered(share: Tensor) -> Tensor:
-    """(B, G*G) shares of patches as 0 and 1."""
+    """(B, G*G) fractions of patches, thresholded to 0 and 1."""
     peak = share.amax(dim=1, keepdim=True).clamp(min=1e-6)
     return (share >= COVERED * peak).float()
 
 
 def _output_of(layer: nn.Module, forward: Callable[[], Tensor]) -> Tensor:
-    """What a layer hands on in a forward pass."""
+    """Captures a layer's output in a forward pass."""
     seen: list[Tensor] = []
 
     def note(module: nn.Module, arguments: object, output: Tensor) -> None:

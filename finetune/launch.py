@@ -1,8 +1,7 @@
-"""A training in several processes of this machine, one for each GPU.
+"""A training in several processes of this machine, one per GPU.
 
-`python -m finetune.launch CONFIG` is one of these processes; `train_together` starts them, with their ranks
-in the environment, as accelerate and torchrun do. They belong to the group of the process that starts them
-and end when it does.
+`python -m finetune.launch CONFIG` is one of these processes; `train_together` starts them, with ranks in the
+environment, as accelerate and torchrun do. They belong to the parent's process group and end with it.
 
 Errors:
     TrainingProcessError: one of the processes failed.
@@ -33,16 +32,16 @@ POLL_S = 0.5
 
 
 class TrainingProcessError(RuntimeError):
-    """A process of a training has failed; what it has written says why."""
+    """A training process failed; its output gives the reason."""
 
 
 def train_together(config: TrainConfig, count: int, progress: ProgressFn | None = None) -> TrainResult:
     """Runs `finetune.train.train` in several processes that share each batch.
 
     Args:
-        config: As for `train`; each process has a GPU of its own, unless the device is `cpu`.
-        count: Of the processes.
-        progress: Called with what the log says, now and then.
+        config: As for `train`; each process has its own GPU, unless the device is `cpu`.
+        count: Number of processes.
+        progress: Called periodically with the last log line.
 
     Raises:
         TrainingProcessError: one of them failed; the others are ended.
@@ -75,10 +74,10 @@ def train_together(config: TrainConfig, count: int, progress: ProgressFn | None 
 
 
 def _watch(running: Sequence[subprocess.Popen[bytes]], tell: Callable[[], None]) -> None:
-    """Until all have ended well.
+    """Waits until all have ended successfully.
 
     Raises:
-        TrainingProcessError: one has not; the others may wait for it for ever.
+        TrainingProcessError: one failed; the others might wait for it indefinitely.
     """
     while True:
         statuses = [process.poll() for process in running]
@@ -94,10 +93,10 @@ def _watch(running: Sequence[subprocess.Popen[bytes]], tell: Callable[[], None])
 
 
 def _tell(log: Path, progress: ProgressFn | None) -> None:
-    """What the last line of the log says."""
+    """Content of the last log line."""
     if progress is None or not log.is_file():
         return
-    with suppress(ValueError):  # a line is just being written
+    with suppress(ValueError):  # a line is being written
         if lines := read_log(log):
             progress(lines[-1]["step"], lines[-1])
 
@@ -115,7 +114,7 @@ def _end_with(parent: int) -> None:
 
 
 def main(told: Path) -> None:
-    """One of the processes; the first leaves the result beside the configuration."""
+    """Entry point of a process; the first one writes the result next to the configuration."""
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     config = make_config(json.loads(told.read_text(encoding="utf-8")))
     tune_process()

@@ -1,4 +1,4 @@
-"""What training minimises: mask terms, box terms and, where wanted, the decoder's own guess of its IoU."""
+"""Training losses: mask terms, box terms and, optionally, the decoder's IoU estimate."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 BOX_TERMS = frozenset({"l1", "generalized_box_iou"})
-"""Terms that only samples with a target take part in."""
+"""Terms computed on samples with a target only."""
 TOTAL = "total"
-"""Name under which the criterion returns the weighted sum of the other terms."""
+"""Name of the weighted sum of the other terms."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -35,7 +35,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term counts in the total. The defaults are the paper's; 0 leaves a term out."""
+    """Weights of the terms in the total. Defaults are the paper's; 0 disables a term."""
 
     dice: float = 4.0
     focal: float = 4.0
@@ -44,11 +44,12 @@ class LossWeights:
     iou_prediction: float = 0.0
     """SAM trains its IoU head (weight 1 in its paper); SSP-SAM's recipe does not."""
     patch: float = 0.0
-    """Whether each fused patch knows how much of it the target covers; not in the paper. A prompt encoder
-    that is trained from nothing learns many times faster when its patches are told, not the mask alone."""
+    """Loss of predicting each fused patch's coverage by the target; not in the paper. A prompt encoder
+    trained from scratch learns many times faster with this direct supervision of its patches.
+    """
 
     presence: float = 0.0
-    """Whether anything fits, of variants that are asked so; not in the paper."""
+    """Loss of the presence head, for variants with one; not in the paper."""
 
     def __post_init__(self) -> None:
         negative = {name: weight for name, weight in asdict(self).items() if weight < 0}
@@ -59,8 +60,8 @@ class LossWeights:
 class Criterion(nn.Module):
     """Named loss terms of a batch and their weighted sum.
 
-    Each term is a mean over the batch's samples: over all of them for the masks, over those with a target for
-    the boxes, since nothing has no box. Terms are computed in float32 whatever the model computes in.
+    Each term is a mean over the batch's samples: all of them for masks, those with a target for boxes. Terms
+    are computed in float32 regardless of the model's precision.
 
     Source: SSP-SAM (arXiv 2603.18086), 4 dice + 4 focal + 5 L1 + 2 GIoU; dice smoothed by 1,
     focal from Lin et al. (arXiv 1708.02002), GIoU from Rezatofighi et al. (arXiv 1902.09630).
@@ -95,21 +96,21 @@ class Criterion(nn.Module):
             target_masks: (B, 1, h, w) in 0..1; all 0 without a target.
             target_boxes: (B, 4) as `boxes`; ignored without a target.
             has_target: (B,) bool.
-            iou_predictions: (B,) the decoder's own estimate, 0..1; used when its weight is above 0.
+            iou_predictions: (B,) the decoder's own estimate, 0..1; used if its weight is above 0.
             patch_logits: (B, G*G) whether patches show the target; needs `patch_coverage`.
-            patch_coverage: (B, G*G) share of each patch that the target covers, 0..1.
-            presence_logits: (B,) whether anything fits; used when its weight is above 0.
-            sample_weights: (B,) at least 0, how much each sample counts in the means.
+            patch_coverage: (B, G*G) fraction of each patch covered by the target, 0..1.
+            presence_logits: (B,) whether the phrase has a target; used if its weight is above 0.
+            sample_weights: (B,) at least 0, weight of each sample in the means.
             sample_ids: B names for the error message.
-            totals: (2,) how many samples, and how many with a target, the means are over, in place of this
-                batch's own: the shares of one large batch then add up to exactly its gradient.
+            totals: (2,) number of samples, and of those with a target, to divide by instead of this batch's
+                own: the parts of one large batch then add up to exactly its gradient.
 
         Returns:
             Term name -> unweighted scalar, and "total", the weighted sum to minimise.
 
         Raises:
             NonFiniteLossError: the total is NaN or infinite.
-            ValueError: shapes that do not fit together.
+            ValueError: shapes do not match.
         """
         per_sample: dict[str, Tensor] = {}
         if mask_logits is not None:
@@ -177,7 +178,7 @@ class Criterion(nn.Module):
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 - Dice coefficient of (B, P) logits with (B, P) truth in 0..1, smoothed by 1. (B,)."""
+    """1 - Dice coefficient of (B, P) logits and (B, P) ground truth in 0..1, smoothed by 1. (B,)."""
     probabilities = logits.sigmoid()
     overlap = 2 * (probabilities * truth).sum(1)
     return 1 - (overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)
@@ -198,7 +199,7 @@ def patch_loss(logits: Tensor, coverage: Tensor | None) -> Tensor:
 
 
 def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """IoU of (B, P) bool masks, (B,) float32; 1 where both are empty, as the metrics count it."""
+    """IoU of (B, P) bool masks, (B,) float32; 1 if both are empty, as in the metrics."""
     intersection = (predicted & truth).sum(1)
     union = (predicted | truth).sum(1)
     return torch.where(
@@ -207,7 +208,7 @@ def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _weighted_mean(values: Tensor, counts: Tensor, counted: Tensor) -> Tensor:
-    """Mean of (B,) values over as many as counted; 0, with a gradient path, where nothing counts."""
+    """Mean of (B,) values over the counted ones; 0, with a gradient path, if none are."""
     return (values * counts).sum() / torch.where(counted > 0, counted, torch.ones_like(counted))
 
 
@@ -216,5 +217,5 @@ def _non_finite(
 ) -> NonFiniteLossError:
     broken = ~torch.isfinite(torch.stack([values.detach() for values in per_sample.values()])).all(0)  # (B,)
     positions = broken.nonzero().flatten().tolist()
-    ids = [sample_ids[i] if sample_ids is not None else f"number {i} of the batch" for i in positions]
+    ids = [sample_ids[i] if sample_ids is not None else f"sample {i} of the batch" for i in positions]
     return NonFiniteLossError({name: float(term.detach()) for name, term in terms.items()}, ids)

@@ -1,9 +1,9 @@
-"""How good masks are: small accumulators, fed one sample at a time, that merge across processes.
+"""Segmentation metrics: accumulators, updated one sample at a time, that merge across processes.
 
-The names and definitions are the field's own. RefCOCO's papers report mIoU, oIoU and Pr@X; gRefCOCO's report
-gIoU, cIoU, N-acc and T-acc (henghuiding/ReLA:gres_model/evaluation/refer_evaluation.py). The two families
-agree: over the same samples mIoU is gIoU and oIoU is cIoU. They are computed once and given under both names,
-so that a table can use the name its data set's readers know.
+Names and definitions are the field's. RefCOCO's papers report mIoU, oIoU and Pr@X; gRefCOCO's report gIoU,
+cIoU, N-acc and T-acc (henghuiding/ReLA:gres_model/evaluation/refer_evaluation.py). Over the same samples mIoU
+equals gIoU and oIoU equals cIoU. They are computed once and returned under both names, so that a table can
+use the name customary for its data set.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 Figures = dict[str, float | None]
-"""Metric name -> value in 0..1, or None where it is undefined (no sample it could be measured on)."""
+"""Metric name -> value in 0..1, or None if undefined (no applicable sample)."""
 
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""IoU at or above which a sample counts as found, for Pr@X."""
+"""Minimum IoU of a hit, for Pr@X."""
 
 NO_TARGET_MIN_PIXELS = 50
-"""Pixels, on the 512x512 padded square, below which the paper's code takes an answer to be "no target" where
-the truth is empty. Source: WayneTomas/SSP-SAM:metric/mask_op.py (mask_iou_reftr)."""
+"""Number of pixels on the padded 512x512 square below which the paper's code counts an answer as "no target"
+if the ground truth is empty. Source: WayneTomas/SSP-SAM:metric/mask_op.py (mask_iou_reftr).
+"""
 
 FIGURE_NAMES = (
     "mIoU",
@@ -36,31 +37,30 @@ FIGURE_NAMES = (
 
 
 class MaskMismatchError(ValueError):
-    """Two masks that cannot be compared: different sizes, not 2-D, or not yet thresholded."""
+    """Masks that cannot be compared: different sizes, not 2-D, or not thresholded."""
 
 
 @dataclass(kw_only=True)
 class SegmentationMetrics:
-    """Accumulates the segmentation figures of one set of samples.
+    """Accumulates segmentation metrics over samples.
 
-    With the default, an answer is empty when it has no pixel at all: masks at the picture's own size, whose
-    pixels mean nothing by count. For the paper's protocol, on 512x512 squares, pass
-    `no_target_min_pixels=NO_TARGET_MIN_PIXELS`.
+    By default an answer is empty if it has no pixel: for masks at the image's own size. For the paper's
+    protocol, on 512x512 squares, pass `no_target_min_pixels=NO_TARGET_MIN_PIXELS`.
     """
 
     no_target_min_pixels: int = 1
-    """An answer with fewer pixels counts as empty where the truth is empty. It changes nothing elsewhere."""
+    """Answers with fewer pixels count as empty where the ground truth is empty. No effect elsewhere."""
     samples: int = 0
     samples_with_target: int = 0
     iou_sum: float = 0.0
     intersection_sum: int = 0
     union_sum: int = 0
     found: dict[float, int] = field(default_factory=lambda: dict.fromkeys(PRECISION_THRESHOLDS, 0))
-    """Threshold -> samples with a target whose IoU reaches it."""
+    """Threshold -> number of samples with a target whose IoU reaches it."""
     empty_kept_empty: int = 0
-    """Samples without a target that were answered with nothing."""
+    """Number of samples without a target and with an empty answer."""
     targets_answered: int = 0
-    """Samples with a target that were answered with something."""
+    """Number of samples with a target and a non-empty answer."""
 
     def __post_init__(self) -> None:
         if self.no_target_min_pixels < 1:
@@ -70,8 +70,8 @@ class SegmentationMetrics:
         """Adds one sample.
 
         Args:
-            pred_mask: (H, W) bool (or 0/1 integers), what the model answered; all False for "nothing there".
-            true_mask: (H, W) bool, all False when the phrase has no target.
+            pred_mask: (H, W) bool (or 0/1 integers), the model's answer; all False for "nothing there".
+            true_mask: (H, W) bool, all False if the phrase has no target.
 
         Returns:
             IoU of the sample, 0..1; without a target 1 if the answer is empty, else 0.
@@ -110,10 +110,10 @@ class SegmentationMetrics:
         return 0.0
 
     def merge(self, other: SegmentationMetrics) -> SegmentationMetrics:
-        """Adds what another accumulator has seen, and returns itself.
+        """Merges another accumulator, and returns itself.
 
         Raises:
-            ValueError: the two follow different rules about what an empty answer is.
+            ValueError: the two use different rules for empty answers.
         """
         if other.no_target_min_pixels != self.no_target_min_pixels:
             raise ValueError(
@@ -128,11 +128,11 @@ class SegmentationMetrics:
         return self
 
     def compute(self) -> Figures:
-        """The figures so far, by the names in `FIGURE_NAMES`, each in 0..1 or None where undefined.
+        """The metrics so far, by the names in `FIGURE_NAMES`, each in 0..1 or None if undefined.
 
-        mIoU, gIoU: mean IoU of all samples. oIoU, cIoU: summed intersection by summed union; a wrong answer
-        where nothing is there adds its area to the union. Pr@X, T-acc: over samples with a target. N-acc:
-        over those without.
+        mIoU, gIoU: mean IoU of all samples. oIoU, cIoU: summed intersection divided by summed union; a mask
+        without a target adds its area to the union. Pr@X, T-acc: over samples with a target. N-acc: over
+        those without.
         """
         mean_iou = _ratio(self.iou_sum, self.samples)
         overall_iou = _ratio(self.intersection_sum, self.union_sum)
@@ -150,13 +150,13 @@ class SegmentationMetrics:
 
 @dataclass
 class BoxAccuracy:
-    """Accumulates Acc@0.5, the figure of referring expression comprehension: the share of IoU >= 0.5."""
+    """Accumulates Acc@0.5 of referring expression comprehension: the fraction with IoU >= 0.5."""
 
     samples: int = 0
     found: int = 0
 
     def update(self, pred_box_xyxy: npt.ArrayLike, true_box_xyxy: npt.ArrayLike) -> float:
-        """Adds one sample that has a target, its boxes (4,) in one frame and unit. Returns their IoU."""
+        """Adds one sample with a target; boxes are (4,) in the same frame and unit. Returns their IoU."""
         predicted, truth = np.asarray(pred_box_xyxy, dtype=float), np.asarray(true_box_xyxy, dtype=float)
         sides = np.minimum(predicted[2:], truth[2:]) - np.maximum(predicted[:2], truth[:2])
         intersection = float(np.prod(np.clip(sides, 0, None)))
@@ -167,7 +167,7 @@ class BoxAccuracy:
         return iou
 
     def merge(self, other: BoxAccuracy) -> BoxAccuracy:
-        """Adds what another accumulator has seen, and returns itself."""
+        """Merges another accumulator, and returns itself."""
         self.samples += other.samples
         self.found += other.found
         return self

@@ -1,7 +1,7 @@
 """Contrastive pre-training of a small preset's CLIP on stickers, from scratch.
 
-First crops of single stickers, which a small tower learns fast, then whole scenes. Both the class token of
-the ordinary path and the patch tokens of the surgery path learn to lie close to the words for what they show.
+First crops of single stickers, which a small tower learns fast, then whole scenes. The class token of the
+original path and the patch tokens of the surgery path are both trained to match the words of their objects.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ from sspsam.phrases import tokenize
 CROP_SIDE = 64
 """Side of a crop, px: a whole number of patches."""
 CROP_SHARE = 0.3
-"""Part of the steps that see crops; the rest sees scenes."""
+"""Fraction of the steps on crops; the rest is on scenes."""
 SCENE_BATCH_DIVISOR = 8
-"""So many crops stand for one scene, which costs about twice as much."""
+"""Number of crops per scene, which costs about twice as much."""
 SCENE_SIDES = (224, 448)
 """Shortest and longest side of a scene, px."""
 CORE_SHARE = 0.5
-"""Part of the scenes that show the best-known nouns alone."""
+"""Fraction of scenes with core nouns only."""
 COVERED = 0.4
-"""A patch shows an object when at least this share of it is covered."""
+"""A patch shows an object if at least this fraction of it is covered."""
 BACKGROUND_WEIGHT = 0.3
 TEXT_BATCH = 96
-"""Sentences of one step."""
+"""Sentences per step."""
 MAX_LOGIT_SCALE = 100.0
 
 
 class CLIPStage(nn.Module):
-    """Learns both CLIP towers, and what is thrown away: a vector for each noun and for the background.
+    """Trains both CLIP towers, and auxiliary parameters: a vector per noun and for the background.
 
-    Image and text do not wait for each other: features of pictures learn to lie close to the vector of the
-    noun that they show, sentences to that of the noun that they are about, and words to that of their own.
-    A head on the convolutional stem alone, if there is one, lets it learn as fast as a plain convolutional
-    network.
+    Image and text are trained independently: image features are pulled towards the vector of their noun,
+    sentences towards that of their subject, and words towards their own. A head on the convolutional stem, if
+    there is one, lets it learn as fast as a plain convolutional network.
     """
 
     def __init__(self, clip: CLIPTowers, config: TrainConfig, data: StickerDataset) -> None:
@@ -71,7 +70,7 @@ class CLIPStage(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """Everything learns."""
+        """Everything is trained."""
         return self
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -82,7 +81,7 @@ class CLIPStage(nn.Module):
         return [{"params": decays}, {"params": others, "weight_decay": 0.0}]
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Cross-entropy of class tokens, patches and sentences with the nouns that they are about."""
+        """Cross-entropy of class tokens, patches and sentences with their nouns."""
         rng = np.random.default_rng((self.config.seed, step))
         device = self.class_vectors.device
         classes = F.normalize(self.class_vectors, dim=-1)  # (C + 1, D), the background last
@@ -113,18 +112,18 @@ class CLIPStage(nn.Module):
     def text_terms(self, classes: Tensor, scale: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of sentences alone.
 
-        "text": sentences come close to what they are about, and each noun in them, where it ends, to what it
-        means. "words": each word can be told from its features, and the one before it too; else the tower
-        would forget all words but the nouns.
+        "text": sentences match their subject, and each noun, at its end, matches its meaning. "words": each
+        word can be predicted from its features, and so can the previous one; otherwise the tower would forget
+        all words but nouns.
 
         Args:
             classes: (C, D) unit vectors of the nouns.
             scale: of the logits.
-            rng: where sentences come from.
+            rng: source of sentences.
         """
         sentences = [make_sentence(self.nouns, rng) for _ in range(TEXT_BATCH)]
         tokens = tokenize([sentence.text for sentence in sentences]).to(classes.device)
-        longest = int((tokens != 0).sum(dim=1).max())  # what follows changes no sentence feature
+        longest = int((tokens != 0).sum(dim=1).max())  # later tokens do not affect the sentence feature
         tokens = tokens[:, :longest]
         text = self.clip.encode_text(tokens)
         about = torch.stack([self._meaning(sentence.head) for sentence in sentences]).to(classes.device)
@@ -140,17 +139,17 @@ class CLIPStage(nn.Module):
         }
 
     def _words_loss(self, words: Tensor, tokens: Tensor) -> Tensor:
-        """Cross-entropy of (B, L, width) word features with their own token and with the one before."""
+        """Cross-entropy of (B, L, width) word features with their own token and the previous one."""
         own, before = self.token_heads(words).float().chunk(2, dim=-1)  # (B, L, known tokens)
         labels = self.token_index[tokens]  # (B, L)
-        said = (tokens != 0) & (tokens < self.clip.towers.vocab_size - 2)  # neither padding, begin nor end
+        said = (tokens != 0) & (tokens < self.clip.towers.vocab_size - 2)  # excludes padding, begin and end
         follows = said[:, 1:] & said[:, :-1]
         return F.cross_entropy(own[said], labels[said]) + F.cross_entropy(
             before[:, 1:][follows], labels[:, :-1][follows]
         )
 
     def _meaning(self, names: Sequence[str]) -> Tensor:
-        """(C,) shares of the nouns that a word stands for."""
+        """(C,) distribution over nouns for a word."""
         meaning = torch.zeros(len(self.nouns))
         meaning[[self.nouns.index(name) for name in names]] = 1 / len(names)
         return meaning
@@ -182,7 +181,7 @@ class CLIPStage(nn.Module):
         return torch.stack(images), None, torch.stack(labels), torch.stack(colours)
 
     def _scene_labels(self, scene: Scene, frame: frames.ClipFrame) -> tuple[Tensor, Tensor]:
-        """(P,) nouns of patches, and (P, COLOURS + 1) shares of colours, all 0 where nothing covers them."""
+        """(P,) nouns of patches, and (P, COLOURS + 1) colour distributions, all 0 without coverage."""
         side, patch = self.clip.config.image_size, self.clip.config.patch_size
         best = torch.zeros((side // patch) ** 2)
         nouns = torch.zeros(len(best), dtype=torch.long)
@@ -196,7 +195,7 @@ class CLIPStage(nn.Module):
         return self._label_patches(best, nouns), colours * (best >= COVERED)[:, None]
 
     def _colour_loss(self, features: Tensor, shares: Tensor) -> Tensor:
-        """Cross-entropy of (B, P, D) features with the colours of the things there, all of a thing's."""
+        """Cross-entropy of (B, P, D) features with all colours of the objects there."""
         shown = shares.sum(-1) > 0
         logits = self.colour_head(features[shown]).float()
         return F.cross_entropy(logits, shares[shown], reduction="sum") / shown.sum().clamp(min=1)
@@ -208,7 +207,7 @@ class CLIPStage(nn.Module):
 
 
 def _alignment(features: Tensor, target: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy and distance of (N, D) unit features with what they mean: (N, C) shares of classes."""
+    """Cross-entropy and distance of (N, D) unit features to their meaning: (N, C) class distributions."""
     near = 1 - (features * F.normalize(target @ classes, dim=-1)).sum(-1).mean()
     return F.cross_entropy(scale * features @ classes.T, target) + near
 
@@ -223,7 +222,7 @@ def _patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def _watch(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """Notes what a module hands on."""
+    """Captures a module's output."""
     handle = module.register_forward_hook(lambda module, arguments, output: seen.append(output))
     try:
         yield

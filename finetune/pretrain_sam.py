@@ -18,11 +18,11 @@ from sspsam.sam import SAMDecoder
 
 PROMPTS_PER_SCENE = 6
 SCENE_SIDES = (256, 512)
-"""Shortest and longest side of a scene, px: about what the encoder sees."""
+"""Shortest and longest side of a scene, px: about the encoder's resolution."""
 POINTS = 6
-"""Points of one prompt: the first inside each object, the others anywhere."""
+"""Points per prompt: the first inside each object, the others anywhere."""
 TOGETHER = (1, 1, 1, 2, 3)
-"""How many objects points mean at once: the answer to "all dogs" is one mask too."""
+"""Number of objects per prompt: the answer to "all dogs" is one mask, too."""
 BOX_JITTER = 0.1
 """Standard deviation of a box corner, as a share of the box's side."""
 SAM_LOSS = LossWeights(dice=1.0, focal=20.0, l1=0.0, generalized_box_iou=0.0, iou_prediction=1.0)
@@ -30,7 +30,7 @@ SAM_LOSS = LossWeights(dice=1.0, focal=20.0, l1=0.0, generalized_box_iou=0.0, io
 
 
 class SAMStage(nn.Module):
-    """Learns the image encoder, the prompt encoder and the mask decoder together."""
+    """Trains image encoder, prompt encoder and mask decoder together."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class SAMStage(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """Everything learns."""
+        """Everything is trained."""
         return self
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ class SAMStage(nn.Module):
         return [{"params": decays}, {"params": others, "weight_decay": 0.0}]
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Mask terms over `batch_size` scenes with several prompts each; boxes and points take turns."""
+        """Mask terms over `batch_size` scenes with several prompts each; boxes and points alternate."""
         rng = np.random.default_rng((self.config.seed, step))
         device = next(self.sam.parameters()).device
         count = self.config.batch_size
@@ -94,7 +94,7 @@ class SAMStage(nn.Module):
         return terms
 
     def _choose(self, scene: Scene, rng: np.random.Generator, together: bool) -> list[tuple[int, ...]]:
-        """Objects to ask for: one at a time, or several together."""
+        """Prompted objects: single ones, or several together."""
         groups = []
         for _ in range(PROMPTS_PER_SCENE):
             count = min(int(rng.choice(TOGETHER)) if together else 1, len(scene.objects))

@@ -1,4 +1,4 @@
-"""Several processes that work on one thing, as accelerate or torchrun start them; or just this one."""
+"""Distributed processes, as started by accelerate or torchrun; or a single one."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and how they speak with each other."""
+    """Rank, number of processes, and their communication."""
 
     rank: int = 0
     count: int = 1
     device: torch.device | None = None
-    """Of this process, where the launcher gave each its own."""
+    """GPU of this process, if the launcher assigned one."""
 
     @property
     def is_first(self) -> bool:
-        """The one that writes files and speaks to people."""
+        """The process that writes files and prints."""
         return self.rank == 0
 
     def device_name(self, wanted: str) -> str:
-        """The device of this process: what the launcher meant for it, or else what a person wants."""
+        """Device of this process: the launcher's, or else the user's."""
         return wanted if self.device is None else str(self.device)
 
     def share(self, length: int) -> range:
-        """This process's positions of 0..length: runs that follow each other and differ by at most one."""
+        """This process's positions of 0..length: contiguous parts whose sizes differ by at most one."""
         return range(length * self.rank // self.count, length * (self.rank + 1) // self.count)
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of their ranks."""
+        """Every process's value, by rank."""
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -58,7 +58,7 @@ class Processes:
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replaces the gradients by their mean over the processes.
 
-        They must agree on which parameters have one. All of them travel as one tensor per type.
+        All processes must have gradients for the same parameters. They are sent as one tensor per dtype.
         """
         if self.count == 1:
             return
@@ -71,16 +71,16 @@ class Processes:
                 gradient.copy_(part.view_as(gradient))
 
     def wait(self) -> None:
-        """Until all of them are here."""
+        """Waits for all processes."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 def join_processes(device: str = "auto") -> Processes:
-    """Joins the processes that a launcher has started, if it has.
+    """Joins the processes started by a launcher, if any.
 
     Args:
-        device: `cpu`, or anything else to let each process have the GPU that the launcher meant for it.
+        device: `cpu`, or anything else for the launcher's GPU assignment.
     """
     if int(os.environ.get(WORLD_SIZE_VARIABLE, "1")) == 1:
         return Processes()

@@ -1,4 +1,4 @@
-"""Two ways of comparing masks: at the picture's own size, and as the paper's code does. Figures differ."""
+"""Two evaluation protocols: at the image's own size, and as in the paper's code. Their figures differ."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BoolMask = npt.NDArray[np.bool_]
 
 PROTOCOLS = ("original", "paper")
 PAPER_THRESHOLD = 0.5
-"""Probability at which the paper's code calls a pixel mask."""
+"""Probability above which the paper's code counts a pixel as mask."""
 
 
 class Answer(NamedTuple):
-    """What a model says of one phrase, in the frame of a protocol."""
+    """A model's answer to one phrase, in a protocol's frame."""
 
     mask: BoolMask
     box_xyxy: tuple[float, float, float, float]
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 
 class PhraseModel(Protocol):
-    """What is measured: `sspsam.Predictor`, or anything that answers as it does."""
+    """The evaluated model: `sspsam.Predictor`, or anything with the same interface."""
 
     def embed(self, image: npt.NDArray[np.uint8], /) -> ImageEmbedding: ...
 
@@ -40,21 +40,21 @@ class PhraseModel(Protocol):
 
 
 class MaskProtocol(Protocol):
-    """Brings answers and truths into one frame."""
+    """Brings predictions and ground truth to one frame."""
 
     @property
     def no_target_min_pixels(self) -> int:
-        """An answer with fewer pixels is empty, where the truth is."""
+        """Predictions with fewer pixels are empty, if the ground truth is."""
 
     def answer(self, model: PhraseModel, embedding: ImageEmbedding, phrase: str) -> Answer:
-        """Asks the model; raises PhraseError for a phrase that it cannot read."""
+        """Runs the model; raises PhraseError for an unreadable phrase."""
 
     def truth(self, mask: BoolMask) -> BoolMask:
-        """A (H, W) mask of the original frame, in that of the protocol."""
+        """A (H, W) mask of the original frame, in the protocol's frame."""
 
 
 class OriginalSize:
-    """Masks at the picture's own size, as people see and correct them."""
+    """Masks at the image's own size."""
 
     no_target_min_pixels = 1
 
@@ -101,14 +101,14 @@ def choose_protocol(name: str, model: PhraseModel) -> MaskProtocol:
     """The protocol of that name.
 
     Raises:
-        ValueError: there is none, or the model is no `Predictor`, whose logits the paper's protocol needs.
+        ValueError: unknown, or the model is not a `Predictor`, whose logits the paper's protocol needs.
     """
     from sspsam import Predictor
 
     if name == "original":
         return OriginalSize()
     if name != "paper":
-        raise ValueError(f"there is no protocol {name!r}, expected one of: {', '.join(PROTOCOLS)}")
+        raise ValueError(f"unknown protocol {name!r}, expected one of: {', '.join(PROTOCOLS)}")
     if not isinstance(model, Predictor):
         raise ValueError("the paper's protocol needs the logits of a sspsam.Predictor")
     return PaperSquare(model)

@@ -1,4 +1,4 @@
-"""What the paper does first: learning to say where, with boxes (and patches) alone. SAM takes no part."""
+"""The paper's first stage: localisation by boxes (and patches) alone, without SAM."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from finetune.ssp import SSPStage
 
 
 class RECStage(SSPStage):
-    """Referring expression comprehension: the adapters, the prompt generator and the box head learn."""
+    """Referring expression comprehension: trains the adapters, the prompt generator and the box head."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything that learns but the mask decoder."""
+        """Everything trainable but the mask decoder."""
         return super().parameter_groups()[:-1]
 
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How the weights that ship in the package are made: from nothing, and further from those that ship."""
+"""Recipe of the packaged weights: from scratch, and continued from them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Progress = Callable[[TrainConfig], ProgressFn]
 PRESET = "ssp-sam-demo"
 BUNDLE_NAME = f"{PRESET}.safetensors"
 FAMILIES = "noun,noun,place,ordinal,ordinal,size,size,several,colour,relation,relation,none,none"
-"""Places are learned with the others; names must not be rarer than absent things, or they are denied."""
+"""Places are trained with the others; names must not be rarer than absent objects, or they are denied."""
 PHRASES = f"stickers/train?phrases=16&count=100000&families={FAMILIES}"
 """Scenes of all nouns."""
 CORE_PHRASES = f"{PHRASES}&nouns=core&seed=1"
-"""Scenes of the best-known nouns: half of what is seen."""
+"""Scenes of the core nouns: half of the data."""
 FURTHER_FAMILIES = (
     "noun,noun,place,ordinal,ordinal,ordinal,size,size,size,size,several,colour,colour,"
     "relation,relation,relation,none,none"
 )
-"""What is learned last is asked for most."""
+"""The hardest phrase types are sampled most."""
 FURTHER_PHRASES = f"stickers/train?phrases=16&count=100000&families={FURTHER_FAMILIES}"
 
 
 def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
-    """The four stages: recognition, segmentation from points and boxes, phrases to places, phrases to masks.
+    """The four stages: recognition, segmentation by points and boxes, phrases to places, phrases to masks.
 
-    The first two do not depend on each other.
+    The first two are independent.
     """
     clip = TrainConfig(
         preset=PRESET, stage="clip", output_dir=folder / "clip", data="stickers/train",
@@ -65,7 +65,7 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
 
 
 def further_stage(folder: Path) -> TrainConfig:
-    """Phrases to masks once more, on the weights that ship."""
+    """Another run of phrases to masks, on the packaged weights."""
     *_, masks = demo_stages(folder)
     return replace(
         masks, output_dir=folder / "further", weights=(),
@@ -76,17 +76,17 @@ def further_stage(folder: Path) -> TrainConfig:
 
 
 def train_demo(folder: Path, progress: Progress | None = None) -> Path:
-    """Runs the stages one after the other, each going on from its last checkpoint, and writes the bundle.
+    """Runs the stages in sequence, each resuming from its last checkpoint, and writes the bundle.
 
     Args:
-        folder: Where they are trained.
-        progress: Makes what is called after every step of a stage.
+        folder: Output folder of the stages.
+        progress: Returns a callback for the steps of a stage.
     """
     return _train([], demo_stages(folder), folder / BUNDLE_NAME, progress)
 
 
 def train_further(folder: Path, progress: Progress | None = None) -> Path:
-    """As `train_demo`, with `further_stage` alone; all else is that of the weights that ship."""
+    """Like `train_demo`, with `further_stage` only; everything else is from the packaged weights."""
     return _train([WEIGHTS_FOLDER / BUNDLE_NAME], [further_stage(folder)], folder / BUNDLE_NAME, progress)
 
 

@@ -1,8 +1,7 @@
-"""RefRecord: one referring expression on one image, with the mask that a person accepted. JSON Lines on disk.
+"""RefRecord: a referring expression on an image, with the mask accepted by an annotator. JSON Lines on disk.
 
-Records are made from saved annotations and can always be made again from them. They carry what a training
-sample needs, where it came from, and what the model had proposed, so that corrections can be told from
-masks that were accepted as they were.
+Records are derived from saved annotations, and can be rebuilt from them. They contain the training sample,
+its origin, and the model's proposal, to distinguish corrections from masks accepted unchanged.
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from sspsam.files import replace_text
 
 
 class RecordFormatError(ValueError):
-    """A line is not a record; the message says which line of which file, and why."""
+    """A line is not a record; the message names file, line and reason."""
 
 
 @dataclass(frozen=True)
 class RefRecord:
-    """One phrase on one image and the mask of what it means."""
+    """One phrase on one image, with the mask of its referent."""
 
     image_sha256: str
-    """Of the image file's bytes: its name in the folder of images."""
+    """sha256 of the image file's bytes: its name in the folder of images."""
     image_url: str
     image_hw: tuple[int, int]
     """(H, W) of the original frame, EXIF orientation applied."""
     phrase: str
     mask_rle: Mapping[str, Any] | None
-    """COCO RLE in the original frame; None when the phrase means nothing in the image."""
+    """COCO RLE in the original frame; None if the phrase has no target."""
     project: int
     task: int
     annotation: int
     region: str | None
-    """Id of the region that holds the mask; None without a mask."""
+    """ID of the mask's region; None without a mask."""
     updated_at: str
     """When the annotation was last saved, ISO 8601."""
     served_rle: Mapping[str, Any] | None = None
-    """COCO RLE that the model had proposed for this region; None when it was drawn by hand."""
+    """COCO RLE proposed by the model for this region; None if drawn by hand."""
     served_version: str | None = None
-    """The version of the model that proposed it."""
+    """Model version of the proposal."""
     label: str | None = None
-    """The brush's label, where the form has labels; nothing is learned from it."""
+    """The brush's label, if the form has labels; not used in training."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))
@@ -59,16 +58,16 @@ class RefRecord:
 
     @property
     def sample_id(self) -> str:
-        """The same for every save of the annotation; unique within a collection."""
+        """Constant over all saves of the annotation; unique within a collection."""
         place = self.region or "none-" + hashlib.sha256(self.phrase.encode()).hexdigest()[:12]
         return f"{self.project}/{self.task}/{self.annotation}/{place}"
 
     @property
     def corrected(self) -> bool:
-        """Whether the person's answer differs from the model's.
+        """Whether the annotator's answer differs from the model's.
 
-        A mask that was edited or drawn by hand is a correction. A phrase that means nothing is one only if
-        the model had proposed a mask for it.
+        A mask that was edited or drawn by hand is a correction. A phrase without a target is one only if the
+        model had proposed a mask for it.
         """
         if self.mask_rle is None or self.served_rle is None:
             return (self.mask_rle is None) != (self.served_rle is None)
@@ -82,10 +81,10 @@ class RefRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RefRecord:
-        """Makes a record; fields that this code does not know are left out.
+        """Builds a record; unknown fields are ignored.
 
         Raises:
-            RecordFormatError: a field is missing, or a value cannot be one.
+            RecordFormatError: a field is missing, or a value is invalid.
         """
         known = {entry.name for entry in fields(cls)}
         try:
@@ -99,7 +98,7 @@ def read_records(path: Path) -> list[RefRecord]:
 
     Raises:
         RecordFormatError: a line is not a record.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
     """
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
@@ -113,14 +112,15 @@ def read_records(path: Path) -> list[RefRecord]:
 
 
 def write_records(path: Path, records: Iterable[RefRecord]) -> None:
-    """Writes a JSON Lines file; readers see the old one or the new one, never a part."""
+    """Writes a JSON Lines file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(record.to_dict(), ensure_ascii=False) for record in records)
     replace_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def records_digest(records: Sequence[RefRecord]) -> str:
-    """Names what would be learned from records: the same for the same images, phrases and masks in any order.
+    """Digest of the training content of records: independent of order, equal for equal images, phrases and
+    masks.
 
     Returns:
         Hex sha256.

@@ -1,4 +1,4 @@
-"""Evaluations written down: JSON for programs, Markdown for people, and one model compared with another."""
+"""Evaluation reports in JSON and Markdown, and comparisons of two models."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ EVALUATION_MARKDOWN = "evaluation.md"
 BOOTSTRAP_ROUNDS = 2000
 BOOTSTRAP_SEED = 0
 CONFIDENCE = 0.95
-"""Share of the bootstrap's differences that the interval holds."""
+"""Confidence level of the bootstrap interval."""
 SAME_IOU = 1e-3
 """Samples whose IoU changed by no more than this count as unchanged."""
 
 PROTOCOLS_IN_WORDS = {
-    "original": "at the pictures' own size (protocol `original`)",
-    "paper": "on padded squares of 512 px, fewer than 50 px counting as nothing (protocol `paper`)",
+    "original": "at the images' own size (protocol `original`)",
+    "paper": "on padded squares of 512 px, with fewer than 50 px counting as empty (protocol `paper`)",
 }
 
 FAMILY_COLUMNS = ("mIoU", "oIoU", "Pr@0.5", "Pr@0.9", "N-acc", "T-acc")
 
 
 class ComparisonError(ValueError):
-    """Two evaluations that were not made on the same samples."""
+    """Two evaluations on different samples."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate against the incumbent, on the same samples."""
+    """A candidate compared with the incumbent, on the same samples."""
 
     incumbent: Figures
     candidate: Figures
     difference: float
     """Candidate's mean IoU minus the incumbent's, -1..1."""
     interval: tuple[float, float] | None
-    """Where the difference lies with 95 % confidence, by paired bootstrap over images; None for one image."""
+    """95 % confidence interval of the difference, by paired bootstrap over images; None for one image."""
     samples: int
     images: int
     better: int
-    """Samples that the candidate answers better than the incumbent."""
+    """Number of samples on which the candidate is better."""
     worse: int
     same: int
 
@@ -61,7 +61,7 @@ def compare(incumbent: EvaluationResult, candidate: EvaluationResult) -> Compari
     """Compares two evaluations sample by sample.
 
     Raises:
-        ComparisonError: they were made on different samples, or on none.
+        ComparisonError: they have different samples, or none.
     """
     pairs = paired_samples(incumbent, candidate)
     changes = np.array([after.iou - before.iou for before, after in pairs])
@@ -83,10 +83,10 @@ def compare(incumbent: EvaluationResult, candidate: EvaluationResult) -> Compari
 def paired_samples(
     incumbent: EvaluationResult, candidate: EvaluationResult
 ) -> list[tuple[SampleResult, SampleResult]]:
-    """Each sample as both models answered it, in the incumbent's order.
+    """Each sample with both models' answers, in the incumbent's order.
 
     Raises:
-        ComparisonError: they were made on different samples, or on none.
+        ComparisonError: they have different samples, or none.
     """
     before = {result.sample_id: result for result in incumbent.per_sample}
     after = {result.sample_id: result for result in candidate.per_sample}
@@ -101,17 +101,17 @@ def paired_samples(
 def bootstrap_interval(
     changes: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], image_ids: Sequence[str]
 ) -> tuple[float, float] | None:
-    """Interval of the mean change, when the images could as well have been others of the same kind.
+    """Bootstrap interval of the mean change.
 
-    Whole images are drawn, with replacement: phrases of one image share its difficulty and are no independent
+    Whole images are drawn with replacement: phrases of one image share its difficulty and are not independent
     evidence.
 
     Args:
         changes: N changes, one per sample.
-        image_ids: N image ids.
+        image_ids: N image IDs.
 
     Returns:
-        (low, high), or None where there are fewer than two images to draw from.
+        (low, high), or None for fewer than two images.
     """
     ids, positions = np.unique(np.asarray(image_ids), return_inverse=True)
     if len(ids) < 2:
@@ -128,12 +128,12 @@ def bootstrap_interval(
 
 
 def write_evaluation(folder: Path, result: EvaluationResult, about: Mapping[str, str]) -> None:
-    """Writes `evaluation.json` and `evaluation.md` into a folder, which is made if needed.
+    """Writes `evaluation.json` and `evaluation.md` into a folder, creating it if needed.
 
     Args:
-        folder: Where to.
-        result: What was measured.
-        about: What it was measured on and with, e.g. {"data set": "stickers/val", "model": "..."}.
+        folder: Output folder.
+        result: The evaluation.
+        about: Its data and model, e.g. {"data set": "stickers/val", "model": "..."}.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = {"about": dict(about), **result.to_dict()}
@@ -142,15 +142,15 @@ def write_evaluation(folder: Path, result: EvaluationResult, about: Mapping[str,
 
 
 def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -> str:
-    """One evaluation as Markdown: what it was made with, figures, by family, baselines, times. Percent."""
+    """One evaluation as Markdown: setup, metrics, by family, baselines, times. Percent."""
     counts = result.counts
     lines = [
         "# Evaluation",
         "",
         *(f"- {name}: {value}" for name, value in about.items()),
         f"- masks compared {PROTOCOLS_IN_WORDS[result.protocol]}",
-        f"- {counts['samples']} phrases on {counts['images']} pictures, "
-        f"{counts['no target']} of them with nothing to find",
+        f"- {counts['samples']} phrases on {counts['images']} images, {counts['no target']} of them "
+        "without a target",
         "",
         *_markdown_table(("figure", "%"), [(name, percent(value)) for name, value in result.overall.items()]),
         "",
@@ -159,13 +159,13 @@ def evaluation_to_markdown(result: EvaluationResult, about: Mapping[str, str]) -
         *_markdown_table(("time", "ms"), [(name, f"{ms:.1f}") for name, ms in result.timings_ms.items()]),
     ]
     if result.refused:
-        lines += ["", "Phrases that the model cannot read, counted as answered with nothing:", ""]
+        lines += ["", "Phrases that the model cannot read, counted as empty answers:", ""]
         lines += [f"- {sample_id}: {reason}" for sample_id, reason in result.refused.items()]
     return "\n".join(lines) + "\n"
 
 
 def comparison_to_markdown(comparison: Comparison, incumbent_name: str, candidate_name: str) -> str:
-    """A comparison as Markdown, in percent: the difference in words, then figure by figure."""
+    """A comparison as Markdown, in percent: the difference as a sentence, then all metrics."""
     rows = [
         (
             name,
@@ -188,24 +188,24 @@ def comparison_to_markdown(comparison: Comparison, incumbent_name: str, candidat
 
 
 def difference_in_words(comparison: Comparison) -> str:
-    """One sentence: how much better or worse, how sure, on how much."""
+    """One sentence: size and confidence of the difference, and the sample size."""
     text = f"mIoU {percent(comparison.incumbent['mIoU'])} % -> {percent(comparison.candidate['mIoU'])} % "
     text += f"({100 * comparison.difference:+.1f} points"
     if comparison.interval is not None:
         low, high = comparison.interval
         text += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
     return (
-        f"{text}) on {comparison.samples} phrases of {comparison.images} pictures: "
-        f"{comparison.better} better, {comparison.worse} worse, {comparison.same} the same."
+        f"{text}) on {comparison.samples} phrases of {comparison.images} images: {comparison.better} "
+        f"better, {comparison.worse} worse, {comparison.same} unchanged."
     )
 
 
 BASELINE_COLUMNS = (ALL_OBJECTS, NOTHING)
-"""Trivial answers, whose mIoU stands beside the model's."""
+"""Trivial baselines, whose mIoU is listed next to the model's."""
 
 
 def family_table(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows: each family, then all phrases. Percent, as text; of baselines that there are, mIoU."""
+    """Header and rows: each family, then all phrases. Percent, as text; mIoU of the available baselines."""
     measured = set(result.baselines).union(*result.family_baselines.values())
     known = [baseline for baseline in BASELINE_COLUMNS if baseline in measured]
     rows = [
@@ -225,7 +225,7 @@ def family_table(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[
 
 
 def percent(value: float | None) -> str:
-    """0..1 as percent with one decimal; a dash where it is undefined."""
+    """0..1 as percent with one decimal; a dash if undefined."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 

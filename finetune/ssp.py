@@ -23,13 +23,13 @@ from sspsam.predictor import Predictor
 from sspsam.prompts import Prompts
 
 MAX_CLICKS = 2
-"""On one answer."""
+"""Clicks per answer."""
 PROBED_BATCHES = 8
-"""Batches that a fresh prompt encoder is initialised from."""
+"""Batches for initialising a new prompt encoder."""
 
 
 class SSPStage:
-    """Everything but CLIP and SAM's image and prompt encoders learns; of CLIP, words or its text tower."""
+    """Trains everything but CLIP and SAM's image and prompt encoders; of CLIP, words or the text tower."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class SSPStage:
 
     @property
     def module(self) -> nn.Module:
-        """The model, frozen parts and all, and what is thrown away after training."""
+        """The model including frozen parts, and auxiliary heads."""
         return self._module
 
     @property
@@ -73,7 +73,7 @@ class SSPStage:
         return () if self._share is None else self._share[1].sample_ids
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The prompts, words and text, which do not decay, and last the decoder, which learns more slowly."""
+        """The prompt encoder; words and text, without weight decay; last the decoder, at a lower rate."""
         decoder = list(self.model.sam.mask_decoder.parameters())
         words = list(self.model.learned_words.parameters())
         text = list(self._text_tower().values())
@@ -87,13 +87,14 @@ class SSPStage:
         return [*groups, {"params": decoder, "lr": self.config.decoder_learning_rate}]
 
     def text_state(self) -> dict[str, Tensor]:
-        """A copy of the text tower on the CPU, by the model's names, if it learns."""
+        """A copy of the text tower on the CPU, by the model's names, if it is trained."""
         return {f"clip.{name}": p.detach().cpu().clone() for name, p in self._text_tower().items()}
 
     def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Mask and box terms of one part of this process's share of the step's batch.
 
-        Means are over the whole batch: those of all parts and processes average to that of the batch at once.
+        Means are over the whole batch: averaged over all parts and processes they equal those of the batch at
+        once.
         """
         self._freeze(step)
         share, totals = self._load(step)
@@ -101,10 +102,10 @@ class SSPStage:
         return self._terms(take(share, rows), totals / parts)
 
     def validate(self, rows: int) -> dict[str, Tensor]:
-        """Terms on the validation set, means over all of it; every process measures the whole.
+        """Validation terms, means over the whole set; every process evaluates all of it.
 
         Args:
-            rows: Samples that go through the model at once, at most.
+            rows: Maximum number of samples per forward pass.
         """
         assert self.validation is not None
         self._module.eval()
@@ -117,9 +118,9 @@ class SSPStage:
         return sums
 
     def batch(self, step: int) -> Batch:
-        """The step's batch: new data and replay. Frozen features are computed as they are when serving.
+        """The step's batch: new data and replay. Frozen features are computed as in serving.
 
-        Whole where pictures are embedded window by window; this process's share where they are streamed.
+        The whole batch for windows; this process's share for streams.
         """
         with torch.autocast(self.device.type, enabled=False):
             batch = self.stream.batch(step)
@@ -144,7 +145,7 @@ class SSPStage:
         return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False), iou_predictions
 
     def _correct(self, batch: Batch, sparse: Tensor, mask_logits: Tensor, iou_predictions: Tensor) -> None:
-        """Puts in the place of a part of the answers those that clicks on their faults lead to."""
+        """Replaces some answers by their corrections with simulated clicks."""
         many = round(self.config.click_fraction * len(sparse))
         if many == 0:
             return
@@ -162,16 +163,16 @@ class SSPStage:
         mask_logits[part], iou_predictions[part] = self._decode(take(batch, rows), prompts)
 
     def make_prompts(self, batch: Batch) -> Prompts:
-        """The model's, with what becomes of the patches where that is learned from."""
+        """The model's prompts, with the fused patches if they are trained."""
         looked_at = self.localiser is not None
         return self.model.make_prompts(batch.patch_features, self._encode(batch), with_patches=looked_at)
 
     def patch_logits(self, prompts: Prompts) -> Tensor | None:
-        """(B, G*G): whether the fused patches show the target; None where that is not learned."""
+        """(B, G*G): whether the fused patches show the target; None if not trained."""
         return None if self.localiser is None else self.localiser(prompts.fused_patches)[..., 0]
 
     def _load(self, step: int) -> tuple[Batch, Tensor]:
-        """This process's share of a step's batch, and what the means are over: of all processes."""
+        """This process's share of a step's batch, and the totals over all processes."""
         if self._share is None or self._share[0] != step:
             share = self.batch(step)
             if isinstance(self.stream, ExampleStream):
@@ -181,7 +182,7 @@ class SSPStage:
         return self._share[1:]
 
     def _new_words(self) -> set[int]:
-        """Tokens of the data that what it has learned before does not say."""
+        """Tokens in the data that do not occur in the replay."""
         assert isinstance(self.stream, ExampleStream)
         assert isinstance(self.replay, ExampleStream)
         said, known = (set(tokenize(s.phrases()).flatten().tolist()) for s in (self.stream, self.replay))
@@ -203,11 +204,11 @@ class SSPStage:
         self.model.sam.mask_decoder.requires_grad_(learns)
 
     def _text_tower(self) -> dict[str, nn.Parameter]:
-        """What learns of CLIP, by its name there."""
+        """Trained parameters of CLIP, by name."""
         return self.model.clip.text_tower() if self.config.text_learning_rate > 0 else {}
 
     def _encode(self, batch: Batch) -> EncodedPhrase:
-        """The batch's phrases; through the text tower again where it learns, or words of it do."""
+        """The batch's phrases; re-encoded if the text tower or words of it are trained."""
         words_learn = self.config.word_learning_rate > 0 and self.model.learned_words.offsets is not None
         learns = words_learn or self.config.text_learning_rate > 0
         text = self.model.encode_text(batch.tokens) if learns else batch.text

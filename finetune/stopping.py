@@ -1,4 +1,4 @@
-"""When a training has learned enough: the best weights so far, and for how long none were better."""
+"""Early stopping: the best weights so far, and the number of evaluations without improvement."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 @dataclass
 class EarlyStopping:
-    """Follows a loss that no step learns from, and keeps the weights it was lowest with."""
+    """Follows a validation loss, and keeps the weights with its minimum."""
 
     patience: int
-    """Measurements in a row without a lower loss after which to stop; 0: never."""
+    """Evaluations in a row without a lower loss after which to stop; 0: never."""
     loss: float = math.inf
     step: int = 0
-    """Of the lowest loss."""
+    """Step of the lowest loss."""
     waited: int = 0
-    """Measurements since then."""
+    """Evaluations since then."""
     weights: dict[str, Tensor] | None = None
-    """Those of the lowest loss, on the CPU; None before the first measurement."""
+    """Weights with the lowest loss, on the CPU; None before the first evaluation."""
 
     @property
     def is_over(self) -> bool:
         return 0 < self.patience <= self.waited
 
     def note(self, step: int, loss: float, weights: Mapping[str, Tensor]) -> None:
-        """Takes in a measurement. The first finite one is the best so far."""
+        """Records an evaluation. The first finite one is the best so far."""
         if loss < self.loss:
             self.loss, self.step, self.waited = loss, step, 0
             self.weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
@@ -37,7 +37,7 @@ class EarlyStopping:
             self.waited += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; the patience is the configuration's."""
+        """Content for a checkpoint; the patience comes from the configuration."""
         return {"loss": self.loss, "step": self.step, "waited": self.waited, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

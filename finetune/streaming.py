@@ -1,4 +1,4 @@
-"""Training batches of data sets of any size: pictures are read, varied and encoded when their step comes."""
+"""Training batches of data sets of any size: images are read, augmented and encoded at their step."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS, CLIPConfig
 
 FLIP_STREAM, PLACE_STREAM = 1, 2
-"""Number the random sequences that follow from a seed, an epoch and a position."""
+"""Indices of the random sequences derived from a seed, an epoch and a position."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One sample, read and varied; what is left needs the networks."""
+    """One sample, read and augmented, not yet encoded."""
 
     sample_id: str
     tokens: Tensor
     """(77,)."""
     image: npt.NDArray[np.uint8] | None
-    """(H, W, 3) RGB, mirrored or not; None where SAM's encoder need not see it."""
+    """(H, W, 3) RGB, possibly mirrored; None if SAM's encoder does not need it."""
     image_embedding: Tensor | None
-    """(C, h, w) float16, if it was kept."""
+    """(C, h, w) float16, if cached."""
     canvas: Tensor
-    """(3, S, S), on the CLIP canvas."""
+    """(3, S, S), padded CLIP input."""
     mask: Tensor
     """(1, T, T) float32 0 or 1, sam frame."""
     patch_coverage: Tensor
     """(G*G,)."""
     box: Tensor
-    """(4,) cxcywh in 0..1 of the canvas; zeros without a target."""
+    """(4,) cxcywh in 0..1 of the CLIP input; zeros without a target."""
     has_target: bool
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How pictures are varied."""
+    """Augmentation settings."""
 
     seed: int
     random_placement: bool
@@ -62,7 +62,7 @@ class Variation:
 
 
 class Readings:
-    """Readings by (epoch, position): always the same, in every process, so that training resumes exactly."""
+    """Samples by (epoch, position): deterministic in every process, so that training resumes exactly."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class Readings:
 
 
 class StepSampler:
-    """The (epoch, position) keys of one process's share of each step, from some step on, without end.
+    """The (epoch, position) keys of one process's share of each step, from a given step on, infinite.
 
-    Every epoch visits every sample once in an order of its own; a step may reach into the next epoch.
+    Every epoch visits every sample once in its own order; a step may extend into the next epoch.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StepSampler:
             step += 1
 
     def keys(self, step: int) -> list[tuple[int, int]]:
-        """Which samples the step takes in this process."""
+        """Samples of the step in this process."""
         first = step * self.batch_size
         return [self._key(first + i) for i in self.processes.share(self.batch_size)]
 
@@ -156,13 +156,13 @@ class SampleStream:
         batch_size: int,
         processes: Processes,
     ) -> None:
-        """Prepares to read; nothing is read yet.
+        """Prepares reading; nothing is read yet.
 
         Args:
-            dataset: Where samples come from; pictures are read in any order.
+            dataset: Source of samples; images are read in any order.
             predictor: Encodes them.
-            config: How they are varied, read ahead and kept.
-            batch_size: Samples of a step, of all processes together.
+            config: Augmentation, prefetching and caching.
+            batch_size: Samples per step, over all processes.
             processes: Share each batch.
         """
         if not len(dataset):
@@ -199,7 +199,7 @@ class SampleStream:
             self.readings,  # type: ignore[arg-type]  # its keys are no numbers
             batch_sampler=sampler,
             collate_fn=list,
-            generator=torch.Generator(),  # the loader draws from it, and from no other
+            generator=torch.Generator(),  # the loader draws from this generator only
             num_workers=self.config.workers,
             multiprocessing_context="spawn" if self.config.workers else None,
         )

@@ -1,4 +1,4 @@
-"""One entry to training, for the command line and the worker."""
+"""Entry point of training, for the command line and the worker."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from sspsam.sam import build_image_encoder
 WEIGHTS_NAME = "weights.safetensors"
 IMAGE_ENCODER_PREFIX = "image_encoder."
 KEPT_BYTES = 256 * MEBIBYTE
-"""Freed memory that the next step takes again."""
+"""Freed memory kept for the next step."""
 
 logger = logging.getLogger(__name__)
 
 Prepared = tuple[Stage, Callable[[], dict[str, Tensor]]]
-"""A stage, and what makes the tensors that it leaves behind."""
+"""A stage, and the function that returns its resulting tensors."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves behind."""
+    """Result of a run."""
 
     weights: Path
-    """Safetensors of what learned: the trainable tensors, or a pre-trained tower."""
+    """Safetensors of the trained tensors, or of a pre-trained tower."""
     metrics: dict[str, float]
-    """Running means of the loss terms at the end, and the last of the validation's."""
+    """Running means of the final loss terms, and the last validation loss."""
     steps: int
-    """Taken in all; fewer than the configuration's where the training stopped early."""
+    """Number of steps taken; fewer than configured after an early stop."""
     best_step: int | None
-    """After which the weights were as they are left behind; None without a validation set: the last."""
+    """Step of the resulting weights; without a validation set: the last."""
 
 
 def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResult:
-    """Runs one stage to its end, going on from its last checkpoint if there is one.
+    """Runs one stage to its end, resuming from its last checkpoint, if any.
 
     Under `accelerate launch` or torchrun, every process calls it, and they share each batch.
 
     Args:
-        config: what to do; `config.output_dir` receives the checkpoint, the log and the weights.
+        config: the run; `config.output_dir` receives the checkpoint, the log and the weights.
         progress: called after every step.
 
     Raises:
-        CheckpointError: weights to start from are missing or do not fit.
+        CheckpointError: initial weights are missing or do not fit.
         DatasetError: the data cannot be opened.
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
@@ -98,7 +98,7 @@ def tune_process() -> None:
 
 
 def write_bundle(preset: str, files: list[Path], path: Path) -> None:
-    """Joins the weights of the stages into one float16 file, as it ships in the package.
+    """Joins the stages' weights to one float16 file, as in the package.
 
     Raises:
         CheckpointError: a tensor of the model or of its image encoder is in none of the files.
@@ -107,7 +107,7 @@ def write_bundle(preset: str, files: list[Path], path: Path) -> None:
     merged = _read_all(files)
     expected = set(model.state_dict()) | {IMAGE_ENCODER_PREFIX + key for key in image_encoder.state_dict()}
     if missing := sorted(expected - merged.keys()):
-        raise checkpoints.CheckpointError(f"no file holds: {', '.join(missing)}")
+        raise checkpoints.CheckpointError(f"no file contains: {', '.join(missing)}")
     compact = {
         key: merged[key].half() if merged[key].is_floating_point() else merged[key] for key in expected
     }
@@ -138,12 +138,12 @@ def _load_predictor(config: TrainConfig, device: str) -> Predictor:
 
 
 def _require_frozen(config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Nothing can be learned on frozen towers that are random."""
+    """Training on frozen random towers is impossible."""
     needed = ("clip.", "sam.") if config.stage == "rec" else ("clip.", "sam.", IMAGE_ENCODER_PREFIX)
     missing = [prefix for prefix in needed if not any(key.startswith(prefix) for key in tensors)]
     if missing:
         raise checkpoints.CheckpointError(
-            f"{config.preset} learns on pre-trained parts, but no file of `weights` has tensors of: "
+            f"{config.preset} needs pre-trained parts, but no file of `weights` has tensors of: "
             + ", ".join(prefix.rstrip(".") for prefix in missing)
         )
 
@@ -192,7 +192,7 @@ def _open_stickers(config: TrainConfig) -> StickerDataset:
     data = open_dataset(config.data)
     if not isinstance(data, StickerDataset):
         raise ConfigError(
-            f"stage {config.stage} draws its own stickers, expected stickers/..., got {config.data!r}"
+            f"stage {config.stage} renders its own stickers, expected stickers/..., got {config.data!r}"
         )
     return data
 

@@ -31,21 +31,21 @@ def train(
         ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; they win over the file.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; they override the file.")
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             file_okay=False,
-            help="Train the demo weights from nothing, all stages, in this folder; run again to go on.",
+            help="Train the demo weights from scratch, all stages, in this folder; run again to resume.",
         ),
     ] = None,
     further: Annotated[
-        bool, typer.Option("--further", help="With --recipe: train the weights that ship further.")
+        bool, typer.Option("--further", help="With --recipe: continue the training of the packaged weights.")
     ] = False,
 ) -> None:
-    """Train the model; a run that was stopped goes on from its last checkpoint.
+    """Train the model; an interrupted run resumes from its last checkpoint.
 
     Several processes (`torchrun --nproc-per-node 8 --no-python sspsam train ...`) share each batch.
 
@@ -82,7 +82,7 @@ def _key_and_value(setting: str) -> tuple[str, str]:
 
 
 def show_progress(config: TrainConfig) -> ProgressFn:
-    """Prints a line now and then: stage, step, what is left of them and of the time, the loss terms."""
+    """Prints a progress line periodically: stage, step, remaining steps and time, loss terms."""
     begun: list[tuple[int, float]] = []
 
     def show(step: int, means: dict[str, float]) -> None:

@@ -132,7 +132,7 @@ def convert(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="A checkpoint of SSP-SAM's authors, and CLIP and SAM for its missing parts: files, or names of "
+            help="A checkpoint of SSP-SAM's authors, and CLIP and SAM for missing parts: files, or names of "
             "downloaded ones.",
             show_default=False,
         ),

@@ -133,7 +133,7 @@ def test_a_changed_setting_is_said_when_resuming(tmp_path: Path, caplog: pytest.
     loop.save()
     with caplog.at_level(logging.WARNING):
         loop_for(config_for(tmp_path, batch_size=4, workers=1)).resume()
-    assert caplog.messages == ["batch_size was 8 before, and is 4 now"]
+    assert caplog.messages == ["batch_size changed from 8 to 4"]
 
 
 def test_boxes_are_learned_without_sam(tmp_path: Path) -> None:

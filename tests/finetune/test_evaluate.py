@@ -194,7 +194,7 @@ def test_the_fifty_pixel_rule_is_the_papers_alone(area: int) -> None:
 
 
 def test_a_protocol_that_cannot_be_followed_is_refused() -> None:
-    with pytest.raises(ValueError, match="no protocol 'papre', expected one of: original, paper"):
+    with pytest.raises(ValueError, match="unknown protocol 'papre', expected one of: original, paper"):
         evaluate(AnswerSheet(TRUTH.__getitem__), SAMPLES, protocol="papre")
     with pytest.raises(ValueError, match=r"needs the logits of a sspsam\.Predictor"):
         evaluate(AnswerSheet(TRUTH.__getitem__), SAMPLES, protocol="paper")

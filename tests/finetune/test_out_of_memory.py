@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
     assert terms == pytest.approx(whole.train_step(), rel=1e-4)
     assert small.parts == 4
     assert caplog.messages == [
-        f"step 0: out of memory, so the batch is taken in {parts} parts" for parts in (2, 4)
+        f"step 0: out of memory, retrying the batch in {parts} parts" for parts in (2, 4)
     ]
     pairs = zip(whole.stage.module.parameters(), small.stage.module.parameters(), strict=True)
     for mine, theirs in pairs:

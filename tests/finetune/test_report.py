@@ -141,7 +141,7 @@ def test_one_image_says_nothing_about_others() -> None:
     words = difference_in_words(compare(evaluation({"a/1": 0.0}), evaluation({"a/1": 0.5})))
     assert (
         words
-        == "mIoU 0.0 % -> 50.0 % (+50.0 points) on 1 phrases of 1 pictures: 1 better, 0 worse, 0 the same."
+        == "mIoU 0.0 % -> 50.0 % (+50.0 points) on 1 phrases of 1 images: 1 better, 0 worse, 0 unchanged."
     )
 
 

@@ -149,7 +149,7 @@ def test_measuring_changes_no_step(tmp_path: Path) -> None:
         ({"patience": 2, "validation": None}, "patience needs a validation set"),
         ({"patience": -1}, "patience at least 0"),
         ({"validate_every": 0}, "validate_every must be at least 1"),
-        ({"stage": "rec"}, "stage rec cannot measure a validation set"),
+        ({"stage": "rec"}, "stage rec cannot evaluate a validation set"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

@@ -81,5 +81,5 @@ def test_a_stopped_training_of_it_ends_as_an_unbroken_one(config: TrainConfig, t
 
 
 def test_other_stages_have_their_own_rate(config: TrainConfig) -> None:
-    with pytest.raises(ConfigError, match="stage clip cannot teach the text tower alone"):
+    with pytest.raises(ConfigError, match="stage clip cannot train the text tower alone"):
         dataclasses.replace(config, stage="clip")

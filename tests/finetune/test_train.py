@@ -146,7 +146,7 @@ def test_pretraining_stages_make_a_bundle(config: TrainConfig, tmp_path: Path) -
     loaded = Predictor.from_preset("ssp-sam-test", "cpu", weights=bundle)
     for key, tensor in read_tensors(ssp.weights).items():
         torch.testing.assert_close(loaded.trainable_state()[key], tensor, atol=1e-2, rtol=1e-2)
-    with pytest.raises(CheckpointError, match="no file holds: box_head"):
+    with pytest.raises(CheckpointError, match="no file contains: box_head"):
         write_bundle("ssp-sam-test", files, bundle)
 
 
