@@ -190,7 +190,7 @@ def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
         if not path.exists() and not path.suffix:
             path = folder.path(find_public_file(source))
             if not path.is_file():
-                raise typer.BadParameter(f"{source} is not downloaded: run sspsam weights pull {source}")
+                raise typer.BadParameter(f"{source} is missing: sspsam weights pull {source}")
         paths.append(path)
     return paths
 
