@@ -1,6 +1,12 @@
 # One image for the backend, the worker and the schedule; the command decides which.
 # To pin the base image to its bytes as well: --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
 ARG BASE=python:3.11.14-slim-bookworm
+
+# The locks without comments, which change more often than what is locked: large layers below stay in the cache.
+FROM ${BASE} AS locks
+COPY requirements-torch.lock requirements.lock requirements-extras.lock /locks/
+RUN sed -i '/^#/d' /locks/*.lock
+
 FROM ${BASE}
 
 # The index that PyTorch comes from. The default has CPU builds, which the Python package index has not; their
@@ -19,14 +25,14 @@ RUN useradd --uid 10001 --create-home sspsam \
 
 # The layers by how rarely they change: PyTorch, the other dependencies, our own code.
 WORKDIR /src
-COPY requirements-torch.lock ./
+COPY --from=locks /locks/requirements-torch.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "$TORCH_INDEX" ]; then \
       pip install --no-deps --index-url "$TORCH_INDEX" torch==2.14.1 torchvision==0.29.1; \
     else \
       pip install --no-deps --require-hashes -r requirements-torch.lock; \
     fi
-COPY requirements.lock requirements-extras.lock ./
+COPY --from=locks /locks/requirements.lock /locks/requirements-extras.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps --require-hashes -r requirements.lock ${EXTRAS:+-r requirements-extras.lock}
 

@@ -88,7 +88,7 @@ def test_every_variable_of_the_gpu_file_is_a_setting() -> None:
 def test_the_examples_name_every_variable_that_compose_reads_and_no_other() -> None:
     text = COMPOSE.read_text() + GPU.read_text() + (ROOT / "deploy/compose.scale.yml").read_text()
     read = set(VARIABLE.findall(text))
-    assert set(EXAMPLES) == read | LIBRARIES | OF_THE_BUILD | {"COMPOSE_PROFILES"}
+    assert set(EXAMPLES) == read | LIBRARIES | OF_THE_BUILD | {"COMPOSE_PROFILES", "COMPOSE_FILE"}
 
 
 def test_the_examples_hold_no_secret() -> None:
