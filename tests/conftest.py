@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from flask import Flask
 from redis import Redis, RedisError
@@ -18,6 +21,36 @@ from tests.backend.colours import ColourPredictor
 from worker.redis_program import redis_program
 
 REDIS_START_S = 20.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+OF_PYTHON = "multiprocessing"
+"""In the command lines of helpers that Python's multiprocessing starts for the whole run, and ends itself."""
+
+
+def pytest_configure() -> None:
+    """Lets the processes that tests start react to signals.
+
+    Under nohup, in the background of a script and on some CI machines signals are ignored, or blocked; a new
+    process inherits that. A handler it does not inherit, and this one ignores them as before.
+    """
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@pytest.fixture(autouse=True)
+def end_started_processes() -> Iterator[None]:
+    """Ends the processes that a test has started, whatever became of it."""
+    tests = psutil.Process()
+    before = set(tests.children(recursive=True))
+    yield
+    killed = []
+    for process in tests.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process not in before and not any(OF_PYTHON in word for word in process.cmdline()):
+                process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=REDIS_START_S)
 
 
 @pytest.fixture(scope="session", autouse=True)
