@@ -6,10 +6,11 @@ LABEL_STUDIO := .venv-label-studio/.installed
 SERVICE_LOCKS := requirements-torch.lock requirements.lock
 DEV_LOCKS := requirements-extras.lock requirements-dev.lock
 LABEL_STUDIO_LOCK := requirements-label-studio.lock
+SUPPLY := .venv-supply/bin
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration containers check format e2e screenshot bench lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration containers check format e2e newest lowest screenshot bench lock audit sbom chromium clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,18 +22,22 @@ demo: ## everything on this machine, with a Label Studio: DEMO="--backend-port 9
 	@$(BIN)/sspsam demo $(DEMO)
 
 # The models of the tests are tiny: a second thread only waits for the first.
-unit slow integration: export OMP_NUM_THREADS = 1
+test unit slow integration newest lowest: export OMP_NUM_THREADS = 1
+# On all cores; tests of one Label Studio stay together.
+PYTEST_PARALLEL := pytest -n auto --dist loadgroup
+UNIT := not slow and not integration and not e2e and not containers
 
-test: unit slow integration ## unit tests, slow ones, then those with a real Redis, worker and Label Studio
+test: .venv/.installed-dev $(LABEL_STUDIO) ## all tests but those in a browser and in containers
+	$(BIN)/$(PYTEST_PARALLEL) -m "not e2e and not containers"
 
 unit: .venv/.installed-dev ## seconds, on all cores; no network, no weights to fetch
-	$(BIN)/pytest -n auto -m "not slow and not integration and not e2e and not containers"
+	$(BIN)/$(PYTEST_PARALLEL) -m "$(UNIT)"
 
 slow: .venv/.installed-dev ## learning, several processes, large files: a few minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/$(PYTEST_PARALLEL) -m slow
 
 integration: .venv/.installed-dev $(LABEL_STUDIO) ## a real Redis, worker and Label Studio
-	$(BIN)/pytest -m integration
+	$(BIN)/$(PYTEST_PARALLEL) -m integration
 
 check: .venv/.installed-dev ## lint, format and types
 	$(BIN)/ruff check
@@ -49,6 +54,13 @@ e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## a browser goes through the
 containers: .venv/.installed-dev ## with a Docker engine: build the image, and go through the life of an installation
 	$(BIN)/pytest -x -v -s -m containers
 
+newest lowest: .venv-supply ## unit tests and a phrase with the newest, or the lowest, versions that are allowed
+	$(SUPPLY)/python tools/other_versions.py $@ --uv $(SUPPLY)/uv --python $(PYTHON)
+	.venv-$@/bin/$(PYTEST_PARALLEL) $(WARNINGS) -m "$(UNIT)"
+	.venv-$@/bin/pytest $(WARNINGS) tests/integration/test_backend_process.py -k request_under_way
+# Versions warn of what newer ones no longer have.
+newest lowest: WARNINGS := -W default
+
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## the documents' pictures of the editor, anew
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
@@ -57,7 +69,7 @@ bench: .venv/.installed-dev ## the benchmarks, each a ratio measured in one run
 		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; \
 	done; [ -z "$$failed" ] || { echo "These ended with an error:$$failed"; exit 1; }
 
-SUPPLY := .venv-supply/bin
+
 lock: .venv-supply ## renew the lock files; LOCK=--keep changes only what pyproject.toml asks for
 	$(SUPPLY)/python tools/lock.py --uv $(SUPPLY)/uv $(LOCK)
 
@@ -79,7 +91,7 @@ chromium:
 	          "or say where it is with CHROMIUM=/path/to/chromium"; exit 1; }
 
 clean: ## remove what was installed and built; the demo's data in .demo stays
-	rm -rf .venv .venv-label-studio .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-label-studio .venv-newest .venv-lowest .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

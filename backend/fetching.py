@@ -121,7 +121,8 @@ class HostRule:
         if rest == ANY_PUBLIC_HOST:
             return cls(ANY_PUBLIC_HOST)
         parts = parse_url(f"//{rest}")
-        if not parts.host or parts.path or parts.auth or parts.query:
+        blank = any(character.isspace() for character in rest)  # accepted by older versions of urllib3
+        if blank or not parts.host or parts.path or parts.auth or parts.query:
             raise ValueError(f"expected a host such as cdn.example.com, *.example.com or *, got {text!r}")
         return cls(wildcard + parts.host.strip("[]").lower(), parts.port)
 

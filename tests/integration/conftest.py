@@ -1,11 +1,14 @@
 """Real parts, started once for all integration tests: a Label Studio in its own venv, and the service."""
 
 import os
+import random
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +30,21 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LABEL_STUDIO = Path(os.environ.get("LABEL_STUDIO", ROOT / ".venv-label-studio/bin/label-studio"))
+MAX_PROCESSES = 16
+"""Processes of pytest-xdist that have ports of their own."""
+FIRST_PORT, LAST_PORT = 16_000, 32_000
+_ports = cycle(random.sample(range(FIRST_PORT // MAX_PROCESSES, LAST_PORT // MAX_PROCESSES), 900))
 LOCAL_FILES = "local-files"
 """The folder, in Label Studio's own, whose files it may give out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the real Label Studio run one after another in one process, which starts it once."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
+            if "label_studio" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("label-studio"))
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,16 @@ class RunningService:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that no other test process takes.
+
+    Each has ports of its own, below those that the system gives to connections.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in _ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port * MAX_PROCESSES + number % MAX_PROCESSES))
+            return int(probe.getsockname()[1])
+    raise AssertionError("no free port")
 
 
 @pytest.fixture(scope="session")
