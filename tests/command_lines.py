@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
 import typer.main
 
 from sspsam.cli import build_app
@@ -14,15 +13,14 @@ def check_command(arguments: Sequence[str]) -> None:
     """Parses what follows `sspsam` on a command line, without running it.
 
     Raises:
-        click.UsageError: there is no such command, option or value.
+        AssertionError: there is no such command.
+        Exception: the command line parser's, for an option or a value that it refuses.
     """
-    command: click.Command = typer.main.get_command(build_app())
+    command = typer.main.get_command(build_app())
     words = list(arguments)
-    context = click.Context(command, info_name="sspsam")
-    while isinstance(command, click.Group):
-        name, found, words = command.resolve_command(context, words)
-        assert found is not None
-        context = click.Context(found, info_name=name, parent=context)
-        command = found
-    if not {"--help", "-h"} & set(words):
-        command.make_context(context.info_name, words, parent=context.parent)
+    name = "sspsam"
+    while hasattr(command, "commands"):
+        name = words.pop(0)
+        assert name in command.commands, f"no command {name!r} in: {' '.join(arguments)}"
+        command = command.commands[name]
+    command.make_context(name, words)

@@ -197,3 +197,27 @@ def test_the_documentation_lists_every_setting_and_no_other() -> None:
     table = (ROOT / "docs/deployment.md").read_text().partition("## Variables")[2]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(cells))) >= setting_names()
+
+
+def documented_commands() -> list[list[str]]:
+    """What follows `sspsam` in the code blocks of the page, also where a container runs it."""
+    page = (ROOT / "docs/deployment.md").read_text()
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    runs = re.findall(
+        r"(?:(?<!-n )\bsspsam|docker run --rm \S+|run --rm backend) ((?!create)[a-z][^#|>\n]*)", blocks
+    )
+    return [shlex.split(arguments) for arguments in runs]
+
+
+@pytest.mark.parametrize("arguments", documented_commands(), ids=" ".join)
+def test_every_documented_command_is_understood(arguments: list[str]) -> None:
+    check_command(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["exec", "secrets --nonsense", "versions nonsense", "export --out x", "worker --spare-cores y"],
+)
+def test_a_command_that_would_not_be_understood_is_noticed(arguments: str) -> None:
+    with pytest.raises(Exception, match=r"(?i)no command|no such option|missing|required|valid"):
+        check_command(arguments.split())
