@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from backend.errors import RequestError
-from backend.labelstudio import notes
-from backend.memory import KnownProject
+from backend.labelstudio import prompt_text
+from backend.state.redis_store import KnownProject
 
 Results = list[Mapping[str, Any]]
 
@@ -109,8 +109,8 @@ def project_number(value: object) -> str:
 def phrases_in(fields: Mapping[str, Any]) -> list[str]:
     """`phrases` (a list, or one per line) and `phrase`, without blanks and duplicates."""
     many = fields.get("phrases")
-    listed = notes.entries(many.splitlines() if isinstance(many, str) else many)
-    return list(notes.distinct(listed + notes.entries(fields.get("phrase"))).values())
+    listed = prompt_text.entries(many.splitlines() if isinstance(many, str) else many)
+    return list(prompt_text.distinct(listed + prompt_text.entries(fields.get("phrase"))).values())
 
 
 def _json_mapping(value: object) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
-from backend.redaction import Redacting, secrets_of
+from backend.logs import Redacting, secrets_of
 from backend.settings import Settings
 
 REQUEST_ID_HEADER = "X-Request-Id"

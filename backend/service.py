@@ -12,20 +12,20 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from backend.assistant import Assistant
-from backend.embeddings import EmbeddingCache
-from backend.engine import Engine
+from backend.assistant.assistant import Assistant
 from backend.errors import LabelingConfigError
 from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, EventQueue
-from backend.images import ImageStore
+from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
-from backend.memory import KnownProject, Memory
 from backend.metrics import Metrics
 from backend.queries import project_number
+from backend.serving.embedding_store import EmbeddingCache
+from backend.serving.engine import Engine
+from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
-from backend.sharing import SharingOptions, SwappablePredictor
-from sspsam.versions import VersionCard, VersionError, VersionStore
+from backend.state.redis_store import KnownProject, Memory
+from sspsam.version_store.store import VersionCard, VersionError, VersionStore
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
@@ -157,8 +157,8 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     all cores: request threads need one each.
     """
     from sspsam import Predictor
-    from sspsam.cores import reserve_cores
-    from sspsam.products import use_onednn_matmul
+    from sspsam.runtime.cores import reserve_cores
+    from sspsam.runtime.onednn import use_onednn_matmul
 
     predictor = Predictor.from_preset(
         settings.preset, settings.device, settings.weights, settings.image_precision

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
-from backend.fetching import HostRule
+from backend.images.fetching import HostRule
 from backend.quiet_hours import QuietHours
 from sspsam.instance import default_model_dir
 from sspsam.presets import with_image_encoder
-from sspsam.version_files import check_versions_url
+from sspsam.version_store.places import check_versions_url
 
 
 def _check_url(url: str) -> str:

@@ -34,23 +34,23 @@ from common.sections import table, write_section
 from PIL import Image
 from rich.console import Console
 
-from backend.connect import connect_project
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
+from backend.labelstudio.setup import connect_project
 from backend.settings import Settings
-from finetune.evaluate import evaluate
-from finetune.records import RefRecord
-from sspsam.masks import mask_to_coco_rle
-from sspsam.versions import VersionCard, VersionStore
+from finetune.data.records import RefRecord
+from finetune.evaluation.evaluate import evaluate
+from sspsam.images.masks import mask_to_coco_rle
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, free_port
-from worker.collection import Collection
-from worker.local_label_studio import Account, label_studio_part
-from worker.policy import assign_sides
-from worker.runs import prepare_run
-from worker.supervisor import Supervisor
-from worker.training import judge_candidate, perform
-from worker.up import LOOPBACK, start_redis, start_service
+from worker.finetuning.policy import assign_sides
+from worker.finetuning.runs import prepare_run
+from worker.finetuning.training import judge_candidate, perform
+from worker.local.local_label_studio import Account, label_studio_part
+from worker.local.supervisor import Supervisor
+from worker.local.up import LOOPBACK, start_redis, start_service
+from worker.records import Collection
 
 PRESET = "ssp-sam-demo"
 NOUNS = "koala,guitar,umbrella,castle,pizza"

@@ -24,13 +24,13 @@ from common.sections import table, write_section
 from common.serving import KEY, PROJECT, LabelStudioServer, redis_at
 from torch import Tensor, nn
 
-from backend.app import create_app
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
-from sspsam.answers import Decoded, Question
-from sspsam.model import build_model
+from backend.web.app import create_app
+from sspsam.modeling.model import build_model
 from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS
+from sspsam.results import Decoded, Question
 
 SIZES = {"1 megapixel": (1000, 1000), "12 megapixels": (3000, 4000)}
 MOST = {"1 megapixel": 0.10, "12 megapixels": 0.20}

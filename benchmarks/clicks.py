@@ -13,9 +13,9 @@ import argparse
 import cv2
 import numpy as np
 
-from finetune.data.stickers import StickerDataset
+from finetune.data.stickers.dataset import StickerDataset
 from sspsam import Predictor
-from sspsam.frames import BoolMask
+from sspsam.images.frames import BoolMask
 
 SEED = 9
 PHRASES_PER_SCENE = 4

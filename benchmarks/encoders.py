@@ -28,9 +28,9 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
+    from sspsam.modeling.sam import build_image_encoder
     from sspsam.presets import IMAGE_ENCODERS
-    from sspsam.products import use_onednn_matmul
-    from sspsam.sam import build_image_encoder
+    from sspsam.runtime.onednn import use_onednn_matmul
 
     kind = name.removeprefix(STOCK)
     if kind == name:

@@ -26,10 +26,10 @@ from pycocotools import mask as coco_mask
 
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.frames import BoolMask
+from sspsam.images.frames import BoolMask
 from tests.worker.label_studio_server import region
-from worker.export import ProjectReader, export
-from worker.export_coco import CocoWriter
+from worker.export.coco import CocoWriter
+from worker.export.reader import ProjectReader, export
 
 HEIGHT, WIDTH = 480, 640
 SHAPES = 40

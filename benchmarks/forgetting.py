@@ -27,13 +27,13 @@ from PIL import Image
 
 from backend.settings import Settings
 from finetune.data.dataset import Sample, open_dataset
-from finetune.records import RefRecord
-from sspsam.masks import mask_to_coco_rle
-from sspsam.versions import VersionStore
-from worker.measuring import verdict_of
-from worker.policy import assign_sides
-from worker.runs import prepare_run
-from worker.training import perform
+from finetune.data.records import RefRecord
+from sspsam.images.masks import mask_to_coco_rle
+from sspsam.version_store.store import VersionStore
+from worker.finetuning.measuring import verdict_of
+from worker.finetuning.policy import assign_sides
+from worker.finetuning.runs import prepare_run
+from worker.finetuning.training import perform
 
 PRESET = "ssp-sam-demo"
 PROJECT = 1

@@ -17,7 +17,7 @@ from common.sections import table, write_section
 from skimage import color, data
 
 from sspsam import Predictor
-from sspsam.frames import BoolMask, UInt8Image
+from sspsam.images.frames import BoolMask, UInt8Image
 from sspsam.predictor import ImagePrecision
 
 

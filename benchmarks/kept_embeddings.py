@@ -26,10 +26,10 @@ PRESETS = {"ssp-sam-demo": 32, "ssp-sam-224-with-vit_b": 2}
 def random_weights(preset: str, folder: Path) -> Path | None:
     """A file of them; None where the preset's own ship."""
     from sspsam import build_model
-    from sspsam.bundles import packaged_weights
-    from sspsam.checkpoints import write_tensors
+    from sspsam.checkpoints.bundles import packaged_weights
+    from sspsam.checkpoints.load import write_tensors
+    from sspsam.modeling.sam import build_image_encoder
     from sspsam.presets import get_preset
-    from sspsam.sam import build_image_encoder
 
     if packaged_weights(preset) is not None:
         return None
@@ -42,8 +42,8 @@ def random_weights(preset: str, folder: Path) -> Path | None:
 
 def measure(preset: str, steps: int, embeddings: Path | None, weights: Path | None) -> dict[str, float]:
     """Trains; samples per second after the first step, and the process's peak memory, MiB."""
-    from finetune.config import TrainConfig
-    from finetune.train import train
+    from finetune.training.config import TrainConfig
+    from finetune.training.train import train
 
     batch = PRESETS[preset]
     ends = []

@@ -22,15 +22,15 @@ from common.kept import KeepingPredictor, KeptDataset
 from common.novel import CORRECTED_SPLIT, FRESH_SPLIT, NovelDataset, NovelScene, novel_scenes
 from common.sections import table, write_section
 
-from finetune.augmentation import VariedDataset
-from finetune.config import TrainConfig
+from finetune.data.augmentation import VariedDataset
 from finetune.data.dataset import Dataset, open_dataset
-from finetune.engine import TrainingLoop
-from finetune.evaluate import evaluate
-from finetune.ssp import SSPStage
+from finetune.evaluation.evaluate import evaluate
+from finetune.training.config import TrainConfig
+from finetune.training.loop import TrainingLoop
+from finetune.training.stages.ssp import SSPStage
 from sspsam import ImageEmbedding, Predictor
-from worker.ranking import learning_scores
-from worker.recipes import RECIPES
+from worker.finetuning.recipes import RECIPES
+from worker.projects.ranking import learning_scores
 
 PRESET = "ssp-sam-demo"
 NOUNS = ("koala", "guitar", "umbrella", "castle", "pizza")

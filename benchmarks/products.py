@@ -1,4 +1,5 @@
-"""Products of float32 matrices on the CPU by oneDNN, as `sspsam.products` has them computed, against MKL's.
+"""Products of float32 matrices on the CPU by oneDNN, as `sspsam.runtime.onednn` has them computed, against
+MKL's.
 
 python benchmarks/products.py [--rounds 30]
 """
@@ -11,7 +12,7 @@ import torch
 from common.sections import table, write_section
 from common.timing import medians_in_turn
 
-from sspsam.products import use_onednn_matmul
+from sspsam.runtime.onednn import use_onednn_matmul
 
 LAYERS = {
     "demo, fused patches of 1 phrase": (273, 128, 512),

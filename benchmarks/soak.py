@@ -36,9 +36,9 @@ import requests
 from redis import Redis, RedisError
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.versions import VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.worker.label_studio_server import KEY, LabelStudioServer
-from worker.redis_program import redis_program
+from worker.local.redis_program import redis_program
 
 PICTURE = Path(__file__).parents[1] / "docs/images/soak.png"
 AUTH = ("soak", "soak-password-of-this-run")
@@ -272,8 +272,8 @@ def wait_for(condition: Callable[[], bool], patience_s: float = 180.0) -> None:
 FINETUNE = """
 import os, sys
 from pathlib import Path
-from finetune.config import TrainConfig
-from finetune.train import train
+from finetune.training.config import TrainConfig
+from finetune.training.train import train
 os.nice(5)
 config = TrainConfig(preset=sys.argv[1], output_dir=Path(sys.argv[2]), data="stickers/train?count=8",
                      steps=int(sys.argv[3]), batch_size=2)
@@ -283,7 +283,7 @@ print(train(config).weights)
 
 def finetune_and_promote(store: VersionStore, folder: Path, steps: int) -> str:
     """What the worker does, without the gate; returns what serves from then on."""
-    from sspsam.checkpoints import read_tensors
+    from sspsam.checkpoints.load import read_tensors
 
     command = [sys.executable, "-c", FINETUNE, PRESET, str(folder), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -30,10 +30,10 @@ import requests
 from common.sections import ROOT, table, write_section
 from common.serving import ANSWER_S, PROJECT, START_S, ask, ended, environment, redis_at, sspsam
 
-from sspsam.pictures import read_picture
+from sspsam.images.image_io import read_picture
 from tests.integration.conftest import free_port
 from tests.worker.label_studio_server import LabelStudioServer
-from worker.demo_pictures import demo_pictures
+from worker.local.demo_pictures import demo_pictures
 
 SIDE_PX = 640
 NOUNS = ("dog", "car", "tree", "cat")

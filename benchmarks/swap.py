@@ -27,8 +27,8 @@ from common.serving import Scenes, backend, environment, predict, redis_at, scen
 from redis import Redis
 
 from sspsam import Predictor
-from sspsam.masks import brush_rle_to_mask
-from sspsam.versions import VERSIONS_CHANNEL, VersionCard, VersionStore
+from sspsam.images.masks import brush_rle_to_mask
+from sspsam.version_store.store import VERSIONS_CHANNEL, VersionCard, VersionStore
 
 PRESET = "ssp-sam-demo"
 LAST = "sam.mask_decoder.output_hypernetworks_mlps.0.layers.2."

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sspsam.answers import ImageEmbedding, Referent
-    from sspsam.checkpoints import CheckpointError, load_checkpoint
-    from sspsam.model import SSPSAM, build_model
+    from sspsam.checkpoints.load import CheckpointError, load_checkpoint
+    from sspsam.modeling.model import SSPSAM, build_model
+    from sspsam.modeling.sam import build_image_encoder
     from sspsam.phrases import PhraseError
     from sspsam.predictor import Predictor
     from sspsam.presets import PRESETS
-    from sspsam.sam import build_image_encoder
+    from sspsam.results import ImageEmbedding, Referent
 
 __all__ = [
     "PRESETS",
@@ -30,15 +30,15 @@ __all__ = [
 
 _HOMES = {
     "PRESETS": "presets",
-    "SSPSAM": "model",
-    "CheckpointError": "checkpoints",
-    "ImageEmbedding": "answers",
+    "SSPSAM": "modeling.model",
+    "CheckpointError": "checkpoints.load",
+    "ImageEmbedding": "results",
     "PhraseError": "phrases",
     "Predictor": "predictor",
-    "Referent": "answers",
-    "build_image_encoder": "sam",
-    "build_model": "model",
-    "load_checkpoint": "checkpoints",
+    "Referent": "results",
+    "build_image_encoder": "modeling.sam",
+    "build_model": "modeling.model",
+    "load_checkpoint": "checkpoints.load",
 }
 """Public name -> the module it lives in."""
 

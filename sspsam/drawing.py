@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
-    from sspsam.answers import Referent
+    from sspsam.results import Referent
 
 Rgb = tuple[int, int, int]
 

@@ -9,7 +9,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from sspsam.clip import CONTEXT_LENGTH
+from sspsam.modeling.clip import CONTEXT_LENGTH
 
 KEPT_PHRASES = 4096
 """Phrases whose tokens are cached: each is checked before its image is embedded, and encoded afterwards."""

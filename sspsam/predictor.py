@@ -12,20 +12,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sspsam import checkpoints, frames
-from sspsam.answers import Decoded, ImageEmbedding, Question, Referent, says_nothing, stability_of
-from sspsam.bundles import load_bundle, packaged_weights
-from sspsam.cores import Cores
-from sspsam.embedding_files import digest_of_modules
-from sspsam.frames import ClipFrame, UInt8Image
-from sspsam.masks import mask_to_box_xyxy
-from sspsam.model import SSPSAM, EncodedPhrase, build_model
+from sspsam.caching.embedding_files import digest_of_modules
+from sspsam.caching.feature_cache import Reuse
+from sspsam.checkpoints.bundles import load_bundle, packaged_weights
+from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_state
+from sspsam.images import frames
+from sspsam.images.frames import ClipFrame, UInt8Image
+from sspsam.images.masks import mask_to_box_xyxy
+from sspsam.images.small_regions import without_specks
+from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
+from sspsam.modeling.sam import build_image_encoder
+from sspsam.modeling.two_way import ImageSide
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.reuse import Reuse
-from sspsam.sam import build_image_encoder
-from sspsam.specks import without_specks
-from sspsam.two_way import ImageSide
+from sspsam.results import Decoded, ImageEmbedding, Question, Referent, says_nothing, stability_of
+from sspsam.runtime.cores import Cores
 
 ImagePrecision = Literal["float32", "bfloat16"]
 """Precision of SAM's image encoder; bfloat16 is faster on supporting hardware, and less exact."""
@@ -44,7 +45,7 @@ class Predictor:
 
     Neither may be called by two threads at once, nor `decode` during a weight swap.
 
-    Intermediate results of `decode` for an image or a phrase are cached (`sspsam.reuse`).
+    Intermediate results of `decode` for an image or a phrase are cached (`sspsam.caching.feature_cache`).
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Predictor:
         if path is not None:
             return cls(*load_bundle(name, path), name, device, image_precision)
         if base_preset(name) != "ssp-sam-test":
-            raise checkpoints.CheckpointError(
+            raise CheckpointError(
                 f"the package contains no weights for {name}: give a converted file (sspsam weights convert)"
             )
         with torch.random.fork_rng(devices=[]):
@@ -106,11 +107,11 @@ class Predictor:
         Raises:
             CheckpointError: the tensors do not fit; the model is unchanged.
         """
-        checkpoints.load_trainable(self.model, state)
+        load_trainable(self.model, state)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """A copy of the trainable tensors, on the CPU."""
-        return {key: value.cpu().clone() for key, value in checkpoints.trainable_state(self.model).items()}
+        return {key: value.cpu().clone() for key, value in trainable_state(self.model).items()}
 
     def embed(self, image: UInt8Image) -> ImageEmbedding:
         """Encodes an image.

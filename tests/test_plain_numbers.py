@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 import sspsam
 from finetune.data.dataset import open_dataset
-from finetune.evaluate import evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.report import compare
 from finetune.metrics import BoxAccuracy, SegmentationMetrics
-from finetune.report import compare
-from sspsam.answers import Decoded, Question, says_nothing, stability_of
-from sspsam.commands import app as commands
-from sspsam.commands import referent_to_dict
-from sspsam.frames import UInt8Image
-from sspsam.masks import coco_rle_iou, mask_to_box_xyxy, mask_to_brush_rle, mask_to_coco_rle
-from sspsam.pictures import write_picture
-from sspsam.polygons import mask_to_polygons
+from sspsam.cli.commands import app as commands
+from sspsam.cli.commands import referent_to_dict
+from sspsam.images.frames import UInt8Image
+from sspsam.images.image_io import write_picture
+from sspsam.images.masks import coco_rle_iou, mask_to_box_xyxy, mask_to_brush_rle, mask_to_coco_rle
+from sspsam.images.polygons import mask_to_polygons
+from sspsam.results import Decoded, Question, says_nothing, stability_of
 from tests.plain import not_plain
 
 PHRASES = ["the dog", "two cats on the left"]

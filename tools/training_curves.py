@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-from finetune.engine import read_log
+from finetune.training.loop import read_log
 
 matplotlib.use("agg")
 from matplotlib import pyplot

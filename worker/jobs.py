@@ -29,18 +29,18 @@ from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable
 from backend.labelstudio.config import LabelingConfig
 from backend.service import Service, build_service
 from backend.settings import Settings
-from sspsam.versions import VERSIONS_CHANNEL
-from worker import collect
-from worker.chunks import enqueue_once
-from worker.decisions import ask_for_decision, consider, note_decision
-from worker.policy import EXPLICIT_TRIGGERS, Decision, Trigger
-from worker.prefetch import Prefetched, Prefetcher
-from worker.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
-from worker.queues import PROGRESS_KEY, TRAINING_LOCK, held, prelabel_queue
-from worker.rank import Ranker, Scores, order_tasks
-from worker.runs import Run, discard_run, find_version, run_folder
+from sspsam.version_store.store import VERSIONS_CHANNEL
+from worker.corrections import collector
+from worker.finetuning.decisions import ask_for_decision, consider, note_decision
+from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
+from worker.finetuning.runs import Run, discard_run, find_version, run_folder
+from worker.finetuning.training import RunError, judge_candidate, perform
+from worker.projects.active_learning import Ranker, Scores, order_tasks
+from worker.projects.batch_jobs import enqueue_once
+from worker.projects.prefetch import Prefetched, Prefetcher
+from worker.projects.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
+from worker.queueing.queues import PROGRESS_KEY, TRAINING_LOCK, held, prelabel_queue
 from worker.services import Services
-from worker.training import RunError, judge_candidate, perform
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def collect_annotation(
     """
     services = Services(Settings())
     try:
-        collected = collect.collect(services, project_id, annotation_id)
-    except (LabelStudioUnavailable, ImageFetchError, collect.BusyError) as error:
+        collected = collector.collect(services, project_id, annotation_id)
+    except (LabelStudioUnavailable, ImageFetchError, collector.BusyError) as error:
         logger.warning("annotation %d waits: %s", annotation_id, error)
         return LABEL_STUDIO_RETRY
     if collected.corrected:
@@ -89,8 +89,8 @@ def collect_annotation(
 def forget_annotations(project_id: Number, annotation_ids: list[Number]) -> JobResult:
     """Removes the records of deleted annotations, unless Label Studio still has them."""
     services = Services(Settings())
-    gone = [number for number in annotation_ids if not collect.exists(services.label_studio, number)]
-    return {"project": project_id, "forgotten": collect.forget(services, project_id, gone)}
+    gone = [number for number in annotation_ids if not collector.exists(services.label_studio, number)]
+    return {"project": project_id, "forgotten": collector.forget(services, project_id, gone)}
 
 
 def reconcile_projects() -> JobResult:
@@ -99,7 +99,7 @@ def reconcile_projects() -> JobResult:
     results: JobResult = {}
     for project in services.known_projects():
         try:
-            results[str(project)] = asdict(collect.reconcile(services, project))
+            results[str(project)] = asdict(collector.reconcile(services, project))
         except BackendError as error:
             logger.warning("project %d was not reconciled: %s", project, error)
             results[str(project)] = str(error)
@@ -121,7 +121,7 @@ def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
     services = Services(Settings())
     if trigger in EXPLICIT_TRIGGERS:
         try:
-            collect.reconcile(services, project_id)
+            collector.reconcile(services, project_id)
         except BackendError as error:
             logger.warning("project %d: deciding on the labels that are here: %s", project_id, error)
     return asdict(consider(services, project_id, trigger))

@@ -8,13 +8,13 @@ from functools import cached_property
 from redis import Redis
 
 from backend.corrections import CorrectionLog
-from backend.images import ImageStore
+from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
-from backend.memory import KEPT_S, Memory
 from backend.settings import Settings
-from sspsam.versions import VersionStore
-from worker.collection import Collection, ServedMask, collected_projects
-from worker.queues import SERVED_KEY, connect
+from backend.state.redis_store import KEPT_S, Memory
+from sspsam.version_store.store import VersionStore
+from worker.queueing.queues import SERVED_KEY, connect
+from worker.records import Collection, ServedMask, collected_projects
 
 
 class Services:

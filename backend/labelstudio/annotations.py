@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.labelstudio import notes
+from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
-from sspsam.masks import BoolMask, MaskFormatError, brush_rle_to_mask
+from sspsam.images.masks import BoolMask, MaskFormatError, brush_rle_to_mask
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,20 @@ def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> 
     results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
     groups = _by_id(results).values()
     taken = {
-        notes.phrase_key(_phrase(brush, group, config) or "")
+        prompt_text.phrase_key(_phrase(brush, group, config) or "")
         for group in groups
         for brush in group
         if _is_brush(brush, config)
     }
-    answered = [entry for entry in prompt_entries(results, config) if not notes.has_failed(entry)]
-    return tuple(phrase for key, phrase in notes.distinct(answered).items() if key not in taken)
+    answered = [entry for entry in prompt_entries(results, config) if not prompt_text.has_failed(entry)]
+    return tuple(phrase for key, phrase in prompt_text.distinct(answered).items() if key not in taken)
 
 
 def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:
     """Returns the phrases in the prompt box, oldest first, notes included."""
     name = config.prompt.name if config.prompt else None
     found = (text for result in results if result.get("from_name") == name for text in _texts(result))
-    return [phrase for text in found for phrase in notes.split(text)]
+    return [phrase for text in found for phrase in prompt_text.split(text)]
 
 
 def region_texts(
@@ -148,10 +148,10 @@ def _phrase(brush: Mapping[str, Any], group: list[Mapping[str, Any]], config: La
     texts = [text for result in group if result.get("from_name") == name for text in _texts(result)]
     meta = brush.get("meta")
     if not texts and isinstance(meta, Mapping):
-        texts = notes.entries(meta.get("text"))
-    return notes.plain_phrase(texts[0]) or None if texts else None
+        texts = prompt_text.entries(meta.get("text"))
+    return prompt_text.plain_phrase(texts[0]) or None if texts else None
 
 
 def _texts(result: Mapping[str, Any]) -> list[str]:
     value = result.get("value")
-    return notes.entries(value.get("text")) if isinstance(value, Mapping) else []
+    return prompt_text.entries(value.get("text")) if isinstance(value, Mapping) else []

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.labelstudio import notes
+from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig, Tag
-from sspsam.masks import BoolMask, mask_to_brush_rle
+from sspsam.images.masks import BoolMask, mask_to_brush_rle
 
 Result = dict[str, Any]
 
@@ -34,7 +34,7 @@ def region_id_for(project: str, task: str, phrase: str) -> str:
     """ID of a phrase's region: the same for the same phrase on the same task, so that a repeated request
     replaces the mask instead of adding a second one.
     """
-    return hashlib.sha256(f"{project}/{task}/{notes.phrase_key(phrase)}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{project}/{task}/{prompt_text.phrase_key(phrase)}".encode()).hexdigest()[:12]
 
 
 def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backend.serve import tune_process
+from backend.web.serve import tune_process
 
 tune_process()
 
-from sspsam.products import use_onednn_matmul  # noqa: E402 - imports torch
+from sspsam.runtime.onednn import use_onednn_matmul  # noqa: E402 - imports torch
 
 use_onednn_matmul()

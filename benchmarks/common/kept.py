@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 
-from backend.embeddings import EmbeddingCache
+from backend.serving.embedding_store import EmbeddingCache
 from finetune.data.dataset import Dataset, Sample
 from sspsam import ImageEmbedding, Predictor
-from sspsam.frames import UInt8Image
+from sspsam.images.frames import UInt8Image
 
 KEPT_BYTES = 2 * 2**30
 

@@ -9,10 +9,10 @@ from itertools import count
 import numpy as np
 
 from finetune.data.dataset import Sample
-from finetune.data.demo import NOUNS
-from finetune.data.phrases import make_phrases
-from finetune.data.scenes import Mask, Picture, Scene, make_scene
-from finetune.data.vocabulary import also_called, nouns, select_nouns
+from finetune.data.stickers.demo import NOUNS
+from finetune.data.stickers.phrases import make_phrases
+from finetune.data.stickers.scenes import Mask, Picture, Scene, make_scene
+from finetune.data.stickers.vocabulary import also_called, nouns, select_nouns
 
 COMPANY = 11
 """Known nouns that a scene is drawn from, besides the new one."""

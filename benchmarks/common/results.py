@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sspsam.bundles import frozen_weights
-from worker.recipes import RECIPES
+from sspsam.checkpoints.bundles import frozen_weights
+from worker.finetuning.recipes import RECIPES
 
 Result = Mapping[str, Any]
 

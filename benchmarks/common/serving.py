@@ -16,11 +16,11 @@ from typing import Any
 import requests
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.pictures import read_picture
+from sspsam.images.image_io import read_picture
 from tests.integration.conftest import free_port
 from tests.worker.label_studio_server import KEY, LabelStudioServer
-from worker.demo_pictures import demo_pictures
-from worker.redis_program import redis_program
+from worker.local.demo_pictures import demo_pictures
+from worker.local.redis_program import redis_program
 
 ROOT = Path(__file__).parents[2]
 PROJECT = 1

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.sections import table, write_section
 
-from finetune.config import TrainConfig
-from finetune.data.art import STYLES
+from finetune.cli.training import show_progress
 from finetune.data.dataset import open_dataset
-from finetune.evaluate import EvaluationResult, evaluate
-from finetune.recipe import BUNDLE_NAME, PRESET, demo_stages
-from finetune.report import percent
-from finetune.train import train, write_bundle
-from finetune.training_commands import show_progress
+from finetune.data.stickers.art import STYLES
+from finetune.evaluation.evaluate import EvaluationResult, evaluate
+from finetune.evaluation.report import percent
+from finetune.training.config import TrainConfig
+from finetune.training.recipe import BUNDLE_NAME, PRESET, demo_stages
+from finetune.training.train import train, write_bundle
 from sspsam import Predictor
 
 

@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
-from finetune.families import family_of
-from finetune.records import RecordFormatError, RefRecord, read_records
-from sspsam.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
-from sspsam.pictures import PictureError, read_picture
+from finetune.data.phrase_types import family_of
+from finetune.data.records import RecordFormatError, RefRecord, read_records
+from sspsam.images.image_io import PictureError, read_picture
+from sspsam.images.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
 
 RECORDS_PREFIX = "records:"
 DATA_ROOT_VARIABLE = "SSPSAM_DATA"
@@ -147,7 +147,7 @@ def open_dataset(spec: str) -> Dataset:
             needed, for `count` pictures with `phrases` samples each; a published data set's name and split
             such as `refcoco/testA`, with `root=<folder>` in place of SSPSAM_DATA, `without=refcoco/val,...`
             to leave out the pictures of other splits; or `records:<file.jsonl>?images=<folder>`,
-            with `views=N` to have each sample N times (`finetune.augmentation.VariedDataset`).
+            with `views=N` to have each sample N times (`finetune.data.augmentation.VariedDataset`).
             Several, with " + " between them, are one.
 
     Raises:
@@ -186,7 +186,7 @@ def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -
 
 
 def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
-    from finetune.augmentation import VariedDataset
+    from finetune.data.augmentation import VariedDataset
 
     images = Path(options.pop("images", ""))
     views = _integer(spec, options, "views") or 1
@@ -202,7 +202,7 @@ def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
 
 
 def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
-    from finetune.data.stickers import StickerDataset
+    from finetune.data.stickers.dataset import StickerDataset
 
     keywords: dict[str, Any] = {name: _integer(spec, options, name) for name in ("count", "seed")}
     keywords |= {name: _names(options, name) for name in ("families", "nouns", "styles")}
@@ -218,10 +218,10 @@ def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
 
 def _open_published(spec: str, split: str, options: dict[str, str]) -> Dataset:
     from finetune.data.files import data_root
-    from finetune.data.grefcoco import open_grefcoco
-    from finetune.data.phrasecut import open_phrasecut
-    from finetune.data.refcoco import open_refcoco
-    from finetune.data.referring import ReferringDataset
+    from finetune.data.published.grefcoco import open_grefcoco
+    from finetune.data.published.phrasecut import open_phrasecut
+    from finetune.data.published.refcoco import open_refcoco
+    from finetune.data.published.referring import ReferringDataset
 
     root = data_root(options.pop("root", None))
     without = _names(options, "without") or ()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from finetune.data.dataset import DATA_ROOT_VARIABLE, DatasetFileError
-from sspsam.pictures import PictureError, read_picture
+from sspsam.images.image_io import PictureError, read_picture
 
 DEFAULT_DATA_ROOT = "data"
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backend.images import UInt8Image
+from backend.images.store import UInt8Image
 from sspsam import Referent
-from sspsam.answers import Question
-from sspsam.masks import BoolMask, mask_to_box_xyxy
+from sspsam.images.masks import BoolMask, mask_to_box_xyxy
+from sspsam.results import Question
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 SCORE = 0.75

@@ -10,11 +10,11 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.wrappers import Response
 
-from backend.memory import Memory
 from backend.settings import Settings
+from backend.state.redis_store import Memory
 from tests.backend.colours import encoded, picture
 from tests.backend.editor import PATH
-from tests.backend.web import Web
+from tests.backend.web_server import Web
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from sspsam.masks import BoolMask
+from sspsam.images.masks import BoolMask
 from tests.backend.colours import COLOURS, picture
 
 Json = dict[str, Any]

@@ -24,7 +24,7 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from tests.backend.colours import encoded, picture
 from tests.backend.editor import click
-from tests.backend.web import Web
+from tests.backend.web_server import Web
 
 HOSTED = Path(__file__).parent / "hosted"
 TASK = {"id": 1, "data": {"image": "/data/upload/a.png"}}

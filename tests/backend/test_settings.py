@@ -9,9 +9,9 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from backend.commands import app as commands
+from backend.cli.commands import app as commands
 from backend.errors import SettingsError
-from backend.redaction import secrets_of
+from backend.logs import secrets_of
 from backend.settings import Settings
 
 

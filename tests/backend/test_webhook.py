@@ -18,12 +18,12 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 from werkzeug.test import TestResponse
 
-from backend.app import create_app
 from backend.events import read_event
 from backend.settings import Settings
-from sspsam.masks import mask_to_brush_rle
+from backend.web.app import create_app
+from sspsam.images.masks import mask_to_brush_rle
 from tests.backend.colours import ColourPredictor
-from tests.backend.web import Web
+from tests.backend.web_server import Web
 
 Json = dict[str, Any]
 SECRET = "s3cret"

@@ -17,10 +17,10 @@ from PIL import Image
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from benchmarks.common.novel import CORRECTED_SPLIT, NovelScene, novel_scenes
-from sspsam.masks import BoolMask, brush_rle_to_mask
+from sspsam.images.masks import BoolMask, brush_rle_to_mask
 from tests.containers.stack import POLL_S, Stack
 from tests.waiting import wait_until
-from worker.demo_pictures import Picture, demo_pictures
+from worker.local.demo_pictures import Picture, demo_pictures
 
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 NOUN = "koala"

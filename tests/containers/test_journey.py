@@ -148,7 +148,7 @@ def test_corrections_that_were_saved_while_the_backend_was_away_are_found(
 
     def collected() -> bool:
         code = (
-            "from pathlib import Path; from worker.collection import Collection; "
+            "from pathlib import Path; from worker.records import Collection; "
             f"print(len(Collection(Path('/models'), {project.number}).records()))"
         )
         return int(stack.compose("exec", "-T", "worker", "python", "-c", code)) == 11

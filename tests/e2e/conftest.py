@@ -14,8 +14,8 @@ from sspsam import Predictor
 from tests.e2e.editor import Editor
 from tests.e2e.running_demo import Demo, two_free_ports
 from tests.e2e.truth import understands
-from worker.demo_pictures import Picture
-from worker.up import LOOPBACK
+from worker.local.demo_pictures import Picture
+from worker.local.up import LOOPBACK
 
 HERE = Path(__file__).parent
 SCREENSHOTS = HERE / "screenshots"

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.connect import connect_project
 from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.setup import connect_project
 from sspsam import Predictor
-from sspsam.masks import BoolMask
+from sspsam.images.masks import BoolMask
 from tests.e2e.running_demo import Demo
 from tests.e2e.truth import overlap, referents, true_masks
-from worker.demo_pictures import Picture
+from worker.local.demo_pictures import Picture
 
 CLEAR_IOU = 0.8
 

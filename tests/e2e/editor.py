@@ -10,7 +10,7 @@ from typing import Any
 
 from playwright.sync_api import FloatRect, Locator, Page, Response, expect
 
-from worker.local_label_studio import Account
+from worker.local.local_label_studio import Account
 
 LONG_MS = 60_000
 """A first answer loads the model."""

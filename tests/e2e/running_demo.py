@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.annotator_client import AnnotatorClient
-from worker.demo import EMAIL, PASSWORD, DemoState
-from worker.demo_pictures import INDEX, Picture, demo_pictures
-from worker.local_label_studio import Account
-from worker.up import LOOPBACK
+from worker.local.demo import EMAIL, PASSWORD, DemoState
+from worker.local.demo_pictures import INDEX, Picture, demo_pictures
+from worker.local.local_label_studio import Account
+from worker.local.up import LOOPBACK
 
 ROOT = Path(__file__).parents[2]
 LABEL_STUDIO = Path(os.environ.get("LABEL_STUDIO", ROOT / ".venv-label-studio/bin/label-studio"))

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
-from sspsam.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
+from sspsam.images.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
 from tests.e2e.desk import Desk, make_desk
 from tests.e2e.editor import Editor, masks_of
 from tests.e2e.running_demo import Demo

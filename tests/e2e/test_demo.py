@@ -15,16 +15,16 @@ from playwright.sync_api import Page, expect
 from pycocotools.coco import COCO
 
 from backend.labelstudio.annotations import read_annotation
-from finetune.records import RefRecord
-from sspsam.masks import BoolMask
-from sspsam.versions import VersionCard, VersionStore
+from finetune.data.records import RefRecord
+from sspsam.images.masks import BoolMask
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.e2e.editor import Editor
 from tests.e2e.running_demo import FINETUNE_AFTER, Demo
 from tests.e2e.truth import CONFIG, UNDERSTOOD_IOU, overlap, saved_regions, task_of, true_masks
 from tests.waiting import wait_until
-from worker.collection import Collection
-from worker.demo_pictures import Picture
-from worker.supervisor import is_running
+from worker.local.demo_pictures import Picture
+from worker.local.supervisor import is_running
+from worker.records import Collection
 
 OUTLINE_POINTS = 48
 BRUSH_LARGER = 3

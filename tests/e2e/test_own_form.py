@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
-from tests.backend.web import Web
+from tests.backend.web_server import Web
 from tests.e2e.conftest import WINDOW
 from tests.e2e.desk import Desk, connected_desk, connected_project, understood_picture
 from tests.e2e.editor import Editor

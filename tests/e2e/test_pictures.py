@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from sspsam.pictures import picture_to_pixels
+from sspsam.images.image_io import picture_to_pixels
 
 UInt8Image = npt.NDArray[np.uint8]
 HEIGHT, WIDTH = 48, 64

@@ -7,10 +7,10 @@ import numpy as np
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from sspsam import Predictor, Referent
-from sspsam.masks import BoolMask
-from sspsam.pictures import read_picture
+from sspsam.images.image_io import read_picture
+from sspsam.images.masks import BoolMask
 from tests.e2e.running_demo import Demo
-from worker.demo_pictures import Picture, demo_scene
+from worker.local.demo_pictures import Picture, demo_scene
 
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 UNDERSTOOD_IOU = 0.5

@@ -18,17 +18,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backend.errors import ImageError, ImageFormatError, LabelingConfigError, RequestError
-from backend.fetching import HostRule, Target
-from backend.images import ImageStore
+from backend.images.fetching import HostRule, Target
+from backend.images.store import ImageStore
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient
-from backend.labelstudio.completion import completed_config
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from backend.labelstudio.gestures import read_gestures
+from backend.labelstudio.config_patch import completed_config
+from backend.labelstudio.interactions import read_gestures
 from backend.queries import PredictQuery, parse_setup
 from finetune.data.files import DatasetFileError, read_plain_pickle
-from finetune.records import RecordFormatError, RefRecord
-from sspsam.masks import (
+from finetune.data.records import RecordFormatError, RefRecord
+from sspsam.images.masks import (
     MaskFormatError,
     brush_rle_to_mask,
     coco_rle_iou,
@@ -36,7 +36,7 @@ from sspsam.masks import (
     mask_to_brush_rle,
     mask_to_coco_rle,
 )
-from sspsam.versions import DamagedVersionError, VersionCard
+from sspsam.version_store.store import DamagedVersionError, VersionCard
 from tests.backend.colours import encoded, picture
 from tests.fuzzing.trees import JSON, SCALARS, changed
 

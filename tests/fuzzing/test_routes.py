@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.masks import mask_to_brush_rle
+from sspsam.images.masks import mask_to_brush_rle
 from tests.backend.colours import COLOURS, encoded, picture
 from tests.backend.editor import click, predict_body, prompt, status, task
 from tests.fuzzing.trees import JSON, changed
@@ -71,8 +71,8 @@ def client(module_app: Flask) -> FlaskClient:
 
 @pytest.fixture(scope="module")
 def module_app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from backend.app import create_app
     from backend.settings import Settings
+    from backend.web.app import create_app
     from tests.backend.colours import ColourPredictor
 
     settings = Settings(

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from backend.connect import connect_project
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.setup import connect_project
 from tests.annotator_client import AnnotatorClient
 from tests.integration.project import PICTURES, Project
-from worker.demo_pictures import demo_pictures
-from worker.local_label_studio import Account, label_studio_part
-from worker.supervisor import Supervisor
-from worker.up import LOOPBACK, start_redis, start_service
+from worker.local.demo_pictures import demo_pictures
+from worker.local.local_label_studio import Account, label_studio_part
+from worker.local.supervisor import Supervisor
+from worker.local.up import LOOPBACK, start_redis, start_service
 
 if TYPE_CHECKING:
     from tests.integration.parts import RedisProcess

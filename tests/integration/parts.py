@@ -16,7 +16,7 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import LabelStudioServer
-from worker.redis_program import redis_program
+from worker.local.redis_program import redis_program
 
 PROJECT, TASK, ANNOTATION = 3, 7, 11
 SECRET = "webhook-secret"

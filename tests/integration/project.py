@@ -15,10 +15,10 @@ from PIL import Image
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from finetune.records import RefRecord
-from sspsam.masks import BoolMask, brush_rle_to_mask
+from finetune.data.records import RefRecord
+from sspsam.images.masks import BoolMask, brush_rle_to_mask
 from tests.annotator_client import AnnotatorClient
-from worker.collection import Collection
+from worker.records import Collection
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RunningService

@@ -19,11 +19,11 @@ import requests
 from werkzeug.wrappers import Response
 
 from backend.errors import LabelStudioUnauthorized
-from backend.images import ImageStore
+from backend.images.store import ImageStore
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from tests.annotator_client import AnnotatorClient
 from tests.backend.colours import encoded, picture
-from tests.backend.web import Web, slowly
+from tests.backend.web_server import Web, slowly
 from tests.integration.conftest import LOOPBACK, RunningLabelStudio, free_port
 from tests.integration.parts import Backend
 from tests.waiting import wait_until

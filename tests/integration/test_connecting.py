@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from backend.connect import EMPTY_CONFIG, check_project, connect_project, probe_webhook
 from backend.errors import LabelStudioBlocksError
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.setup import EMPTY_CONFIG, check_project, connect_project, probe_webhook
 from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, LOOPBACK, RunningLabelStudio, RunningService, free_port
 from tests.integration.project import (
@@ -18,8 +18,8 @@ from tests.integration.project import (
     run_sspsam,
     sspsam,
 )
-from worker.local_label_studio import label_studio_part
-from worker.supervisor import Supervisor
+from worker.local.local_label_studio import label_studio_part
+from worker.local.supervisor import Supervisor
 
 
 def test_a_connected_project_has_all_that_it_needs(project: Project) -> None:

@@ -19,11 +19,11 @@ import requests
 import torch
 
 from backend.errors import ImageFetchError
-from backend.images import ImageStore
+from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
-from sspsam.versions import CURRENT, WEIGHTS, VersionCard, VersionStore
+from sspsam.version_store.store import CURRENT, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import encoded, picture
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.integration.parts import (

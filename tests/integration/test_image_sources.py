@@ -18,11 +18,11 @@ import requests
 from PIL import Image
 from werkzeug.wrappers import Response
 
-from backend.connect import connect_project
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from sspsam.masks import coco_rle_to_mask
-from tests.backend.web import Web
+from backend.labelstudio.setup import connect_project
+from sspsam.images.masks import coco_rle_to_mask
+from tests.backend.web_server import Web
 from tests.integration.conftest import LOCAL_FILES, RunningLabelStudio, RunningService
 from tests.integration.project import CONFIG, POLL_S, WAIT_S, Project, mask_of, ring, sspsam
 from tests.s3_server import s3_server

@@ -8,8 +8,8 @@ import requests
 from pycocotools.coco import COCO
 
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from sspsam.masks import brush_rle_to_mask, coco_rle_to_mask
-from sspsam.versions import VersionStore
+from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
+from sspsam.version_store.store import VersionStore
 from tests.integration.project import (
     BROWSER,
     CONFIG,

@@ -30,8 +30,8 @@ from tests.integration.test_worker_faults import (
     wait_long,
 )
 from worker import jobs
-from worker.decisions import ask_for_decision
-from worker.queues import EVENTS, TRAINING, training_queue
+from worker.finetuning.decisions import ask_for_decision
+from worker.queueing.queues import EVENTS, TRAINING, training_queue
 from worker.services import Services
 
 __all__ = ["label_studio", "services"]

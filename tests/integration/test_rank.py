@@ -2,7 +2,7 @@
 
 import requests
 
-from sspsam.versions import VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.integration.project import PICTURES, WAIT_S, Project, sspsam
 from tests.worker.decisive import decisive_state
 

@@ -24,8 +24,8 @@ from redis import Redis
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from sspsam import Predictor
-from sspsam.masks import BoolMask
-from sspsam.versions import CURRENT, VERSIONS_CHANNEL, WEIGHTS, VersionCard, VersionStore
+from sspsam.images.masks import BoolMask
+from sspsam.version_store.store import CURRENT, VERSIONS_CHANNEL, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import picture
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.integration.parts import Backend, FixedLabelStudio, asked

@@ -15,8 +15,8 @@ import requests
 from redis import Redis
 
 from tests.integration.conftest import free_port
-from worker.supervisor import is_running
-from worker.up import LOOPBACK
+from worker.local.supervisor import is_running
+from worker.local.up import LOOPBACK
 
 SSPSAM = str(Path(sysconfig.get_path("scripts")) / "sspsam")
 READY_WITHIN_S = 120.0

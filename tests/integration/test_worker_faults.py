@@ -22,17 +22,17 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend.events import EventQueue
-from sspsam.versions import VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
 from tests.terminal import Terminal
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, prompt, region
 from tests.worker.squares import scene
 from worker import jobs
-from worker.collection import Collection
-from worker.prelabel import POST_BATCH
-from worker.queues import QUEUES, connect, events_queue, queue_named, training_queue
-from worker.runs import run_folder
+from worker.finetuning.runs import run_folder
+from worker.projects.prelabel import POST_BATCH
+from worker.queueing.queues import QUEUES, connect, events_queue, queue_named, training_queue
+from worker.records import Collection
 from worker.services import Services
 
 PRESET, PROJECT, PICTURES = "ssp-sam-test", 5, 8
@@ -205,7 +205,7 @@ def test_a_worker_killed_while_it_publishes(services: Services) -> None:
 PUBLISH = """
 import sys, torch
 from pathlib import Path
-from sspsam.versions import VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard, VersionStore
 VersionStore(Path(sys.argv[1]), sys.argv[2]).publish({"a": torch.zeros(50_000_000)}, VersionCard(), {})
 """
 

@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 import sspsam
-from sspsam.clip import CLIPTowers
-from sspsam.layouts import IMAGE_ENCODER_PREFIX, REFERENCE_PREFIXES
+from sspsam.checkpoints.state_dicts import IMAGE_ENCODER_PREFIX, REFERENCE_PREFIXES
+from sspsam.modeling.clip import CLIPTowers
+from sspsam.modeling.sam import SAMDecoder
 from sspsam.presets import get_preset
-from sspsam.sam import SAMDecoder
 from tests.sspsam.golden import golden_tensor
 
 PRESET = "ssp-sam-test"

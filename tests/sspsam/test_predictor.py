@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import sspsam
-from sspsam import frames, phrases
-from sspsam.answers import Question, says_nothing, stability_of
-from sspsam.checkpoints import CheckpointError
-from sspsam.frames import UInt8Image
+from sspsam import phrases
+from sspsam.checkpoints.load import CheckpointError
+from sspsam.images import frames
+from sspsam.images.frames import UInt8Image
 from sspsam.phrases import tokenize
 from sspsam.presets import PRESETS
+from sspsam.results import Question, says_nothing, stability_of
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_without_a_phrase_it_is_plain_sam(predictor: sspsam.Predictor, image: UI
         assert referent.mask.shape == (90, 120)
         assert 0 <= referent.score <= 1
         assert referent.no_target == (not referent.mask.any())
-        assert referent.box_xyxy == sspsam.masks.mask_to_box_xyxy(referent.mask)
+        assert referent.box_xyxy == sspsam.images.masks.mask_to_box_xyxy(referent.mask)
     assert (one.mask != boxed.mask).any()
     with pytest.raises(ValueError, match="points or a box"):
         predictor.segment(embedding)

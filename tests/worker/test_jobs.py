@@ -13,22 +13,16 @@ from rq.job import JobStatus, Retry
 
 from backend.corrections import Tally
 from backend.errors import LabelStudioUnauthorized
-from backend.labelstudio import notes
+from backend.labelstudio import prompt_text
 from backend.labelstudio.predictions import ProposedRegion, region_id_for
-from backend.memory import KnownProject
-from finetune.records import RefRecord, read_records
-from sspsam.masks import coco_rle_to_mask, mask_to_coco_rle
+from backend.state.redis_store import KnownProject
+from finetune.data.records import RefRecord, read_records
+from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
-from worker.queues import (
-    DECISION_KEY,
-    SERVED_KEY,
-    TRAINING_TIMEOUT_S,
-    events_queue,
-    training_queue,
-)
-from worker.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
-from worker.schedule import SCHEDULE
+from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
+from worker.queueing.queues import DECISION_KEY, SERVED_KEY, TRAINING_TIMEOUT_S, events_queue, training_queue
+from worker.queueing.schedule import SCHEDULE
 from worker.services import Services
 
 Mask = npt.NDArray[np.bool_]
@@ -200,7 +194,7 @@ def test_a_phrase_in_the_box_that_once_had_a_mask(
 def test_phrases_that_were_never_answered_are_no_samples(
     services: Services, label_studio: LabelStudioServer
 ) -> None:
-    label_studio.save(ANNOTATION, TASK, [prompt(notes.with_failure("the ring", "the image is gone"))])
+    label_studio.save(ANNOTATION, TASK, [prompt(prompt_text.with_failure("the ring", "the image is gone"))])
     assert collect(services) == []
 
 

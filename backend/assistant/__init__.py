@@ -1,0 +1,1 @@
+"""Answers to the annotator: phrases, clicks and boxes."""

@@ -1,0 +1,370 @@
+"""Answers to phrases: from what is on an annotator's form to what Label Studio shows next.
+
+Interactive answers never fail: Label Studio hides errors from the annotator, so what went wrong is written on
+the form. A phrase that got a mask leaves the prompt box and lives under its region. One that nothing fits
+stays in the box, plain: saved like this, it is a label. One that could not be answered stays with the reason
+behind it, and is asked again with the next phrase. Clicks and boxes are `backend.assistant.interactive`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from textwrap import shorten
+from typing import Any
+
+from backend.assistant.interactive import Refiner, internal_error
+from backend.errors import (
+    BackendError,
+    ImageFetchError,
+    LabelingConfigError,
+    LabelStudioError,
+    ModelUnavailableError,
+    PhraseRefusedError,
+)
+from backend.images.store import ImageStore
+from backend.labelstudio import prompt_text
+from backend.labelstudio.annotations import no_target_phrases, prompt_entries
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.interactions import read_gestures
+from backend.labelstudio.predictions import (
+    ProposedRegion,
+    Result,
+    fresh_id,
+    prediction,
+    region_id_for,
+    region_results,
+    status_line,
+    text_result,
+)
+from backend.metrics import Metrics
+from backend.queries import PredictQuery, Results, Task
+from backend.serving.batch_queue import Caller
+from backend.serving.engine import Engine
+from backend.serving.shared_model import NOBODY, ReadImage
+from backend.state.displayed_masks import ShownMask
+from backend.state.redis_store import Memory
+from sspsam.images.masks import mask_to_coco_rle
+
+Prediction = dict[str, Any]
+
+BATCH_PART = 0.85
+"""Of the time that Label Studio gives a whole batch; tasks not reached by then are asked for again."""
+PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
+"""Errors that may be gone at the next try: a batch then stores nothing, so that there is one."""
+EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
+SHOWN_CHARACTERS = 60
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What became of the phrases of one task."""
+
+    version: str
+    regions: list[ProposedRegion] = field(default_factory=list)
+    no_match: list[str] = field(default_factory=list)
+    certainties: dict[str, float] = field(default_factory=dict)
+    """Phrase -> how good its answer probably is, 0..1; also of those that nothing fits."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Phrase -> why it could not be answered."""
+    passing: bool = False
+    """The failure may be gone at the next try."""
+
+    def message(self) -> str:
+        """What to tell the annotator; empty when every phrase has its mask."""
+        said = [f"Nothing here fits “{phrase}”." for phrase in self.no_match]
+        said += [_not_looked_for(phrase, reason) for phrase, reason in self.failed.items()]
+        return " ".join(said)
+
+
+class Assistant:
+    """Answers predict requests.
+
+    Args:
+        engine: Runs the model.
+        images: Fetches the pictures.
+        memory: What was answered before.
+        metrics: Counts phrases.
+        timeout_s: How long Label Studio waits for an answer.
+    """
+
+    def __init__(
+        self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics, timeout_s: float
+    ) -> None:
+        self._engine = engine
+        self._images = images
+        self._memory = memory
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._refiner = Refiner(engine, images, memory, metrics)
+
+    def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
+        """Answers every task, in order, with one prediction, or with none: an empty list."""
+        try:
+            config = LabelingConfig.parse(query.label_config)
+        except LabelingConfigError as error:
+            logger.warning("project %s: %s", query.project_id, error)
+            return [{"result": []} for _ in query.tasks]
+        since_s = time.monotonic()
+        if query.context is None:
+            until_s = since_s + BATCH_PART * self._timeout_s
+            return self._answer_batch(query, config, Caller(query.project_id, until_s))
+        context, until_s = query.context, since_s + self._timeout_s
+        return [
+            self._answer_annotator(
+                query.project_id,
+                task,
+                context,
+                config,
+                Caller(f"{query.project_id}/{task.task_id}/{task.annotator}", until_s),
+            )
+            for task in query.tasks
+        ]
+
+    def report_failure(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
+        """Answers in place of `answer` when that, or writing its answer as JSON, has failed.
+
+        Annotators read the reason in their form. A batch gets no predictions: Label Studio asks again.
+        """
+        if query.context is None:
+            return [[] for _ in query.tasks]
+        try:
+            config = LabelingConfig.parse(query.label_config)
+        except LabelingConfigError:
+            return [{"result": []} for _ in query.tasks]
+        context, project = query.context, query.project_id
+        return [self._failure_of(project, task, context, config) for task in query.tasks]
+
+    def _failure_of(self, project: str, task: Task, context: Results, config: LabelingConfig) -> Prediction:
+        self._memory.note_problem(project, task.task_id, internal_error())
+        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        if prompt is not None:
+            phrases = [
+                _valid_text(phrase)
+                for phrase in prompt_text.distinct(prompt_entries([prompt], config)).values()
+            ]
+            outcome = Outcome(self._engine.version, failed=dict.fromkeys(phrases, internal_error()))
+            self._metrics.phrases.labels("failed").inc(len(phrases))
+            return _written(outcome, [], prompt, context, config)
+        if read_gestures(context, config):
+            return self._refiner.report_failure(project, task, config)
+        return {"result": []}
+
+    @property
+    def version(self) -> str:
+        """The version that answers."""
+        return self._engine.version
+
+    def _answer_annotator(
+        self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
+    ) -> Prediction:
+        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        if prompt is None:  # clicks, something else on the form, or the call that follows every submit
+            gestures = read_gestures(context, config)
+            if not gestures:
+                return {"result": []}
+            return self._refiner.answer(project, task, gestures, config, caller)
+        entries = prompt_entries([prompt], config)
+        if not entries:
+            return self._answer_blank(prompt, context, config)
+        known = self._known_unmatched(project, task, config)
+        asked, kept = _split_entries(entries, _newest(prompt), known)
+        outcome = self.look(project, task, asked, config, caller)
+        self._note(project, task, outcome)
+        self._memory.note_unmatched(
+            project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
+        )
+        answer = _written(outcome, kept, prompt, context, config)
+        box = _result_of(answer["result"], config.prompt.name if config.prompt else None)
+        if box is not None and config.status is None:  # then a click's failure is told in the box
+            self._memory.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
+        return answer
+
+    def _answer_blank(
+        self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
+    ) -> Prediction:
+        """An empty prompt box is nothing to answer; a blank phrase in it is something to say."""
+        value = prompt.get("value")
+        if not isinstance(value, Mapping) or not value.get("text"):
+            return {"result": []}
+        outcome = Outcome(self._engine.version, failed={"": EMPTY_PHRASE})
+        return _written(outcome, [], prompt, context, config)
+
+    def _answer_batch(
+        self, query: PredictQuery, config: LabelingConfig, caller: Caller
+    ) -> list[Prediction | list[Prediction]]:
+        known = self._memory.project(query.project_id)
+        extra_params = known.extra_params if known else None
+        answers: list[Prediction | list[Prediction]] = []
+        for task in query.tasks:
+            phrases = task.phrases(extra_params)
+            if phrases:
+                answers.append(self._prelabel(query.project_id, task, phrases, config, caller))
+                continue
+            answers.append(prediction([], self._engine.version))
+            if len(query.tasks) == 1:  # it has been opened, so that phrases will follow
+                self._embed_ahead(task, config)
+        return answers
+
+    def _prelabel(
+        self, project: str, task: Task, phrases: list[str], config: LabelingConfig, caller: Caller
+    ) -> Prediction | list[Prediction]:
+        if not caller.left_s:
+            return []
+        outcome = self.look(project, task, phrases, config, caller)
+        return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
+
+    def _embed_ahead(self, task: Task, config: LabelingConfig) -> None:
+        """Begins to embed a task's picture, in the background."""
+        if config.image is None:
+            return
+        value = task.data.get(config.image.value)
+
+        def find() -> tuple[str, ReadImage]:
+            digest = self._images.digest(value, task.task_id)
+            return digest, partial(self._images.decode, digest)
+
+        self._engine.prefetch(find)
+
+    def write_prediction(
+        self, project: str, task: Task, outcome: Outcome, config: LabelingConfig
+    ) -> Prediction:
+        """Writes what became of a task's phrases as a prediction, and keeps what it proposes."""
+        self._note(project, task, outcome)
+        return _written(outcome, [], {"id": fresh_id()}, [], config)
+
+    def look(
+        self,
+        project: str,
+        task: Task,
+        phrases: list[str],
+        config: LabelingConfig,
+        caller: Caller = NOBODY,
+    ) -> Outcome:
+        """Looks for phrases in a task's picture; whatever goes wrong is in the outcome."""
+        try:
+            outcome = self._find(project, task, phrases, config, caller)
+        except BackendError as error:
+            logger.warning("project %s, task %s: %s", project, task.task_id, error)
+            self._memory.note_problem(project, task.task_id, str(error))
+            reasons = dict.fromkeys(phrases, str(error))
+            outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
+        except Exception:  # an annotator sees no other sign of it than the one that we write
+            logger.exception("project %s, task %s", project, task.task_id)
+            self._memory.note_problem(project, task.task_id, internal_error())
+            reasons = dict.fromkeys(phrases, internal_error())
+            outcome = Outcome(self._engine.version, failed=reasons, passing=True)
+        self._metrics.phrases.labels("mask").inc(len(outcome.regions))
+        self._metrics.phrases.labels("no_match").inc(len(outcome.no_match))
+        self._metrics.phrases.labels("failed").inc(len(outcome.failed))
+        return outcome
+
+    def _find(
+        self, project: str, task: Task, phrases: list[str], config: LabelingConfig, caller: Caller
+    ) -> Outcome:
+        config.require("image", "mask")
+        assert config.image is not None
+        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
+        answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
+        outcome = Outcome(answer.version)
+        for phrase, referent in zip(phrases, answer.referents, strict=True):
+            if isinstance(referent, PhraseRefusedError):
+                outcome.failed[phrase] = str(referent)
+                continue
+            outcome.certainties[phrase] = referent.certainty
+            if referent.no_target:
+                outcome.no_match.append(phrase)
+            else:
+                region_id = region_id_for(project, task.task_id, phrase)
+                outcome.regions.append(ProposedRegion(region_id, phrase, referent.mask, referent.score))
+        return outcome
+
+    def _note(self, project: str, task: Task, outcome: Outcome) -> None:
+        """Keeps the masks that go out: for the worker, which looks for corrections, and for clicks."""
+        rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
+        proposed = list(zip(outcome.regions, rles, strict=True))
+        self._memory.note_served(project, task.task_id, proposed, outcome.version)
+        shown = [
+            ShownMask(region.region_id, region.phrase, rle, annotator=task.annotator)
+            for region, rle in proposed
+        ]
+        self._memory.note_shown(project, task.task_id, shown)
+
+    def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
+        """Phrases that were answered with nothing before: here, or in a saved annotation."""
+        known = self._memory.unmatched(project, task.task_id)
+        for annotation in task.annotations:
+            known |= {prompt_text.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
+        return known
+
+
+def _valid_text(text: str) -> str:
+    """The text with each lone surrogate, which JSON can hold and UTF-8 cannot, as a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _not_looked_for(phrase: str, reason: str) -> str:
+    shown = shorten(phrase, SHOWN_CHARACTERS, placeholder="…")
+    sentence = f"“{shown}” was not looked for: {reason}" if shown else reason
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _newest(prompt: Mapping[str, Any]) -> set[str]:
+    """Keys of the phrases that were entered last, with semicolons between them."""
+    return set(prompt_text.distinct(prompt_text.entries(prompt["value"]["text"])[-1:]))
+
+
+def _split_entries(
+    entries: Sequence[str], newest: Container[str], known_unmatched: Container[str]
+) -> tuple[list[str], list[str]]:
+    """Splits what is in the prompt box.
+
+    Returns:
+        The phrases to look for: the newest first, then earlier ones whose answer was lost or failed; and the
+        ones to keep as they are, since nothing fitted them. Both plain, in order, without repetitions.
+    """
+    phrases = prompt_text.distinct(entries)
+    failed = {prompt_text.phrase_key(entry) for entry in entries if prompt_text.has_failed(entry)}
+    kept = [key for key in phrases if key in known_unmatched and key not in failed and key not in newest]
+    asked = sorted((key for key in phrases if key not in kept), key=lambda key: key not in newest)
+    return [phrases[key] for key in asked], [phrases[key] for key in kept]
+
+
+def _written(
+    outcome: Outcome,
+    kept: Sequence[str],
+    prompt: Mapping[str, Any],
+    context: Results,
+    config: LabelingConfig,
+) -> Prediction:
+    """Writes an outcome as a prediction: regions first, then the prompt box, then the status line."""
+    results: list[Result] = []
+    for region in outcome.regions:
+        results += region_results(region, config)
+    failed = [prompt_text.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
+    if config.prompt is not None and (context or outcome.no_match or failed):
+        missed = [*kept, *outcome.no_match]
+        if config.status is None:
+            missed = [prompt_text.with_no_match(phrase) for phrase in missed]
+        results.append(text_result(config.prompt, str(prompt.get("id")), [*missed, *failed]))
+    results += _status(outcome.message(), context, config)
+    return prediction(results, outcome.version, list(outcome.certainties.values()))
+
+
+def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:
+    """The status line, when there is something to say, or something said before to take back."""
+    if config.status is None:
+        return []
+    shown = _result_of(context, config.status.name)
+    if not message and shown is None:
+        return []
+    return [status_line(config.status, message, None if shown is None else str(shown.get("id")))]
+
+
+def _result_of(results: Results, name: str | None) -> Mapping[str, Any] | None:
+    return next((result for result in results if result.get("from_name") == name), None)

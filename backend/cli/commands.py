@@ -1,0 +1,89 @@
+"""`sspsam serve`, `sspsam secrets` and `sspsam connect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sspsam.cli.commands import DataDirOption, SamEncoderOption
+
+app = typer.Typer()
+
+SECRET_BYTES = 24
+LEGACY_TOKEN_BYTES = 20
+"""Label Studio's legacy tokens are 40 hexadecimal digits."""
+
+
+@app.command()
+def serve(sam_encoder: SamEncoderOption = None) -> None:
+    """Run the backend that Label Studio asks for masks. Settings come from the environment."""
+    from backend.settings import Settings
+    from backend.web.serve import serve as run
+
+    run(Settings(sam_encoder=sam_encoder or ""))
+
+
+@app.command()
+def secrets(
+    label_studio: Annotated[
+        bool,
+        typer.Option(
+            "--label-studio",
+            help="Also those of the compose file's own Label Studio, and the profile that starts it.",
+        ),
+    ] = False,
+) -> None:
+    """Print new secrets for the environment or .env: letters and digits alone, which need no quoting."""
+    from secrets import token_hex
+
+    typer.echo("BASIC_AUTH_USER=sspsam")
+    for name in ("BASIC_AUTH_PASS", "WEBHOOK_SECRET", "REDIS_PASSWORD"):
+        typer.echo(f"{name}={token_hex(SECRET_BYTES)}")
+    if label_studio:
+        typer.echo(f"LABEL_STUDIO_PASSWORD={token_hex(SECRET_BYTES)}")
+        typer.echo(f"LABEL_STUDIO_API_KEY={token_hex(LEGACY_TOKEN_BYTES)}")
+        typer.echo("COMPOSE_PROFILES=label-studio")
+
+
+@app.command()
+def connect(
+    project: Annotated[int, typer.Option(help="Id of the Label Studio project: the number in its URL.")],
+    check: Annotated[bool, typer.Option("--check", help="Only say what is missing; change nothing.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Add the tags that the labeling config lacks without asking.")
+    ] = False,
+    url: Annotated[
+        str,
+        typer.Option(help="The backend, as Label Studio reaches it. Default: PUBLIC_URL, or HOST and PORT."),
+    ] = "",
+    data_dir: DataDirOption = None,
+) -> None:
+    """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
+
+    Can be run again: what is there stays. A labeling config is only added to, after showing what.
+    """
+    from backend.cli.instance_settings import service_settings
+    from backend.labelstudio import setup as connecting
+    from backend.labelstudio.client import LabelStudioClient
+
+    settings = service_settings(data_dir)
+    key = settings.label_studio_api_key.get_secret_value()
+    client = LabelStudioClient(settings.label_studio_url, key)
+    backend_url = (url or settings.backend_url).rstrip("/")
+    secret = settings.webhook_secret.get_secret_value()
+
+    def may_change_config() -> bool:
+        return yes or typer.confirm("Change the labeling config like this?")
+
+    if check:
+        lines = connecting.check_project(client, project, backend_url)
+    else:
+        lines = connecting.connect_project(
+            client, project, backend_url, secret, settings.basic_auth, typer.echo, may_change_config
+        )
+        lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
+    for line in lines or [f"project {project} has all that it needs"]:
+        typer.echo(line)
+    if check and lines:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Images: fetched safely, verified, stored by digest."""

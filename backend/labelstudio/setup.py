@@ -1,0 +1,218 @@
+"""Connects a Label Studio project to this backend. Idempotent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import requests
+
+from backend.errors import LabelingConfigError, LabelStudioBlocksError, LabelStudioError
+from backend.labelstudio.client import WEBHOOK_SECRET_HEADER, LabelStudioClient
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.config_patch import completed_config, config_diff
+
+TITLE = "SSP-SAM Assist"
+EMPTY_CONFIG = "<View></View>"
+"""Labeling config of a new project."""
+WEBHOOK_WAIT_S = 5.0
+"""Time allowed for a webhook; Label Studio gives it 1 s, after its own queue."""
+WEBHOOK_POLL_S = 0.2
+BACKEND_TIMEOUT_S = 3.0
+
+
+def check_project(client: LabelStudioClient, project_id: int, backend_url: str) -> list[str]:
+    """Reports what a project lacks to work with this backend; changes nothing.
+
+    Raises:
+        LabelStudioError: Label Studio cannot be queried.
+    """
+    project = client.project(project_id)
+    missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config_of(project).missing()]
+    backends = client.ml_backends(project_id)
+    if _asks_unasked(project, backends):
+        missing.append(
+            "the project shows predictions to annotators: every opened task sends a request to the model"
+        )
+    backend = _of_url(backends, backend_url)
+    if backend is None:
+        missing.append(f"no ML backend at {backend_url}")
+    elif not backend.get("is_interactive"):
+        missing.append(f"the ML backend at {backend_url} is not interactive: no Auto-Annotation")
+    elif backend.get("state") not in ("CO", "PR"):
+        missing.append(
+            f"the ML backend at {backend_url} is {backend.get('readable_state')}: {_why(client, backend)}"
+        )
+    webhook = _of_url(client.webhooks(project_id), _webhook_url(backend_url))
+    if webhook is None or not webhook.get("is_active"):
+        missing.append(f"no active webhook to {_webhook_url(backend_url)}: corrections do not arrive")
+    return missing
+
+
+def connect_project(
+    client: LabelStudioClient,
+    project_id: int,
+    backend_url: str,
+    webhook_secret: str = "",
+    basic_auth: tuple[str, str] | None = None,
+    show_diff: Callable[[str], None] = lambda diff: None,
+    may_change_config: Callable[[], bool] = lambda: False,
+) -> list[str]:
+    """Configures a project for this backend: labeling config, ML backend, webhook.
+
+    Args:
+        client: Its API key must be allowed to change the project.
+        project_id: ID of the project.
+        backend_url: URL at which Label Studio reaches the backend.
+        webhook_secret: Value of the webhook's X-ML-Secret header.
+        basic_auth: Credentials that Label Studio sends with every call except webhooks.
+        show_diff: Called with changes of the labeling config before they are made.
+        may_change_config: Whether missing parts may be added to the labeling config. An empty config of a new
+            project is replaced by the recommended one without asking.
+
+    Returns:
+        What was done, one line each.
+
+    Raises:
+        LabelingConfigError: required tags are missing, and the config may not be changed.
+        LabelStudioBlocksError: its settings block the backend's address.
+        LabelStudioError: Label Studio does not respond, refuses the key, or cannot reach the backend.
+    """
+    project = client.project(project_id)
+    done = _set_config(client, project, show_diff, may_change_config)
+    if _asks_unasked(project, client.ml_backends(project_id)):
+        client.update_project(project_id, show_collab_predictions=False)
+        done.append("predictions are no longer shown to annotators: only phrases send requests to the model")
+    done.append(_connect_backend(client, project_id, backend_url, basic_auth))
+    done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
+    return done
+
+
+def _asks_unasked(project: dict[str, Any], backends: list[dict[str, Any]]) -> bool:
+    """Whether opening a task sends a request to the model; stored predictions of a version may be shown."""
+    live = {None, "", *(backend.get("title") for backend in backends)}
+    return bool(project.get("show_collab_predictions")) and project.get("model_version") in live
+
+
+def config_of(project: dict[str, Any]) -> LabelingConfig:
+    """Parses a project's labeling config.
+
+    Raises:
+        LabelingConfigError: it is not XML.
+    """
+    return LabelingConfig.parse(project.get("label_config") or EMPTY_CONFIG)
+
+
+def probe_webhook(
+    client: LabelStudioClient,
+    project_id: int,
+    backend_url: str,
+    webhook_secret: str = "",
+    basic_auth: tuple[str, str] | None = None,
+    wait_s: float = WEBHOOK_WAIT_S,
+) -> str:
+    """Triggers the project's webhook in Label Studio and checks whether it arrives.
+
+    Writing the unchanged title back to the project triggers an event.
+
+    Returns:
+        The result, one line. An unreachable backend is no error: it may be reachable from Label Studio only.
+
+    Raises:
+        LabelStudioError: Label Studio cannot be queried.
+    """
+
+    def last_event() -> str:
+        answer = requests.get(
+            f"{_webhook_url(backend_url)}?project={project_id}",
+            headers={WEBHOOK_SECRET_HEADER: webhook_secret} if webhook_secret else {},
+            auth=basic_auth,
+            timeout=BACKEND_TIMEOUT_S,
+        )
+        answer.raise_for_status()
+        return str(answer.json()["last_event"])
+
+    try:
+        before = last_event()
+        client.update_project(project_id, title=client.project(project_id).get("title", ""))
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s:
+            if last_event() != before:
+                return "a webhook event arrived"
+            time.sleep(WEBHOOK_POLL_S)
+    except (requests.RequestException, ValueError, KeyError) as error:
+        return f"cannot verify webhook events from this machine: {backend_url} ({type(error).__name__})"
+    return (
+        f"WARNING: webhook events do not arrive at {_webhook_url(backend_url)}: corrections are found only "
+        "by the schedule. Start Label Studio with SSRF_PROTECTION_ENABLED=false; otherwise it drops "
+        "webhooks to private addresses and reports it only in its log. WEBHOOK_SECRET must equal the "
+        "backend's"
+    )
+
+
+def _why(client: LabelStudioClient, backend: dict[str, Any]) -> str:
+    """Why Label Studio cannot use a backend; its own record does not mention blocking settings."""
+    try:
+        client.ml_backend_versions(int(backend["id"]))
+    except LabelStudioBlocksError as error:
+        return str(error)
+    except LabelStudioError:
+        pass
+    return str(backend.get("error_message") or "it does not respond to Label Studio at this address")
+
+
+def _set_config(
+    client: LabelStudioClient,
+    project: dict[str, Any],
+    show_diff: Callable[[str], None],
+    may_change_config: Callable[[], bool],
+) -> list[str]:
+    before = project.get("label_config") or EMPTY_CONFIG
+    config = LabelingConfig.parse(before)
+    missing = config.missing()
+    if not missing:
+        return ["the labeling config is complete"]
+    after = completed_config(before)
+    show_diff(config_diff(before, after))
+    if config.has_names and not may_change_config():
+        needed = [tag for tag in missing if tag.required]
+        if not needed:
+            return [f"the labeling config is unchanged: {tag.reason}" for tag in missing]
+        reasons, additions = "; ".join(tag.reason for tag in needed), "\n".join(tag.xml for tag in needed)
+        raise LabelingConfigError(f"labeling config of project {project['id']}: {reasons}. Add:\n{additions}")
+    client.update_project(int(project["id"]), label_config=after)
+    if not config.has_names:
+        return ["the project now has the recommended labeling config"]
+    return [f"added to the labeling config: {tag.xml}" for tag in missing]
+
+
+def _connect_backend(
+    client: LabelStudioClient, project_id: int, url: str, basic_auth: tuple[str, str] | None
+) -> str:
+    record = _of_url(client.ml_backends(project_id), url)
+    if record is None:
+        client.connect_ml_backend(project_id, url, TITLE, basic_auth)
+        return f"connected the backend at {url}"
+    client.update_ml_backend(record, url, TITLE, basic_auth)
+    return f"the backend at {url} was already connected; its record is up to date"
+
+
+def _connect_webhook(client: LabelStudioClient, project_id: int, backend_url: str, secret: str) -> str:
+    """Sets the secret of the webhook that Label Studio creates with a backend; creates a missing one."""
+    url = _webhook_url(backend_url)
+    headers = {WEBHOOK_SECRET_HEADER: secret} if secret else {}
+    record = _of_url(client.webhooks(project_id), url)
+    if record is None:
+        client.create_webhook(project_id, url, headers)
+        return f"a webhook sends corrections to {url}"
+    client.update_webhook(int(record["id"]), headers)
+    return f"the webhook to {url} is active{' and sends the secret' if secret else ''}"
+
+
+def _webhook_url(backend_url: str) -> str:
+    return f"{backend_url.rstrip('/')}/webhook"
+
+
+def _of_url(records: list[dict[str, Any]], url: str) -> dict[str, Any] | None:
+    return next((record for record in records if str(record.get("url")).rstrip("/") == url.rstrip("/")), None)

@@ -1,0 +1,1 @@
+"""The served model: micro-batching, embeddings, weight swaps."""

@@ -1,0 +1,306 @@
+"""Scheduling of one model for many callers.
+
+Images are encoded in one lane and phrases answered in another (`backend.serving.batch_queue`), with phrases
+of several callers in one forward pass; masks are resized to their image in the callers' threads. Weights are
+swapped between passes, and each answer comes from one version.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from backend.errors import BackendError, ModelBusyError
+from backend.metrics import Metrics
+from backend.serving.batch_queue import Caller, Entrance, Lane, Result, Work, stop_lanes, wait_for
+from backend.serving.embedding_store import EmbeddingCache, Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from sspsam import ImageEmbedding, Referent
+    from sspsam.images.masks import BoolMask
+    from sspsam.results import Decoded, Question
+
+UInt8Image = npt.NDArray[np.uint8]
+ReadImage = Callable[[], UInt8Image]
+FindImage = Callable[[], tuple[str, ReadImage]]
+"""Returns an image's key and the function that reads its pixels; may download it first."""
+
+AHEAD = 16
+"""Maximum number of images waiting to be embedded in advance."""
+MAX_EDGES = 80_000
+"""Limit of edges along the rows of all masks of an answer. Each is a token of about 3 numbers in Label
+Studio's RLE, at most 12 bytes of JSON: an answer stays below 1 MB.
+"""
+SAMPLED_ROWS = 512
+"""Rows of a mask on which edges are counted: at least two per row of the mask logits."""
+MAX_SPECK = 0.01
+"""Parts and holes above this share of the image are never removed."""
+NOBODY = Caller()
+PREFETCH = Caller("prefetch")
+
+logger = logging.getLogger(__name__)
+
+
+class SwappablePredictor(Protocol):
+    """The interface of `sspsam.Predictor` that the engine uses."""
+
+    def embed(self, image: UInt8Image) -> ImageEmbedding: ...
+
+    def decode(self, questions: Sequence[Question]) -> list[Decoded]: ...
+
+    def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent: ...
+
+    def from_tensors(self, tensors: Mapping[str, torch.Tensor]) -> ImageEmbedding: ...
+
+    @property
+    def encoders_digest(self) -> str: ...
+
+    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+    def trainable_state(self) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """A user's clicks and boxes, in fractions of the image's width and height."""
+
+    points: tuple[tuple[float, float, bool], ...] = ()
+    """x, y, and whether it is part of the object."""
+    box_xyxy: tuple[float, float, float, float] | None = None
+
+    def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
+        """`points` and `boxes`, as in `sspsam.results.Question`."""
+        height, width = original_hw
+        points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
+        box = None
+        if self.box_xyxy is not None:
+            box = np.array(self.box_xyxy, np.float32) * (width, height, width, height)
+        return {"points": points if self.points else None, "boxes": box}
+
+
+@dataclass(frozen=True)
+class SharingOptions:
+    """Scheduling options."""
+
+    max_batch: int = 16
+    """Maximum number of phrases in one forward pass; 1 disables batching."""
+    gather_s: float = 0.003
+    """How long the first phrase of a batch waits for others."""
+    queue_limit: int = 64
+    """Maximum number of requests at the model or waiting for it; further ones are refused as busy."""
+    min_speck: float = 0.0
+    """Parts and holes of masks below this share of the image are removed; 0 keeps all."""
+
+
+class SharedModel:
+    """A predictor shared by callers. The constructor starts nothing; `start` takes the predictor.
+
+    Args:
+        embeddings: Cache of embeddings; its disk part is shared with other processes.
+        metrics: Counts batches, refusals and sources of embeddings.
+        options: Scheduling options.
+    """
+
+    def __init__(
+        self, embeddings: EmbeddingCache[ImageEmbedding], metrics: Metrics, options: SharingOptions
+    ) -> None:
+        self.embeddings = embeddings
+        self._metrics = metrics
+        self._options = options
+        self._entrance = Entrance(options.queue_limit)
+        self._images = self._make_lane("images", self._encode)
+        self._phrases = self._make_lane("phrases", self._decode, options.max_batch, options.gather_s)
+        self._ahead = self._make_lane("ahead", self._embed_ahead)
+        self._lanes: dict[str, Lane[Any, Any]] = {
+            "images": self._images,
+            "phrases": self._phrases,
+            "ahead": self._ahead,
+        }
+        self._on_image_stream: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._predictor: SwappablePredictor | None = None
+        self._version = ""
+        self._weights_lock = Lock()
+
+    def start(self, predictor: SwappablePredictor, version: str) -> None:
+        """Starts answering.
+
+        Args:
+            predictor: Used exclusively from now on.
+            version: Version of its weights.
+        """
+        self.embeddings.open_files(predictor.encoders_digest, predictor.from_tensors)
+        self._on_image_stream = _own_stream(predictor)
+        self._predictor, self._version = predictor, version
+        for lane in self._lanes.values():
+            lane.start()
+
+    def stop(self) -> None:
+        """Stops the threads after their current work; waiting requests get an error."""
+        stop_lanes(self._lanes.values())
+
+    def swap(self, state: Mapping[str, torch.Tensor], version: str) -> None:
+        """Swaps the weights between two passes.
+
+        Raises:
+            CheckpointError: they do not fit; nothing has changed.
+        """
+        with self._weights_lock:
+            self._working.load_trainable(state)
+            self._version = version
+
+    def waiting(self) -> dict[str, int]:
+        """Lane -> number of waiting items."""
+        return {name: len(lane) for name, lane in self._lanes.items()}
+
+    def ask(
+        self,
+        image_key: str,
+        read_image: ReadImage,
+        phrases: Sequence[str],
+        clicks: Clicks,
+        caller: Caller,
+    ) -> tuple[str, list[Referent]]:
+        """Answers all questions about one image.
+
+        Args:
+            image_key: Identifies the image's content, such as its sha256.
+            read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
+            phrases: At least one; an empty phrase asks for the object that is clicked.
+            clicks: For every phrase; `Clicks()` for none.
+            caller: Identifies the requester, for fairness.
+
+        Returns:
+            The version that answered, and its answers, in order.
+
+        Raises:
+            ModelBusyError: the queue is full.
+            TooLateError: the caller timed out before its turn.
+        """
+        from sspsam.results import Question
+
+        with self._entered(caller):
+            embedding, source = self.embedding(image_key, read_image, caller)
+            self._metrics.embeddings.labels(source).inc()
+            where = clicks.in_pixels(embedding.original_hw)
+            questions = [Question(embedding, phrase, **where) for phrase in phrases]
+            while True:  # once, unless weights were swapped between two of the phrases
+                futures = self._phrases.submit(questions, caller)
+                answers = [wait_for(future, caller) for future in futures]
+                version = answers[0][0]
+                if all(one == version for one, _ in answers):
+                    break
+            edges = MAX_EDGES // len(answers)
+            return version, [self._finish(decoded, edges) for _, decoded in answers]
+
+    def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
+        """Removes small regions; if the mask is still too ragged to be sent, larger ones, too."""
+        min_speck = self._options.min_speck
+        referent = self._working.finish(decoded, min_speck)
+        while 0 < min_speck < MAX_SPECK and _edges(referent.mask) > max_edges:
+            min_speck *= 4
+            referent = self._working.finish(decoded, min_speck)
+        return referent
+
+    @contextmanager
+    def _entered(self, caller: Caller) -> Iterator[None]:
+        try:
+            with self._entrance.enter(caller):
+                yield
+        except ModelBusyError:
+            self._metrics.refused.labels("busy").inc()
+            raise
+
+    def embedding(
+        self, image_key: str, read_image: ReadImage, caller: Caller
+    ) -> tuple[ImageEmbedding, Source]:
+        """The embedding of an image, and its source.
+
+        Raises:
+            TooLateError: as for `ask`.
+        """
+        known = self.embeddings.find(image_key)
+        if known is not None:
+            return known
+        [future] = self._images.submit([(image_key, read_image)], caller)
+        return wait_for(future, caller)
+
+    def _encode(self, pictures: Sequence[tuple[str, ReadImage]]) -> list[tuple[ImageEmbedding, Source]]:
+        """Work of the image lane."""
+        found: list[tuple[ImageEmbedding, Source]] = []
+        for image_key, read_image in pictures:
+            known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
+            if known is not None:
+                found.append((known, "memory"))
+                continue
+            image = read_image()
+            with self._on_image_stream():
+                embedding = self._working.embed(image)
+            self.embeddings.put(image_key, embedding)
+            found.append((embedding, "encoder"))
+        return found
+
+    def _decode(self, questions: Sequence[Question]) -> list[tuple[str, Decoded]]:
+        """Work of the phrase lane."""
+        with self._weights_lock:
+            return [(self._version, decoded) for decoded in self._working.decode(questions)]
+
+    def _embed_ahead(self, pictures: Sequence[FindImage]) -> list[None]:
+        """Work of the lane for images embedded in advance."""
+        for find_image in pictures:
+            try:
+                if self.embedding(*find_image(), PREFETCH)[1] == "encoder":
+                    self._metrics.prefetched.inc()
+            except BackendError as error:
+                logger.info("could not embed an image in advance: %s", error)
+        return [None] * len(pictures)
+
+    def prefetch(self, find_image: FindImage) -> None:
+        """Queues an image for embedding in the background.
+
+        Does nothing if AHEAD images are waiting already.
+        """
+        if len(self._ahead) < AHEAD:
+            self._ahead.submit([find_image], PREFETCH)
+
+    @property
+    def _working(self) -> SwappablePredictor:
+        assert self._predictor is not None, "call start first"
+        return self._predictor
+
+    def _make_lane(
+        self,
+        name: str,
+        perform: Callable[[Sequence[Work]], Sequence[Result]],
+        max_batch: int = 1,
+        gather_s: float = 0.0,
+    ) -> Lane[Work, Result]:
+        def note(size: int, waited_s: float) -> None:
+            self._metrics.waited.labels(name).observe(waited_s)
+            if name == "phrases":
+                self._metrics.batch.observe(size)
+
+        return Lane(name, perform, max_batch, gather_s, note, self._metrics.refused.labels("late").inc)
+
+
+def _edges(mask: BoolMask) -> int:
+    """Estimates the number of edges along a mask's rows; large masks are sampled."""
+    step = max(1, len(mask) // SAMPLED_ROWS)
+    rows = mask[::step]
+    return step * int(np.count_nonzero(rows[:, 1:] != rows[:, :-1]))
+
+
+def _own_stream(predictor: SwappablePredictor) -> Callable[[], AbstractContextManager[None]]:
+    """Images are encoded concurrently with phrases, also on a GPU."""
+    from sspsam.runtime.streams import own_stream
+
+    device = getattr(predictor, "device", None)
+    return nullcontext if device is None else own_stream(device)

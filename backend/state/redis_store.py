@@ -1,0 +1,338 @@
+"""State in Redis: served masks, unmatched phrases, known projects.
+
+Answers never depend on it: if Redis is unavailable, a warning is logged once a minute and the request
+continues without it.
+
+    sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
+    sspsam:served-on:<project>:<task>     set of region ids
+    sspsam:unmatched:<project>:<task>     set of phrase keys
+    sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
+    sspsam:said:<project>:<task>          set while the form shows a message about a click
+    sspsam:box:<project>:<task>           JSON of the prompt box: id, entries
+    sspsam:problems:<project>             list of JSON of Problem, newest first
+    sspsam:heard                          hash: project id -> time of its last webhook, ISO 8601
+    sspsam:projects                       hash: project id -> JSON of KnownProject
+    sspsam:decision:<project>             written by the worker: JSON
+    sspsam:progress:<project>             written by the worker: JSON
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from redis import Redis, RedisError
+
+from backend.corrections import CorrectionLog, ProjectTally
+from backend.labelstudio.predictions import ProposedRegion
+from backend.labelstudio.prompt_text import phrase_key
+from backend.request_ids import request_id
+from backend.state.displayed_masks import ShownMask
+
+KEPT_S = 30 * 24 * 3600
+SHOWN_S = 24 * 3600
+"""How long after the last answer on a task clicks can correct its masks."""
+PROBLEMS_S = 24 * 3600
+"""How long after its last error a project's errors are shown."""
+PROBLEMS_KEPT = 5
+_SERVED = "sspsam:served:"
+_SERVED_ON = "sspsam:served-on:"
+_UNMATCHED = "sspsam:unmatched:"
+_SHOWN = "sspsam:shown:"
+_SAID = "sspsam:said:"
+_BOX = "sspsam:box:"
+_PROBLEMS = "sspsam:problems:"
+_PROJECTS = "sspsam:projects"
+_HEARD = "sspsam:heard"
+_DECISION = "sspsam:decision:"
+_PROGRESS = "sspsam:progress:"
+QUEUES = ("events", "training", "prelabel")
+"""Queues of the worker; RQ stores each as a list."""
+_COMPLAIN_EVERY_S = 60.0
+_PAUSE_S = 5.0
+"""Pause after a Redis failure: each attempt may take seconds, while an annotator waits."""
+
+Value = TypeVar("Value")
+Fields = dict[Any, Any]
+"""Type of a hash's fields in redis-py."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A mask proposed to an annotator."""
+
+    rle: dict[str, Any]
+    """COCO RLE in the original frame."""
+    version: str
+    """Model version that proposed it."""
+    phrase: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request that failed."""
+
+    at: str
+    """ISO 8601, UTC."""
+    task: str
+    reason: str
+    request_id: str
+    """Request ID in the log."""
+
+
+@dataclass(frozen=True)
+class KnownProject:
+    """A project connected to this backend, as last reported by Label Studio."""
+
+    project_id: str
+    label_config: str = ""
+    title: str = ""
+    extra_params: Any = field(default=None)
+    """Text entered at connecting: plain text or JSON."""
+    seen_at: str = ""
+    """ISO 8601, UTC."""
+
+
+class Memory:
+    """Reads and writes the state. Never raises Redis errors.
+
+    Args:
+        redis: Connected lazily.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._complained_s = -_COMPLAIN_EVERY_S
+        self._failed_s = -_PAUSE_S
+
+    def note_served(
+        self,
+        project: str,
+        task: str,
+        proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
+        version: str,
+    ) -> None:
+        """Stores proposed masks, to distinguish corrections from accepted masks.
+
+        Args:
+            project: Project of the task.
+            task: Task of the masks.
+            proposed: Region IDs with masks as COCO RLE. Masks changed by clicks are corrections and do not
+                belong here.
+            version: Model version.
+        """
+
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for region, rle in proposed:
+                    key = _SERVED + region.region_id
+                    values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
+                    pipeline.hset(key, mapping=values)
+                    pipeline.expire(key, KEPT_S)
+                if proposed:
+                    on_task = f"{_SERVED_ON}{project}:{task}"
+                    pipeline.sadd(on_task, *(region.region_id for region, _ in proposed))
+                    pipeline.expire(on_task, KEPT_S)
+                pipeline.execute()
+
+        self._try(write, None)
+
+    def served_on(self, project: str, task: str) -> set[str]:
+        """Returns the IDs of all regions proposed on a task."""
+        key = f"{_SERVED_ON}{project}:{task}"
+        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
+
+    def served(self, region_id: str) -> Served | None:
+        """Returns the mask last served under a region's ID."""
+        nothing: dict[str, str] = {}
+        values = self._try(lambda: _text_map(self._redis.hgetall(_SERVED + region_id)), nothing)
+        if not {"rle", "version", "phrase"} <= set(values):
+            return None
+        return Served(json.loads(values["rle"]), values["version"], values["phrase"])
+
+    def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
+        """Stores which phrases have no match, and removes those that now have a mask."""
+        key = f"{_UNMATCHED}{project}:{task}"
+        gone, come = [phrase_key(one) for one in matched], [phrase_key(one) for one in phrases]
+
+        def write() -> None:
+            if gone:
+                self._redis.srem(key, *gone)
+            if come:
+                self._redis.sadd(key, *come)
+                self._redis.expire(key, KEPT_S)
+
+        self._try(write, None)
+
+    def unmatched(self, project: str, task: str) -> set[str]:
+        """Returns the keys of phrases without a match."""
+        key = f"{_UNMATCHED}{project}:{task}"
+        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
+
+    def note_shown(self, project: str, task: str, masks: Iterable[ShownMask]) -> None:
+        """Stores displayed masks for later clicks; replaces a region's earlier mask."""
+        values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
+        if values:
+            self._note(f"{_SHOWN}{project}:{task}", values)
+
+    def shown(self, project: str, task: str) -> list[ShownMask]:
+        """Returns the last displayed masks of a task."""
+        nothing: list[bytes] = []
+        found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
+        return [ShownMask.from_dict(json.loads(value)) for value in found]
+
+    def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
+        """Stores the content of a task's prompt box, which click requests do not contain."""
+        value = json.dumps({"id": result_id, "entries": list(entries)})
+        self._try(lambda: self._redis.set(f"{_BOX}{project}:{task}", value, ex=SHOWN_S), None)
+
+    def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
+        """Returns ID and entries of a task's prompt box, as last written by us."""
+        found = self._json(f"{_BOX}{project}:{task}")
+        return (str(found["id"]), list(found["entries"])) if found else None
+
+    def note_said(self, project: str, task: str) -> None:
+        """Records that a task's form shows a message about a click."""
+        self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
+
+    def take_said(self, project: str, task: str) -> bool:
+        """Returns whether the form shows a message about a click, and clears the record."""
+        return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
+
+    def note_problem(self, project: str, task: str, reason: str) -> None:
+        """Records an error on a task, for the project lead."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        value = json.dumps(asdict(Problem(at, task, reason, request_id.get())))
+        key = _PROBLEMS + project
+
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.lpush(key, value)
+                pipeline.ltrim(key, 0, PROBLEMS_KEPT - 1)
+                pipeline.expire(key, PROBLEMS_S)
+                pipeline.execute()
+
+        self._try(write, None)
+
+    def problems(self, project: str) -> list[Problem]:
+        """Returns recent errors, newest first."""
+        nothing: list[bytes] = []
+        found = self._try(lambda: self._redis.lrange(_PROBLEMS + project, 0, -1), nothing)
+        return [Problem(**json.loads(value)) for value in found]
+
+    def _note(self, key: str, values: Fields) -> None:
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hset(key, mapping=values)
+                pipeline.expire(key, SHOWN_S)
+                pipeline.execute()
+
+        self._try(write, None)
+
+    def note_project(self, project: KnownProject) -> KnownProject | None:
+        """Stores a project; an empty title keeps the known one.
+
+        Returns:
+            The previous record.
+        """
+        known = self.project(project.project_id)
+        values = asdict(project)
+        if known is not None:
+            values["title"] = project.title or known.title
+            if project.extra_params is None:
+                values["extra_params"] = known.extra_params
+        self._try(lambda: self._redis.hset(_PROJECTS, project.project_id, json.dumps(values)), 0)
+        return known
+
+    def note_title(self, project_id: str, title: str) -> None:
+        """Stores the title of a known project, which only its webhook contains."""
+        known = self.project(project_id)
+        if known is not None and title not in ("", known.title):
+            self.note_project(replace(known, title=title))
+
+    def project(self, project_id: str) -> KnownProject | None:
+        return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)
+
+    def projects(self) -> list[KnownProject]:
+        """Returns the known projects, most recently seen first."""
+        nothing: list[KnownProject | None] = []
+        found = self._try(lambda: [_project(value) for value in self._redis.hvals(_PROJECTS)], nothing)
+        known = [project for project in found if project is not None]
+        return sorted(known, key=lambda project: project.seen_at, reverse=True)
+
+    def note_heard(self, project_id: str) -> None:
+        """Records that a project's webhook has arrived."""
+        self._try(lambda: self._redis.hset(_HEARD, project_id, datetime.now(UTC).isoformat()), 0)
+
+    def heard(self, project_id: str) -> str:
+        """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""
+        value = self._try(lambda: self._redis.hget(_HEARD, project_id), None)
+        return "" if value is None else _text(value)
+
+    def decision(self, project_id: str) -> dict[str, Any]:
+        """Returns the worker's last fine-tune decision: at, trigger, go, reason; {} if there is none."""
+        return self._json(_DECISION + project_id)
+
+    def progress(self, project_id: str) -> dict[str, Any]:
+        """Returns the progress of a project's running fine-tune: run, step, steps; {} if none runs."""
+        return self._json(_PROGRESS + project_id)
+
+    def corrections(self) -> list[ProjectTally]:
+        """Returns the worker's counts of corrections; see `backend.corrections`."""
+        nothing: list[ProjectTally] = []
+        return self._try(CorrectionLog(self._redis).sums, nothing)
+
+    def waiting_jobs(self) -> dict[str, int]:
+        """Returns the number of jobs in each worker queue; {} if Redis does not respond."""
+
+        def count() -> dict[str, int]:
+            return {name: int(self._redis.llen(f"rq:queue:{name}")) for name in QUEUES}
+
+        nothing: dict[str, int] = {}
+        return self._try(count, nothing)
+
+    def alive(self) -> bool:
+        """Whether Redis responds now."""
+        self._failed_s = -_PAUSE_S
+        return self._try(lambda: bool(self._redis.ping()), False)
+
+    def _json(self, key: str) -> dict[str, Any]:
+        value = self._try(lambda: self._redis.get(key), None)
+        found: Any = json.loads(value) if value else {}
+        return found if isinstance(found, dict) else {}
+
+    def _try(self, action: Callable[[], Any], otherwise: Value) -> Value:
+        if time.monotonic() - self._failed_s < _PAUSE_S:
+            return otherwise
+        try:
+            result: Value = action()
+            return result
+        except RedisError as error:
+            self._failed_s = time.monotonic()
+            if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
+                self._complained_s = time.monotonic()
+                logger.warning("Redis does not respond (%s): continuing without it", type(error).__name__)
+            return otherwise
+
+
+def _project(value: Any) -> KnownProject | None:
+    if value is None:
+        return None
+    known = {entry.name for entry in fields(KnownProject)}
+    values: Mapping[str, Any] = json.loads(value)
+    return KnownProject(**{name: entry for name, entry in values.items() if name in known})
+
+
+def _text_map(values: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,1 @@
+"""HTTP: routes, access control, dashboard, server."""

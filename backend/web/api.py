@@ -1,0 +1,118 @@
+"""The routes: Label Studio's ML backend protocol, and what people and Prometheus read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
+
+from backend.corrections import merged
+from backend.events import read_event
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.metrics import Metrics
+from backend.queries import PredictQuery, parse_setup
+from backend.service import Service
+from backend.web.dashboard import start_page
+from backend.web.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
+
+REPORT_POLICY = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+)
+
+routes = Blueprint("api", __name__)
+logger = logging.getLogger(__name__)
+
+
+def service() -> Service:
+    """The parts of the app that answers this request."""
+    parts: Service = current_app.extensions["sspsam"]
+    return parts
+
+
+@routes.get("/health")
+def health() -> Response:
+    status = service().engine.status()
+    return jsonify(status="UP", model_class="SSP-SAM", model_version=status.version, model_state=status.state)
+
+
+@routes.get("/ready")
+def ready() -> tuple[Response, int]:
+    """For load balancers: 503 until the model has been loaded. /health answers from the start."""
+    state = service().engine.status().state
+    return jsonify(model_state=state), 200 if state == "ready" else 503
+
+
+@routes.post("/setup")
+def setup() -> Response:
+    project = parse_setup(_body())
+    service().meet(project)
+    return jsonify(model_version=service().engine.version)
+
+
+@routes.post("/predict")
+def predict() -> Response:
+    query = PredictQuery.parse(_body())
+    assistant = service().assistant
+    try:
+        return jsonify(results=assistant.answer(query))
+    except Exception:  # Label Studio hides the status from annotators: their form has to say what happened
+        logger.exception("project %s: no answer", query.project_id)
+        return jsonify(results=assistant.report_failure(query))
+
+
+@routes.post("/webhook")
+def webhook() -> tuple[Response, int]:
+    jobs = service().take_event(read_event(request.get_data()) or _body())
+    answer = {"status": "queued" if jobs else "ignored", "jobs": jobs}
+    return jsonify({**answer, "job": jobs[0]} if jobs else answer), 201 if jobs else 200
+
+
+@routes.get("/webhook")
+def last_event() -> Response:
+    """When the webhook of `?project=` last arrived: `sspsam connect` tries whether it does."""
+    return jsonify(last_event=service().memory.heard(request.args.get("project", "")))
+
+
+@routes.get("/versions")
+def versions() -> Response:
+    """The version in service first, then the others that may serve, newest first."""
+    return jsonify(versions=service().version_ids())
+
+
+@routes.get("/metrics")
+def metrics() -> Response:
+    parts = service()
+    parts.metrics.set_corrections(merged(one.tally for one in parts.memory.corrections()))
+    status, embeddings = parts.engine.status(), parts.engine.embeddings
+    text = parts.metrics.render(
+        status.version, status.state, len(embeddings), embeddings.size_bytes, parts.engine.waiting()
+    )
+    return Response(text, content_type=Metrics.content_type)
+
+
+@routes.get("/")
+def index() -> str | Response:
+    """The start page for a browser; whoever does not ask for a page gets what /health says."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
+        return health()
+    page = start_page(service())
+    return render_template("start.html", page=page, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
+
+
+@routes.get("/reports/<version_id>/<name>")
+def report(version_id: str, name: str) -> Response:
+    """A file that a fine-tune has left. Phrases stand in it: no script of it is run."""
+    path = shown_file(service().versions, version_id, name)
+    if path is None:
+        abort(404, f"{version_id} has no {name} to show")
+    policy = {"Content-Security-Policy": REPORT_POLICY}
+    return Response(path.read_bytes(), headers=policy, content_type=SHOWN_TYPES[path.suffix])
+
+
+def _body() -> Any:
+    """The request's JSON, whatever its content type says; None when it is none, or nested without end."""
+    try:
+        return request.get_json(force=True, silent=True)
+    except RecursionError:
+        return None

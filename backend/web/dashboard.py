@@ -1,0 +1,187 @@
+"""Content of the start page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from backend.corrections import Tally, merged
+from backend.errors import LabelingConfigError
+from backend.labelstudio.config import LabelingConfig, MissingTag
+from backend.service import Service
+from backend.serving.engine import EngineStatus
+from backend.state.redis_store import KnownProject, Memory, Problem
+from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
+from sspsam.version_store.store import HistoryEntry, VersionCard, VersionError
+
+DEFAULT_METRIC = "mIoU"
+_TRIGGERS: Mapping[str, str] = {
+    "annotation": "after an annotation was saved",
+    "schedule": "on schedule",
+    "start-training": "after Start Training",
+    "after-finetune": "after a fine-tune",
+    "fine-tune": "while fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A row of the version table."""
+
+    card: VersionCard
+    serves: bool
+    served_since: str
+    """ISO 8601; empty for base weights and versions that never served."""
+    metric: str
+    before: float | None
+    """Held-out score of the base version; 0..1."""
+    after: float | None
+    samples: int
+    """Number of held-out samples behind both scores."""
+
+    @property
+    def training(self) -> str:
+        """How it was trained, in one sentence; empty for base weights."""
+        return how_trained(self.card)
+
+
+@dataclass(frozen=True)
+class ProjectRow:
+    """A connected project."""
+
+    project: KnownProject
+    problem: str
+    """Error from parsing the labeling config."""
+    missing: Sequence[MissingTag]
+    last_decision: str
+    training: str
+    last_event: str
+    """Time of the last webhook, ISO 8601; empty if there was none."""
+    problems: Sequence[Problem] = ()
+    """Recent errors, newest first."""
+
+
+@dataclass(frozen=True)
+class StartPage:
+    """Everything on the page."""
+
+    status: EngineStatus
+    serving: VersionRow | None
+    versions: Sequence[VersionRow]
+    """Newest first."""
+    fine_tunes: Sequence[FineTune]
+    """The latest, newest first."""
+    projects: Sequence[ProjectRow]
+    label_studio_url: str
+    backend_url: str
+    waiting_jobs: Mapping[str, int]
+    """By queue."""
+    corrections: Sequence[Tally] = ()
+    """Over all labels and projects, by version, newest first."""
+    corrected_labels: Sequence[Tally] = ()
+    """By label, for the serving version."""
+    warnings: Sequence[str] = field(default=())
+
+
+def start_page(service: Service) -> StartPage:
+    """Collects the page's content; anything unreadable becomes a warning on the page."""
+    status = service.engine.status()
+    warnings = [
+        f"{version} was promoted but could not be loaded: {why}" for version, why in status.refused.items()
+    ]
+    if not service.memory.alive():
+        warnings.append("Redis does not respond: corrections are not collected. Check REDIS_URL.")
+    if not service.settings.label_studio_api_key.get_secret_value():
+        warnings.append("No API key for Label Studio: its images cannot be read. Set LABEL_STUDIO_API_KEY.")
+    try:
+        cards = service.versions.list()
+        rows = _version_rows(cards, service.versions.history(), status.version)
+        fine_tunes = latest_fine_tunes(service.versions, cards)
+    except (VersionError, OSError) as error:
+        rows, fine_tunes = [], []
+        warnings.append(f"Cannot read the version store: {error}")
+    tallies = [one.tally for one in service.memory.corrections()]
+    return StartPage(
+        status=status,
+        serving=next((row for row in rows if row.serves), None),
+        versions=rows[::-1],
+        fine_tunes=fine_tunes,
+        projects=[_project_row(project, service.memory) for project in service.memory.projects()],
+        label_studio_url=service.settings.label_studio_for_browsers,
+        backend_url=service.settings.backend_url,
+        waiting_jobs=service.memory.waiting_jobs(),
+        corrections=_by_version(tallies, [row.card.version_id for row in rows]),
+        corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
+        warnings=warnings,
+    )
+
+
+def _by_version(tallies: Sequence[Tally], versions: Sequence[str]) -> list[Tally]:
+    """One row per version, newest first; deleted versions come last."""
+    order = {version: place for place, version in enumerate(reversed(versions))}
+    rows = merged(replace(tally, label="") for tally in tallies)
+    return sorted(rows, key=lambda row: (order.get(row.version, len(order)), row.version))
+
+
+def _version_rows(
+    cards: Sequence[VersionCard], history: Sequence[HistoryEntry], serving: str
+) -> list[VersionRow]:
+    since = {entry.version_id: entry.at for entry in history}
+    return [_version_row(card, card.version_id == serving, since.get(card.version_id, "")) for card in cards]
+
+
+def _version_row(card: VersionCard, serves: bool, served_since: str) -> VersionRow:
+    metric = str(card.metrics.get("metric", DEFAULT_METRIC))
+    return VersionRow(
+        card=card,
+        serves=serves,
+        served_since=served_since,
+        metric=metric,
+        before=_figure(card.metrics.get("incumbent"), metric),
+        after=_figure(card.metrics.get("candidate"), metric),
+        samples=int(card.metrics.get("held_out_samples") or 0),
+    )
+
+
+def _figure(figures: Any, metric: str) -> float | None:
+    value = figures.get(metric) if isinstance(figures, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
+    decision, progress = memory.decision(project.project_id), memory.progress(project.project_id)
+    try:
+        missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
+    except LabelingConfigError as error:
+        missing, problem = [], str(error)
+    return ProjectRow(
+        project,
+        problem,
+        missing,
+        _decision_text(decision),
+        _progress_text(progress),
+        memory.heard(project.project_id),
+        memory.problems(project.project_id),
+    )
+
+
+def short_time(text: str) -> str:
+    """Formats an ISO 8601 time as 2026-05-01 13:00 UTC."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return text
+
+
+def _decision_text(decision: Mapping[str, Any]) -> str:
+    if not decision:
+        return ""
+    trigger = _TRIGGERS.get(str(decision.get("trigger")), str(decision.get("trigger")))
+    verdict = "Fine-tune" if decision.get("go") else "Not yet" if decision.get("put_off") else "No fine-tune"
+    return f"{verdict}, {trigger}, {short_time(str(decision.get('at')))}: {decision.get('reason')}"
+
+
+def _progress_text(progress: Mapping[str, Any]) -> str:
+    return f"step {progress.get('step')} of {progress.get('steps')}" if progress else ""

@@ -1,0 +1,167 @@
+"""Fine-tunes for the start page, from the files in a version's folder.
+
+    log.jsonl               training log: lines with `step` and the loss terms
+    report.html, report.md  the evaluation, as text and tables
+    before-after.json       largest changes: `file` (an image of both answers), `phrase`, and IoU `before`
+                            and `after`, 0..1
+
+All files are optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sspsam.version_store.store import VersionCard, VersionError, VersionStore
+
+LOG = "log.jsonl"
+REPORTS = ("report.html", "report.md")
+"""The first existing one is linked."""
+PICTURES = "before-after.json"
+SHOWN_TYPES: Mapping[str, str] = {
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".webp": "image/webp",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+}
+"""Suffixes of a version's files that browsers may request: no weights."""
+LATEST = 3
+LOSS = "total"
+CURVE_WH = (300, 80)
+CURVE_POINTS = 150
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over training steps, scaled to a box of CURVE_WH."""
+
+    points: str
+    """Points of an SVG polyline."""
+    first: float
+    last: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image of the answers before and after, side by side."""
+
+    file: str
+    phrase: str
+    before: float
+    """IoU with the submitted mask, 0..1."""
+    after: float
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tuned version."""
+
+    card: VersionCard
+    loss: Curve | None
+    report: str
+    """File name; empty if there is none."""
+    pictures: Sequence[Pair]
+    """Largest improvement first."""
+
+    @property
+    def training(self) -> str:
+        """How it was trained, in one sentence."""
+        return how_trained(self.card)
+
+
+def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list[FineTune]:
+    """The newest fine-tuned versions, newest first.
+
+    Args:
+        store: Contains their files.
+        cards: All versions, oldest first.
+    """
+    published = [card for card in cards if card.version_id != store.base_version]
+    return [_fine_tune(store, card) for card in reversed(published[-LATEST:])]
+
+
+def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
+    """File of a version requested by a browser; None if it does not exist or may not be shown."""
+    return _file(store, version_id, name) if Path(name).suffix in SHOWN_TYPES else None
+
+
+def _file(store: VersionStore, version_id: str, name: str) -> Path | None:
+    try:
+        return store.file(version_id, name)
+    except VersionError:
+        return None
+
+
+def how_trained(card: VersionCard) -> str:
+    """How a version was trained, from its card; empty for base weights."""
+    if not card.parent:
+        return ""
+    labels, project = card.data.get("trained_on"), card.data.get("project")
+    steps, size, rate = (card.config.get(name) for name in ("steps", "batch_size", "learning_rate"))
+    steps = card.data.get("steps", steps)
+    said = f"Fine-tuned from {card.parent}"
+    said += f" on {labels} labels" if labels else ""
+    said += f" of project {project}" if project else ""
+    said += (
+        f", {steps} steps of {size} samples at a learning rate of {rate:g}" if steps and size and rate else ""
+    )
+    return f"{said}."
+
+
+def curve(values: Sequence[tuple[int, float]]) -> Curve | None:
+    """Scales (step, value) pairs to the box; None for fewer than two points."""
+    if len(values) < 2:
+        return None
+    stride = math.ceil(len(values) / CURVE_POINTS)
+    drawn = [*values[:-1:stride], values[-1]]
+    steps, figures = zip(*drawn, strict=True)
+    low, high, (width, height) = min(figures), max(figures), CURVE_WH
+    across, up = max(1, steps[-1] - steps[0]), (high - low) or 1.0
+    points = " ".join(
+        f"{width * (step - steps[0]) / across:.1f},{height * (high - figure) / up:.1f}"
+        for step, figure in drawn
+    )
+    return Curve(points, figures[0], figures[-1], steps[-1])
+
+
+def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
+    names = store.file_names(card)
+    report = next((name for name in REPORTS if name in names), "")
+    listed, log = (_file(store, card.version_id, name) for name in (PICTURES, LOG))
+    pictures = [] if listed is None else [pair for pair in _pairs(listed) if pair.file in names]
+    return FineTune(card, None if log is None else curve(_losses(log)), report, pictures)
+
+
+def _pairs(path: Path) -> list[Pair]:
+    """Entries of the picture list; none if it is unreadable."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Pair(str(one["file"]), str(one["phrase"]), float(one["before"]), float(one["after"]))
+            for one in listed
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of each line that has both; stops at the first invalid line."""
+    found: list[tuple[int, float]] = []
+    with path.open(encoding="utf-8") as lines:
+        for text in lines:
+            try:
+                line: Any = json.loads(text)
+            except ValueError:
+                break
+            loss = line.get(LOSS) if isinstance(line, dict) else None
+            if isinstance(loss, int | float) and isinstance(line.get("step"), int) and math.isfinite(loss):
+                found.append((line["step"], float(loss)))
+    return found

@@ -1,0 +1,67 @@
+"""`sspsam scenes`: sticker scenes as picture files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from finetune.data.stickers.phrases import ScenePhrase
+    from finetune.data.stickers.scenes import Scene
+
+app = typer.Typer()
+
+TASKS_FILE = "tasks.json"
+PHRASES_FILE = "phrases.jsonl"
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder to write to.", file_okay=False, show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Which scenes: the same seed gives the same.")] = 0,
+    split: Annotated[str, typer.Option(help="train, val or test; they share no scene.")] = "val",
+    nouns: Annotated[
+        str, typer.Option(help="What may be in them: nouns, or first, core, base, novel; with commas.")
+    ] = "core,base",
+    image_prefix: Annotated[
+        str, typer.Option(help="What Label Studio puts before a file's name to fetch it.")
+    ] = "/data/local-files/?d=",
+) -> None:
+    """Draw sticker scenes, with phrases that are true of them.
+
+    Writes the pictures, tasks.json (to import into Label Studio, with phrases to try as the field
+    "suggestions") and phrases.jsonl (each phrase with its family and its mask as COCO RLE).
+
+    Example: sspsam scenes --out scenes --count 24
+    """
+    from PIL import Image
+
+    from finetune.data.stickers.dataset import StickerDataset
+
+    try:
+        dataset = StickerDataset(split, count, seed, nouns=nouns.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    out.mkdir(parents=True, exist_ok=True)
+    tasks, lines = [], []
+    for number in range(count):
+        scene, phrases = dataset.scene(number)
+        name = f"scene-{number:04d}.png"
+        Image.fromarray(scene.image).save(out / name)
+        suggestions = " · ".join(phrase.phrase for phrase in phrases)
+        tasks.append({"data": {"image": f"{image_prefix}{name}", "suggestions": suggestions}})
+        lines += [json.dumps(_describe(name, scene, phrase)) for phrase in phrases]
+    (out / TASKS_FILE).write_text(json.dumps(tasks, indent=1) + "\n", encoding="utf-8")
+    (out / PHRASES_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    typer.echo(f"{count} scenes with {len(lines)} phrases are in {out}")
+
+
+def _describe(name: str, scene: Scene, phrase: ScenePhrase) -> dict[str, object]:
+    from sspsam.images.masks import mask_to_coco_rle
+
+    mask = mask_to_coco_rle(scene.mask_of(phrase.targets)) if phrase.targets else None
+    return {"image": name, "phrase": phrase.phrase, "family": phrase.family, "mask_rle": mask}

@@ -1,0 +1,1 @@
+"""Published referring-expression data sets."""

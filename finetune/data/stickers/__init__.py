@@ -1,0 +1,1 @@
+"""Synthetic sticker scenes with phrases."""

@@ -1,0 +1,179 @@
+"""The data set `stickers`: scenes made of sticker art, drawn when asked for, with phrases about them."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from finetune.data.dataset import Sample
+from finetune.data.stickers.art import STYLES, Picture
+from finetune.data.stickers.backgrounds import draw_background
+from finetune.data.stickers.phrases import FAMILIES, ScenePhrase, make_phrases
+from finetune.data.stickers.scenes import (
+    MAX_ANGLE_DEG,
+    RECOLOURED,
+    SIZE_RANGE_PX,
+    SOLID_ALPHA,
+    SPLITS,
+    Mask,
+    Scene,
+    SceneObject,
+    draw_sticker,
+    make_scene,
+    overlap,
+    paste,
+    tint,
+)
+from finetune.data.stickers.vocabulary import FIRST_NOUNS, nouns, select_nouns, vocabulary
+
+__all__ = [
+    "FAMILIES",
+    "FIRST_NOUNS",
+    "STYLES",
+    "Scene",
+    "SceneObject",
+    "ScenePhrase",
+    "StickerDataset",
+    "make_phrases",
+    "make_scene",
+    "nouns",
+    "render_crop",
+    "select_nouns",
+]
+
+SCENES_PER_SEED = 1_000_000
+"""Scenes of one seed of a data set do not run into those of the next."""
+SPARE_SCENES = 8
+"""How many scenes a data set looks at for one that it can say enough about."""
+CACHED_SCENES = 4
+
+
+class StickerDataset:
+    """Scenes with a fixed number of phrases each. Sample `i` is always the same for the same arguments."""
+
+    def __init__(
+        self,
+        split: str = "train",
+        count: int = 1000,
+        seed: int = 0,
+        families: Sequence[str] | None = None,
+        nouns: Sequence[str] | None = None,
+        styles: Sequence[str] | None = None,
+        phrases_per_scene: int = 8,
+        size_range: tuple[int, int] = SIZE_RANGE_PX,
+    ) -> None:
+        """Describes a data set; scenes are drawn when they are asked for.
+
+        Args:
+            split: "train", "val" or "test"; they share no scene.
+            count: Number of scenes.
+            seed: Which scenes of the split.
+            families: Kinds of phrases; all when None.
+            nouns: What may be in the scenes, or names of groups (see `select_nouns`).
+            styles: Drawing styles; all when None.
+            phrases_per_scene: Samples made of one scene, which follow each other.
+            size_range: Shortest and longest side of the canvases, px.
+
+        Raises:
+            ValueError: an unknown split, family, noun or style.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}; known: {', '.join(SPLITS)}")
+        for chosen, known, what in ((families, FAMILIES, "family"), (styles, STYLES, "style")):
+            strange = set(chosen or ()) - set(known)
+            if strange:
+                raise ValueError(
+                    f"there is no {what} {', '.join(sorted(strange))}; known: {', '.join(known)}"
+                )
+        self.split = split
+        self.count = count
+        self.seed = seed
+        self.families = tuple(families or FAMILIES)
+        self.nouns = None if nouns is None else select_nouns(nouns)
+        self.styles = styles
+        self.phrases_per_scene = phrases_per_scene
+        self.size_range = size_range
+        self._drawn: dict[int, tuple[Scene, list[ScenePhrase], Mask]] = {}
+
+    def __len__(self) -> int:
+        return self.count * self.phrases_per_scene
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number, turn = divmod(index, self.phrases_per_scene)
+        scene, phrases, everything = self._read(number)
+        phrase = phrases[turn]
+        return Sample(
+            sample_id=f"stickers/{scene.scene_id}/{turn}",
+            image_id=f"stickers/{scene.scene_id}",
+            image=scene.image,
+            phrase=phrase.phrase,
+            mask=scene.mask_of(phrase.targets),
+            family=phrase.family,
+            all_objects=everything,
+        )
+
+    def scene(self, number: int) -> tuple[Scene, list[ScenePhrase]]:
+        """Scene `number` and the phrases that the samples are made of."""
+        return self._read(number)[:2]
+
+    def _read(self, number: int) -> tuple[Scene, list[ScenePhrase], Mask]:
+        """Draws a scene, or finds it among the last ones."""
+        if number not in self._drawn:
+            while len(self._drawn) >= CACHED_SCENES:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[number] = self._draw(number)
+        return self._drawn[number]
+
+    def _draw(self, number: int) -> tuple[Scene, list[ScenePhrase], Mask]:
+        """Finds the first scene at a number's place that enough can be said about."""
+        wanted = self.phrases_per_scene
+        best: tuple[Scene, list[ScenePhrase]] | None = None
+        for spare in range(SPARE_SCENES):
+            seed = (self.seed * SCENES_PER_SEED + number) * SPARE_SCENES + spare
+            scene = make_scene(seed, self.split, self.nouns, self.styles, self.size_range)
+            rng = np.random.default_rng((SPLITS[self.split], seed, 1))
+            phrases = make_phrases(scene, rng, self.families, wanted)
+            if best is None or len(phrases) > len(best[1]):
+                best = scene, phrases
+            if len(phrases) == wanted:
+                break
+        assert best is not None
+        scene, phrases = best
+        if not phrases:
+            raise ValueError(
+                f"{self.split} scene {number}: nothing to say with families {', '.join(self.families)}"
+            )
+        repeated = [phrases[turn % len(phrases)] for turn in range(wanted)]
+        return scene, repeated, scene.mask_of(range(len(scene.objects)))
+
+
+def render_crop(noun: str, style: str, rng: np.random.Generator, size: int = 96) -> tuple[Picture, Mask]:
+    """Draws one sticker on a background of its own, for learning to recognise things.
+
+    Args:
+        noun: What to draw.
+        style: One of STYLES.
+        rng: Where size, turn, place, colours and grain come from.
+        size: Side of the picture, px.
+
+    Returns:
+        (size, size, 3) uint8 RGB, and the (size, size) mask of the sticker.
+    """
+    longest_px = size * rng.uniform(0.3, 1.0)
+    sticker = draw_sticker(noun, style, longest_px, rng.uniform(-1, 1) * MAX_ANGLE_DEG, rng.random() < 0.4)
+    sticker = tint(rng, sticker, vocabulary()[noun].category in RECOLOURED)
+    crop = draw_background(rng, size, size)
+    height, width = sticker.shape[:2]
+    left, top = (round(rng.uniform(-0.1, 1.1) * (size - side)) for side in (width, height))
+    paste(crop, sticker, left, top)
+    on_crop, in_sticker = overlap(crop.shape, left, top, sticker.shape)
+    mask = np.zeros((size, size), bool)
+    mask[on_crop] = sticker[in_sticker][..., 3] >= SOLID_ALPHA
+    brightness = np.arange(256) * rng.uniform(0.75, 1.2) + rng.uniform(-20, 25)
+    crop = np.asarray(cv2.LUT(crop, np.clip(brightness, 0, 255).astype(np.uint8)), np.uint8)
+    if rng.random() < 0.4:
+        grain = rng.integers(0, int(rng.integers(4, 40)), crop.shape, dtype=np.uint8)
+        crop = np.asarray(cv2.add(cv2.subtract(crop, grain // 2), grain), np.uint8)
+    return crop, mask

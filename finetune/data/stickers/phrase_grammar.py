@@ -1,0 +1,173 @@
+"""The words for what is in a scene, and the choices between the ways to speak of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from finetune.data.stickers import spatial_predicates
+from finetune.data.stickers.colours import COLOURS
+from finetune.data.stickers.scenes import Scene
+from finetune.data.stickers.spatial_predicates import SIDES, Claim
+from finetune.data.stickers.vocabulary import also_called, kinds, vocabulary
+
+Option = TypeVar("Option")
+
+TRIES = 10
+"""How often a family looks for something to say about a scene before it gives up."""
+
+_NO_ARTICLE = frozenset(
+    ["bread", "cheese", "meat", "bacon", "popcorn", "spaghetti", "sushi", "chocolate", "milk", "wine", "food"]
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, and the objects of a scene that it names."""
+
+    name: str
+    plural: str
+    indices: tuple[int, ...]
+
+
+class Speech:
+    """What can be said about one scene: its words, and the choices between them."""
+
+    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
+        self.scene = scene
+        self.rng = rng
+        self.present = frozenset(scene.by_noun)
+        self.everything = Word("object", "objects", tuple(range(len(scene.objects))))
+        self.nouns = self._noun_words()
+        self.kinds = self._kind_words()
+
+    def _noun_words(self) -> list[Word]:
+        return [
+            Word(noun, vocabulary()[noun].plural, indices)
+            for noun, indices in self.scene.by_noun.items()
+            if not also_called(noun) & self.present
+        ]
+
+    def _kind_words(self) -> list[Word]:
+        named = {word.name for word in self.nouns}
+        words = []
+        for kind in kinds():
+            if kind.members & self.present and not kind.doubtful & self.present and kind.name not in named:
+                members = [self.scene.by_noun[noun] for noun in self.present & kind.members]
+                words.append(Word(kind.name, kind.plural, tuple(sorted(sum(members, ())))))
+        return words
+
+    def pick(self, options: Sequence[Option]) -> Option:
+        return options[int(self.rng.integers(len(options)))]
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def word(self, at_least: int = 1, at_most: int | None = None, anything: float = 0.0) -> Word | None:
+        """Picks a word that names so many objects: mostly a noun, at times a kind or, if asked, "object"."""
+        if self.chance(anything):
+            words = [self.everything]
+        else:
+            words = self.kinds if self.chance(0.12) else self.nouns
+        words = [
+            word
+            for word in words
+            if at_least <= len(word.indices) and (at_most is None or len(word.indices) <= at_most)
+        ]
+        return self.pick(words) if words else None
+
+    def mostly_repeated(self, anything: float = 0.0) -> Word | None:
+        """Picks a word that rather names more than one object, so that more has to be said."""
+        return self.word(2, anything=anything) if self.chance(0.75) else self.word(anything=anything)
+
+    def the(self, text: str) -> str:
+        return f"the {text}" if self.chance(0.5) else text
+
+    def a(self, name: str) -> str:
+        """A name with the indefinite article, or without where it takes none."""
+        if name in _NO_ARTICLE or (name.endswith("s") and not name.endswith(("ss", "us", "bus"))):
+            return name
+        return f"an {name}" if name[0] in "aeiou" and name != "unicorn" else f"a {name}"
+
+    def write(self, text: str) -> str:
+        """Varies the case as people do."""
+        style = self.rng.random()
+        if style < 0.8:
+            return text
+        return text.upper() if style > 0.95 else text[0].upper() + text[1:]
+
+    def place(self) -> Claim:
+        """A claim about places in the picture."""
+        choice = self.rng.random()
+        if choice < 0.55:
+            return spatial_predicates.on_side(self.scene, self.pick(list(SIDES)))
+        if choice < 0.85:
+            return spatial_predicates.in_corner(
+                self.scene, self.pick(("top", "bottom")), self.pick(("left", "right"))
+            )
+        return spatial_predicates.in_middle(self.scene)
+
+    def colour(self, of: Word) -> Claim:
+        """A claim about a colour: mostly one that something of this name has."""
+        seen = [self.scene.objects[index].colour for index in of.indices]
+        known = [name for name in seen if name is not None]
+        return spatial_predicates.has_colour(self.scene, self.pick(known) if known else self.pick(COLOURS))
+
+    def relation(self, of: Word) -> Claim | None:
+        """A claim about where things are to another one, with that one's name in it."""
+        anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
+        single = [word for word in anchors if len(word.indices) == 1]
+        choice = self.rng.random()
+        if choice < 0.2:
+            return self._between(anchors)
+        if not single:
+            return None
+        anchor = self.pick(single)
+        if choice < 0.4:
+            claim = spatial_predicates.near(self.scene, anchor.indices)
+        else:
+            claim = spatial_predicates.beside(self.scene, anchor.indices[0], self.pick(list(SIDES)))
+        return _name_anchor(claim, self.the(anchor.name))
+
+    def apart(self, of: Word) -> Claim | None:
+        """A claim about what is away from all things of another name."""
+        anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
+        if not anchors:
+            return None
+        anchor = self.pick(anchors)
+        name = self.a(anchor.name) if len(anchor.indices) > 1 else f"the {anchor.name}"
+        return _name_anchor(spatial_predicates.far(self.scene, anchor.indices), name)
+
+    def _between(self, anchors: Sequence[Word]) -> Claim | None:
+        pairs = [word for word in anchors if len(word.indices) == 2]
+        single = [word for word in anchors if len(word.indices) == 1]
+        if pairs and (self.chance(0.3) or len(single) < 2):
+            pair = self.pick(pairs)
+            return _name_anchor(
+                spatial_predicates.between(self.scene, *pair.indices), f"the two {pair.plural}"
+            )
+        if len(single) < 2:
+            return None
+        one, other = (single[index] for index in self.rng.permutation(len(single))[:2])
+        claim = spatial_predicates.between(self.scene, one.indices[0], other.indices[0])
+        return _name_anchor(claim, f"the {one.name} and the {other.name}")
+
+    def absent_word(self) -> tuple[str, str] | None:
+        """Name and plural of something that is not there, rather of a category that is."""
+        if self.chance(0.08):
+            away = [kind for kind in kinds() if not (kind.members | kind.doubtful) & self.present]
+            away = [kind for kind in away if kind.members & set(self.scene.nouns)]
+            return (kind.name, kind.plural) if away and (kind := self.pick(away)) else None
+        categories = {thing.category for thing in self.scene.objects}
+        similar = self.chance(0.5)
+        for _ in range(TRIES):
+            noun = vocabulary()[self.pick(self.scene.nouns)]
+            clear = noun.name not in self.present and not also_called(noun.name) & self.present
+            if clear and (not similar or noun.category in categories):
+                return noun.name, noun.plural
+        return None
+
+
+def _name_anchor(claim: Claim, name: str) -> Claim:
+    return Claim(tuple(saying.replace("{anchor}", name) for saying in claim.sayings), claim.verdicts)

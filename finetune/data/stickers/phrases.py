@@ -1,0 +1,357 @@
+"""Referring expressions for sticker scenes, each true of exactly the objects it comes with.
+
+There is one function per family. It picks something to say about a scene and gives up (None) where that would
+be unclear; the margins of places, relations and colours are in `claims`, those of sizes and orders here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.data.stickers import spatial_predicates
+from finetune.data.stickers.colours import COLOURS
+from finetune.data.stickers.phrase_grammar import TRIES, Speech, Word
+from finetune.data.stickers.scenes import Scene
+from finetune.data.stickers.spatial_predicates import SIDES, Claim
+
+Said = tuple[str, tuple[int, ...]]
+"""What is said, and the indices of the objects that it is true of."""
+
+ORDER_GAP = 0.06
+"""Things that are told apart by their order are this far apart, as a part of the picture's side."""
+SIZE_RATIO = 1.6
+"""The biggest of some things has at least this many times the visible area of the next."""
+PLAIN_SIZE_RATIO = 2.5
+"""The same for one that is simply called big or small."""
+NEAREST_RATIO = 2.0
+"""The nearest of some things is at least this many times nearer than the next."""
+NEAREST_GAP = 0.12
+"""And nearer by this part of the short side."""
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
+_ORDINALS = (("first", "1st"), ("second", "2nd"), ("third", "3rd"), ("fourth", "4th"), ("fifth", "5th"))
+_EXTREMES = {
+    "left": ("leftmost {}", "{} furthest to the left", "far left {}"),
+    "right": ("rightmost {}", "{} furthest to the right", "far right {}"),
+    "top": ("topmost {}", "highest {}", "uppermost {}"),
+    "bottom": ("bottommost {}", "lowest {}", "{} furthest down"),
+}
+_SIZES = {
+    "big": (("biggest {}", "largest {}"), ("bigger {}", "larger {}"), ("big {}", "large {}", "huge {}")),
+    "small": (
+        ("smallest {}", "tiniest {}"),
+        ("smaller {}", "littler {}"),
+        ("small {}", "little {}", "tiny {}"),
+    ),
+}
+"""Size -> how one says it of the most extreme of several, of one of two, and where it is plain to see."""
+
+
+@dataclass(frozen=True)
+class ScenePhrase:
+    """Something said about a scene."""
+
+    phrase: str
+    family: str
+    targets: tuple[int, ...]
+    """Indices of the objects that it refers to; none when nothing in the scene fits it."""
+
+
+def make_phrases(
+    scene: Scene, rng: np.random.Generator, families: Sequence[str] | None = None, count: int | None = None
+) -> list[ScenePhrase]:
+    """Says different things about a scene, turning to one family after the other.
+
+    Args:
+        scene: What to speak of.
+        rng: Where the choices come from.
+        families: Which to use; all when None.
+        count: How many phrases; one for each family that has something to say when None.
+
+    Returns:
+        At most `count` phrases, no two with the same words; fewer where there is not enough to say.
+
+    Raises:
+        ValueError: an unknown family, or none.
+    """
+    wanted = FAMILIES if families is None else tuple(families)
+    strange = [family for family in wanted if family not in _SPEAKERS]
+    if strange or not wanted:
+        raise ValueError(f"families are {strange or 'none'}, expected some of {', '.join(FAMILIES)}")
+    limit = len(wanted) if count is None else count
+    speech = Speech(scene, rng)
+    said: dict[str, ScenePhrase] = {}
+    for _ in range(1 if count is None else 2 + 2 * count):
+        for index in rng.permutation(len(wanted)):
+            if len(said) >= limit:
+                return list(said.values())
+            phrase = _say(speech, wanted[index])
+            if phrase is not None:
+                said.setdefault(phrase.phrase.lower(), phrase)
+    return list(said.values())
+
+
+def _say(speech: Speech, family: str) -> ScenePhrase | None:
+    """Tries to say something of a family."""
+    for _ in range(TRIES):
+        said = _SPEAKERS[family](speech)
+        if said is not None:
+            return ScenePhrase(speech.write(said[0]), family, tuple(sorted(said[1])))
+    return None
+
+
+def _say_noun(speech: Speech) -> Said | None:
+    word = speech.word(at_most=1)
+    if word is None:
+        return None
+    name = word.name
+    return speech.pick((name, name, f"the {name}", f"the {name}", speech.a(name))), word.indices
+
+
+def _say_size(speech: Speech) -> Said | None:
+    word = speech.word(2, anything=0.08)
+    if word is None:
+        return None
+    size = speech.pick(("big", "small"))
+    sign = -1 if size == "big" else 1
+    objects = speech.scene.objects
+    first, second = spatial_predicates.ranked(speech.scene, word.indices, lambda thing: sign * thing.area_px)[
+        :2
+    ]
+    areas = sorted(objects[index].area_px for index in (first, second))
+    sides = [max(_sides_px(objects[index].box_xyxy)) for index in (first, second)]
+    ratio = areas[1] / areas[0]
+    if ratio < SIZE_RATIO or sign * (sides[1] - sides[0]) <= 0:
+        return None
+    most, more, plain = _SIZES[size]
+    said = list(most)
+    if len(word.indices) == 2:
+        said += [*more, *(f"{way.format('')}of the two {word.plural}" for way in more)]
+    if ratio >= PLAIN_SIZE_RATIO:
+        said += plain
+    return speech.the(speech.pick(said).format(word.name)), (first,)
+
+
+def _sides_px(box_xyxy: tuple[int, int, int, int]) -> tuple[int, int]:
+    return box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]
+
+
+def _say_place(speech: Speech) -> Said | None:
+    if speech.chance(0.3):
+        return _say_extreme(speech)
+    word = speech.mostly_repeated(anything=0.06)
+    return _say_claim(speech, word, speech.place()) if word else None
+
+
+def _say_claim(speech: Speech, word: Word, claim: Claim) -> Said | None:
+    """Says a claim that singles out one of the objects of a name."""
+    targets = claim.true_of(word.indices)
+    if targets is None or len(targets) != 1:
+        return None
+    return speech.the(speech.pick(claim.sayings).format(word.name)), targets
+
+
+def _in_order(speech: Speech, word: Word, side: str) -> tuple[list[int], list[bool]]:
+    """The objects of a name counted from a side, and for each whether it is clear of the one before it."""
+    scene = speech.scene
+    order = spatial_predicates.ranked(
+        scene, word.indices, lambda thing: spatial_predicates.distance_from(scene, thing, side)
+    )
+    steps = np.diff([spatial_predicates.distance_from(scene, scene.objects[index], side) for index in order])
+    return order, [True, *(bool(step >= ORDER_GAP) for step in steps)]
+
+
+def _say_extreme(speech: Speech) -> Said | None:
+    word = speech.word(2, anything=0.08)
+    if word is None:
+        return None
+    side = speech.pick(list(SIDES))
+    order, clear = _in_order(speech, word, side)
+    return (speech.the(speech.pick(_EXTREMES[side]).format(word.name)), (order[0],)) if clear[1] else None
+
+
+def _say_ordinal(speech: Speech) -> Said | None:
+    word = speech.word(2)
+    if word is None:
+        return None
+    side = speech.pick(("left", "left", "right", "right", "top", "bottom"))
+    order, clear = _in_order(speech, word, side)
+    rank = int(speech.rng.integers(min(len(order), len(_ORDINALS))))
+    if not clear[rank] or not (rank + 1 == len(order) or clear[rank + 1]):
+        return None
+    if len(order) == 3 and rank == 1 and _in_row(speech, word, side) and speech.chance(0.4):
+        return speech.the(f"middle {word.name}"), (order[1],)
+    said = _count_from(speech, word.name, rank, side)
+    if side == "left" and _in_row(speech, word, side) and speech.chance(0.25):
+        bare = "last" if rank + 1 == len(order) and speech.chance(0.5) else speech.pick(_ORDINALS[rank])
+        said = f"{bare} {word.name}"
+    return speech.the(said), (order[rank],)
+
+
+def _count_from(speech: Speech, name: str, rank: int, side: str) -> str:
+    ordinal = speech.pick(_ORDINALS[rank])
+    return speech.pick((f"{ordinal} {name} from the {side}", f"{ordinal} {name} from {side}"))
+
+
+def _in_row(speech: Speech, word: Word, side: str) -> bool:
+    """Whether objects are side by side rather than one above the other; along the axis of the side."""
+    axis = SIDES[side][0]
+    middles = np.array([speech.scene.objects[index].centre for index in word.indices])
+    spread = np.ptp(middles, axis=0)
+    return bool(spread[axis] > 2 * spread[1 - axis])
+
+
+def _say_relation(speech: Speech) -> Said | None:
+    word = speech.mostly_repeated()
+    if word is None:
+        return None
+    choice = speech.rng.random()
+    if choice < 0.25:
+        return _say_nearest(speech, word)
+    claim = speech.apart(word) if choice < 0.35 else speech.relation(word)
+    return _say_claim(speech, word, claim) if claim else None
+
+
+def _say_nearest(speech: Speech, word: Word) -> Said | None:
+    """Says which of some objects is nearest to another."""
+    scene = speech.scene
+    anchors = [other for other in speech.nouns if len(other.indices) == 1 and other.name != word.name]
+    if len(word.indices) < 2 or not anchors:
+        return None
+    anchor = speech.pick(anchors)
+    if anchor.indices[0] in word.indices:
+        return None
+    other = scene.objects[anchor.indices[0]]
+    order = spatial_predicates.ranked(
+        scene, word.indices, lambda thing: spatial_predicates.gap_between(scene, thing, other)
+    )
+    first, second = (
+        spatial_predicates.gap_between(scene, scene.objects[index], other) for index in order[:2]
+    )
+    if second < max(NEAREST_RATIO * first, first + NEAREST_GAP):
+        return None
+    ways = ["nearest to", "closest to"] + ["next to", "by", "near"] * (first <= spatial_predicates.NEAR)
+    return f"{speech.the(word.name)} {speech.pick(ways)} {speech.the(anchor.name)}", (order[0],)
+
+
+def _say_colour(speech: Speech) -> Said | None:
+    word = speech.mostly_repeated(anything=0.1)
+    return _say_claim(speech, word, speech.colour(word)) if word else None
+
+
+def _say_several(speech: Speech) -> Said | None:
+    choice = speech.rng.random()
+    if choice < 0.5:
+        return _say_all(speech)
+    if choice < 0.6:
+        return _say_pair(speech)
+    if choice < 0.75:
+        return _say_outermost(speech)
+    word = speech.word(3)
+    if word is None:
+        return None
+    claim = speech.place() if choice < 0.9 else speech.colour(word)
+    targets = claim.true_of(word.indices)
+    if targets is None or not 2 <= len(targets) < len(word.indices):
+        return None
+    said = speech.pick(claim.sayings).replace("that is", "that are").format(word.plural)
+    if said.startswith(word.plural) and speech.chance(0.4):
+        return f"the {_NUMBERS[len(targets)]} {said}", targets
+    return speech.pick((said, f"the {said}", f"all {said}", f"all the {said}")), targets
+
+
+def _say_all(speech: Speech) -> Said | None:
+    word = speech.word(2, at_most=max(_NUMBERS), anything=0.04)
+    if word is None:
+        return None
+    number, plural = _NUMBERS[len(word.indices)], word.plural
+    said = [plural, f"the {plural}", f"all {plural}", f"all the {plural}", f"the {number} {plural}"]
+    if plural != word.name:
+        said += [f"every {word.name}", f"each {word.name}"]
+    said.append(f"both {plural}" if number == "two" else f"all {number} {plural}")
+    return speech.pick(said), word.indices
+
+
+def _say_pair(speech: Speech) -> Said | None:
+    """Says two different things at once."""
+    words = [word for word in speech.nouns if len(word.indices) == 1]
+    if len(words) < 2:
+        return None
+    one, other = (words[index] for index in speech.rng.permutation(len(words))[:2])
+    said = speech.pick((f"{one.name} and {other.name}", f"the {one.name} and the {other.name}"))
+    return said, one.indices + other.indices
+
+
+def _say_outermost(speech: Speech) -> Said | None:
+    word = speech.word(3)
+    if word is None:
+        return None
+    side = speech.pick(list(SIDES))
+    order, clear = _in_order(speech, word, side)
+    number = int(speech.rng.integers(2, min(len(order), 5)))
+    if not clear[number]:
+        return None
+    return speech.the(f"{_NUMBERS[number]} {_EXTREMES[side][0].format(word.plural)}"), tuple(order[:number])
+
+
+def _say_none(speech: Speech) -> Said | None:
+    said = _say_absent(speech) if speech.chance(0.6) else _say_untrue(speech)
+    return (said, ()) if said else None
+
+
+def _say_absent(speech: Speech) -> str | None:
+    """Names something that is not in the scene, as simply or as elaborately as one names what is."""
+    absent = speech.absent_word()
+    if absent is None:
+        return None
+    name, plural = absent
+    choice = speech.rng.random()
+    if choice < 0.5:
+        return speech.pick((name, f"the {name}", speech.a(name)))
+    if choice < 0.62:
+        return speech.pick((plural, f"all {plural}", f"both {plural}", f"the two {plural}"))
+    if choice < 0.7:
+        return speech.the(_count_from(speech, name, int(speech.rng.integers(3)), speech.pick(list(SIDES))))
+    if choice < 0.78:
+        return speech.the(speech.pick(_SIZES[speech.pick(("big", "small"))][0]).format(name))
+    stand_in = Word(name, plural, ())
+    claim = speech.colour(stand_in) if choice < 0.86 else speech.place()
+    if choice >= 0.93:
+        claim = speech.relation(stand_in) or claim
+    return speech.the(speech.pick(claim.sayings).format(name))
+
+
+def _say_untrue(speech: Speech) -> str | None:
+    """Says something of what is in the scene that is true of none of it."""
+    word = speech.word()
+    if word is None:
+        return None
+    choice = speech.rng.random()
+    if choice < 0.15:
+        rank = len(word.indices) + int(speech.rng.integers(2))
+        if rank >= len(_ORDINALS):
+            return None
+        return speech.the(_count_from(speech, word.name, rank, speech.pick(list(SIDES))))
+    if choice < 0.3:
+        absent = speech.absent_word()
+        return f"{speech.the(word.name)} next to the {absent[0]}" if absent else None
+    if choice < 0.55:
+        claim: Claim | None = spatial_predicates.has_colour(speech.scene, speech.pick(COLOURS))
+    else:
+        claim = speech.place() if choice < 0.8 else speech.relation(word)
+    if claim is None or claim.true_of(word.indices) != ():
+        return None
+    return speech.the(speech.pick(claim.sayings).format(word.name))
+
+
+_SPEAKERS = {
+    "noun": _say_noun,
+    "size": _say_size,
+    "place": _say_place,
+    "ordinal": _say_ordinal,
+    "relation": _say_relation,
+    "colour": _say_colour,
+    "several": _say_several,
+    "none": _say_none,
+}
+FAMILIES = tuple(_SPEAKERS)

@@ -1,0 +1,375 @@
+"""Scenes made of stickers: pictures of everyday things whose masks are known exactly.
+
+A scene is drawn from a seed and nothing else. Stickers are laid from the front to the back, so that what
+covers a sticker is known when it is laid: its mask is the part that shows, and one that would show less than
+half is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.stickers.art import ART_PX, CELL_PX, LEVELS, STYLES, read_art
+from finetune.data.stickers.backgrounds import draw_background
+from finetune.data.stickers.colours import PREVAILS, colour_shares
+from finetune.data.stickers.vocabulary import nouns as nouns_of
+from finetune.data.stickers.vocabulary import select_nouns, vocabulary
+
+Mask = npt.NDArray[np.bool_]
+Picture = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float32]
+
+SPLITS = {"train": 1, "val": 2, "test": 3}
+"""Each split draws from random streams of its own: no scene is in two of them."""
+
+SIZE_RANGE_PX = (320, 1024)
+STICKER_RANGE = (0.05, 0.45)
+"""Longest side of a sticker, as a part of the canvas's short side."""
+MAX_ANGLE_DEG = 25.0
+MAX_STICKERS = 12
+MIN_VISIBLE = 0.5
+"""Share of a sticker that has to show."""
+WHOLE = 0.97
+"""The same where stickers are not crowded, and for those up to SMALL_STICKER."""
+SMALL_STICKER = 0.12
+PLACES_TRIED = 12
+"""Places looked at for a sticker before it is left out."""
+SOLID_ALPHA = 128
+"""A pixel belongs to a sticker from this alpha on."""
+
+_COUNT_SHARES = (0.06, 0.10, 0.14, 0.16, 0.15, 0.12, 0.09, 0.06, 0.05, 0.03, 0.02, 0.02)
+RECOLOURED = frozenset(["vehicle", "clothing", "object", "place", "tool", "music", "sport"])
+"""Categories of which things come in any colour; a blue banana would teach the wrong thing."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """A sticker in a scene, as far as it shows."""
+
+    noun: str
+    plural: str
+    category: str
+    style: str
+    mask: Mask
+    """(H, W), the visible part."""
+    box_xyxy: tuple[int, int, int, int]
+    """Around the visible part, px; x1 and y1 are the first column and row beyond it."""
+    area_px: int
+    """Of the visible part."""
+    colours: dict[str, float]
+    """Colour name -> share of the visible part that has it."""
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """(x, y) of the middle of the box, px."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+    @property
+    def colour(self) -> str | None:
+        """The colour that most of it has, or None where no colour prevails."""
+        name = max(self.colours, key=self.colours.__getitem__)
+        return name if self.colours[name] >= PREVAILS else None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture and what is in it."""
+
+    scene_id: str
+    image: Picture
+    """(H, W, 3) RGB."""
+    objects: tuple[SceneObject, ...]
+    """From the front to the back."""
+    nouns: tuple[str, ...] = field(repr=False)
+    """The nouns that the scene was drawn from."""
+
+    @cached_property
+    def by_noun(self) -> dict[str, tuple[int, ...]]:
+        """Noun -> indices of its objects."""
+        found: dict[str, list[int]] = {}
+        for index, thing in enumerate(self.objects):
+            found.setdefault(thing.noun, []).append(index)
+        return {noun: tuple(indices) for noun, indices in found.items()}
+
+    def mask_of(self, indices: Sequence[int]) -> Mask:
+        """(H, W) union of the visible parts of some objects."""
+        union = np.zeros(self.image.shape[:2], bool)
+        for index in indices:
+            union |= self.objects[index].mask
+        return union
+
+
+def make_scene(
+    seed: int,
+    split: str = "train",
+    nouns: Sequence[str] | None = None,
+    styles: Sequence[str] | None = None,
+    size_range: tuple[int, int] = SIZE_RANGE_PX,
+    max_stickers: int = MAX_STICKERS,
+) -> Scene:
+    """Draws a scene. The same arguments always give the same scene.
+
+    Args:
+        seed: Which of the split's scenes.
+        split: "train", "val" or "test".
+        nouns: What may be in it, or names of groups (see `select_nouns`); all but the novel nouns when None.
+        styles: Drawing styles to use; all when None.
+        size_range: Shortest and longest side of the canvas, px.
+        max_stickers: At most this many stickers.
+
+    Raises:
+        ValueError: an unknown split, noun or style, or a range that is empty.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    if not 32 <= size_range[0] <= size_range[1]:
+        raise ValueError(
+            f"size_range is {size_range}, expected two sides of at least 32 px, the smaller first"
+        )
+    chosen = nouns_of("core", "base") if nouns is None else select_nouns(nouns)
+    rng = np.random.default_rng((SPLITS[split], seed))
+    width, height = (int(side) for side in rng.integers(size_range[0], size_range[1] + 1, 2))
+    pile = Pile(rng, height, width)
+    for noun, style in _plan(rng, chosen, tuple(styles or STYLES), max_stickers):
+        pile.lay(noun, style)
+    image = _develop(rng, pile.paint(draw_background(rng, height, width)))
+    return Scene(f"{split}/{seed}", image, pile.objects(image), chosen)
+
+
+def draw_sticker(
+    noun: str, style: str, longest_px: float, angle_deg: float = 0.0, mirror: bool = False
+) -> Picture:
+    """Draws one sticker as large as asked, turned, in the smallest picture that holds it.
+
+    Returns:
+        (h, w, 4) uint8, premultiplied RGBA.
+    """
+    art = read_art(noun, style)
+    level = int(np.clip(np.floor(np.log2(ART_PX / longest_px)), 0, LEVELS - 1))
+    scale = longest_px / (ART_PX >> level) if level else longest_px / ART_PX
+    turn = np.deg2rad(angle_deg)
+    cos, sin = abs(np.cos(turn)), abs(np.sin(turn))
+    art_h, art_w = (side * longest_px / ART_PX for side in art.size_hw)
+    width, height = int(np.ceil(art_w * cos + art_h * sin)) + 2, int(np.ceil(art_w * sin + art_h * cos)) + 2
+    middle = ((CELL_PX >> level) - 1) / 2
+    flip = -1.0 if mirror else 1.0
+    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) / scale
+    matrix[0] *= flip
+    shift = middle - matrix @ [(width - 1) / 2, (height - 1) / 2]
+    to_art = np.column_stack([matrix, shift])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(art.levels[level], to_art, (width, height), flags=how), np.uint8)
+
+
+def tint(rng: np.random.Generator, sticker: Picture, recolour: bool) -> Picture:
+    """Changes the colours of a sticker: a little, or with `recolour` sometimes to another hue."""
+    matrix = np.eye(4, dtype=np.float32)
+    if recolour and rng.random() < 0.3:
+        matrix[:3, :3] = _hue_rotation(rng.uniform(50, 310))
+    elif rng.random() < 0.35:
+        strength = rng.uniform(0.03, 0.18)
+        matrix[:3, :3] *= np.float32((1 - strength) * rng.uniform(0.85, 1.1))
+        matrix[:3, 3] = strength * rng.random(3)
+    else:
+        return sticker
+    tinted = np.asarray(cv2.transform(sticker, matrix), np.uint8)
+    return np.minimum(tinted, sticker[..., 3:])
+
+
+def _hue_rotation(degrees: float) -> Matrix:
+    """Matrix that turns RGB colours around the grey axis."""
+    turn = np.deg2rad(degrees)
+    third, root = 1 / 3, np.sqrt(1 / 3)
+    same = np.cos(turn) + third * (1 - np.cos(turn))
+    left = third * (1 - np.cos(turn)) - root * np.sin(turn)
+    right = third * (1 - np.cos(turn)) + root * np.sin(turn)
+    return np.array([[same, left, right], [right, same, left], [left, right, same]], np.float32)
+
+
+def _plan(
+    rng: np.random.Generator, nouns: Sequence[str], styles: Sequence[str], max_stickers: int
+) -> list[tuple[str, str]]:
+    """Chooses what is in the scene: often some of the same noun, else different ones; front first."""
+    shares = np.array(_COUNT_SHARES[:max_stickers])
+    count = 1 + int(rng.choice(len(shares), p=shares / shares.sum()))
+    different = [nouns[index] for index in rng.permutation(len(nouns))[:count]]
+    things: list[str] = []
+    for noun in different:
+        # Positions, order, sizes and "all dogs" need repeated nouns; without them a noun alone would answer
+        # most phrases.
+        repeats = int(rng.choice((2, 2, 3, 3, 4))) if rng.random() < (0.35 if things else 0.7) else 1
+        things += [noun] * repeats
+        if len(things) >= count:
+            break
+    # One style for the whole scene, or one for each noun: otherwise style alone would tell two dogs apart,
+    # and the model would learn that.
+    only_style = styles[int(rng.integers(len(styles)))] if rng.random() < 0.4 else None
+    drawn = {noun: styles[int(rng.integers(len(styles)))] for noun in different if rng.random() < 0.5}
+    chosen = [
+        (noun, only_style or drawn.get(noun) or styles[int(rng.integers(len(styles)))])
+        for noun in things[:count]
+    ]
+    return [chosen[index] for index in rng.permutation(len(chosen))]
+
+
+def overlap(hw: tuple[int, ...], left: int, top: int, window_hw: tuple[int, ...]) -> tuple[Any, Any]:
+    """Index of the part of a window that is on a canvas: as seen by the canvas, and by the window."""
+    y0, y1 = max(top, 0), max(min(top + window_hw[0], hw[0]), 0)
+    x0, x1 = max(left, 0), max(min(left + window_hw[1], hw[1]), 0)
+    return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+def paste(canvas: Picture, sticker: Picture, left: int, top: int) -> None:
+    """Paints a sticker (premultiplied RGBA) on a canvas (RGB), in place; it may reach over the edge."""
+    on_canvas, in_sticker = overlap(canvas.shape, left, top, sticker.shape)
+    # Premultiplied alpha: colour plus what the canvas lets through. Blending unmultiplied pixels would
+    # bleed the colour of transparent ones into antialiased edges.
+    layer = sticker[in_sticker]
+    _darken(canvas, on_canvas, layer[..., 3])
+    canvas[on_canvas] = cv2.add(canvas[on_canvas], layer[..., :3])
+
+
+def _darken(canvas: Picture, where: Any, alpha: Picture) -> None:
+    """Lets so much less of a canvas through, 255 for nothing at all."""
+    through = cv2.merge([255 - alpha] * 3)
+    canvas[where] = cv2.multiply(canvas[where], through, scale=1 / 255)
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """A sticker in its place."""
+
+    noun: str
+    style: str
+    sticker: Picture
+    left: int
+    top: int
+    shows: Mask
+    """(h, w) of the sticker: its pixels that are solid, on the canvas and not covered."""
+
+
+class Pile:
+    """Stickers laid on a canvas from the front to the back, and then painted from the back to the front."""
+
+    def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
+        self.rng = rng
+        self.hw = (height, width)
+        self.taken = np.zeros((height, width), bool)
+        self.laid: list[Laid] = []
+        self.typical = rng.uniform(0.18, 0.42) if rng.random() < 0.92 else rng.uniform(0.07, 0.18)
+        self.crowded = rng.random() < 0.35
+        self.shadow = self._choose_shadow() if rng.random() < 0.3 else None
+        self.row = rng.random() < 0.22
+        self.line = rng.uniform(0.3, 0.7)
+
+    def _choose_shadow(self) -> tuple[float, float, float]:
+        """(dx, dy, strength), offsets as parts of the sticker's side."""
+        return self.rng.uniform(-0.07, 0.07), self.rng.uniform(0.01, 0.08), self.rng.uniform(0.2, 0.5)
+
+    def lay(self, noun: str, style: str) -> None:
+        """Lays a sticker behind the others where enough of it shows, or not at all."""
+        rng = self.rng
+        part = float(np.clip(self.typical * np.exp(rng.normal(0, 0.35)), *STICKER_RANGE))
+        angle = rng.uniform(-MAX_ANGLE_DEG, MAX_ANGLE_DEG) if rng.random() < 0.6 else 0.0
+        sticker = draw_sticker(noun, style, part * min(self.hw), angle, mirror=rng.random() < 0.3)
+        sticker = tint(rng, sticker, vocabulary()[noun].category in RECOLOURED)
+        solid = sticker[..., 3] >= SOLID_ALPHA
+        place = self._find_place(solid, MIN_VISIBLE if self.crowded and part > SMALL_STICKER else WHOLE)
+        if place is None:
+            return
+        left, top, shows = place
+        self.laid.append(Laid(noun, style, sticker, left, top, shows))
+        on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
+        self.taken[on_canvas] |= solid[in_window]
+
+    def _find_place(self, solid: Mask, share: float) -> tuple[int, int, Mask] | None:
+        """Tries places: (left, top, visible part (h, w)) of the first where such a share of it shows."""
+        whole = int(solid.sum())
+        for _ in range(PLACES_TRIED):
+            left, top = self._propose(*solid.shape)
+            on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
+            shows = np.zeros_like(solid)
+            # Front to back: what is taken already hides this one, so visible masks need no second pass.
+            shows[in_window] = solid[in_window] & ~self.taken[on_canvas]
+            if shows.sum() >= share * whole:
+                return left, top, shows
+        return None
+
+    def _propose(self, height: int, width: int) -> tuple[int, int]:
+        """A random place, whose middle is on the canvas; on a line across it in a row."""
+        rng = self.rng
+        # In crowded scenes up to half of a sticker may reach over the edge, as in cropped photographs.
+        slack = 0.5 if self.crowded else 0.92
+        reach_w, reach_h = self.hw[1] - width * slack, self.hw[0] - height * slack
+        x = (1 - slack) * width / -2 + rng.random() * reach_w
+        down = self.line + rng.normal(0, 0.05) if self.row else rng.random()
+        y = (1 - slack) * height / -2 + down * reach_h
+        return round(x), round(y)
+
+    def paint(self, background: Picture) -> Picture:
+        """Paints the stickers, and the shadow of each under it, on a background (H, W, 3)."""
+        canvas = background.copy()
+        for laid in reversed(self.laid):
+            if self.shadow is not None:
+                self._paint_shadow(canvas, laid, *self.shadow)
+            paste(canvas, laid.sticker, laid.left, laid.top)
+        return canvas
+
+    def _paint_shadow(self, canvas: Picture, laid: Laid, dx: float, dy: float, strength: float) -> None:
+        alpha = laid.sticker[..., 3]
+        side = max(alpha.shape)
+        soft = int(side * 0.04)
+        shape = cv2.copyMakeBorder(alpha, soft, soft, soft, soft, cv2.BORDER_CONSTANT)
+        shade = cv2.convertScaleAbs(cv2.blur(shape, (2 * soft + 1,) * 2), alpha=strength)
+        left, top = laid.left - soft + round(dx * side), laid.top - soft + round(dy * side)
+        on_canvas, in_shade = overlap(self.hw, left, top, shade.shape)
+        _darken(canvas, on_canvas, np.asarray(shade[in_shade], np.uint8))
+
+    def objects(self, image: Picture) -> tuple[SceneObject, ...]:
+        """What was laid, with the colours it has in the finished picture."""
+        return tuple(self._object(image, laid) for laid in self.laid)
+
+    def _object(self, image: Picture, laid: Laid) -> SceneObject:
+        shows, left, top = laid.shows, laid.left, laid.top
+        on_canvas, in_window = overlap(self.hw, left, top, shows.shape)
+        mask = np.zeros(self.hw, bool)
+        mask[on_canvas] = shows[in_window]
+        x, y, w, h = cv2.boundingRect(shows.view(np.uint8))
+        step = max(1, max(shows.shape) // 24)
+        # Colours are read from the finished picture, where tint and shadow have changed them; a sample of the
+        # pixels is enough to name them.
+        seen = image[on_canvas][::step, ::step][shows[in_window][::step, ::step]]
+        word = vocabulary()[laid.noun]
+        return SceneObject(
+            noun=laid.noun,
+            plural=word.plural,
+            category=word.category,
+            style=laid.style,
+            mask=mask,
+            box_xyxy=(left + x, top + y, left + x + w, top + y + h),
+            area_px=int(shows.sum()),
+            colours=colour_shares(seen),
+        )
+
+
+def _develop(rng: np.random.Generator, image: Picture) -> Picture:
+    """Gives the picture the flaws that pictures have: light, blur, grain, compression."""
+    if rng.random() < 0.35:
+        brightness = np.arange(256) * rng.uniform(0.75, 1.15) + rng.uniform(-15, 25)
+        image = np.asarray(cv2.LUT(image, np.clip(brightness, 0, 255).astype(np.uint8)), np.uint8)
+    if rng.random() < 0.15:
+        sigma_px = rng.uniform(0.4, 1.4) * min(image.shape[:2]) / 512
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px), np.uint8)
+    if rng.random() < 0.15:
+        grain = rng.integers(0, int(rng.integers(6, 40)), image.shape, dtype=np.uint8)
+        image = np.asarray(cv2.add(cv2.subtract(image, grain // 2), grain), np.uint8)
+    if rng.random() < 0.3:
+        coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))])[1]
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    return image

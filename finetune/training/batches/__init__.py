@@ -1,0 +1,1 @@
+"""Batches: samples streamed, augmented, embedded and grouped."""

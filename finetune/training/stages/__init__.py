@@ -1,0 +1,1 @@
+"""The training stages: pre-training, REC and SSP."""

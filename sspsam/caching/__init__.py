@@ -1,0 +1,1 @@
+"""Caches of features and embeddings, in memory and on disk."""

@@ -1,0 +1,1 @@
+"""Weight files: read, verified, converted, downloaded."""

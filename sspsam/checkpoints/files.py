@@ -1,0 +1,182 @@
+"""Public weights on this machine: downloaded files, each with a record of its verification."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import requests
+
+from sspsam.checkpoints.hub import (
+    CONNECT_TIMEOUT_S,
+    PAUSE_S,
+    READ_TIMEOUT_S,
+    DownloadError,
+    Progress,
+    download,
+    place_copy,
+)
+from sspsam.checkpoints.registry import (
+    HUB,
+    HUB_REPOSITORY,
+    PUBLIC_FILES,
+    PublicFile,
+    Record,
+    find_public_file,
+    hub_file,
+    record_path,
+)
+from sspsam.files import replace_text, sha256_of_file
+
+Condition = Literal["good", "damaged", "absent", "unknown"]
+"""`unknown`: there is no sha256 to compare with."""
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+RECORDED = "unpublished: recorded at the first download"
+_SHA256_LENGTH = 64
+
+
+class WeightsFolder:
+    """Downloaded files. The constructor opens nothing.
+
+    Args:
+        folder: their folder.
+        mirror: a folder or URL with the files under their local names, used instead of the internet.
+        hub: URL of the Hugging Face hub, or of a mirror of it (HF_ENDPOINT).
+        pause_s: between attempts.
+    """
+
+    def __init__(self, folder: Path, mirror: str = "", hub: str = HUB, pause_s: float = PAUSE_S) -> None:
+        self.folder = folder
+        self._mirror = mirror
+        self._hub = hub.rstrip("/")
+        self._pause_s = pause_s
+
+    def path(self, file: PublicFile) -> Path:
+        """Path of a file, whether or not it exists."""
+        return self.folder / file.file_name
+
+    def record(self, file: PublicFile) -> Record | None:
+        """Record of a downloaded file; None if it was not downloaded."""
+        return Record.read(record_path(self.path(file))) if self.path(file).is_file() else None
+
+    def pull(self, file: PublicFile, progress: Progress = lambda done, total: None) -> Record:
+        """Downloads a file, unless it is already present and valid.
+
+        The expected sha256 is the published one; else the one stated by the hub; else that of an earlier
+        download.
+
+        Raises:
+            DownloadError: it is unavailable.
+            WrongContentError: another file was received.
+        """
+        if self.verify(file) == "good":
+            return self.record(file) or self._note(
+                file, "already present", str(file.sha256), file.sha256_from
+            )
+        sha256, sha256_from = self._expected(file)
+        target, came_from = self.path(file), self._address(file)
+        if self._mirror and not _is_address(self._mirror):
+            found = place_copy(Path(came_from), target, sha256)
+        else:
+            found = download(
+                came_from, target, sha256, file.size_bytes, progress=progress, pause_s=self._pause_s
+            )
+        return self._note(file, came_from, found, sha256_from)
+
+    def verify(self, file: PublicFile) -> Condition:
+        """Compares a file with its published sha256 or, if there is none, with that of its download."""
+        path, record = self.path(file), self.record(file)
+        if not path.is_file():
+            return "absent"
+        expected = file.sha256 or (record.sha256 if record else None)
+        if expected is None:
+            return "unknown"
+        return "good" if sha256_of_file(path) == expected else "damaged"
+
+    def files(self) -> list[PublicFile]:
+        """The table, and other downloaded files of the authors' repository."""
+        known = {file.file_name for file in PUBLIC_FILES}
+        others = []
+        for path in sorted(self.folder.glob("*.json")):
+            record = Record.read(path)
+            if record and path.stem not in known:
+                others.append(find_public_file(record.name))
+        return [*PUBLIC_FILES, *others]
+
+    def hub_files(self) -> list[PublicFile]:
+        """Files in the authors' repository on the hub, with the sizes and sha256 stated by the hub.
+
+        Raises:
+            DownloadError: the hub cannot be reached.
+        """
+        address = f"{self._hub}/api/models/{HUB_REPOSITORY}?blobs=true"
+        try:
+            with requests.get(address, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as answer:
+                answer.raise_for_status()
+                listed: list[dict[str, Any]] = answer.json()["siblings"]
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise DownloadError(f"the list of files is not available from {address}: {error}") from error
+        return [
+            hub_file(
+                entry["rfilename"],
+                size_bytes=entry.get("size"),
+                sha256=(entry.get("lfs") or {}).get("sha256"),
+            )
+            for entry in listed
+            if entry["rfilename"].endswith(WEIGHT_SUFFIXES)
+        ]
+
+    def _expected(self, file: PublicFile) -> tuple[str | None, str]:
+        """The expected sha256 of a download, and its source."""
+        if file.sha256 is not None:
+            return file.sha256, file.sha256_from
+        if not self._mirror and (stated := self._stated_by_hub(file)):
+            return stated, file.sha256_from
+        if earlier := Record.read(record_path(self.path(file))):
+            return earlier.sha256, earlier.sha256_from
+        return None, RECORDED
+
+    def _stated_by_hub(self, file: PublicFile) -> str | None:
+        """The hub redirects with a header that contains the content's sha256."""
+        try:
+            with requests.head(
+                self._address(file), allow_redirects=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+            ) as last:
+                answers = [*last.history, last]
+        except requests.RequestException as error:
+            raise DownloadError(f"{self._address(file)} cannot be requested: {error}") from error
+        for answer in answers:
+            stated = answer.headers.get("X-Linked-ETag", "").strip('"').lower()
+            if len(stated) == _SHA256_LENGTH:
+                return stated
+        return None
+
+    def _note(self, file: PublicFile, came_from: str, sha256: str, sha256_from: str) -> Record:
+        record = Record(
+            name=file.name,
+            url=file.url,
+            fetched_from=came_from,
+            licence=file.licence,
+            size_bytes=self.path(file).stat().st_size,
+            sha256=sha256,
+            sha256_from=sha256_from,
+            fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        replace_text(record_path(self.path(file)), json.dumps(asdict(record), indent=2))
+        return record
+
+    def _address(self, file: PublicFile) -> str:
+        if self._mirror and not _is_address(self._mirror):
+            return str(Path(self._mirror) / file.file_name)
+        if self._mirror:
+            return f"{self._mirror.rstrip('/')}/{quote(file.file_name)}"
+        return self._hub + file.url.removeprefix(HUB) if file.url.startswith(HUB) else file.url
+
+
+def _is_address(mirror: str) -> bool:
+    return mirror.startswith(("http://", "https://"))

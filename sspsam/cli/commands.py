@@ -1,0 +1,194 @@
+"""`sspsam predict`: masks for phrases from the shell. Also what other commands share: opening a predictor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sspsam.cli.weights import app as weights_app
+
+if TYPE_CHECKING:
+    from sspsam.predictor import Predictor
+    from sspsam.results import Referent
+
+app = typer.Typer()
+app.add_typer(weights_app, name="weights")
+
+DEFAULT_PRESET = "ssp-sam-demo"
+
+PresetOption = Annotated[
+    str | None, typer.Option(envvar="PRESET", help=f"Variant of the model; else {DEFAULT_PRESET}.")
+]
+SamEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SAM_ENCODER",
+        metavar="NAME",
+        help="Another SAM image encoder than the preset's: `mobile` for MobileSAM's; vit_b, vit_l, vit_h.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(envvar="DEVICE", help="auto, cpu, cuda or cuda:<number>.")]
+VersionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--version",
+        metavar="ID|FILE",
+        help="A fine-tuned version by its id, `current` for the one that serves, or a .safetensors file of "
+        "fine-tuned tensors. Without it: the weights that ship with the preset.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WEIGHTS",
+        metavar="FILE",
+        dir_okay=False,
+        help="The preset's weights, as `sspsam weights convert` writes them; else those in the package.",
+    ),
+]
+ModelDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder of the fine-tuned versions; else MODEL_DIR, else the running instance's.",
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        file_okay=False,
+        help="Act on the `sspsam up` or `sspsam demo` of this data folder. Without it: on what the "
+        "environment says (REDIS_URL, MODEL_DIR, ...), else on the one that is running.",
+    ),
+]
+
+
+@app.command()
+def predict(
+    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    phrases: Annotated[
+        list[str], typer.Argument(metavar="PHRASE...", help="What to look for in it.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the picture here, with the masks drawn on it.", dir_okay=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: per phrase score, box (xyxy, px) and COCO RLE mask.")
+    ] = False,
+    preset: PresetOption = None,
+    version: VersionOption = None,
+    weights: WeightsOption = None,
+    sam_encoder: SamEncoderOption = None,
+    model_dir: ModelDirOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find what each PHRASE means in a picture.
+
+    Example: sspsam predict street.jpg "the dog on the left" --out seen.png
+    """
+    from sspsam.drawing import draw_referents
+    from sspsam.images.image_io import read_picture, write_picture
+
+    pixels = read_picture(image)
+    predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
+    referents = predictor.predict(predictor.embed(pixels), phrases)
+    if out is not None:
+        write_picture(draw_referents(pixels, referents), out)
+    if as_json:
+        typer.echo(json.dumps([referent_to_dict(referent) for referent in referents], indent=2))
+    else:
+        _print_referents(referents)
+
+
+def open_predictor(
+    preset: str | None = None,
+    device: str = "auto",
+    version: str | None = None,
+    model_dir: Path | None = None,
+    weights: Path | None = None,
+    sam_encoder: str | None = None,
+) -> Predictor:
+    """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
+
+    Args:
+        preset: Name of the variant; None for that of the versions, or the one that ships.
+        device: As the predictor takes it.
+        version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
+        model_dir: root of the store of versions; None for what the environment says, or the running instance.
+        weights: the preset's own; None for those in the package.
+        sam_encoder: in place of the preset's own.
+
+    Raises:
+        typer.BadParameter: no such preset, encoder, device or file.
+        CheckpointError, VersionError: weights that are missing, damaged or do not fit.
+    """
+    from sspsam import Predictor
+    from sspsam.checkpoints.load import read_tensors
+    from sspsam.predictor import choose_device
+    from sspsam.presets import with_image_encoder
+    from sspsam.version_store.store import VersionStore
+
+    is_stored = version is not None and not version.endswith(".safetensors")
+    found = _versions_target(preset, model_dir, weights, sam_encoder) if is_stored else {}
+    weights = weights or (Path(found["WEIGHTS"]) if "WEIGHTS" in found else None)
+    try:
+        preset = with_image_encoder(
+            preset or found.get("PRESET", DEFAULT_PRESET), sam_encoder or found.get("SAM_ENCODER")
+        )
+        choose_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    predictor = Predictor.from_preset(preset, device, weights)
+    if version is None:
+        return predictor
+    if version.endswith(".safetensors"):
+        predictor.load_trainable(read_tensors(Path(version)))
+        return predictor
+    store = VersionStore(Path(found["MODEL_DIR"]), preset, weights, found.get("VERSIONS_URL", ""))
+    version_id = store.current() if version == "current" else version
+    if version_id != store.base_version:
+        predictor.load_trainable(store.load(version_id))
+    return predictor
+
+
+def _versions_target(
+    preset: str | None, model_dir: Path | None, weights: Path | None, sam_encoder: str | None
+) -> dict[str, str]:
+    """Variables of the versions that are meant; says where they are."""
+    from sspsam.instance import default_model_dir, find_target
+
+    options = {"MODEL_DIR": model_dir, "PRESET": preset, "SAM_ENCODER": sam_encoder, "WEIGHTS": weights}
+    target = find_target(options, stopped_too=True)
+    variables = dict(target.variables)
+    variables.setdefault("MODEL_DIR", str(default_model_dir()))
+    names = ("MODEL_DIR", "VERSIONS_URL", "PRESET")
+    places = {name: variables[name] for name in names if name in variables}
+    typer.echo(target.describe(**places), err=True)
+    return variables
+
+
+def referent_to_dict(referent: Referent) -> dict[str, Any]:
+    """Plain values, ready for JSON; the mask as compressed COCO RLE, None when nothing fits."""
+    from sspsam.images.masks import mask_to_coco_rle
+
+    return {
+        "phrase": referent.phrase,
+        "no_target": referent.no_target,
+        "score": referent.score,
+        "box_xyxy": list(referent.box_xyxy),
+        "mask": None if referent.no_target else mask_to_coco_rle(referent.mask),
+    }
+
+
+def _print_referents(referents: Sequence[Referent]) -> None:
+    for referent in referents:
+        if referent.no_target:
+            typer.echo(f"{referent.phrase}: nothing in the picture fits")
+        else:
+            share = 100 * referent.mask.mean()
+            typer.echo(f"{referent.phrase}: {share:.1f} % of the picture, score {referent.score:.2f}")

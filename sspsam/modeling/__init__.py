@@ -1,0 +1,1 @@
+"""The model: SSP-SAM's own parts, CLIP and SAM."""

@@ -1,0 +1,131 @@
+"""What is asked about a picture, what is answered, and what an answer is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sspsam.images.frames import BoolMask, ClipFrame, Hw
+
+STABILITY_OFFSET = 1.0
+"""Logits by which the threshold is moved to see whether the mask stays, as in segment_anything."""
+NO_TARGET_MIN_FRACTION = 50 / 512**2
+"""A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """What depends on the image alone."""
+
+    original_hw: Hw
+    image_embedding: Tensor
+    """(1, C, h, w): SAM's image encoder."""
+    patch_features: Tensor
+    """(1, G*G, D): CLIP's patches."""
+    clip_frame: ClipFrame
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(tensor.nbytes for tensor in (self.image_embedding, self.patch_features))
+
+    @property
+    def descriptor(self) -> npt.NDArray[np.float32]:
+        """(D,) mean of CLIP's patches: what pictures can be compared by."""
+        return np.asarray(self.patch_features.mean(dim=1)[0].float().cpu().numpy(), np.float32)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """In half precision on the CPU, as it is kept on disk; `Predictor.from_tensors` is the inverse."""
+        return {
+            "image_embedding": self.image_embedding.cpu().half(),
+            "patch_features": self.patch_features.cpu().half(),
+            "clip_frame": self.clip_frame.to_tensor(),
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a picture."""
+
+    embedding: ImageEmbedding
+    phrase: str
+    """A referring expression of at most 77 CLIP tokens; empty for what is pointed at without one."""
+    points: npt.ArrayLike | None = None
+    """(N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame."""
+    boxes: npt.ArrayLike | None = None
+    """(4,) xyxy px, original frame."""
+
+    @property
+    def is_pointed(self) -> bool:
+        """Whether there is anything beside the phrase."""
+        return self.points is not None or self.boxes is not None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody says that there is something: with a box, or with a point that is part of it."""
+        if self.boxes is not None:
+            return True
+        if self.points is None:
+            return False
+        return bool((np.asarray(self.points, np.float32).reshape(-1, 3)[:, 2] > 0).any())
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the networks say to a question, still in SAM's frame."""
+
+    question: Question
+    mask_logits: Tensor
+    """(4h, 4w) float32 over the padded square, on the CPU."""
+    score: float
+    """The decoder's estimate of the mask's IoU, 0..1."""
+    box_cxcywh: Tensor | None
+    """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
+    presence: float | None = None
+    """How probable it is that anything fits, 0..1; None without a phrase, or without the presence head."""
+
+
+@dataclass(frozen=True)
+class Referent:
+    """What a phrase refers to."""
+
+    phrase: str
+    mask: BoolMask
+    """(H, W) in the original frame; all False when nothing fits."""
+    score: float
+    """The decoder's estimate of the mask's IoU, 0..1."""
+    box_xyxy: tuple[float, float, float, float]
+    """The REC head's answer, px of the original frame; without the head, the box around the mask."""
+    no_target: bool
+    """Nothing in the picture fits the phrase."""
+    stability: float = 1.0
+    """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
+
+    @property
+    def certainty(self) -> float:
+        """How good the answer probably is, 0..1: estimated IoU times stability, for an empty answer too."""
+        return self.score * self.stability
+
+
+def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:
+    """SAM's stability score, 0..1: IoU of what lies STABILITY_OFFSET above and below the threshold.
+
+    1 where nothing does: an answer that is surely empty.
+
+    Source: Kirillov et al., Segment Anything (arXiv 2304.02643), B.
+    """
+    # int(): from NumPy 2.4 on, count_nonzero returns np.int64, which not every JSON encoder takes.
+    inner = int(np.count_nonzero(mask_logits > threshold + STABILITY_OFFSET))
+    outer = int(np.count_nonzero(mask_logits > threshold - STABILITY_OFFSET))
+    return inner / outer if outer else 1.0
+
+
+def says_nothing(mask: BoolMask, presence: float | None, min_presence: float, is_there: bool) -> bool:
+    """Whether an answer says that nothing fits; what somebody points at is there, however small."""
+    if is_there:
+        return not mask.any()
+    is_absent = presence is not None and presence < min_presence
+    return is_absent or int(np.count_nonzero(mask)) < NO_TARGET_MIN_FRACTION * mask.size

@@ -1,0 +1,1 @@
+"""Fine-tuned versions: published, promoted, rolled back, pruned."""

@@ -1,0 +1,383 @@
+"""Fine-tuned versions: publish, list, promote, roll back. `sspsam.version_store.pruning` removes them.
+
+A version consists of the trainable tensors (`weights.safetensors`), a card and further files, such as a
+report. The preset's base weights are the base version, which is not stored and cannot be deleted. Versions
+are stored in folders (`sspsam.version_store.folders`) below `<root>/versions/<preset>/`, or in an object
+store (`sspsam.version_store.objects`). In both, a version appears atomically, and its files are verified
+against the card when read.
+
+The serving version is recorded in one small state, which is replaced as a whole. Writers may be several
+processes on several machines.
+
+Errors: see `sspsam.version_store.cards`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sspsam.files import sha256_of_file
+from sspsam.version_store.cards import (
+    WEIGHTS,
+    DamagedVersionError,
+    ForeignVersionError,
+    HistoryEntry,
+    Status,
+    StoreState,
+    UnknownVersionError,
+    UnreachableStoreError,
+    VersionCard,
+    VersionError,
+    VersionStateError,
+    now_text,
+)
+from sspsam.version_store.folders import CARD, CURRENT, VersionFolders
+from sspsam.version_store.places import open_files
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "CARD",
+    "CURRENT",
+    "VERSIONS_CHANNEL",
+    "WEIGHTS",
+    "DamagedVersionError",
+    "ForeignVersionError",
+    "HistoryEntry",
+    "Status",
+    "UnknownVersionError",
+    "UnreachableStoreError",
+    "VersionCard",
+    "VersionError",
+    "VersionStateError",
+    "VersionStore",
+]
+
+VERSIONS_CHANNEL = "sspsam:versions"
+"""Redis channel on which the ID of a new serving version is published."""
+
+_ID_DIGITS = 4
+
+
+class VersionStore:
+    """The versions of one preset. The constructor opens nothing.
+
+    Args:
+        root: MODEL_DIR. Folders are created on first write.
+        preset: Name of the preset; versions of other presets are not visible.
+        weights: File of the preset's weights, onto which versions are loaded; None for the packaged ones.
+        url: VERSIONS_URL, alternative storage: an fsspec URL. Downloads from there are cached below the root.
+    """
+
+    def __init__(self, root: Path, preset: str, weights: Path | None = None, url: str = "") -> None:
+        self.preset = preset
+        self.weights = weights
+        self.files = open_files(Path(root), preset, url)
+
+    @property
+    def folder(self) -> Path:
+        """On this machine: the versions, or downloaded copies."""
+        return self.files.folder
+
+    @property
+    def base_version(self) -> str:
+        """ID of the base version."""
+        return f"{self.preset}-base"
+
+    def list(self) -> builtins.list[VersionCard]:
+        """Returns all cards, base first, then by ID. Versions with unreadable cards are left out."""
+        cards, state = [self._base_card()], self._state_or_none()
+        for version_id in self._published_ids():
+            try:
+                cards.append(self._card(version_id, state))
+            except (DamagedVersionError, UnknownVersionError):
+                continue
+        return cards
+
+    def get(self, version_id: str) -> VersionCard:
+        """Reads a card.
+
+        Raises:
+            UnknownVersionError: no such version.
+            DamagedVersionError: its card cannot be read.
+        """
+        if version_id == self.base_version:
+            return self._base_card()
+        self._require_known(version_id)
+        return self._card(version_id, self._state_or_none())
+
+    def path(self, version_id: str) -> Path:
+        """Returns a folder with all files of a published version.
+
+        Raises:
+            UnknownVersionError: no such version, or the base, which has no folder.
+            DamagedVersionError: its files cannot be retrieved as published.
+        """
+        self._require_known(version_id)
+        if isinstance(self.files, VersionFolders):
+            return self.files.folder / version_id
+        self.verify(version_id)
+        return self.files.path(self.get(version_id))
+
+    def file(self, version_id: str, name: str) -> Path | None:
+        """Returns a verified local file of a published version; None if it has none of that name.
+
+        Raises:
+            UnknownVersionError: no such version.
+            DamagedVersionError: it is missing or was changed.
+        """
+        card = self.get(version_id)
+        if name not in self.file_names(card):
+            return None
+        return self.files.checked(card, name, card.sha256[name])
+
+    def file_names(self, card: VersionCard) -> builtins.list[str]:
+        """Names of a version's published files; none for the base."""
+        names = card.sha256 if isinstance(card.sha256, dict) else {}
+        return sorted(name for name in names if Path(name).name == name)
+
+    def current(self) -> str:
+        """Returns the ID of the serving version."""
+        return self.state().version_id
+
+    def history(self) -> builtins.list[HistoryEntry]:
+        """Returns every promotion and rollback, oldest first."""
+        return [*self.state().history]
+
+    def publish(
+        self,
+        state: Mapping[str, torch.Tensor],
+        card: VersionCard,
+        files: Mapping[str, Path | str],
+        published: Callable[[], VersionCard | None] = lambda: None,
+    ) -> VersionCard:
+        """Adds a version. It does not serve until it is promoted.
+
+        Files are staged and become a version atomically, so that a crash leaves no partial version.
+
+        Args:
+            state: The trainable tensors.
+            card: Its version_id, preset, created_at and sha256 are set here.
+            files: Further files, name -> a path to copy, or text.
+            published: Searches this store for a version that makes this one redundant. Of several concurrent
+                writers that search for the same, one adds a version: each searches after it has chosen an ID,
+                and the second finds that ID taken and searches again.
+
+        Returns:
+            The card as stored, or the one found by `published`.
+        """
+        with self.files.aside() as aside:
+            _write_files(aside, state, files)
+            sha256 = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
+            card = replace(card, preset=self.preset, created_at=now_text(), sha256=sha256)
+            self.files.upload(aside)
+            while True:
+                card = replace(card, version_id=self._next_id())
+                if (found := published()) is not None:
+                    self.files.withdraw(aside)
+                    return found
+                if self.files.claim(aside, card):
+                    return card
+
+    def load(self, version_id: str) -> dict[str, torch.Tensor]:
+        """Reads a version's trainable tensors, on the CPU, after verifying every file's sha256.
+
+        Returns:
+            name -> tensor; empty for the base version.
+
+        Raises:
+            UnknownVersionError: no such version.
+            DamagedVersionError: a file is missing or was changed, or the tensors cannot be read.
+            ForeignVersionError: it was trained on other frozen weights.
+        """
+        path = self.weights_path(version_id)
+        if path is None:
+            return {}
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except Exception as error:  # the Rust library's errors have no better common base class
+            raise DamagedVersionError(f"the weights of {version_id} cannot be read: {error}") from error
+
+    def weights_path(self, version_id: str) -> Path | None:
+        """Returns the verified safetensors file of a version; None for the base version.
+
+        Raises:
+            UnknownVersionError, DamagedVersionError, ForeignVersionError: as `load`.
+        """
+        if version_id == self.base_version:
+            return None
+        self.verify(version_id)
+        return self.file(version_id, WEIGHTS)
+
+    def verify(self, version_id: str) -> None:
+        """Verifies a published version's files and its frozen weights against its card.
+
+        Raises:
+            UnknownVersionError: no such version.
+            DamagedVersionError: a file is missing or differs; the message names it.
+            ForeignVersionError: it was trained on other frozen weights.
+        """
+        card = self.get(version_id)
+        if not isinstance(card.sha256, dict):
+            raise DamagedVersionError(f"{version_id}: its card has no sha256")
+        for name, expected in {WEIGHTS: "", **card.sha256}.items():
+            if Path(name).name != name:
+                raise DamagedVersionError(f"{version_id}: its card names a file outside of it, {name!r}")
+            self.files.checked(card, name, str(expected))
+        self._check_parents(card)
+
+    def promote(self, version_id: str, reason: str = "promoted by hand") -> VersionCard:
+        """Promotes a version to serve.
+
+        Raises:
+            UnknownVersionError, DamagedVersionError, ForeignVersionError: it cannot serve; nothing changes.
+        """
+        if version_id != self.base_version:
+            self.verify(version_id)
+        self._change(lambda state: self._judged(state.promote(version_id), version_id, "promoted", reason))
+        return self.get(version_id)
+
+    def reject(self, version_id: str, reason: str) -> VersionCard:
+        """Records why a version is rejected; its files stay.
+
+        Raises:
+            UnknownVersionError: no such version.
+            VersionStateError: it serves, or is the base version: roll back first.
+        """
+        self.get(version_id)
+
+        def rejected(state: StoreState) -> StoreState:
+            if version_id in (state.version_id, self.base_version):
+                raise VersionStateError(f"{version_id} cannot be rejected: it serves, or is the base version")
+            return self._judged(state, version_id, "rejected", reason)
+
+        self._change(rejected)
+        return self.get(version_id)
+
+    def rollback(self, reason: str = "rolled back by hand") -> str:
+        """Rolls back to the version that served before the current one was promoted.
+
+        Returns:
+            The ID of the version that serves now.
+
+        Raises:
+            VersionStateError: nothing was promoted before.
+            DamagedVersionError, ForeignVersionError: the previous version cannot serve; nothing changes.
+        """
+
+        def rolled_back(state: StoreState) -> StoreState:
+            after = state.roll_back()
+            if after.version_id != self.base_version:
+                self.verify(after.version_id)
+            return self._judged(after, state.version_id, "rejected", reason)
+
+        return self._change(rolled_back).version_id
+
+    def state(self) -> StoreState:
+        """Returns the serving version and its history.
+
+        Raises:
+            DamagedVersionError: it cannot be read.
+        """
+        return self._parse(self.files.state())
+
+    def _card(self, version_id: str, state: StoreState | None) -> VersionCard:
+        card = VersionCard.from_json(self.files.card(version_id))
+        judged = state.judgements.get(version_id) if state else None
+        card = replace(card, version_id=version_id)  # a card must not select another folder
+        return replace(card, status=judged.status, reason=judged.reason) if judged else card
+
+    def _base_card(self) -> VersionCard:
+        return VersionCard(
+            version_id=self.base_version,
+            preset=self.preset,
+            status="promoted",
+            reason="base weights of the preset",
+        )
+
+    def _require_known(self, version_id: str) -> None:
+        if self._number(version_id) is None or not self.files.has(version_id):
+            known = ", ".join([self.base_version, *self._published_ids()])
+            raise UnknownVersionError(f"no version {version_id!r} of {self.preset}; there are: {known}")
+
+    def _published_ids(self) -> builtins.list[str]:
+        return [name for name in self.files.names() if self._number(name) is not None]
+
+    def _number(self, version_id: str) -> int | None:
+        digits = version_id.removeprefix(f"{self.preset}-")
+        return int(digits) if version_id != digits and digits.isdecimal() else None
+
+    def _next_id(self) -> str:
+        """The lowest unused number above all numbers ever assigned."""
+        state = self._state_or_none() or StoreState(self.base_version)
+        served = (entry.version_id for entry in state.history)
+        seen = [*self._published_ids(), *served, *state.judgements]
+        number = 1 + max((self._number(version_id) or 0 for version_id in seen), default=0)
+        return f"{self.preset}-{number:0{_ID_DIGITS}d}"
+
+    def _judged(self, state: StoreState, version_id: str, status: Status, reason: str) -> StoreState:
+        return state if version_id == self.base_version else state.judge(version_id, status, reason)
+
+    def _state_or_none(self) -> StoreState | None:
+        """None if unreadable: cards are then shown as published."""
+        try:
+            return self.state()
+        except DamagedVersionError:
+            return None
+
+    def _parse(self, text: str | None) -> StoreState:
+        if text is None:
+            return StoreState(self.base_version)
+        return StoreState.from_json(text, self.files.state_place)
+
+    def _change(self, change: Callable[[StoreState], StoreState]) -> StoreState:
+        made: builtins.list[StoreState] = []
+
+        def change_text(text: str | None) -> str:
+            made.append(change(self._parse(text)))
+            return made[-1].to_json()
+
+        self.files.change_state(change_text)
+        return made[-1]
+
+    def _check_parents(self, card: VersionCard) -> None:
+        """Compared by content: the same weights may have another name today."""
+        if card.parents_sha256 and set(card.parents_sha256.values()) != set(self._frozen.values()):
+            raise ForeignVersionError(
+                f"{card.version_id} was trained on {_named(card.parents_sha256)}, but would be served with "
+                f"{_named(self._frozen)}: set WEIGHTS to the file that it was trained on, or promote "
+                "another"
+            )
+
+    @cached_property
+    def _frozen(self) -> dict[str, str]:
+        from sspsam.checkpoints.bundles import frozen_weights
+
+        return frozen_weights(self.preset, self.weights)
+
+
+def _named(weights: Mapping[str, str]) -> str:
+    digits = ", ".join(f"{name} (sha256 {sha256[:12]}...)" for name, sha256 in sorted(weights.items()))
+    return digits or "random weights"
+
+
+def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping[str, Path | str]) -> None:
+    from sspsam.checkpoints.load import write_tensors
+
+    write_tensors(folder / WEIGHTS, state)
+    for name, content in files.items():
+        if name in (WEIGHTS, CARD) or Path(name).name != name:
+            raise ValueError(f"a version cannot contain a file named {name!r}")
+        if isinstance(content, Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            (folder / name).write_text(content, encoding="utf-8")

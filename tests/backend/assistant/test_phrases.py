@@ -1,0 +1,351 @@
+"""What an annotator types: masks, no match, and what went wrong, each told on the form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from werkzeug.wrappers import Response
+
+from backend.labelstudio import prompt_text
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.settings import Settings
+from backend.state.redis_store import Memory, Served
+from backend.web.app import create_app
+from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
+from tests.backend.colours import ColourPredictor
+from tests.backend.editor import (
+    CONFIG,
+    PATH,
+    ask,
+    colour,
+    masks,
+    predict_body,
+    prompt,
+    status,
+    task,
+    texts,
+)
+from tests.backend.parts import BASE, service_of
+from tests.backend.web_server import Web
+
+Json = dict[str, Any]
+NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
+
+
+def test_a_phrase_gives_its_mask_and_leaves_the_prompt(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square"))
+
+    found = masks(prediction)
+    assert list(found) == ["the red square"]
+    np.testing.assert_array_equal(found["the red square"], colour("red"))
+    assert [result["from_name"] for result in prediction["result"]] == ["mask", "phrase", "prompt"]
+    assert prediction["result"][2]["id"] == "Wp6j8HRcD1"
+    assert texts(prediction, "prompt") == []
+    assert texts(prediction, "status") is None
+    assert prediction["model_version"] == BASE
+
+
+def test_a_phrase_that_fits_nothing_stays_and_says_so(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the green bird"))
+
+    assert masks(prediction) == {}
+    assert texts(prediction, "prompt") == ["the green bird"], "plain: saved like this, it is a label"
+    assert texts(prediction, "status") == ["Nothing here fits “the green bird”."]
+
+
+def test_without_a_status_line_the_prompt_says_so(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the green bird"), config=NO_STATUS)
+
+    (entry,) = texts(prediction, "prompt") or []
+    assert entry == prompt_text.with_no_match("the green bird")
+    saved = read_annotation({"result": [prompt(entry)]}, CONFIG)
+    assert saved.no_target_phrases == ("the green bird",)
+    after = ask(client, prompt(entry, "the red square"), config=NO_STATUS)
+    assert texts(after, "prompt") == [entry], "and goes on saying so"
+
+
+def test_only_the_new_phrase_is_looked_for(app: Flask, settings: Settings, redis_server: Redis) -> None:
+    predictor = ColourPredictor()
+    app = create_app(settings, redis_server, predictor)
+    service_of(app).engine.start()
+    client = app.test_client()
+    ask(client, prompt("a green bird"))
+    predictor.asked.clear()
+
+    prediction = ask(client, prompt("a green bird", "the red square"))
+
+    assert predictor.asked == ["the red square"]
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["a green bird"]
+    service_of(app).engine.stop()
+
+
+def test_a_saved_no_target_phrase_is_not_looked_for_again(client: FlaskClient) -> None:
+    """Opened again after Redis has forgotten: the saved annotation says that nothing fits, red or not."""
+    saved = task(annotations=[{"id": 9, "result": [prompt("the red ghost")]}])
+
+    prediction = ask(client, prompt("the red ghost", "the blue bar"), one=saved)
+
+    assert list(masks(prediction)) == ["the blue bar"]
+    assert texts(prediction, "prompt") == ["the red ghost"]
+
+
+def test_an_earlier_phrase_whose_answer_was_lost_is_answered_too(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square", "the blue bar"))
+
+    found = masks(prediction)
+    assert list(found) == ["the blue bar", "the red square"], "the newest first"
+    assert len({result["id"] for result in prediction["result"] if result["from_name"] == "mask"}) == 2
+
+
+def test_the_newest_phrase_is_looked_for_again_when_typed_again(client: FlaskClient) -> None:
+    ask(client, prompt("a green bird"))
+
+    prediction = ask(client, prompt("a green bird", "A green  bird"))
+
+    assert texts(prediction, "prompt") == ["a green bird"]
+    assert texts(prediction, "status") == ["Nothing here fits “a green bird”."]
+
+
+def test_the_same_phrase_twice_gives_one_mask(client: FlaskClient) -> None:
+    once = ask(client, prompt("the red square"))
+    twice = ask(client, prompt("the red square", "The red square "))
+
+    ids = [
+        [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+        for prediction in (once, twice)
+    ]
+    assert ids[0] == ids[1], "the region is replaced, not doubled"
+    assert len(ids[0]) == 1
+
+
+def test_several_phrases_in_one_entry(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square; a zebra;the blue bar; The Red square"))
+
+    assert list(masks(prediction)) == ["the red square", "the blue bar"]
+    assert texts(prediction, "prompt") == ["a zebra"]
+    ids = [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+    assert ids == [
+        result["id"]
+        for phrase in ("the red square", "the blue bar")
+        for result in ask(client, prompt(phrase))["result"]
+        if result["from_name"] == "mask"
+    ], "the same regions as when entered one by one"
+
+
+def test_all_phrases_of_the_last_entry_are_looked_for_again(client: FlaskClient) -> None:
+    ask(client, prompt("a zebra; a ghost"))
+
+    prediction = ask(client, prompt("a zebra", "a ghost", "a zebra; the red square"))
+
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["a ghost", "a zebra"]
+    assert texts(prediction, "status") == ["Nothing here fits “a zebra”."]
+
+
+def test_several_phrases_that_were_never_sent_are_saved_as_several(client: FlaskClient) -> None:
+    """Typed with Auto-Annotation off."""
+    saved = read_annotation({"result": [prompt("a zebra; a ghost")]}, CONFIG)
+
+    assert saved.no_target_phrases == ("a zebra", "a ghost")
+
+
+@pytest.mark.parametrize("context", [None, {"result": []}, {}])
+def test_drafts_and_saved_phrases_are_not_asked(client: FlaskClient, context: Json | None) -> None:
+    drafts = [{"result": [prompt("the red square")], "user": "a@example.com"}]
+    one = task(drafts=drafts, annotations=[{"id": 9, "result": [prompt("the blue bar")]}])
+
+    response = client.post("/predict", json=predict_body([one], context))
+
+    (prediction,) = response.json["results"]
+    assert prediction["result"] == []
+
+
+def test_what_the_status_said_is_taken_back(client: FlaskClient) -> None:
+    prediction = ask(client, prompt("the red square"), status("Nothing here fits “zebra”."))
+
+    assert texts(prediction, "status") == []
+    assert prediction["result"][-1]["id"] == "status0001"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [prompt()],
+        [{**prompt("a comment"), "from_name": "comment"}],
+        [{"from_name": "click", "type": "keypointlabels", "value": {"x": 1}, "id": "a"}],
+        [{"from_name": "knee", "type": "keypointlabels", "value": {"x": 1, "y": 1}, "id": "a"}],
+        [{"from_name": "prompt"}],
+        [None, 7, "text"],
+    ],
+    ids=[
+        "after submit",
+        "empty prompt",
+        "comment",
+        "half a click",
+        "another tag's click",
+        "no value",
+        "junk",
+    ],
+)
+def test_calls_without_a_phrase_get_nothing(client: FlaskClient, results: list[Any]) -> None:
+    assert ask(client, *results) == {"result": []}
+
+
+@pytest.mark.parametrize("text", ["  ", ""])
+def test_an_empty_phrase_is_told(client: FlaskClient, text: str) -> None:
+    prediction = ask(client, prompt(text))
+
+    (said,) = texts(prediction, "status") or []
+    assert said.startswith("The phrase is empty")
+    after = ask(client, prompt(*(texts(prediction, "prompt") or []), "the red square"), status(said))
+    assert list(masks(after)) == ["the red square"]
+    assert texts(after, "prompt") == []
+    assert texts(after, "status") == []
+
+
+def test_a_phrase_of_80_words_is_told_and_the_others_are_answered(client: FlaskClient) -> None:
+    long = "very " * 79 + "red"
+
+    prediction = ask(client, prompt(long, "the blue bar"))
+
+    assert list(masks(prediction)) == ["the blue bar"]
+    (said,) = texts(prediction, "status") or []
+    assert "too long" in said
+    assert len(said) < 200
+    (entry,) = texts(prediction, "prompt") or []
+    assert prompt_text.plain_phrase(entry) == long
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("/data/upload/2/nothing.png", "answers 404"),
+        ("http://127.0.0.1:9/a.png", "IMAGE_HOSTS"),
+        ("data:image/png;base64,AAAA", "not an image"),
+        ("ftp://example.com/a.png", "only http"),
+        (None, "has no image"),
+    ],
+)
+def test_an_image_that_cannot_be_had_is_told_and_loses_nothing(
+    client: FlaskClient, image: object, reason: str
+) -> None:
+    prediction = ask(client, prompt("the red square"), one=task(image=image))
+
+    (said,) = texts(prediction, "status") or []
+    assert "“the red square” was not looked for" in said
+    assert reason in said
+    (entry,) = texts(prediction, "prompt") or []
+    assert prompt_text.has_failed(entry)
+    assert read_annotation({"result": [prompt(entry)]}, CONFIG).no_target_phrases == ()
+    mended = ask(client, prompt(entry, "the blue bar"))
+    assert list(masks(mended)) == ["the blue bar", "the red square"]
+    assert texts(mended, "prompt") == []
+
+
+def test_an_unreadable_image_is_told(client: FlaskClient, label_studio: Web) -> None:
+    label_studio.answers[PATH] = Response(b"no picture")
+
+    (said,) = texts(ask(client, prompt("the red square")), "status") or []
+
+    assert "not an image" in said
+
+
+def test_a_refused_key_is_told(client: FlaskClient, label_studio: Web) -> None:
+    label_studio.answers[PATH] = Response("", 401)
+
+    (said,) = texts(ask(client, prompt("the red square")), "status") or []
+
+    assert "LABEL_STUDIO_API_KEY" in said
+
+
+def test_a_model_that_is_still_loading_is_told(settings: Settings, redis_server: Redis) -> None:
+    hurried = settings.model_copy(update={"predict_timeout_s": 0.1})
+    client = create_app(hurried, redis_server, ColourPredictor()).test_client()  # it has not even begun
+
+    prediction = ask(client, prompt("the red square"))
+
+    assert "the model is still loading: try again in a minute" in str(texts(prediction, "status"))
+    assert prompt_text.has_failed(str(texts(prediction, "prompt")))
+
+
+def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None:
+    class Broken(ColourPredictor):
+        def decode(self, questions: Any) -> Any:
+            if questions[0].phrase != "warm up":
+                raise RuntimeError("CUDA out of memory at 0x7f")
+            return super().decode(questions)
+
+    app = create_app(settings, redis_server, Broken())
+    service_of(app).engine.start()
+
+    headers = {"X-Request-Id": "from-a-proxy"}
+    body = predict_body([task()], {"result": [prompt("the red square")]})
+    response = app.test_client().post("/predict", json=body, headers=headers)
+
+    (prediction,) = response.json["results"]
+    (said,) = texts(prediction, "status") or []
+    assert "see its log for request from-a-proxy" in said
+    assert response.headers["X-Request-Id"] == "from-a-proxy"
+    assert "CUDA" not in json.dumps(prediction)
+    service_of(app).engine.stop()
+
+
+def test_a_model_that_could_not_be_loaded_is_told(settings: Settings, redis_server: Redis) -> None:
+    class Missing(ColourPredictor):
+        def trainable_state(self) -> dict[str, Any]:
+            raise FileNotFoundError("weights.safetensors")
+
+    app = create_app(settings, redis_server, Missing())
+    service_of(app).engine.start()
+
+    (said,) = texts(ask(app.test_client(), prompt("the red square")), "status") or []
+
+    assert "could not be loaded" in said
+    service_of(app).engine.stop()
+
+
+def test_without_redis_phrases_are_answered(settings: Settings) -> None:
+    app = create_app(
+        settings.model_copy(update={"redis_url": "unix:///nonexistent.sock"}), predictor=ColourPredictor()
+    )
+    service_of(app).engine.start()
+    client = app.test_client()
+
+    prediction = ask(client, prompt("the red square", "zebra"))
+
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == ["zebra"]
+    assert client.get("/health").status_code == 200
+    assert client.post("/setup", json={"project": "2.1"}).json == {"model_version": BASE}
+    assert "Redis does not respond" in client.get("/").text
+    service_of(app).engine.stop()
+
+
+def test_served_masks_are_kept_for_the_worker(
+    client: FlaskClient, memory: Memory, redis_server: Redis
+) -> None:
+    brush = ask(client, prompt("the red square", "zebra"))["result"][0]
+
+    served = memory.served(brush["id"])
+
+    assert isinstance(served, Served)
+    assert (served.version, served.phrase) == (BASE, "the red square")
+    np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red"))
+    assert 0 < redis_server.ttl(f"sspsam:served:{brush['id']}") <= 30 * 24 * 3600
+    assert memory.served("another") is None
+
+
+def test_brush_rle_of_an_answer_has_the_size_of_the_picture(client: FlaskClient) -> None:
+    brush = ask(client, prompt("the blue bar"))["result"][0]
+
+    assert (brush["original_height"], brush["original_width"]) == (40, 60)
+    np.testing.assert_array_equal(brush_rle_to_mask(brush["value"]["rle"], 40, 60), colour("blue"))

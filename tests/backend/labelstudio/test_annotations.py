@@ -1,0 +1,213 @@
+"""Predictions as we write them and annotations as the editor saves them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.errors import LabelingConfigError
+from backend.labelstudio import prompt_text
+from backend.labelstudio.annotations import no_target_phrases, prompt_entries, read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.labelstudio.predictions import (
+    ProposedRegion,
+    prediction,
+    region_id_for,
+    region_results,
+    text_result,
+)
+from sspsam.images.masks import BoolMask, brush_rle_to_mask, mask_to_brush_rle
+
+CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
+BARE_CONFIG = LabelingConfig.parse(
+    '<View><TextArea name="prompt" toName="image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
+    '<Image name="image" value="$image"/></View>'
+)
+Results = list[dict[str, Any]]
+
+
+def mask_of(*box: int, hw: tuple[int, int] = (20, 30)) -> BoolMask:
+    mask = np.zeros(hw, dtype=np.bool_)
+    top, left, bottom, right = box
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def proposed(region_id: str, phrase: str, mask: BoolMask, config: LabelingConfig = CONFIG) -> Results:
+    return region_results(ProposedRegion(region_id, phrase, mask, 0.9), config)
+
+
+def as_saved(results: Results) -> Results:
+    """What the editor makes of an answer: it copies the geometry into every result of a region."""
+    brushes = {result["id"]: result for result in results if result["type"] == "brushlabels"}
+    saved = []
+    for result in results:
+        brush = brushes.get(result["id"])
+        shape = {} if brush is None else {key: brush["value"][key] for key in ("format", "rle")}
+        saved.append({**(brush or {}), **result, "value": {**shape, **result["value"]}, "origin": "manual"})
+    return saved
+
+
+def prompt(*texts: str) -> dict[str, Any]:
+    assert CONFIG.prompt is not None
+    return text_result(CONFIG.prompt, "prompt0001", texts)
+
+
+def test_a_region_is_written_mask_first_then_phrase_under_one_id() -> None:
+    mask = mask_of(3, 4, 9, 20)
+
+    brush, phrase = proposed("r1", "the red ball", mask)
+
+    assert (brush["type"], phrase["type"]) == ("brushlabels", "textarea")
+    assert brush["id"] == phrase["id"] == "r1"
+    assert (brush["from_name"], phrase["from_name"]) == ("mask", "phrase")
+    assert (brush["original_width"], brush["original_height"], brush["image_rotation"]) == (30, 20, 0)
+    assert brush["value"]["brushlabels"] == ["object"]
+    assert phrase["value"] == {"text": ["the red ball"]}
+    np.testing.assert_array_equal(brush_rle_to_mask(brush["value"]["rle"], 20, 30), mask)
+
+
+def test_without_a_phrase_tag_the_phrase_goes_into_the_note_and_comes_back() -> None:
+    results = proposed("r1", "the red ball", mask_of(1, 1, 5, 5), BARE_CONFIG)
+
+    assert [result["meta"] for result in results] == [{"text": ["the red ball"]}]
+    (region,) = read_annotation({"result": as_saved(results)}, BARE_CONFIG).regions
+    assert region.phrase == "the red ball"
+
+
+def test_without_a_brush_nothing_can_be_written() -> None:
+    image = '<Image name="image" value="$image"/>'
+    with pytest.raises(LabelingConfigError, match="no <BrushLabels>"):
+        proposed("r1", "cat", mask_of(1, 1, 5, 5), LabelingConfig.parse(f"<View>{image}</View>"))
+
+
+def test_saved_regions_come_back_with_their_phrases() -> None:
+    first, second = mask_of(0, 0, 5, 30), mask_of(8, 8, 20, 30)
+    results = as_saved(
+        [*proposed("a", "the red ball", first), *proposed("b", "the blue bar", second), prompt("zebra")]
+    )
+
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert [(region.region_id, region.phrase, region.label) for region in content.regions] == [
+        ("a", "the red ball", "object"),
+        ("b", "the blue bar", "object"),
+    ]
+    for region, mask in zip(content.regions, (first, second), strict=True):
+        np.testing.assert_array_equal(region.mask, mask)
+    assert content.no_target_phrases == ("zebra",)
+    assert content.problems == ()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_pairing_is_by_id_not_by_order(order: int) -> None:
+    results = as_saved(
+        [*proposed("a", "one", mask_of(0, 0, 5, 5)), *proposed("b", "two", mask_of(6, 6, 9, 9))]
+    )
+
+    content = read_annotation({"result": results[::order]}, CONFIG)
+
+    assert {region.region_id: region.phrase for region in content.regions} == {"a": "one", "b": "two"}
+
+
+def test_a_mask_drawn_by_hand_has_a_phrase_or_none() -> None:
+    drawn = {
+        "id": "WR_laGtqWv",
+        "from_name": "mask",
+        "to_name": "image",
+        "type": "brushlabels",
+        "original_width": 30,
+        "original_height": 20,
+        "value": {"format": "rle", "rle": mask_to_brush_rle(mask_of(2, 2, 4, 4)), "brushlabels": ["object"]},
+    }
+    text = {"id": "WR_laGtqWv", "from_name": "phrase", "type": "textarea", "value": {"text": "the dot"}}
+
+    assert read_annotation({"result": [drawn]}, CONFIG).regions[0].phrase is None
+    assert read_annotation({"result": [drawn, text]}, CONFIG).regions[0].phrase == "the dot"
+
+
+def test_leftovers_of_other_tools_are_ignored() -> None:
+    leftover = {
+        "id": "a",
+        "from_name": "click",
+        "type": "keypointlabels",
+        "original_width": 30,
+        "original_height": 20,
+        "value": {"x": 1, "y": 2, "width": 0.2, "keypointlabels": ["refine"], "rle": [1, 2, 3]},
+    }
+    comment = {"id": "c", "from_name": "comment", "type": "textarea", "value": {"text": ["blurred"]}}
+    results = [leftover, *as_saved(proposed("a", "one", mask_of(0, 0, 5, 5))), comment, "junk", {"id": "d"}]
+
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert [(region.region_id, region.phrase) for region in content.regions] == [("a", "one")]
+    assert content.no_target_phrases == ()
+    assert content.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"original_width": 31}, "elements"),
+        ({"original_width": None}, "without the size"),
+        ({"value": {"rle": [1, 2], "brushlabels": ["object"]}}, "cut"),
+        ({"value": {"rle": None}}, "not a list"),
+    ],
+)
+def test_a_region_that_cannot_be_read_is_a_problem_and_the_others_stay(
+    change: dict[str, Any], reason: str
+) -> None:
+    broken = proposed("bad", "one", mask_of(0, 0, 5, 5))
+    broken[0] |= change
+    results = [*broken, *proposed("good", "two", mask_of(0, 0, 5, 5))]
+
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert [region.region_id for region in content.regions] == ["good"]
+    (problem,) = content.problems
+    assert problem.startswith("region bad: ")
+    assert reason in problem
+
+
+def test_a_mask_that_was_erased_is_no_region() -> None:
+    results = proposed("a", "one", np.zeros((20, 30), dtype=np.bool_))
+
+    assert read_annotation({"result": results}, CONFIG).regions == ()
+
+
+@pytest.mark.parametrize("annotation", [{}, {"result": None}, {"result": []}])
+def test_an_empty_annotation_says_nothing(annotation: dict[str, Any]) -> None:
+    content = read_annotation(annotation, CONFIG)
+
+    assert (content.regions, content.no_target_phrases, content.problems) == ((), (), ())
+
+
+def test_no_target_phrases_are_plain_and_answered() -> None:
+    entries = [
+        "zebra",
+        prompt_text.with_no_match("a boat"),
+        prompt_text.with_failure("the dog", "the image is gone"),
+        prompt_text.with_failure("", "the phrase is empty"),
+        "Zebra",
+        "the red ball",
+    ]
+    results = [*as_saved(proposed("a", "The red ball", mask_of(0, 0, 5, 5))), prompt(*entries)]
+
+    assert no_target_phrases({"result": results}, CONFIG) == ("zebra", "a boat")
+    assert prompt_entries(results, CONFIG) == entries
+
+
+def test_the_same_phrase_on_a_task_is_the_same_region() -> None:
+    first = region_id_for("1", "2", "the red ball")
+
+    assert first == region_id_for("1", "2", " The  red ball")
+    others = [("1", "2", "the red balls"), ("1", "3", "the red ball"), ("2", "2", "the red ball")]
+    assert first not in {region_id_for(*other) for other in others}
+
+
+def test_a_prediction_is_as_sure_as_its_least_sure_region() -> None:
+    assert prediction([], "v1", [0.9, 0.4]) == {"result": [], "model_version": "v1", "score": 0.4}
+    assert prediction([], "v1") == {"result": [], "model_version": "v1"}

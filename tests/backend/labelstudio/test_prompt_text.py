@@ -1,0 +1,84 @@
+"""What is written behind a phrase, and that it comes off again."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.labelstudio import prompt_text as notes
+
+PHRASES = ["the red ball", "zebra", "a - b (c)", "Bär 42", "x"]
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_notes_come_off(phrase: str) -> None:
+    for note in (notes.with_failure(phrase, "the image is gone: 404 (again)"), notes.with_no_match(phrase)):
+        assert note != phrase
+        assert note.startswith(phrase)
+        assert notes.plain_phrase(note) == phrase
+        assert notes.plain_phrase(" ".join(note.split())) == phrase, "also with its blanks collapsed"
+
+
+def test_only_failures_are_failures() -> None:
+    assert notes.has_failed(notes.with_failure("cat", "no image"))
+    assert notes.has_failed(notes.with_failure("", "the phrase is empty"))
+    assert not notes.has_failed(notes.with_no_match("cat"))
+    assert not notes.has_failed("cat")
+
+
+def test_a_second_note_takes_the_place_of_the_first() -> None:
+    once = notes.with_failure("cat", "no image")
+
+    assert notes.with_failure(once, "no image") == once
+    assert notes.plain_phrase(notes.with_no_match(once)) == "cat"
+
+
+def test_a_note_without_a_phrase_leaves_none() -> None:
+    assert notes.plain_phrase(notes.with_failure(" ", "the phrase is empty")) == ""
+
+
+def test_spellings_of_a_phrase_are_one() -> None:
+    assert notes.phrase_key("  The Red\n ball") == notes.phrase_key(notes.with_no_match("the red ball"))
+    assert notes.phrase_key("the red ball") != notes.phrase_key("the red balls")
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("one", ["one"]),
+        (["one", " two "], ["one", "two"]),
+        (["", "  "], []),
+        (None, []),
+        ([1, None], []),
+        ("", []),
+    ],
+)
+def test_entries(value: object, texts: list[str]) -> None:
+    assert notes.entries(value) == texts
+
+
+@pytest.mark.parametrize(
+    ("entry", "phrases"),
+    [
+        ("the cat; the dog on the left ;a tree", ["the cat", "the dog on the left", "a tree"]),
+        ("the cat", ["the cat"]),
+        (";; the cat;", ["the cat"]),
+        (" ; ", [""]),
+        ("", [""]),
+    ],
+)
+def test_semicolons_part_phrases(entry: str, phrases: list[str]) -> None:
+    assert notes.split(entry) == phrases
+
+
+def test_semicolons_in_a_note_part_nothing() -> None:
+    failed = notes.with_failure("the cat", "the server is away; try again")
+
+    assert notes.split(failed) == [failed]
+    assert notes.split("a dog; " + failed) == [
+        notes.with_failure("a dog", "the server is away; try again"),
+        failed,
+    ]
+
+
+def test_a_phrase_typed_twice_in_an_entry_is_one() -> None:
+    assert list(notes.distinct(["a cat; A  Cat", "a dog;a cat"]).values()) == ["a cat", "a dog"]

@@ -1,0 +1,316 @@
+"""Connecting a project, against an HTTP server that keeps what it is told as Label Studio does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from werkzeug.wrappers import Request, Response
+
+from backend.cli.commands import app as commands
+from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.setup import check_project, connect_project, probe_webhook
+from tests.backend.web_server import Web, as_json
+
+BACKEND = "http://backend:9090"
+KEY = "k" * 40
+OTHER_CONFIG = '<View><Image name="image" value="$image"/><Choices name="c" toName="image"/></View>'
+Json = dict[str, Any]
+
+
+class OneProject(Web):
+    """A Label Studio with project 3. Connecting a backend makes a webhook, as the real one does."""
+
+    def __init__(self, label_config: str) -> None:
+        super().__init__()
+        self.project: Json = {"id": 3, "label_config": label_config, "show_collab_predictions": True}
+        self.backends: list[Json] = []
+        self.webhooks: list[Json] = []
+        self.answers = {
+            "/api/projects/3/": self._answer_project,
+            "/api/ml": self._answer_backends,
+            "/api/ml/1": lambda request: self._update(self.backends[0], request),
+            "/api/webhooks/": self._answer_webhooks,
+            "/api/webhooks/1/": lambda request: self._update(self.webhooks[0], request),
+        }
+
+    @property
+    def changes(self) -> int:
+        return sum(request.method != "GET" for request in self.asked)
+
+    def _answer_project(self, request: Request) -> Response:
+        return as_json(self.project) if request.method == "GET" else self._update(self.project, request)
+
+    def _answer_backends(self, request: Request) -> Response:
+        if request.method == "GET":
+            return as_json(self.backends)
+        self.backends.append({**request.get_json(), "id": 1, "state": "CO", "readable_state": "Connected"})
+        self._add_webhook({"url": f"{request.get_json()['url']}/webhook", "headers": {}, "is_active": True})
+        return as_json(self.backends[-1], 201)
+
+    def _answer_webhooks(self, request: Request) -> Response:
+        if request.method == "POST":
+            self._add_webhook(request.get_json())
+        return as_json(self.webhooks) if request.method == "GET" else as_json(self.webhooks[-1], 201)
+
+    def _add_webhook(self, fields: Json) -> None:
+        self.webhooks.append({**fields, "id": 1})
+
+    def _update(self, record: Json, request: Request) -> Response:
+        record.update(request.get_json())
+        return as_json(record)
+
+
+@pytest.fixture
+def label_studio(request: pytest.FixtureRequest) -> Iterator[OneProject]:
+    with OneProject(getattr(request, "param", "<View></View>")) as web:
+        yield web
+
+
+@pytest.fixture
+def client(label_studio: OneProject) -> LabelStudioClient:
+    return LabelStudioClient(label_studio.url, KEY)
+
+
+def test_a_new_project_gets_everything(label_studio: OneProject, client: LabelStudioClient) -> None:
+    before = check_project(client, 3, BACKEND)
+    assert label_studio.changes == 0, "a check changes nothing"
+    assert len(before) == 9
+
+    done = connect_project(client, 3, BACKEND, "s3cret", ("user", "pass"))
+
+    assert len(done) == 4
+    assert done[0] == "the project now has the recommended labeling config"
+    assert check_project(client, 3, BACKEND) == []
+    assert label_studio.project["label_config"] == RECOMMENDED_CONFIG
+    assert label_studio.project["show_collab_predictions"] is False
+    (backend,), (webhook,) = label_studio.backends, label_studio.webhooks
+    assert backend["is_interactive"] is True
+    assert (backend["auth_method"], backend["basic_auth_user"]) == ("BASIC_AUTH", "user")
+    assert webhook["headers"] == {"X-ML-Secret": "s3cret"}
+
+
+def test_connecting_again_changes_nothing(label_studio: OneProject, client: LabelStudioClient) -> None:
+    connect_project(client, 3, BACKEND, "s3cret")
+    project, backends, webhooks = (
+        dict(label_studio.project),
+        [dict(one) for one in label_studio.backends],
+        [dict(one) for one in label_studio.webhooks],
+    )
+
+    connect_project(client, 3, BACKEND + "/", "s3cret")
+
+    assert label_studio.project == project
+    assert [one | {"url": BACKEND} for one in label_studio.backends] == backends
+    assert label_studio.webhooks == webhooks
+
+
+def test_what_was_undone_by_hand_is_mended(label_studio: OneProject, client: LabelStudioClient) -> None:
+    connect_project(client, 3, BACKEND, "s3cret")
+    label_studio.backends[0]["is_interactive"] = False
+    label_studio.webhooks.clear()
+    assert len(check_project(client, 3, BACKEND)) == 2
+
+    connect_project(client, 3, BACKEND, "s3cret")
+
+    assert check_project(client, 3, BACKEND) == []
+    assert label_studio.webhooks[0]["headers"] == {"X-ML-Secret": "s3cret"}
+
+
+def test_predictions_of_a_version_stay_shown(label_studio: OneProject, client: LabelStudioClient) -> None:
+    """As `sspsam prelabel` leaves a project; one that is set to the live model asks it at every opening."""
+    connect_project(client, 3, BACKEND, "s3cret")
+    label_studio.project |= {"show_collab_predictions": True, "model_version": "ssp-sam-demo-0001"}
+
+    assert check_project(client, 3, BACKEND) == []
+    connect_project(client, 3, BACKEND, "s3cret")
+    assert label_studio.project["show_collab_predictions"] is True
+
+    label_studio.project["model_version"] = label_studio.backends[0]["title"]
+    assert "every opened task sends a request to the model" in check_project(client, 3, BACKEND)[0]
+    connect_project(client, 3, BACKEND, "s3cret")
+    assert label_studio.project["show_collab_predictions"] is False
+
+
+@pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
+def test_a_config_of_ones_own_is_not_replaced_unasked(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    with pytest.raises(LabelingConfigError, match="<BrushLabels"):
+        connect_project(client, 3, BACKEND)
+
+    assert label_studio.project["label_config"] == OTHER_CONFIG
+    assert label_studio.changes == 0
+
+
+@pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
+def test_a_config_of_ones_own_is_added_to_when_allowed(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    shown: list[str] = []
+
+    connect_project(client, 3, BACKEND, show_diff=shown.append, may_change_config=lambda: bool(shown))
+
+    after = label_studio.project["label_config"]
+    assert '<Choices name="c" toName="image"/>' in after
+    assert check_project(client, 3, BACKEND) == []
+    assert [line[:14] for line in shown[0].splitlines() if "BrushLabels" in line] == ["+  <BrushLabel"]
+    assert "-<Choices" not in shown[0]
+
+
+WITHOUT_OPTIONAL = (
+    '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="cat"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [WITHOUT_OPTIONAL], indirect=True)
+def test_a_config_without_optional_parts_may_stay(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    done = connect_project(client, 3, BACKEND)
+
+    assert label_studio.project["label_config"] == WITHOUT_OPTIONAL
+    assert len([line for line in done if "is unchanged" in line]) == 3
+
+
+def refuse(label_studio: OneProject) -> None:
+    """As with ML_BLOCK_LOCAL_IP=true, which is the default."""
+    reason = "URL resolves to a reserved network address (block: 127.0.0.0/8)"
+    label_studio.answers["/api/ml"] = lambda request: (
+        as_json(label_studio.backends) if request.method == "GET" else as_json({"detail": reason}, 403)
+    )
+    label_studio.answers["/api/ml/1/versions"] = as_json({"error": reason}, 500)
+
+
+def test_a_label_studio_that_blocks_private_addresses_is_told_with_its_settings(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    refuse(label_studio)
+
+    with pytest.raises(LabelStudioBlocksError, match=r"reserved network.*ML_BLOCK_LOCAL_IP=false.*SSRF_PROT"):
+        connect_project(client, 3, BACKEND)
+
+
+def test_a_check_finds_that_addresses_are_blocked(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    connect_project(client, 3, BACKEND)
+    label_studio.backends[0] |= {"state": "DI", "readable_state": "Disconnected"}
+    assert "does not respond to Label Studio" in check_project(client, 3, BACKEND)[0]
+    label_studio.backends[0]["error_message"] = "no such model"
+    assert "no such model" in check_project(client, 3, BACKEND)[0]
+    refuse(label_studio)
+
+    (problem,) = check_project(client, 3, BACKEND)
+
+    assert "Disconnected" in problem
+    assert "ML_BLOCK_LOCAL_IP=false" in problem
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_whether_webhook_events_arrive_is_tried(
+    label_studio: OneProject, client: LabelStudioClient, arrives: bool
+) -> None:
+    """The "backend" keeps when the last event came, and Label Studio sends one when a project changes."""
+    with Web() as backend:
+        events: list[str] = []
+        backend.answers["/webhook"] = lambda request: as_json({"last_event": events[-1] if events else ""})
+        label_studio.project["title"] = "Streets"
+        plain = label_studio.answers["/api/projects/3/"]
+        assert callable(plain)
+
+        def answer(request: Request) -> Response:
+            if request.method == "PATCH" and arrives:
+                events.append("2026-01-01T00:00:00+00:00")
+            return plain(request)
+
+        label_studio.answers["/api/projects/3/"] = answer
+        found = probe_webhook(client, 3, backend.url, "s3cret", wait_s=0.5)
+
+    assert label_studio.project["title"] == "Streets"
+    assert backend.asked[0].headers["X-Ml-Secret"] == "s3cret"
+    if arrives:
+        assert found == "a webhook event arrived"
+    else:
+        assert "SSRF_PROTECTION_ENABLED=false" in found
+
+
+def test_a_backend_that_cannot_be_asked_from_here_is_no_error(client: LabelStudioClient) -> None:
+    assert "cannot verify webhook events" in probe_webhook(client, 3, "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def environment(label_studio: OneProject) -> dict[str, str]:
+    return {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": KEY,
+        "PUBLIC_URL": BACKEND,
+        "WEBHOOK_SECRET": "s3cret",
+        "BASIC_AUTH_USER": "",
+        "BASIC_AUTH_PASS": "",
+    }
+
+
+def test_the_command_connects_and_then_finds_nothing_missing(
+    label_studio: OneProject, environment: dict[str, str]
+) -> None:
+    runner = CliRunner(env=environment)
+
+    checked = runner.invoke(commands, ["connect", "--project", "3", "--check"])
+    connected = runner.invoke(commands, ["connect", "--project", "3"])
+    twice = runner.invoke(commands, ["connect", "--project", "3"])
+    again = runner.invoke(commands, ["connect", "--project", "3", "--check"])
+
+    assert checked.exit_code == 1
+    assert f"no ML backend at {BACKEND}" in checked.output
+    assert (
+        "labeling config: there is no <BrushLabels>: no place for masks. Add <BrushLabels" in checked.output
+    )
+    assert '+  <BrushLabels name="mask"' in connected.output, "the change is shown first"
+    assert connected.output.index("+  <Brush") < connected.output.index(
+        "now has the recommended labeling config"
+    )
+    assert connected.exit_code == 0, connected.output
+    assert twice.exit_code == 0
+    assert "<BrushLabels" not in twice.output, "nothing changes any more"
+    assert again.exit_code == 0
+    assert "has all that it needs" in again.output
+
+
+@pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
+def test_the_command_asks_before_it_changes_a_config(
+    label_studio: OneProject, environment: dict[str, str]
+) -> None:
+    runner = CliRunner(env=environment)
+
+    refused = runner.invoke(commands, ["connect", "--project", "3"], input="n\n")
+    assert refused.exit_code == 1
+    assert label_studio.project["label_config"] == OTHER_CONFIG
+    assert "+  <BrushLabels" in refused.output, "shown before it is asked"
+
+    assert runner.invoke(commands, ["connect", "--project", "3", "--yes"]).exit_code == 0
+    assert "<BrushLabels" in label_studio.project["label_config"]
+    assert runner.invoke(commands, ["connect", "--project", "3"]).exit_code == 0, "nothing to ask any more"
+
+
+@pytest.mark.parametrize(
+    ("changes", "project", "reason"),
+    [
+        ({"LABEL_STUDIO_URL": "http://127.0.0.1:9"}, "3", "is it running"),
+        ({"LABEL_STUDIO_URL": "label-studio"}, "3", "LABEL_STUDIO_URL"),
+        ({"LABEL_STUDIO_API_KEY": ""}, "3", "set LABEL_STUDIO_API_KEY"),
+        ({}, "4", "nothing there"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    environment: dict[str, str], changes: dict[str, str], project: str, reason: str
+) -> None:
+    result = CliRunner(env=environment | changes).invoke(commands, ["connect", "--project", project])
+
+    assert isinstance(result.exception, BackendError), result.output
+    assert reason in str(result.exception)

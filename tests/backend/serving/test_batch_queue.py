@@ -1,0 +1,220 @@
+"""Lanes: callers take turns, pieces that come together are done together, nothing is done for nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from threading import Event
+
+import pytest
+
+from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
+from backend.serving.batch_queue import (
+    END_S,
+    Caller,
+    Entrance,
+    FairQueue,
+    Lane,
+    Pending,
+    stop_lanes,
+    wait_for,
+)
+from tests.waiting import wait_until
+
+ANNA, BERT, CLEO = Caller("anna"), Caller("bert"), Caller("cleo")
+
+
+class Slowly:
+    """Doubles numbers, once it may; keeps what it was given together."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.may = Event()
+        self.begun = Event()
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.begun.set()
+        assert self.may.wait(20)
+        self.batches.append(list(numbers))
+        return [2 * number for number in numbers]
+
+
+@pytest.fixture
+def make_lane() -> Iterator[Callable[..., Lane[int, int]]]:
+    """Makes lanes that are stopped at the end of the test."""
+    lanes: list[Lane[int, int]] = []
+
+    def make(perform: Callable[[Sequence[int]], Sequence[int]], **options: object) -> Lane[int, int]:
+        lanes.append(Lane("test", perform, **options))
+        lanes[-1].start()
+        return lanes[-1]
+
+    yield make
+    stop_lanes(lanes)
+
+
+def busy(lane: Lane[int, int], slowly: Slowly) -> None:
+    """Gives the lane a first piece that it does not end before it may."""
+    lane.submit([0], Caller("first"))
+    assert slowly.begun.wait(20)
+
+
+def test_callers_take_turns() -> None:
+    queue: FairQueue[int, int] = FairQueue()
+    for number in range(5):
+        queue.put(Pending(number, ANNA))
+    queue.put(Pending(10, BERT))
+    queue.put(Pending(20, CLEO))
+    queue.put(Pending(11, BERT))
+
+    taken = [queue.take().work for _ in range(3)]
+    queue.put(Pending(30, Caller("dora")))
+    taken += [queue.take().work for _ in range(len(queue))]
+
+    assert taken == [0, 10, 20, 1, 11, 30, 2, 3, 4]
+    with pytest.raises(KeyError):
+        queue.take()
+
+
+def test_what_waits_is_done_together(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly, seen = Slowly(), []
+    lane = make_lane(slowly, max_batch=4, on_batch=lambda size, waited_s: seen.append((size, waited_s)))
+    busy(lane, slowly)
+
+    many = lane.submit([1, 2, 3, 4, 5], ANNA)
+    [one] = lane.submit([6], BERT)
+    assert len(lane) == 6
+    slowly.may.set()
+
+    assert [wait_for(future, ANNA) for future in many] == [2, 4, 6, 8, 10]
+    assert wait_for(one, BERT) == 12
+    assert slowly.batches == [[0], [1, 6, 2, 3], [4, 5]]
+    wait_until(lambda: len(seen) == 3, "every batch was told")
+    assert [size for size, _ in seen] == [1, 4, 2]
+    assert all(waited_s >= 0 for _, waited_s in seen)
+
+
+def test_pieces_that_come_soon_after_each_other_are_done_together(
+    make_lane: Callable[..., Lane[int, int]],
+) -> None:
+    slowly = Slowly()
+    slowly.may.set()
+    lane = make_lane(slowly, max_batch=3, gather_s=10.0)
+
+    first = lane.submit([1, 2], Caller("bert"))
+    futures = [*first, *lane.submit([3], ANNA)]
+
+    assert [wait_for(future, ANNA) for future in futures] == [2, 4, 6]
+    assert slowly.batches == [[1, 3, 2]], "a full batch does not wait longer"
+
+
+def test_who_comes_alone_waits_for_nobody(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly = Slowly()
+    slowly.may.set()
+    lane = make_lane(slowly, max_batch=8, gather_s=1000.0)
+
+    for number in (1, 2):
+        assert wait_for(lane.submit([number], ANNA)[0], Caller("anna", time.monotonic() + 20)) == 2 * number
+    assert slowly.batches == [[1], [2]]
+
+
+def test_several_wait_for_more_no_longer_than_they_should(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly = Slowly()
+    slowly.may.set()
+    lane = make_lane(slowly, max_batch=8, gather_s=0.01)
+
+    futures = lane.submit([1, 2], ANNA)
+
+    assert [wait_for(future, Caller("anna", time.monotonic() + 20)) for future in futures] == [2, 4]
+    assert slowly.batches == [[1, 2]]
+
+
+def test_nothing_is_done_for_who_gave_up(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly, late = Slowly(), []
+    lane = make_lane(slowly, max_batch=4, on_late=lambda: late.append("late"))
+    busy(lane, slowly)
+    hurried = Caller("hurried", time.monotonic() + 0.05)
+
+    [waited_for, forgotten] = lane.submit([1, 2], hurried)
+    [patient] = lane.submit([3], ANNA)
+    with pytest.raises(TooLateError, match="ask again"):
+        wait_for(waited_for, hurried)
+    slowly.may.set()
+
+    assert wait_for(patient, ANNA) == 6
+    with pytest.raises(TooLateError):
+        forgotten.result(20)
+    assert slowly.batches == [[0], [3]]
+    assert late == ["late", "late"]
+
+
+def test_a_piece_that_fails_spoils_no_other(make_lane: Callable[..., Lane[int, int]]) -> None:
+    asked: list[list[int]] = []
+
+    def invert(numbers: Sequence[int]) -> list[float]:
+        asked.append(list(numbers))
+        return [1 / number for number in numbers]
+
+    lane = make_lane(invert, max_batch=3, gather_s=10.0)
+    one, none, half = lane.submit([1, 0, 2], ANNA)
+
+    assert (wait_for(one, ANNA), wait_for(half, ANNA)) == (1, 0.5)
+    with pytest.raises(ZeroDivisionError):
+        wait_for(none, ANNA)
+    assert asked == [[1, 0, 2], [1], [0], [2]]
+    assert wait_for(lane.submit([4, 4, 4], ANNA)[2], ANNA) == 0.25, "the lane goes on"
+
+
+def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slowly = Slowly()
+    lane = make_lane(slowly)
+    busy(lane, slowly)
+    [future] = lane.submit([1], ANNA)
+    slowly.may.set()
+    stop_lanes([lane])
+
+    if not future.cancelled():  # it may have been its turn before
+        assert future.result(20) == 2
+    [late] = lane.submit([1], ANNA)
+    assert late.cancelled()
+    assert len(lane) == 0
+    with pytest.raises(ModelUnavailableError, match="stopping"):
+        wait_for(late, ANNA)
+
+
+@pytest.mark.slow
+def test_busy_lanes_are_waited_for_side_by_side(make_lane: Callable[..., Lane[int, int]]) -> None:
+    slow = [Slowly() for _ in range(3)]
+    lanes = [make_lane(slowly) for slowly in slow]
+    for lane, slowly in zip(lanes, slow, strict=True):
+        busy(lane, slowly)
+    since_s = time.monotonic()
+    stop_lanes(lanes)
+    assert END_S <= time.monotonic() - since_s < 2 * END_S
+    for slowly in slow:
+        slowly.may.set()
+
+
+def test_a_lane_that_never_ran_can_be_stopped() -> None:
+    lane: Lane[int, int] = Lane("test", Slowly())
+    [early] = lane.submit([1], ANNA)
+    lane.stop()
+    lane.start()
+
+    [late] = lane.submit([1], ANNA)
+    assert early.cancelled()
+    assert late.cancelled()
+
+
+def test_only_so_many_are_let_in_and_half_of_them_may_be_one_callers() -> None:
+    entrance = Entrance(4)
+    with entrance.enter(ANNA), entrance.enter(ANNA):
+        with pytest.raises(ModelBusyError, match="2 requests wait: try again"), entrance.enter(ANNA):
+            pass
+        with entrance.enter(BERT), entrance.enter(CLEO):
+            assert entrance.inside == 4
+            with pytest.raises(ModelBusyError, match="4 requests"), entrance.enter(Caller("dora")):
+                pass
+        with entrance.enter(BERT):
+            pass
+    assert entrance.inside == 0

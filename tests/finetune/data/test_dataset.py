@@ -1,0 +1,169 @@
+"""Records as a data set, and data sets by name; the pictures are real files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from finetune.data.dataset import (
+    DatasetFileError,
+    DatasetNameError,
+    RecordDataset,
+    open_dataset,
+    samples_by_image,
+)
+from finetune.data.records import RefRecord, write_records
+from sspsam.images.masks import mask_to_coco_rle
+
+Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+ORIENTATION = 0x0112
+ROTATED_90 = 6
+"""EXIF orientation of a picture that is shown turned a quarter clockwise."""
+
+
+def store_picture(folder: Path, array: Picture, orientation: int | None = None, kind: str = "PNG") -> str:
+    """Writes a picture under its sha256, and returns that."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ORIENTATION] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, exif=exif)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    folder.mkdir(exist_ok=True)
+    (folder / digest).write_bytes(buffer.getvalue())
+    return digest
+
+
+def picture(height: int = 6, width: int = 8, seed: int = 0) -> Picture:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def record(digest: str, phrase: str, mask: Mask | None, hw: tuple[int, int], task: int = 1) -> RefRecord:
+    return RefRecord(
+        image_sha256=digest,
+        image_url="http://example.org/cat.png",
+        image_hw=hw,
+        phrase=phrase,
+        mask_rle=None if mask is None else mask_to_coco_rle(mask),
+        project=1,
+        task=task,
+        annotation=task,
+        region=None if mask is None else f"region-{phrase}",
+        updated_at="2025-01-01T00:00:00Z",
+    )
+
+
+@pytest.fixture
+def hole() -> Mask:
+    """A 6 x 8 ring."""
+    mask = np.zeros((6, 8), dtype=bool)
+    mask[1:5, 2:7] = True
+    mask[2:4, 4:5] = False
+    return mask
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+def test_a_record_becomes_a_sample(images: Path, hole: Mask) -> None:
+    digest = store_picture(images, picture())
+    dataset = RecordDataset(
+        [record(digest, "the cat", hole, (6, 8)), record(digest, "dog", None, (6, 8))], images
+    )
+    cat, dog = dataset[0], dataset[1]
+    assert (cat.phrase, cat.image_id, cat.family, cat.has_target) == ("the cat", digest, "noun", True)
+    assert (dog.family, dog.label) == ("none", "")
+    np.testing.assert_array_equal(cat.image, picture())
+    np.testing.assert_array_equal(cat.mask, hole)
+    assert not dog.has_target
+    assert dog.mask.shape == (6, 8)
+    assert cat.sample_id != dog.sample_id
+    assert dog.image is cat.image, "a picture is read once for the records that follow each other"
+
+
+def test_pictures_are_upright_as_annotators_saw_them(images: Path) -> None:
+    digest = store_picture(images, picture(6, 8), ROTATED_90)
+    dataset = RecordDataset([record(digest, "cat", np.ones((8, 6), dtype=bool), (8, 6))], images)
+    np.testing.assert_array_equal(dataset[0].image, np.rot90(picture(6, 8), -1))
+
+
+def test_records_of_one_picture_are_brought_together(images: Path, hole: Mask) -> None:
+    first, second = store_picture(images, picture(seed=1)), store_picture(images, picture(seed=2))
+    records = [
+        record(digest, phrase, hole, (6, 8))
+        for digest, phrase in [(first, "a"), (second, "b"), (first, "c"), (second, "d")]
+    ]
+    groups = list(samples_by_image(RecordDataset(records, images)))
+    assert [[sample.phrase for sample in group] for group in groups] == [["a", "c"], ["b", "d"]]
+
+
+def test_no_samples_no_groups(images: Path) -> None:
+    assert list(samples_by_image(RecordDataset([], images))) == []
+
+
+def test_what_is_wrong_with_a_picture_is_said(images: Path, hole: Mask) -> None:
+    digest = store_picture(images, picture(6, 9))
+    good = record(digest, "cat", hole, (6, 8))
+    with pytest.raises(DatasetFileError, match=r"is \(6, 9\) .*drawn on \(6, 8\)"):
+        RecordDataset([good], images)[0]
+    with pytest.raises(DatasetFileError, match="there is no image"):
+        RecordDataset([replace(good, image_sha256="0" * 64)], images)[0]
+    (images / "text").write_text("no picture")
+    with pytest.raises(DatasetFileError, match="is not an image"):
+        RecordDataset([replace(good, image_sha256="text")], images)[0]
+
+
+def test_a_damaged_mask_names_its_record(images: Path) -> None:
+    digest = store_picture(images, picture())
+    damaged = replace(
+        record(digest, "cat", np.ones((6, 8), dtype=bool), (6, 8)),
+        mask_rle={"size": [6, 8], "counts": [40, 9]},
+    )
+    with pytest.raises(DatasetFileError, match=damaged.sample_id):
+        RecordDataset([damaged], images)[0]
+
+
+def test_records_open_by_name(tmp_path: Path, images: Path, hole: Mask) -> None:
+    digest = store_picture(images, picture())
+    path = tmp_path / "7.jsonl"
+    write_records(path, [record(digest, phrase, hole, (6, 8)) for phrase in ("a", "b", "c")])
+    dataset = open_dataset(f"records:{path}?images={images}")
+    assert [dataset[i].phrase for i in range(len(dataset))] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mnist/train", "no data set is named 'mnist/train'; known: stickers/<split>, refcoco/<split>, "),
+        ("stickers/val?cuont=3", "unknown option cuont"),
+        ("stickers/val?count=many", "count is 'many', expected a whole number"),
+        ("stickers/nowhere?count=1", "nowhere"),
+        ("stickers/val?count=1&families=poems", "poems"),
+    ],
+)
+def test_a_wrong_name_says_what_is_known(spec: str, message: str) -> None:
+    with pytest.raises(DatasetNameError, match=message):
+        open_dataset(spec)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetFileError, match="no file of records"):
+        open_dataset(f"records:{tmp_path}/none.jsonl?images={tmp_path}")
+    (tmp_path / "some.jsonl").write_text("no record")
+    with pytest.raises(DatasetFileError, match="line 1"):
+        open_dataset(f"records:{tmp_path}/some.jsonl?images={tmp_path}")
+    with pytest.raises(DatasetFileError, match="images=<folder>"):
+        open_dataset(f"records:{tmp_path}/some.jsonl")
+    with pytest.raises(DatasetFileError, match="elsewhere"):
+        open_dataset(f"records:{tmp_path}/some.jsonl?images={tmp_path}/elsewhere")

@@ -1,0 +1,158 @@
+"""Reports: what is written can be read, and comparisons say how sure they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.evaluation.evaluate import EvaluationResult, SampleResult
+from finetune.evaluation.report import (
+    ComparisonError,
+    bootstrap_interval,
+    compare,
+    comparison_to_markdown,
+    difference_in_words,
+    evaluation_to_markdown,
+    family_table,
+    percent,
+    write_evaluation,
+)
+from finetune.metrics import SegmentationMetrics
+
+
+def evaluation(ious: dict[str, float], images: dict[str, str] | None = None) -> EvaluationResult:
+    """An evaluation with these IoUs; sample "a/1" is on image "a" unless said otherwise."""
+    metrics = SegmentationMetrics(
+        samples=len(ious), samples_with_target=len(ious), iou_sum=sum(ious.values())
+    )
+    per_sample = [
+        SampleResult(name, (images or {}).get(name, name.split("/")[0]), iou) for name, iou in ious.items()
+    ]
+    return EvaluationResult(
+        overall=metrics.compute(),
+        by_family={"noun": metrics.compute()},
+        counts={"samples": len(ious), "images": len({one.image_id for one in per_sample}), "no target": 0},
+        family_samples={"noun": len(ious)},
+        baselines={"nothing": SegmentationMetrics().compute()},
+        family_baselines={"noun": {"all stickers": metrics.compute()}},
+        per_sample=per_sample,
+        timings_ms={"embed image": 30.04},
+        refused={"a/9": "too long"},
+    )
+
+
+def test_a_written_evaluation_reads_back(tmp_path: Path) -> None:
+    result = evaluation({"a/1": 0.5, "a/2": 1.0, "b/1": 0.0})
+    write_evaluation(tmp_path / "new" / "folder", result, {"data set": "stickers/val"})
+    written = json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text())
+    assert written.pop("about") == {"data set": "stickers/val"}
+    assert EvaluationResult.from_dict(written) == result
+
+
+def test_markdown_has_figures_in_percent_and_every_part() -> None:
+    text = evaluation_to_markdown(evaluation({"a/1": 0.5, "b/1": 1.0}), {"model": "ssp-sam-test-base"})
+    assert "- model: ssp-sam-test-base" in text
+    assert "| mIoU | 75.0 |" in text
+    assert "| noun | 2 | 75.0 |" in text
+    assert "| T-acc | all stickers | nothing |" in text
+
+    noun, everything = (line for line in text.splitlines() if line.startswith(("| noun", "| all |")))
+    assert noun.endswith("| 75.0 | – |")
+    assert everything.endswith("| – | – |")
+    assert "| embed image | 30.0 |" in text
+    assert "- a/9: too long" in text
+
+
+def test_a_baseline_that_a_data_set_does_not_have_is_no_column() -> None:
+    result = replace(evaluation({"a/1": 0.5}), family_baselines={})
+    header, rows = family_table(result)
+    assert header[-2:] == ("T-acc", "nothing")
+    assert {len(row) for row in rows} == {len(header)}
+    assert "all stickers" not in evaluation_to_markdown(result, {})
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_header() -> None:
+    text = evaluation_to_markdown(evaluation({"a/1": 0.5}), {})
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({row.count("|") for row in table}) == 1
+
+
+def test_comparison_counts_and_measures_the_difference() -> None:
+    before = evaluation({"a/1": 0.2, "a/2": 0.5, "b/1": 0.9, "c/1": 0.4})
+    after = evaluation({"c/1": 0.4, "a/1": 0.8, "a/2": 0.6, "b/1": 0.7})
+    comparison = compare(before, after)
+    assert comparison.difference == pytest.approx((0.6 + 0.1 - 0.2 + 0) / 4)
+    assert (comparison.better, comparison.worse, comparison.same) == (2, 1, 1)
+    assert (comparison.samples, comparison.images) == (4, 3)
+    assert comparison.interval is not None
+    low, high = comparison.interval
+    assert low < comparison.difference < high
+    assert json.loads(json.dumps(comparison.to_dict()))["better"] == 2
+
+
+@pytest.mark.parametrize("after", [{"a/1": 1.0}, {"a/1": 1.0, "b/2": 1.0}])
+def test_different_samples_are_not_compared(after: dict[str, float]) -> None:
+    with pytest.raises(ComparisonError, match="1 of them the same"):
+        compare(evaluation({"a/1": 0.5, "b/1": 0.5}), evaluation(after))
+
+
+def test_nothing_is_not_compared_with_nothing() -> None:
+    with pytest.raises(ComparisonError, match="0 samples"):
+        compare(evaluation({}), evaluation({}))
+
+
+def test_a_gain_everywhere_is_sure_and_noise_is_not() -> None:
+    images = [str(number) for number in range(30)]
+    gain = bootstrap_interval([0.1] * 30, images)
+    assert gain == pytest.approx((0.1, 0.1))
+    noise = bootstrap_interval(np.random.default_rng(0).normal(0, 0.3, 30), images)
+    assert noise is not None
+    assert noise[0] < 0 < noise[1]
+
+
+def test_phrases_of_one_image_are_one_piece_of_evidence() -> None:
+    changes = [0.3, 0.3, 0.3, 0.3, -0.1, -0.1, -0.1, -0.1]
+    apart = bootstrap_interval(changes, list("abcdefgh"))
+    together = bootstrap_interval(changes, list("aaaabbbb"))
+    assert apart is not None
+    assert together is not None
+    assert together[1] - together[0] > apart[1] - apart[0]
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    images = [str(number) for number in range(40)]
+    covered = 0
+    for _ in range(60):
+        interval = bootstrap_interval(rng.normal(0.05, 0.2, 40), images)
+        assert interval is not None
+        covered += interval[0] <= 0.05 <= interval[1]
+    assert covered >= 60 * 0.85
+
+
+def test_one_image_says_nothing_about_others() -> None:
+    assert bootstrap_interval([0.5, 0.5], ["a", "a"]) is None
+    words = difference_in_words(compare(evaluation({"a/1": 0.0}), evaluation({"a/1": 0.5})))
+    assert (
+        words
+        == "mIoU 0.0 % -> 50.0 % (+50.0 points) on 1 phrases of 1 images: 1 better, 0 worse, 0 unchanged."
+    )
+
+
+def test_comparison_in_markdown_names_both_and_shows_changes() -> None:
+    comparison = compare(evaluation({"a/1": 0.25, "b/1": 0.25}), evaluation({"a/1": 0.5, "b/1": 0.5}))
+    text = comparison_to_markdown(comparison, "v1", "v2")
+    assert text.startswith("# v2 against v1\n")
+    assert "| mIoU | 25.0 | 50.0 | +25.0 |" in text
+    assert "| N-acc | – | – | – |" in text
+    assert "95 % interval +25.0 to +25.0" in text
+
+
+def test_percent() -> None:
+    assert [percent(0.12345), percent(1.0), percent(None)] == ["12.3", "100.0", "–"]

@@ -1,0 +1,94 @@
+"""New words: which learn in a training, and what stays as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.training.config import ConfigError, TrainConfig
+from finetune.training.train import train
+from sspsam import Predictor
+from sspsam.checkpoints.load import read_tensors
+from sspsam.phrases import token_ids, tokenize
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        preset="ssp-sam-test", output_dir=tmp_path / "run",
+        data="stickers/train?count=3&nouns=koala,guitar&families=noun",
+        replay="stickers/train?count=6&nouns=first&families=noun", word_learning_rate=1e-2,
+        steps=6, batch_size=4, target_size=64, learning_rate=1e-4, warmup_steps=2, checkpoint_every=3,
+        device="cpu",
+    )  # fmt: skip
+
+
+def test_words_that_replay_does_not_say_learn(config: TrainConfig) -> None:
+    state = read_tensors(train(config).weights)
+    tokens = state["learned_words.tokens"].tolist()
+    assert set(token_ids("koala") + token_ids("guitar")) & set(tokens)
+    assert not set(tokens) & {0, *token_ids("the"), *token_ids("dog"), *token_ids(".")}
+    assert (state["learned_words.offsets"].abs().sum(dim=1) > 0).all()
+
+
+def test_phrases_of_known_words_mean_what_they_meant(config: TrainConfig) -> None:
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    known, new = tokenize(["the dog on the left"]), tokenize(["the koala"])
+    before = [predictor.model.encode_text(tokens).sentence for tokens in (known, new)]
+    predictor.load_trainable(read_tensors(train(config).weights))
+    after = [predictor.model.encode_text(tokens).sentence for tokens in (known, new)]
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+
+
+def test_without_a_rate_no_word_learns(config: TrainConfig) -> None:
+    state = read_tensors(train(dataclasses.replace(config, word_learning_rate=0.0)).weights)
+    assert not [name for name in state if name.startswith("learned_words.")]
+
+
+def test_a_next_training_keeps_the_words_of_the_one_before(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(config).weights
+    before = read_tensors(first)
+    again = dataclasses.replace(
+        config,
+        init=first,
+        output_dir=tmp_path / "next",
+        data="stickers/train?count=3&nouns=umbrella&families=noun",
+    )
+    after = read_tensors(train(again).weights)
+    learned = dict(zip(after["learned_words.tokens"].tolist(), after["learned_words.offsets"], strict=True))
+    assert set(token_ids("umbrella")) <= learned.keys()
+    for token, offset in zip(
+        before["learned_words.tokens"].tolist(), before["learned_words.offsets"], strict=True
+    ):
+        assert torch.equal(learned[token], offset)
+
+
+@pytest.mark.slow
+def test_a_stopped_training_ends_as_an_unbroken_one(config: TrainConfig, tmp_path: Path) -> None:
+    """Also where the best weights so far are kept."""
+    config = dataclasses.replace(config, validation=config.data, validate_every=2)
+    broken = dataclasses.replace(config, output_dir=tmp_path / "broken")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, means: dict[str, float]) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(broken, kill)
+    expected, actual = read_tensors(train(config).weights), read_tensors(train(broken).weights)
+    assert expected.keys() == actual.keys()
+    assert "learned_words.offsets" in expected
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+@pytest.mark.parametrize("changes", [{"replay": None}, {"stage": "rec"}, {"stream": True}])
+def test_words_need_to_know_what_is_known(config: TrainConfig, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="word_learning_rate needs"):
+        dataclasses.replace(config, **changes)

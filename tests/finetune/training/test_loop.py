@@ -1,0 +1,358 @@
+"""The loop: parts, processes, resuming, curves; and what it does when numbers break."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finetune.data.dataset import open_dataset
+from finetune.training.config import ConfigError, TrainConfig
+from finetune.training.curves import MLFLOW_RUN_FILE, MLFLOW_URI_VARIABLE, TENSORBOARD_FOLDER, log_outcome
+from finetune.training.loop import LOG_NAME, NonFiniteGradientError, TrainingLoop, read_log
+from finetune.training.losses import Criterion, NonFiniteLossError
+from finetune.training.stages.rec import RECStage
+from finetune.training.stages.ssp import SSPStage
+from finetune.training.train import train
+from sspsam import CheckpointError, Predictor
+from sspsam.checkpoints.load import read_tensors
+from tests.finetune.launching import launch
+
+DATA = "stickers/train?count=4&nouns=first&families=noun,none&phrases=4"
+WINDOWS: dict[str, object] = {}
+STREAM: dict[str, object] = {"stream": True, "random_placement": True, "flip_probability": 0.5}
+BOXES: dict[str, object] = {"stage": "rec", "stream": True, "random_placement": True}
+
+
+def config_for(folder: Path, **settings: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "preset": "ssp-sam-test", "output_dir": folder, "data": DATA, "steps": 4, "batch_size": 8,
+        "window": 16,
+        "target_size": 32, "learning_rate": 1e-3, "decoder_learning_rate": 1e-3, "warmup_steps": 2,
+        "max_gradient_norm": 1.0, "checkpoint_every": 2, "device": "cpu",
+    }  # fmt: skip
+    return TrainConfig(**(values | settings))
+
+
+def loop_for(config: TrainConfig) -> TrainingLoop:
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    make = RECStage if config.stage == "rec" else SSPStage
+    return TrainingLoop(make(predictor, config, open_dataset(config.data)), config, predictor.device)
+
+
+def losses(loop: TrainingLoop, steps: int) -> list[dict[str, float]]:
+    return [loop.train_step() for _ in range(steps)]
+
+
+@pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
+def test_parts_add_up_to_the_whole_batch(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Also where the parts have different numbers of samples, and of targets."""
+    whole = losses(loop_for(config_for(tmp_path, **settings)), 3)
+    parts = losses(loop_for(config_for(tmp_path, accumulate=3, **settings)), 3)
+    for one, other in zip(whole, parts, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    """Through windows, streamed, and boxes alone; each process takes its share in two parts."""
+    kinds = {"windows": WINDOWS, "stream": STREAM, "boxes": BOXES}
+    program = tmp_path / "learn.py"
+    program.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from finetune.training.train import train\n"
+        "from tests.finetune.training.test_loop import config_for\n"
+        "seen = {}\n"
+        "for name, settings in json.loads(sys.argv[2]).items():\n"
+        "    config = config_for(Path(sys.argv[1]) / name, accumulate=2, **settings)\n"
+        "    train(config, lambda step, means: seen.setdefault(name, []).append(means))\n"
+        "print(json.dumps(seen))\n"
+    )
+    printed = [json.loads(out) for out in launch(2, program, str(tmp_path / "two"), json.dumps(kinds))]
+    assert printed[0] == printed[1], "every process knows the loss of all"
+    for name, settings in kinds.items():
+        alone: list[dict[str, float]] = []
+        train(config_for(tmp_path / "one" / name, **settings), lambda step, means: alone.append(means))  # noqa: B023
+        assert len(alone) == 4
+        for together, one in zip(printed[0][name], alone, strict=True):
+            assert together == pytest.approx(one, rel=1e-4), name
+        assert len(read_log(tmp_path / "two" / name / LOG_NAME)) == 1, "one process writes"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
+def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
+    tmp_path: Path, settings: dict[str, Any], precision: str
+) -> None:
+    config = config_for(tmp_path, steps=8, precision=precision, **settings)
+    unbroken = losses(loop_for(config), 6)
+    first = loop_for(config)
+    losses(first, 3)
+    first.save()
+    second = loop_for(config)
+    torch.manual_seed(12345)  # whatever was drawn in between changes nothing
+    assert second.resume()
+    assert second.scaler.get_scale() == first.scaler.get_scale()
+    assert losses(second, 3) == unbroken[3:]
+
+
+def test_float16_leaves_out_steps_that_overflow_and_learns_in_the_others(tmp_path: Path) -> None:
+    """The first scale is too large for this model: it is halved until the gradient fits."""
+    whole, half = loop_for(config_for(tmp_path)), loop_for(config_for(tmp_path, precision="float16"))
+    before = {k: v.clone() for k, v in half.stage.module.state_dict().items()}
+    first_scale, rates = half.scaler.get_scale(), half.schedule.get_last_lr()
+    for _ in range(16):
+        scale = half.scaler.get_scale()
+        half.train_step()
+        if half.scaler.get_scale() == scale:
+            break
+        assert half.scaler.get_scale() == scale / 2
+        assert half.schedule.get_last_lr() == rates
+        assert all(torch.equal(v, before[k]) for k, v in half.stage.module.state_dict().items())
+    assert scale < first_scale, "at least one step overflowed"
+    assert half.schedule.get_last_lr() != rates
+    assert any(not torch.equal(v, before[k]) for k, v in half.stage.module.state_dict().items())
+
+    fitting = loop_for(config_for(tmp_path, precision="float16"))
+    fitting.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for one, other in zip(losses(whole, 4), losses(fitting, 4), strict=True):
+        assert other == pytest.approx(one, rel=0.05)
+
+
+def test_a_changed_setting_is_said_when_resuming(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loop = loop_for(config_for(tmp_path))
+    loop.train_step()
+    loop.save()
+    with caplog.at_level(logging.WARNING):
+        loop_for(config_for(tmp_path, batch_size=4, workers=1)).resume()
+    assert caplog.messages == ["batch_size changed from 8 to 4"]
+
+
+def test_boxes_are_learned_without_sam(tmp_path: Path) -> None:
+    loop = loop_for(config_for(tmp_path, steps=40, learning_rate=3e-3, **BOXES))
+    before = {k: v.clone() for k, v in loop.stage.module.state_dict().items() if ".sam." in k}
+    seen = losses(loop, 40)
+    assert set(seen[0]) == {"l1", "generalized_box_iou", "total"}
+    assert sum(step["l1"] for step in seen[-5:]) < 0.7 * sum(step["l1"] for step in seen[:5])
+    after = loop.stage.module.state_dict()
+    assert before
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_masks_go_on_from_boxes(tmp_path: Path) -> None:
+    boxes = train(config_for(tmp_path / "rec", **BOXES))
+    masks = train(config_for(tmp_path / "ssp", init=boxes.weights, steps=1, learning_rate=1e-6, **STREAM))
+    start, end = read_tensors(boxes.weights), read_tensors(masks.weights)
+    torch.testing.assert_close(
+        end["box_head.layers.0.weight"], start["box_head.layers.0.weight"], atol=1e-4, rtol=0
+    )
+    assert {"dice", "focal", "l1", "generalized_box_iou", "total"} == set(masks.metrics)
+
+
+def test_the_decoder_waits_until_it_may_learn(tmp_path: Path) -> None:
+    loop = loop_for(config_for(tmp_path, decoder_frozen_steps=2))
+    decoder = {
+        key: value.clone() for key, value in loop.stage.module.state_dict().items() if "mask_decoder" in key
+    }
+
+    def changed() -> bool:
+        state = loop.stage.module.state_dict()
+        return any(not torch.equal(state[key], value) for key, value in decoder.items())
+
+    losses(loop, 2)
+    assert not changed()
+    losses(loop, 1)
+    assert changed()
+
+
+def test_rates_rise_from_the_final_one_and_return_to_it(tmp_path: Path) -> None:
+    config = config_for(
+        tmp_path, steps=10, warmup_steps=4, learning_rate=1e-2, decoder_learning_rate=1e-3,
+        final_learning_rate=1e-4,
+    )  # fmt: skip
+    loop = loop_for(config)
+    rates = []
+    for _ in range(10):
+        rates.append([group["lr"] for group in loop.optimizer.param_groups])
+        loop.optimizer.step()
+        loop.schedule.step()
+    assert rates[3] == pytest.approx([1e-2, 1e-3])
+    assert all(before[0] < after[0] for before, after in pairwise(rates[:4]))
+    assert [group["lr"] for group in loop.optimizer.param_groups] == pytest.approx([1e-4, 1e-4])
+
+
+def test_a_loss_that_breaks_names_its_samples(tmp_path: Path) -> None:
+    loop = loop_for(config_for(tmp_path))
+    stage = loop.stage
+    assert isinstance(stage, SSPStage)
+    with torch.no_grad():
+        stage.model.box_head.layers[-1].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="on samples: stickers/"):
+        loop.train_step()
+
+
+class SteepCriterion(Criterion):
+    """A finite loss whose gradient is not: the slope of a square root at zero."""
+
+    def forward(self, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        terms: dict[str, torch.Tensor] = super().forward(*arguments, **options)
+        return terms | {"total": terms["total"] + (terms["total"] - terms["total"].detach()).sqrt()}
+
+
+def test_a_gradient_that_breaks_names_its_samples(tmp_path: Path) -> None:
+    loop = loop_for(config_for(tmp_path))
+    assert isinstance(loop.stage, SSPStage)
+    loop.stage.criterion = SteepCriterion()
+    before = {k: v.clone() for k, v in loop.stage.module.state_dict().items()}
+    with pytest.raises(NonFiniteGradientError) as caught:
+        loop.train_step()
+    assert len(caught.value.sample_ids) == 8
+    assert "gradient" in str(caught.value)
+    after = loop.stage.module.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items()), "the step is not taken"
+
+
+def test_float16_does_not_skip_for_ever(tmp_path: Path) -> None:
+    """A gradient that is not finite even unscaled is broken, not too large."""
+    loop = loop_for(config_for(tmp_path, precision="float16", batch_size=2))
+    assert isinstance(loop.stage, SSPStage)
+    loop.stage.criterion = SteepCriterion()
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {k: v.clone() for k, v in loop.stage.module.state_dict().items()}
+    losses(loop, 2)
+    with pytest.raises(NonFiniteGradientError, match="on samples: stickers/"):
+        loop.train_step()
+    after = loop.stage.module.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+@pytest.mark.slow
+def test_curves_can_be_seen_in_tensorboard(tmp_path: Path) -> None:
+    result = train(config_for(tmp_path, steps=22))
+    events = EventAccumulator(str(tmp_path / TENSORBOARD_FOLDER))
+    events.Reload()
+    assert {"total", "dice", "focal", "l1", "generalized_box_iou", "lr"} <= set(events.Tags()["scalars"])
+    points = events.Scalars("total")
+    assert [point.step for point in points] == [20, 22]
+    assert points[-1].value == pytest.approx(result.metrics["total"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_mlflow_has_parameters_curves_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run, also when the training is stopped and goes on."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv(MLFLOW_URI_VARIABLE, (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "referring")
+    from mlflow import MlflowClient
+
+    class Stopped(Exception):
+        pass
+
+    def stop_at_three(step: int, means: dict[str, float]) -> None:
+        if step == 3:
+            raise Stopped
+
+    config = config_for(tmp_path / "refcoco")
+    with pytest.raises(Stopped):
+        train(config, stop_at_three)
+    client = MlflowClient()
+    run_id = (tmp_path / "refcoco" / MLFLOW_RUN_FILE).read_text()
+    assert client.get_run(run_id).info.status == "FAILED"
+
+    seen: list[str] = []
+    result = train(config, lambda step, means: seen.append(client.get_run(run_id).info.status))
+    assert set(seen) == {"RUNNING"}
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "refcoco")
+    assert client.get_experiment(run.info.experiment_id).name == "referring"
+    assert [r.info.run_id for r in client.search_runs([run.info.experiment_id])] == [run_id]
+    assert run.data.params["batch_size"] == "8"
+    assert run.data.params.keys() == config.to_dict().keys()
+    assert run.data.metrics == pytest.approx({**result.metrics, "lr": config.final_learning_rate}, abs=1e-4)
+    (point,) = client.get_metric_history(run_id, "total")
+    assert point.step == 4
+    figures = {
+        "candidate": {"gIoU": 0.5, "Pr@0.5": 1},
+        "interval": (0.1, 0.2),
+        "metric": "gIoU",
+        "N-acc": None,
+    }
+    log_outcome(tmp_path / "refcoco", "m-0001", "better", "<html>", figures)
+    run = client.get_run(run_id)
+    assert run.data.metrics["candidate/gIoU"] == 0.5
+    assert run.data.metrics["candidate/Pr-0.5"] == 1
+    assert (run.data.tags["version"], run.data.tags["reason"]) == ("m-0001", "better")
+    assert [item.path for item in client.list_artifacts(run_id)] == ["report.html"]
+
+
+def test_a_training_without_tensorboard_has_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = train(config_for(tmp_path, steps=1))
+    assert not (tmp_path / TENSORBOARD_FOLDER).exists()
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["total"] == pytest.approx(result.metrics["total"], abs=1e-4)
+
+
+def test_a_training_outside_of_mlflow_has_nothing_to_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.delenv(MLFLOW_URI_VARIABLE, raising=False)
+    log_outcome(tmp_path, "m-0001", "better", "<html>", {})
+
+
+def test_mlflow_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setenv(MLFLOW_URI_VARIABLE, "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"pip install 'ssp-sam-assist\[mlflow\]'"):
+        train(config_for(tmp_path))
+
+
+def test_frozen_parts_must_be_given(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no file of `weights` has tensors of: clip, sam, image_encoder"
+    ):
+        train(config_for(tmp_path, preset="ssp-sam-224"))
+
+
+def test_the_log_says_what_is_left(tmp_path: Path) -> None:
+    train(config_for(tmp_path, steps=40))
+    first, last = read_log(tmp_path / LOG_NAME)
+    assert first["left_s"] == first["elapsed_s"] > 0  # half done
+    assert last["left_s"] == 0
+
+
+class NormStage:
+    """One batch normalisation that learns, and sees other numbers at every step."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.BatchNorm1d(2)
+        self.sample_ids = ()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.module.parameters())}]
+
+    def loss(self, step: int, part: int = 0) -> dict[str, torch.Tensor]:
+        batch = torch.randn(8, 2, generator=torch.Generator().manual_seed(step)) + step
+        return {"total": (self.module(batch) - 1).square().mean()}
+
+
+def test_running_statistics_survive_a_stop(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    unbroken, device = NormStage(), torch.device("cpu")
+    TrainingLoop(unbroken, config, device).run()
+    resumed = NormStage()
+    TrainingLoop(resumed, config, device).run()  # at its end already: everything comes from the checkpoint
+    for name, value in unbroken.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], value), name
+    assert unbroken.module.running_mean.min() > 0.1

@@ -1,0 +1,100 @@
+"""Weights are never in memory twice: peak resident memory of a process of its own, on files of 200 MB."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sspsam.checkpoints.load import write_tensors
+from sspsam.presets import IMAGE_ENCODERS, PRESETS
+from tests.sspsam.published_files import (
+    PRESET,
+    golden_bundle,
+    reference_state,
+    sam_state,
+    save_openai_archive,
+    training_pickle,
+    without,
+)
+
+LIMIT = 1.3
+"""Of the size of the files that are read, beyond what Python and torch take."""
+
+DEFINITIONS = f"""
+from dataclasses import replace
+from sspsam.presets import IMAGE_ENCODERS, PRESETS
+IMAGE_ENCODERS["vit_middle"] = replace(IMAGE_ENCODERS["vit_test"], width=768, depth=6, heads=12)
+PRESETS["ssp-sam-middle"] = replace(PRESETS["{PRESET}"], image_encoder="vit_middle")
+"""
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from sspsam.checkpoints.convert import convert
+from sspsam.checkpoints.bundles import load_bundle
+from sspsam.predictor import Predictor
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+what, *paths = sys.argv[1:]
+*sources, bundle = map(Path, paths)
+before = resident("VmRSS")
+if what == "convert":
+    convert(sources, "ssp-sam-middle", bundle)
+else:
+    predictor = Predictor.from_preset("ssp-sam-middle", "cpu", bundle)
+    modules = (predictor.model, predictor.image_encoder)
+    assert all(p.isfinite().all() for module in modules for p in module.parameters())
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of a preset with a larger image encoder."""
+    folder = tmp_path_factory.mktemp("middle")
+    with pytest.MonkeyPatch.context() as patch:
+        encoder = replace(IMAGE_ENCODERS["vit_test"], width=768, depth=6, heads=12)
+        patch.setitem(IMAGE_ENCODERS, "vit_middle", encoder)
+        patch.setitem(PRESETS, "ssp-sam-middle", replace(PRESETS[PRESET], image_encoder="vit_middle"))
+        bundle = golden_bundle("ssp-sam-middle")
+        training = training_pickle(reference_state(bundle))
+        torch.save(training, folder / "training.pth")
+        torch.save(training, folder / "old.pth", _use_new_zipfile_serialization=False)
+        lone = without("sam.image_encoder.", without("encoder.", reference_state(bundle)))
+        torch.save(lone, folder / "lone.pth")
+        torch.save(sam_state(bundle, "ssp-sam-middle"), folder / "sam.pth")
+        save_openai_archive(bundle, folder / "clip.pt")
+        write_tensors(folder / "bundle.safetensors", bundle, {"preset": "ssp-sam-middle"})
+    return folder
+
+
+def peak(what: str, *paths: Path) -> int:
+    """Bytes that the work took at most, beyond what was resident before it."""
+    command = [sys.executable, "-c", DEFINITIONS + MEASURE, what, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["training.pth"], ["old.pth"], ["lone.pth", "sam.pth", "clip.pt"]])
+def test_converting_holds_the_weights_once(folder: Path, tmp_path: Path, names: list[str]) -> None:
+    sources = [folder / name for name in names]
+    size = sum(source.stat().st_size for source in sources)
+    assert size > 150e6
+    assert peak("convert", *sources, tmp_path / "bundle.safetensors") <= LIMIT * size
+
+
+@pytest.mark.slow
+def test_loading_holds_the_weights_once(folder: Path) -> None:
+    bundle = folder / "bundle.safetensors"
+    assert peak("load", bundle) <= LIMIT * bundle.stat().st_size

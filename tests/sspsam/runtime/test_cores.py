@@ -1,0 +1,111 @@
+"""Rows of a batch side by side: in order, each with its share of the cores, and with the same answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import sspsam
+from sspsam.results import Question
+from sspsam.runtime.cores import Cores, reserve_cores
+from tests.waiting import wait_until
+
+CORES = 4
+
+
+@pytest.fixture
+def four_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(
+    ("rows", "runs", "share"), [(2, [1, 1], 2), (3, [1, 1, 1], 1), (4, [1, 1, 1, 1], 1), (9, [2, 2, 2, 3], 1)]
+)
+def test_rows_run_at_once_each_with_its_share_of_the_cores(rows: int, runs: list[int], share: int) -> None:
+    together = threading.Barrier(len(runs), timeout=60)
+    seen: list[tuple[int, int]] = []
+
+    def answer(some: Sequence[int]) -> list[int]:
+        together.wait()  # ends only when all are at work
+        seen.append((len(some), torch.get_num_threads()))
+        return [2 * row for row in some]
+
+    cores = Cores()
+    for _ in range(2):
+        seen.clear()
+        assert cores.map(answer, range(rows)) == [2 * row for row in range(rows)]
+        assert sorted(seen) == [(run, share) for run in runs]
+    assert torch.get_num_threads() == CORES, "the caller keeps all of them"
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_one_row_is_answered_by_the_caller() -> None:
+    assert Cores().map(lambda rows: [threading.current_thread() for _ in rows], [0]) == [
+        threading.current_thread()
+    ]
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_cores_are_reserved_for_those_who_had_them() -> None:
+    cores = Cores()
+    reserve_cores()
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [*others, torch.get_num_threads()] == [1, 1]
+    assert cores.run(torch.get_num_threads) == CORES
+    assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], [0]) == [CORES]
+    assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], range(4)) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_large_operation_leaves_no_thread_behind() -> None:
+    def threads() -> set[int]:
+        return {thread.id for thread in psutil.Process().threads()}
+
+    def work() -> set[int]:
+        torch.randn(2000, 2000).exp_()
+        return threads()
+
+    before = threads()
+    its_own = Cores().run(work) - before
+    assert len(its_own) == CORES, "one, and those that share its operation"
+    wait_until(lambda: not its_own & threads(), "they have ended")
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_an_error_reaches_the_caller() -> None:
+    cores = Cores()
+    with pytest.raises(ZeroDivisionError):
+        cores.map(lambda rows: [1 // row for row in rows], range(6))
+    with pytest.raises(ZeroDivisionError):
+        cores.run(lambda: 1 // 0)
+    assert cores.map(list, range(6)) == list(range(6))
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_batch_is_answered_as_its_phrases_are_alone() -> None:
+    predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    embeddings = [predictor.embed(picture) for picture in pictures]
+    questions = [
+        Question(embeddings[number % 3], phrase)
+        for number, phrase in enumerate(["a", "red", "car", "on", "the", "left"])
+    ]
+    questions.insert(2, Question(embeddings[0], "", points=np.array([[30, 30, 1]], np.float32)))
+    together = predictor.decode(questions)
+    for question, answer in zip(questions, together, strict=True):
+        [alone] = predictor.decode([question])
+        assert answer.question is question
+        torch.testing.assert_close(answer.mask_logits, alone.mask_logits, rtol=1e-4, atol=1e-4)
+        assert answer.score == pytest.approx(alone.score, abs=1e-5)

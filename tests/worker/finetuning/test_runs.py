@@ -1,0 +1,272 @@
+"""Runs: frozen data, what is left out, and going on after a crash. The training itself: test_finetune.py."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.data.dataset import open_dataset
+from finetune.data.records import RefRecord, read_records, write_records
+from sspsam.checkpoints.load import write_tensors
+from sspsam.images.masks import mask_to_coco_rle
+from sspsam.presets import PRESETS
+from sspsam.version_store.store import ForeignVersionError, VersionCard
+from tests.sspsam.published_files import golden_bundle
+from worker import jobs
+from worker.finetuning.policy import Side
+from worker.finetuning.recipes import RECIPES, Recipe, base_validation, train_config
+from worker.finetuning.runs import (
+    HELD_OUT_FILE,
+    STOPPING_FILE,
+    TRAIN_FILE,
+    Run,
+    find_version,
+    last_run,
+    load_sides,
+    prepare_run,
+    run_folder,
+)
+from worker.finetuning.training import RunError, keep_usable, perform
+from worker.services import Services
+
+PROJECT = 8
+
+
+def record(number: int, images: Path, **changes: object) -> RefRecord:
+    """A hand-drawn mask on an image of its own, whose file is put into the folder."""
+    data = BytesIO()
+    Image.fromarray(np.full((6, 8, 3), number, dtype=np.uint8)).save(data, "PNG")
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    images.mkdir(parents=True, exist_ok=True)
+    (images / digest).write_bytes(data.getvalue())
+    mask = np.zeros((6, 8), dtype=np.bool_)
+    mask[:3] = True
+    made = RefRecord(
+        image_sha256=digest,
+        image_url="/data/upload/1/a.png",
+        image_hw=(6, 8),
+        phrase=f"thing {number}",
+        mask_rle=mask_to_coco_rle(mask),
+        project=PROJECT,
+        task=number,
+        annotation=number,
+        region="r",
+        updated_at="2026-01-01T00:00:00Z",
+    )
+    return replace(made, **changes)
+
+
+def prepare(services: Services, count: int = 4) -> Run:
+    records = [record(number, services.settings.images_dir) for number in range(count)]
+    sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
+    return prepare_run(services.settings.model_dir, services.store, PROJECT, records, sides)
+
+
+def test_a_run_is_frozen_and_named_by_what_it_is_made_of(services: Services) -> None:
+    run = prepare(services)
+    assert run == prepare(services)
+    assert run.run_id == f"finetune-{PROJECT}-{run.digest[:16]}-ssp-sam-test-base"
+    assert prepare(services, count=5).run_id != run.run_id
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    assert Run.read(folder) == run
+    assert len(read_records(folder / TRAIN_FILE)) == 3
+    assert len(read_records(folder / HELD_OUT_FILE)) == 1
+    assert sorted(load_sides(services.settings.model_dir).values()) == ["held-out", *["train"] * 4]
+
+
+def test_masks_that_were_accepted_are_learned_but_not_measured_on(services: Services) -> None:
+    images = services.settings.images_dir
+    accepted = [replace(it, served_rle=it.mask_rle) for it in (record(number, images) for number in range(2))]
+    sides: dict[str, Side] = {accepted[0].image_sha256: "train", accepted[1].image_sha256: "held-out"}
+    run = prepare_run(services.settings.model_dir, services.store, PROJECT, accepted, sides)
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    assert len(read_records(folder / TRAIN_FILE)) == 1
+    assert read_records(folder / HELD_OUT_FILE) == []
+
+
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = tmp_path / "images"
+    good, gone, damaged, other_size, too_long = (record(number, images) for number in range(5))
+    (images / gone.image_sha256).unlink()
+    (images / damaged.image_sha256).write_bytes(b"no picture")
+    smaller = mask_to_coco_rle(np.ones((5, 8), dtype=np.bool_))
+    other_size = replace(other_size, image_hw=(5, 8), mask_rle=smaller)
+    too_long = replace(too_long, phrase="word " * 80)
+    write_records(tmp_path / "r.jsonl", [good, gone, damaged, other_size, too_long])
+    with caplog.at_level(logging.WARNING):
+        keep_usable(tmp_path / "r.jsonl", images)
+    assert read_records(tmp_path / "r.jsonl") == [good]
+    for left_out in (gone, damaged, other_size, too_long):
+        assert left_out.sample_id in caplog.text
+
+
+def test_a_run_with_nothing_left_is_an_error(tmp_path: Path) -> None:
+    write_records(tmp_path / "r.jsonl", [record(1, tmp_path / "images", phrase="word " * 80)])
+    with pytest.raises(RunError, match=r"no sample of r\.jsonl"):
+        keep_usable(tmp_path / "r.jsonl", tmp_path / "images")
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(1, 60), (6, 60), (20, 200), (1000, 600)])
+def test_few_samples_are_seen_a_few_times(samples: int, steps: int) -> None:
+    assert Recipe().steps(samples) == steps
+
+
+def test_the_training_starts_from_the_version_that_serves(services: Services) -> None:
+    card = services.store.publish({"w": torch.ones(1)}, VersionCard(), {})
+    services.store.promote(card.version_id)
+    config = train_config(prepare(services), services.store, services.settings)
+    assert config.init == services.store.path(card.version_id) / "weights.safetensors"
+    assert config.device == "cpu"
+
+
+def test_with_enough_labels_some_tell_when_to_stop(services: Services) -> None:
+    run = prepare(services, count=33)  # 32 to train on
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    train, stopping = (
+        {record.image_sha256 for record in read_records(folder / name)}
+        for name in (TRAIN_FILE, STOPPING_FILE)
+    )
+    assert (len(train), len(stopping), train & stopping) == (28, 4, set())
+    assert not stopping & {record.image_sha256 for record in read_records(folder / HELD_OUT_FILE)}
+    config = train_config(run, services.store, services.settings)
+    assert config.validation is not None
+    assert len(open_dataset(config.validation)) == 4
+    assert config.patience == Recipe().patience > 0
+    few = train_config(prepare(services, count=32), services.store, services.settings)
+    assert (few.validation, few.patience) == (None, 0)
+
+
+def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path) -> None:
+    """It starts from them, is measured with them, and its version names them."""
+    weights = tmp_path / "own.safetensors"
+    write_tensors(weights, golden_bundle(), {"preset": "ssp-sam-test"})
+    settings = services.settings.model_copy(update={"weights": weights})
+    run = prepare(services)
+    assert train_config(run, services.store, settings).weights == (weights,)
+    card = perform(run, services.store, settings)
+    assert card.parents_sha256 == {"own.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    with pytest.raises(ForeignVersionError, match=r"was trained on own\.safetensors"):
+        services.store.load(card.version_id)
+    trained = Services(settings).store.load(card.version_id)
+    change = (trained["fusion.weight"] - golden_bundle()["fusion.weight"]).abs().max()
+    assert 0 < change < 0.2, "it went on from the weights, a little"
+
+
+def test_what_the_model_knew_before_is_named_by_the_preset_or_the_operator(services: Services) -> None:
+    settings, run = services.settings, prepare(services)
+    assert base_validation("ssp-sam-demo", settings) == RECIPES["ssp-sam-demo"].validation
+    assert base_validation("ssp-sam-224", settings) is None
+    named = settings.model_copy(
+        update={"validation_data": "refcoco/val", "replay_data": "refcoco/train", "weights": Path("own")}
+    )
+    assert base_validation("ssp-sam-224", named) == "refcoco/val"
+    assert train_config(run, services.store, named).replay == "refcoco/train"
+    own = settings.model_copy(update={"weights": Path("own")})
+    assert base_validation("ssp-sam-demo", own) is None, "what ships was not what these learned from"
+
+
+def test_words_and_presence_are_learned_where_replay_tells_what_else_there_is(services: Services) -> None:
+    run = replace(prepare(services), preset="ssp-sam-demo")
+    settings = services.settings
+    own = settings.model_copy(update={"weights": Path("own")})
+    named = own.model_copy(update={"replay_data": "refcoco/train"})
+    for told, learned in ((settings, True), (own, False), (named, True)):
+        config = train_config(run, services.store, told)
+        assert (config.word_learning_rate > 0, config.loss.presence > 0) == (learned, learned)
+
+
+@pytest.mark.parametrize("variable", ["validation_data", "replay_data"])
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        pytest.param("refcoco/val?root=/nowhere", "/nowhere", id="missing"),
+        pytest.param("records:{folder}/empty.jsonl?images=/", "has no samples", id="empty"),
+    ],
+)
+def test_a_data_set_that_is_missing_or_empty_is_said_before_the_training(
+    services: Services, tmp_path: Path, variable: str, data: str, problem: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    settings = services.settings.model_copy(update={variable: data.format(folder=tmp_path)})
+    run = prepare(services)
+    with pytest.raises(RunError, match=rf"{variable.upper()}: .*{problem}"):
+        perform(run, services.store, settings)
+    assert not (run_folder(settings.model_dir, run.run_id) / "training").exists()
+
+
+def test_recipes_are_for_presets_that_exist() -> None:
+    assert set(RECIPES) <= set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [name for recipe in RECIPES.values() for name in (recipe.replay, recipe.validation) if name],
+)
+def test_what_recipes_name_can_be_opened(data: str) -> None:
+    assert len(open_dataset(data)) > 100
+
+
+def publish_candidate(services: Services, run: Run, candidate: float) -> VersionCard:
+    """What is left when a worker was killed between publishing and judging."""
+    metrics = {
+        "incumbent": {"gIoU": 0.5},
+        "candidate": {"gIoU": candidate},
+        "interval": [candidate - 0.55, candidate - 0.45],
+        "held_out_samples": 9,
+        "held_out_images": 6,
+    }
+    card = VersionCard(parent=run.base_version, metrics=metrics, data={"run": run.run_id, "project": PROJECT})
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    return services.store.publish({"w": torch.ones(1)}, card, {"run.json": folder / "run.json"})
+
+
+@pytest.mark.parametrize(("candidate", "status"), [(0.6, "promoted"), (0.4, "rejected")])
+def test_a_candidate_that_was_not_judged_is_judged_without_training_again(
+    services: Services, candidate: float, status: str
+) -> None:
+    run = prepare(services)
+    publish_candidate(services, run, candidate)
+    result = jobs.finetune(PROJECT, run.run_id)
+    assert isinstance(result, dict)
+    assert (result["version"], result["status"]) == ("ssp-sam-test-0001", status)
+    assert jobs.finetune(PROJECT, run.run_id) == result, "doing it twice changes nothing"
+    assert len(services.store.list()) == 2
+    assert not run_folder(services.settings.model_dir, run.run_id).exists()
+
+
+def test_a_run_for_a_version_that_no_longer_serves_is_dropped(services: Services) -> None:
+    run = prepare(services)
+    card = services.store.publish({"w": torch.ones(1)}, VersionCard(), {})
+    services.store.promote(card.version_id)
+    result = jobs.finetune(PROJECT, run.run_id)
+    assert isinstance(result, dict)
+    assert result["status"] == "outdated"
+    assert len(services.store.list()) == 2
+
+
+def test_a_version_tells_what_it_was_made_of(services: Services) -> None:
+    run = prepare(services)
+    card = publish_candidate(services, run, 0.6)
+    assert find_version(services.store, run.run_id) == card
+    assert find_version(services.store, "finetune-8-other") is None
+    assert last_run(services.store, PROJECT) == run
+    assert last_run(services.store, 99) is None
+
+
+@pytest.mark.parametrize(("samples", "views"), [(1, 8), (15, 8), (40, 4), (100, 1), (5000, 1)])
+def test_few_samples_are_seen_from_several_sides(samples: int, views: int) -> None:
+    assert Recipe(most_views=8).views(samples) == views
+    assert Recipe().views(samples) == 1
+
+
+def test_a_mask_decoder_that_does_not_learn_is_frozen() -> None:
+    assert Recipe(decoder_learning_rate=0).settings()["decoder_frozen_steps"] > Recipe().max_steps
+    assert Recipe().settings()["decoder_frozen_steps"] == 0

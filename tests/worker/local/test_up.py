@@ -1,0 +1,140 @@
+"""What `sspsam up` and `sspsam demo` check before they start, and where they put things."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from worker.local.demo import DemoOptions, DemoState, check, service_environment
+from worker.local.local_label_studio import SETTINGS, Account, label_studio_environment
+from worker.local.up import (
+    LOOPBACK,
+    CannotStartError,
+    Port,
+    PortTakenError,
+    service_parts,
+    socket_path,
+    sole_use_of,
+)
+
+
+def listening() -> socket.socket:
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as every web server does
+    server.bind((LOOPBACK, 0))
+    server.listen()
+    return server
+
+
+def test_a_taken_port_is_named_with_its_part_and_its_option() -> None:
+    with listening() as server:
+        number = server.getsockname()[1]
+        with pytest.raises(PortTakenError) as caught:
+            Port(number, "backend", "--backend-port").require_free()
+    assert f"port {number}" in str(caught.value)
+    assert "backend" in str(caught.value)
+    assert "--backend-port" in str(caught.value)
+
+
+def test_a_port_that_was_just_given_back_is_free() -> None:
+    with listening() as server:
+        number = server.getsockname()[1]
+        with socket.create_connection((LOOPBACK, number)) as client:
+            accepted, _ = server.accept()
+            accepted.close()
+            client.recv(1)
+    Port(number, "backend", "--backend-port").require_free()
+
+
+def test_a_folder_serves_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with sole_use_of(folder), pytest.raises(CannotStartError, match="data is in use"), sole_use_of(folder):
+        pass
+    with sole_use_of(folder):
+        assert folder.is_dir()
+
+
+def test_the_socket_moves_when_its_path_would_be_too_long(tmp_path: Path) -> None:
+    assert socket_path(Path("/data")) == Path("/data/redis.sock")
+    deep = tmp_path / ("d" * 100)
+    moved = socket_path(deep)
+    assert moved.name == "redis.sock"
+    assert len(str(moved)) < 100
+    moved.parent.rmdir()
+
+
+def test_the_parts_of_the_service_share_redis_and_the_port() -> None:
+    parts = service_parts({"PRESET": "ssp-sam-test", "PORT": "1"}, "unix:///r.sock", 9191)
+    assert [part.command[-1] for part in parts] == ["serve", "worker", "schedule"]
+    for part in parts:
+        assert part.environment is not None
+        shared = {"PRESET": "ssp-sam-test", "PORT": "9191", "REDIS_URL": "unix:///r.sock", "HOST": LOOPBACK}
+        assert shared.items() <= part.environment.items()
+
+
+def test_the_worker_leaves_a_core_to_the_backend_unless_it_is_told_otherwise() -> None:
+    _, worker, _ = service_parts({}, "unix:///r.sock", 9191)
+    assert worker.environment is not None
+    assert int(worker.environment["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) - 1)
+    _, worker, _ = service_parts({"OMP_NUM_THREADS": "3"}, "unix:///r.sock", 9191)
+    assert worker.environment is not None
+    assert worker.environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_label_studio_does_not_see_our_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9090")
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    environment = label_studio_environment(tmp_path, Account("a@example.com", "secret", "0" * 40))
+    assert not {"PORT", "HOST"} & set(environment)
+    assert SETTINGS.items() <= environment.items()
+    assert environment["LABEL_STUDIO_USER_TOKEN"] == "0" * 40
+
+
+def two_free_ports() -> tuple[int, int]:
+    with listening() as one, listening() as other:
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def options(tmp_path: Path, backend_port: int, label_studio_port: int) -> DemoOptions:
+    return DemoOptions(tmp_path, backend_port, label_studio_port, tmp_path / "label-studio")
+
+
+def test_the_demo_says_that_label_studio_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(CannotStartError, match=r"no Label Studio at .*make install"):
+        check(options(tmp_path, *two_free_ports()))
+
+
+def test_the_demo_says_that_two_ports_are_one(tmp_path: Path) -> None:
+    number, _ = two_free_ports()
+    with pytest.raises(CannotStartError, match="cannot share a port"):
+        check(options(tmp_path, number, number))
+
+
+def test_the_demo_names_the_taken_port_of_label_studio(tmp_path: Path) -> None:
+    with listening() as server, pytest.raises(PortTakenError, match="--label-studio-port"):
+        check(options(tmp_path, two_free_ports()[0], server.getsockname()[1]))
+
+
+def test_the_demo_remembers_its_secrets_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "demo.json"
+    state = DemoState.load(path)
+    state.save(path)
+    assert DemoState.load(path) == state
+    assert DemoState.load(tmp_path / "other.json") != state
+    assert len(state.token) == 40
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_demo_uses_its_own_parts_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", "https://production.example.com")
+    monkeypatch.setenv("MODEL_DIR", "/production")
+    monkeypatch.setenv("BASIC_AUTH_PASS", "production")
+    monkeypatch.setenv("FINETUNE_AFTER", "3")
+    environment = service_environment(options(tmp_path, 9191, 8181), DemoState("0" * 40, "secret"))
+    assert environment["LABEL_STUDIO_URL"] == "http://127.0.0.1:8181"
+    assert environment["MODEL_DIR"] == str(tmp_path / "models")
+    assert environment["BASIC_AUTH_PASS"] not in ("", "production")
+    assert environment["FINETUNE_AFTER"] == "3"

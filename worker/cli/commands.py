@@ -1,0 +1,135 @@
+"""`sspsam worker`, `schedule`, `finetune`; and, from their modules, all others of the worker's."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sspsam.cli.commands import DataDirOption
+from worker.cli.demo import app as demo_app
+from worker.cli.export import app as export_app
+from worker.cli.prefetch import app as prefetch_app
+from worker.cli.prelabel import app as prelabel_app
+from worker.cli.rank import app as rank_app
+from worker.cli.versions import app as versions_app
+
+if TYPE_CHECKING:
+    from rq.job import Job
+
+app = typer.Typer()
+app.registered_commands += demo_app.registered_commands
+app.registered_commands += export_app.registered_commands
+app.registered_commands += prefetch_app.registered_commands
+app.registered_commands += prelabel_app.registered_commands
+app.registered_commands += rank_app.registered_commands
+app.add_typer(versions_app, name="versions")
+
+Project = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1, show_default=False)]
+
+DECISION_WAIT_S = 60.0
+
+
+@app.command()
+def worker(
+    queues: Annotated[
+        str, typer.Option(help="Which queues to work on, with commas between them.")
+    ] = "events,training,prelabel",
+    burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+    spare_cores: Annotated[
+        int,
+        typer.Option(
+            help="Cores to leave to other processes, such as a backend on this machine; "
+            "without effect where OMP_NUM_THREADS is set.",
+            min=0,
+        ),
+    ] = 0,
+) -> None:
+    """Collect saved labels, run fine-tunes, pre-label projects. Start as many as you like, on any machine.
+
+    A machine with a GPU takes what needs the model with --queues training,prelabel, another the events.
+    """
+    from backend.settings import Settings
+    from worker.queueing.logs import configure_logging
+    from worker.queueing.pool import Pool, work_off
+    from worker.queueing.queues import QUEUES, require_redis
+
+    names = [name.strip() for name in queues.split(",") if name.strip()]
+    if not names or not set(names) <= set(QUEUES):
+        raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
+    settings = Settings()
+    configure_logging(settings)
+    require_redis(settings.redis_url)
+    if spare_cores:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - spare_cores)))
+    if burst:
+        work_off(names)
+    else:
+        Pool(names, settings).run()
+
+
+@app.command()
+def schedule() -> None:
+    """Look at every project each minute, and compare its labels with Label Studio's from time to time."""
+    from backend.settings import Settings
+    from worker.queueing.logs import configure_logging
+    from worker.queueing.queues import require_redis
+    from worker.queueing.schedule import run_schedule
+
+    settings = Settings()
+    configure_logging(settings)
+    require_redis(settings.redis_url)
+    run_schedule(settings.redis_url)
+
+
+@app.command()
+def finetune(
+    project: Project,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now",
+            help="Do not wait for the number of corrections to be reached, nor for quiet hours to end.",
+        ),
+    ] = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
+    from backend.cli.instance_settings import service_settings
+    from worker.queueing.queues import connect, events_queue, require_redis
+
+    settings = service_settings(data_dir)
+    require_redis(settings.redis_url)
+    trigger = "now" if now else "schedule"
+    job = events_queue(connect(settings.redis_url)).enqueue_call(
+        "worker.jobs.maybe_finetune", kwargs={"project_id": project, "trigger": trigger}
+    )
+    decision = _wait_for(job)
+    typer.echo(decision["reason"])
+    if decision["go"]:
+        typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
+    elif decision["put_off"]:
+        typer.echo("It is not forgotten: the schedule decides again each minute.")
+    elif now:
+        raise typer.Exit(1)
+
+
+def _wait_for(job: Job) -> dict[str, object]:
+    """Waits for a small job and returns what it answers."""
+    from backend.errors import QueueUnavailableError
+
+    until = time.monotonic() + DECISION_WAIT_S
+    while time.monotonic() < until:
+        status = job.get_status()
+        if status == "finished":
+            return dict(job.return_value() or {})
+        if status == "failed":
+            latest = job.latest_result()
+            last_line = (latest.exc_string or "").strip().splitlines()[-1:] if latest else []
+            raise QueueUnavailableError(f"the worker failed: {''.join(last_line) or 'see its log'}")
+        time.sleep(0.1)
+    raise QueueUnavailableError(
+        f"no worker has taken this within {DECISION_WAIT_S:.0f} s; it stays queued: start `sspsam worker`"
+    )

@@ -1,0 +1,52 @@
+"""`sspsam prefetch`: queues the pictures of a project, and shows how far the workers are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sspsam.cli.commands import DataDirOption
+from worker.projects.batch_jobs import DetachOption, ProjectOption
+
+app = typer.Typer()
+
+
+@app.command()
+def prefetch(
+    project: ProjectOption,
+    limit: Annotated[
+        int, typer.Option(help="Only so many tasks that nobody has annotated; 0 takes every task.", min=0)
+    ] = 0,
+    detach: DetachOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Embed the pictures of a project, so that no first phrase waits for it; running workers do it.
+
+    Can be interrupted and run again: what is on disk is left alone.
+    """
+    from backend.cli.instance_settings import service_settings
+    from backend.labelstudio.config import LabelingConfig
+    from worker.projects.batch_jobs import enqueue_chunks, finish, watch
+    from worker.projects.prelabel import Progress
+    from worker.queueing.queues import require_redis
+    from worker.services import Services
+
+    services = Services(service_settings(data_dir))
+    if services.settings.embeddings_dir is None:
+        raise typer.BadParameter("EMBEDDING_STORE_BYTES is 0: there is nowhere to keep embeddings")
+    require_redis(services.settings.redis_url)
+    client = services.label_studio
+    LabelingConfig.parse(client.project(project)["label_config"]).require("image")
+    tasks = client.next_tasks(project, limit) if limit else client.task_list(project)
+    task_ids = [int(task["id"]) for task in tasks]
+    run = f"prefetch-{project}"
+    asked = {"project_id": project}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.prefetch_chunk", run, task_ids, asked)
+    if detach or not chunks:
+        typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+        return
+    jobs = [f"{run}-{name}" for name in chunks]
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    embedded = report.tasks - report.skipped - len(report.problems)
+    finish(report, failures, f"pictures embedded: {embedded}, at hand before: {report.skipped}")

@@ -1,0 +1,62 @@
+"""`sspsam prelabel`: queues the chunks of a project, and shows how far the workers are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sspsam.cli.commands import DataDirOption
+from worker.projects.batch_jobs import ColumnOption, DetachOption, PhrasesOption, ProjectOption
+
+app = typer.Typer()
+
+
+@app.command()
+def prelabel(
+    project: ProjectOption,
+    phrase: PhrasesOption = None,
+    from_column: ColumnOption = "",
+    from_labels: Annotated[
+        bool, typer.Option("--from-labels", help="Look for each label of the form, by its alias or name.")
+    ] = False,
+    detach: DetachOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Put masks into every task of a project, for annotators to begin with; running workers do it.
+
+    Can be interrupted and run again: what is done is left alone.
+    """
+    from backend.cli.instance_settings import service_settings
+    from backend.labelstudio.config import LabelingConfig
+    from worker.projects.batch_jobs import enqueue_chunks, finish, watch
+    from worker.projects.prelabel import PhraseSource, Progress, check_source, run_name
+    from worker.queueing.queues import require_redis
+    from worker.services import Services
+
+    given = [bool(phrase), bool(from_column), from_labels]
+    if sum(given) != 1:
+        raise typer.BadParameter("give one of --phrase, --from-column and --from-labels")
+    kind = "phrases" if phrase else "column" if from_column else "labels"
+    source = PhraseSource(kind, tuple(phrase or ()), from_column)  # type: ignore[arg-type]
+    services = Services(service_settings(data_dir))
+    require_redis(services.settings.redis_url)
+    config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
+    config.require("mask", "image")
+    check_source(source, config)
+    task_ids = [int(task["id"]) for task in services.label_studio.task_list(project)]
+    run = run_name("prelabel", project, source)
+    asked = {"project_id": project, "source": source.to_dict()}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.prelabel_chunk", run, task_ids, asked)
+    if detach or not chunks:
+        typer.echo(
+            f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see how far it is."
+        )
+        return
+    jobs = [f"{run}-{name}" for name in chunks]
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    finish(
+        report,
+        failures,
+        f"predictions: {report.posted} with {report.masks} masks, tasks left alone: {report.skipped}",
+    )

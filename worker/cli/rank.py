@@ -1,0 +1,63 @@
+"""`sspsam rank`: queues the unlabeled tasks of a project to be scored, and shows how far the workers are."""
+
+from __future__ import annotations
+
+import typer
+
+from sspsam.cli.commands import DataDirOption
+from worker.projects.batch_jobs import ColumnOption, DetachOption, PhrasesOption, ProjectOption
+
+app = typer.Typer()
+
+
+@app.command()
+def rank(
+    project: ProjectOption,
+    phrase: PhrasesOption = None,
+    from_column: ColumnOption = "",
+    detach: DetachOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Put first what teaches most: tasks that the model is least certain of, near-duplicates last.
+
+    Every task that nobody has annotated gets a prediction whose score is its place; the project is set to
+    Label Studio's uncertainty sampling, and to the version that answered. Without --phrase or --from-column,
+    it looks for the phrases in the tasks' data, else for what the project's annotators ask most, else for the
+    labels. Run it again after a promotion.
+    """
+    from backend.cli.instance_settings import service_settings
+    from backend.labelstudio.config import LabelingConfig
+    from worker.projects.active_learning import own_phrases
+    from worker.projects.batch_jobs import enqueue_after, enqueue_chunks, finish, watch
+    from worker.projects.prelabel import PhraseSource, Progress, check_source, run_name
+    from worker.queueing.queues import prelabel_queue, require_redis
+    from worker.services import Services
+
+    if phrase and from_column:
+        raise typer.BadParameter("give --phrase or --from-column, not both")
+    services = Services(service_settings(data_dir))
+    require_redis(services.settings.redis_url)
+    client = services.label_studio
+    config = LabelingConfig.parse(client.project(project)["label_config"])
+    config.require("mask", "image")
+    if phrase:
+        source = PhraseSource("phrases", tuple(phrase))
+    elif from_column:
+        source = PhraseSource("column", column=from_column)
+    else:
+        source = own_phrases(services.collection(project).records(), config)
+    check_source(source, config)
+    task_ids = [int(task["id"]) for task in client.unannotated_tasks(project)]
+    run = run_name("rank", project, source)
+    asked = {"project_id": project, "source": source.to_dict()}
+    chunks = enqueue_chunks(services.redis, "worker.jobs.rank_chunk", run, task_ids, asked)
+    jobs = [f"{run}-{name}" for name in chunks]
+    if jobs:
+        queue, last = prelabel_queue(services.redis), {"project_id": project, "run": run}
+        jobs.append(enqueue_after(queue, "worker.jobs.order_project", f"{run}-order", last, jobs))
+    if detach or not chunks:
+        typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+        return
+    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    scored = report.tasks - len(report.problems)
+    finish(report, failures, f"tasks in order: {scored}, predictions posted: {report.posted}")

@@ -1,0 +1,1 @@
+"""Annotations collected and counted."""

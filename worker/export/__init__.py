@@ -1,0 +1,1 @@
+"""Labels exported as COCO, RefCOCO and PNG."""

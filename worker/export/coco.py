@@ -1,0 +1,241 @@
+"""COCO files, and RefCOCO's layout. Written in passing: no more than one image is in memory.
+
+Format: https://cocodataset.org/#format-data . One annotation for each region, with all its holes and parts:
+as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's own fields:
+
+    annotations[]: `phrase` (or None), `region`, `score`, `label_studio_annotation`, `completed_by`
+    images[]: `label_studio_task`, `coco_url` (where Label Studio shows it), `exif_applied` (masks, width and
+        height are of the picture as people see it, EXIF orientation applied)
+    referring_expressions[]: every phrase with the ids of the annotations it refers to; none: nothing fits
+    no_target[]: those phrases again that nothing in the image fits
+
+RefCOCO's layout (https://github.com/lichengunc/refer) is a folder: `instances.json`, and in `refs(unc).p`
+every phrase for one mask. It cannot say that a phrase is for several masks, or for none; gRefCOCO's
+`grefs(unc).json` (https://github.com/henghuiding/gRefCOCO), written beside it, can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from backend.labelstudio.annotations import Region
+from sspsam.files import sync_folder
+from sspsam.images.masks import mask_to_box_xyxy, mask_to_coco_rle
+from sspsam.images.polygons import mask_to_polygons
+from worker.export.reader import LabelledImage, ProjectReader, user_id
+
+Json = dict[str, Any]
+
+NO_LABEL = "object"
+"""Category of masks without a label."""
+NO_TARGET = -1
+"""gRefCOCO's annotation id of a phrase that nothing fits."""
+PICKLE_PROTOCOL = 2
+"""Of the published files."""
+
+
+class ListFile:
+    """A list of JSON values in a file of its own, until it is copied into the whole."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / name
+        self.count = 0
+        self._file = self.path.open("w", encoding="utf-8")
+
+    def append(self, value: Json) -> None:
+        self._file.write((",\n" if self.count else "") + json.dumps(value, ensure_ascii=False))
+        self.count += 1
+
+    def copy_to(self, target: IO[str]) -> None:
+        self._file.close()
+        target.write("[")
+        with self.path.open(encoding="utf-8") as source:
+            shutil.copyfileobj(source, target)
+        target.write("]")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class CocoWriter:
+    """Writes one COCO file.
+
+    Args:
+        path: Of the file; replaced as a whole, when everything is written.
+        reader: Whose labels come.
+        polygons: Write polygons in place of RLE.
+    """
+
+    LISTS = ("images", "annotations", "referring_expressions", "no_target")
+
+    def __init__(self, path: Path, reader: ProjectReader, polygons: bool = False) -> None:
+        self._path = path
+        self._reader = reader
+        self._polygons = polygons
+        self._aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        self._aside.mkdir()
+        self._lists = {name: ListFile(self._aside, name) for name in self.LISTS}
+        self.categories: dict[str, int] = {}
+
+    def add(self, image: LabelledImage) -> None:
+        height, width = image.hw or (None, None)
+        self._lists["images"].append(
+            {
+                "id": image.task,
+                "file_name": image.file_name,
+                "width": width,
+                "height": height,
+                "exif_applied": True,
+                "coco_url": image.url,
+                "label_studio_task": image.task,
+            }
+        )
+        for entry, content in image.annotations:
+            by_phrase: dict[str, list[Json]] = {}
+            for region in content.regions:
+                annotation = self._add_region(image, entry, region)
+                if region.phrase:
+                    by_phrase.setdefault(region.phrase, []).append(annotation)
+            by_phrase |= {phrase: [] for phrase in content.no_target_phrases}
+            for phrase, named in by_phrase.items():
+                self.add_expression(image, entry, phrase, named)
+
+    def add_expression(
+        self, image: LabelledImage, entry: Mapping[str, Any], phrase: str, named: list[Json]
+    ) -> int:
+        """Adds a phrase with the annotations that it is for; returns its id."""
+        expressions = self._lists["referring_expressions"]
+        number = expressions.count + 1
+        expressions.append(
+            {
+                "id": number,
+                "image_id": image.task,
+                "phrase": phrase,
+                "annotation_ids": [annotation["id"] for annotation in named],
+                "label_studio_annotation": entry["id"],
+            }
+        )
+        if not named:
+            self._lists["no_target"].append({"id": number, "image_id": image.task, "phrase": phrase})
+        return number
+
+    def close(self) -> None:
+        whole = self._aside / "whole"
+        with whole.open("w", encoding="utf-8") as file:
+            head = {"info": self._info(), "licenses": [], "categories": self._category_list()}
+            file.write(json.dumps(head, ensure_ascii=False)[:-1])
+            for name, values in self._lists.items():
+                file.write(f', "{name}": ')
+                values.copy_to(file)
+            file.write("}")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(whole, self._path)
+        self.discard()
+        sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        for values in self._lists.values():
+            values.close()
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _info(self) -> Json:
+        project = self._reader.project
+        return {
+            "description": f"{project.get('title', '')} (Label Studio project {project['id']})",
+            "url": f"{self._reader.url}/projects/{project['id']}",
+            "date_created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _category_list(self) -> list[Json]:
+        return [{"id": number, "name": name, "supercategory": ""} for name, number in self.categories.items()]
+
+    def _add_region(self, image: LabelledImage, entry: Mapping[str, Any], region: Region) -> Json:
+        x0, y0, x1, y1 = mask_to_box_xyxy(region.mask)
+        annotations = self._lists["annotations"]
+        category = self.categories.setdefault(region.label or NO_LABEL, len(self.categories) + 1)
+        segmentation = mask_to_polygons(region.mask) if self._polygons else mask_to_coco_rle(region.mask)
+        annotation = {
+            "id": annotations.count + 1,
+            "image_id": image.task,
+            "category_id": category,
+            "segmentation": segmentation,
+            "area": int(region.mask.sum()),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+            "phrase": region.phrase,
+            "region": region.region_id,
+            "score": region.score,
+            "label_studio_annotation": entry["id"],
+            "completed_by": user_id(entry.get("completed_by")),
+        }
+        annotations.append(annotation)
+        return annotation
+
+
+class RefCocoWriter(CocoWriter):
+    """Writes a folder in RefCOCO's layout.
+
+    Args:
+        folder: Made if it is not there; its three files are replaced.
+        reader: Whose labels come.
+        split: That every phrase is in.
+    """
+
+    def __init__(self, folder: Path, reader: ProjectReader, split: str = "train") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder / "instances.json", reader)
+        self._split = split
+        self._grefs = ListFile(self._aside, "grefs")
+        self._refs: list[Json] = []
+
+    def add_expression(
+        self, image: LabelledImage, entry: Mapping[str, Any], phrase: str, named: list[Json]
+    ) -> int:
+        number = super().add_expression(image, entry, phrase, named)
+        sentence = {
+            "tokens": phrase.lower().split(),
+            "raw": phrase,
+            "sent": phrase.lower(),
+            "sent_id": number,
+        }
+        ref: Json = {
+            "ref_id": number,
+            "image_id": image.task,
+            "split": self._split,
+            "sentences": [sentence],
+            "sent_ids": [number],
+            "file_name": image.file_name,
+        }
+        ids = [annotation["id"] for annotation in named]
+        categories = [annotation["category_id"] for annotation in named]
+        self._grefs.append(
+            {**ref, "ann_id": ids or [NO_TARGET], "category_id": categories or [NO_TARGET],
+             "no_target": not ids}
+        )  # fmt: skip
+        if len(ids) == 1:
+            self._refs.append({**ref, "ann_id": ids[0], "category_id": categories[0]})
+        return number
+
+    def close(self) -> None:
+        whole = self._aside / "grefs.json"
+        with whole.open("w", encoding="utf-8") as file:
+            self._grefs.copy_to(file)
+        refs = self._aside / "refs.p"
+        with refs.open("wb") as pickled:
+            pickle.dump(self._refs, pickled, PICKLE_PROTOCOL)
+        os.replace(whole, self._path.with_name("grefs(unc).json"))
+        os.replace(refs, self._path.with_name("refs(unc).p"))
+        super().close()
+
+    def discard(self) -> None:
+        self._grefs.close()
+        super().discard()

@@ -1,0 +1,209 @@
+"""Labels out of Label Studio, a page of tasks at a time: what is read, and which of it.
+
+What it is written as is in `worker.export.coco` and `worker.export.png`. Several annotations of one task are
+never merged: each is written with its id and its annotator, and which to believe is for the reader to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import unquote, urljoin, urlsplit
+
+from backend.errors import BackendError, LabelStudioNotFound
+from backend.labelstudio.annotations import AnnotationContent, read_annotation
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import LabelingConfig
+
+Json = dict[str, Any]
+
+ImageSize = Callable[[object, str], tuple[int, int]]
+"""What a task says about where its image is, and the task's id, to the (H, W) of that image; for tasks
+without a mask to tell it."""
+TASKS_PER_PAGE = 20
+"""Each with all its masks: what is in memory at a time."""
+MAX_PROBLEMS = 1000
+"""Kept in words; more are only counted."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which annotations; without any limit all that were submitted. Skipped ones never are."""
+
+    since: datetime | None = None
+    """Saved then or later."""
+    until: datetime | None = None
+    """Saved before."""
+    annotators: frozenset[int] = frozenset()
+    """Ids of users; empty for everybody."""
+    ground_truth: bool = False
+    """Only what was marked as ground truth."""
+
+    def takes(self, annotation: Mapping[str, Any]) -> bool:
+        if annotation.get("was_cancelled") or (self.ground_truth and not annotation.get("ground_truth")):
+            return False
+        if self.annotators and user_id(annotation.get("completed_by")) not in self.annotators:
+            return False
+        if self.since is None and self.until is None:
+            return True
+        saved = datetime.fromisoformat(str(annotation["updated_at"]))
+        saved = saved if saved.tzinfo else saved.replace(tzinfo=UTC)
+        late_enough = self.since is None or saved >= self.since
+        return late_enough and (self.until is None or saved < self.until)
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A task with the annotations that were chosen."""
+
+    task: int
+    file_name: str
+    """The last part of its address; unique in an export."""
+    url: str
+    """Where Label Studio shows it."""
+    hw: tuple[int, int] | None
+    """(H, W); None when it is not known."""
+    annotations: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
+    """As Label Studio gives each, and what it says."""
+
+
+class Writer(Protocol):
+    """Writes labelled images, one by one; what it has written is there when `close` returns."""
+
+    def add(self, image: LabelledImage) -> None: ...
+
+    def close(self) -> None: ...
+
+    def discard(self) -> None:
+        """Leaves nothing; what was there before stays."""
+
+
+@dataclass
+class Summary:
+    """What was read."""
+
+    images: int = 0
+    masks: int = 0
+    no_target: int = 0
+    several: int = 0
+    """Images with more than one annotation."""
+    problem_count: int = 0
+    problems: list[str] = field(default_factory=list)
+    """What could not be read, in words; nothing else is missing."""
+
+    def note(self, problem: str) -> None:
+        self.problem_count += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+
+class ProjectReader:
+    """Reads the labels of a project.
+
+    Args:
+        client: To Label Studio.
+        project_id: Its number, as in the address of the project's page.
+        image_size: Asked for images on which nothing was found, whose size no mask tells.
+        selection: Which annotations.
+
+    Raises:
+        LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: nothing can be read.
+        LabelStudioNotFound: there is no such project.
+        LabelingConfigError: the project has no brush tag.
+    """
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        project_id: int,
+        image_size: ImageSize,
+        selection: Selection = EVERYTHING,
+    ) -> None:
+        try:
+            self.project = client.project(project_id)
+        except LabelStudioNotFound as error:
+            raise LabelStudioNotFound(f"Label Studio at {client.url} has no project {project_id}") from error
+        self.config = LabelingConfig.parse(self.project["label_config"])
+        self.config.require("mask", "image")
+        self.url = client.url
+        self.summary = Summary()
+        self._client = client
+        self._image_size = image_size
+        self._selection = selection
+        self._file_names: set[str] = set()
+
+    @property
+    def task_count(self) -> int:
+        """Of the project, labelled or not: what a progress bar counts up to."""
+        return int(self.project.get("task_number") or 0)
+
+    def images(self, on_task: Callable[[], None] = lambda: None) -> Iterator[LabelledImage]:
+        """Yields the tasks that have a chosen annotation, by id.
+
+        Args:
+            on_task: Called after each task of the project.
+        """
+        for task in self._client.tasks(int(self.project["id"]), TASKS_PER_PAGE):
+            chosen = [entry for entry in task.get("annotations") or [] if self._selection.takes(entry)]
+            if chosen:
+                yield self._image(task, chosen)
+            on_task()
+
+    def _image(self, task: Mapping[str, Any], chosen: list[Mapping[str, Any]]) -> LabelledImage:
+        contents = tuple((entry, read_annotation(entry, self.config)) for entry in chosen)
+        for entry, content in contents:
+            for problem in content.problems:
+                self.summary.note(f"task {task['id']}, annotation {entry['id']}: {problem}")
+        masks = [region.mask for _, content in contents for region in content.regions]
+        self.summary.images += 1
+        self.summary.several += len(contents) > 1
+        self.summary.masks += len(masks)
+        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
+        assert self.config.image is not None
+        value = (task.get("data") or {}).get(self.config.image.value, "")
+        url = urljoin(f"{self.url}/", str(value))
+        name = self._file_name(task["id"], url)
+        hw = (masks[0].shape[0], masks[0].shape[1]) if masks else self._size_of(task["id"], value)
+        return LabelledImage(task["id"], name, url, hw, contents)
+
+    def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:
+        try:
+            return self._image_size(value, str(task_id))
+        except BackendError as error:
+            self.summary.note(f"task {task_id}: the size of its image is not known: {error}")
+            return None
+
+    def _file_name(self, task_id: int, url: str) -> str:
+        """The last part of the address; of two that are the same, the second gets the task's id in front."""
+        name = unquote(urlsplit(url).path).rsplit("/", 1)[-1] or f"task-{task_id}"
+        if name in self._file_names:
+            name = f"{task_id}-{name}"
+        self._file_names.add(name)
+        return name
+
+
+def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = lambda: None) -> Summary:
+    """Writes a project's labels; leaves nothing when that fails.
+
+    Raises:
+        BackendError, OSError: it cannot be read to the end, or written.
+    """
+    try:
+        for image in reader.images(on_task):
+            writer.add(image)
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    return reader.summary
+
+
+def user_id(completed_by: Any) -> int | None:
+    """Label Studio writes the id, or in some places a user with an id."""
+    value = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
+    return value if isinstance(value, int) else None

@@ -1,0 +1,1 @@
+"""Fine-tunes: decision, frozen data, training, promotion."""

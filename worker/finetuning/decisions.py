@@ -1,0 +1,208 @@
+"""Decides about fine-tunes and enqueues them: one decision at a time, one fine-tune per project and data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+from redis import Redis
+from rq.exceptions import DuplicateJobError
+from rq.job import Job, JobStatus, Retry
+from rq.registry import ScheduledJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from finetune.data.records import RefRecord, records_digest
+from worker.finetuning.policy import (
+    EXPLICIT_TRIGGERS,
+    Decision,
+    Evidence,
+    Side,
+    Trigger,
+    assign_sides,
+    decide,
+)
+from worker.finetuning.runs import (
+    Run,
+    data_id_for,
+    find_version,
+    last_run,
+    last_version,
+    load_sides,
+    prepare_run,
+    run_id_for,
+)
+from worker.queueing.queues import (
+    DECISION_KEY,
+    DECISION_LOCK,
+    FAILURE_TTL_S,
+    RESULT_TTL_S,
+    TRAINING_TIMEOUT_S,
+    WANTED_KEY,
+    events_queue,
+    held,
+    training_queue,
+)
+from worker.records import sample_key
+from worker.services import Services
+
+logger = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 60.0
+DECISION_TTL_S = 60
+"""How long a wish to decide waits in the queue; it comes again with every annotation and every minute."""
+UNDER_WAY = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
+TRAINING_RETRY = Retry(max=3, interval=[10, 60, 300])
+"""For a training that failed or whose worker died."""
+
+
+def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
+    """Enqueues a decision about a fine-tune, unless one waits already."""
+    with suppress(DuplicateJobError):
+        events_queue(connection).enqueue_call(
+            "worker.jobs.maybe_finetune",
+            kwargs={"project_id": project, "trigger": trigger},
+            job_id=f"decide-{project}",
+            unique=True,
+            ttl=DECISION_TTL_S,
+            result_ttl=0,
+            failure_ttl=DECISION_TTL_S,
+        )
+
+
+def consider(services: Services, project: int, trigger: Trigger, now: datetime | None = None) -> Decision:
+    """Applies the policy to a project; enqueues the fine-tune if it says so, and keeps the decision.
+
+    What a person asked for and is put off is kept, too: any later trigger then counts as theirs.
+
+    Args:
+        services: Of the process.
+        project: Label Studio's id.
+        trigger: Who asks.
+        now: With a time zone; the clock's by default.
+    """
+    wanted_key = WANTED_KEY.format(project=project)
+    if trigger in EXPLICIT_TRIGGERS:
+        services.redis.set(wanted_key, trigger, nx=trigger != "now")
+    with held(services.redis, DECISION_LOCK, LOCK_WAIT_S) as locked:
+        if not locked:
+            return Decision(False, "another decision takes its time; this one is made within a minute", True)
+        asked = _as_trigger(services.redis.get(wanted_key)) or trigger
+        decision = _decide(services, project, asked, now or datetime.now(UTC))
+        if not decision.put_off:
+            services.redis.delete(wanted_key)
+    if decision.go or trigger != "schedule":  # the schedule's "not yet" would hide what a person was told
+        note_decision(services.redis, project, asked, decision)
+    return decision
+
+
+def _as_trigger(kept: object) -> Trigger | None:
+    """What is kept under WANTED_KEY; anything else there is nobody's wish."""
+    name = kept.decode(errors="replace") if isinstance(kept, bytes) else ""
+    return next((trigger for trigger in EXPLICIT_TRIGGERS if trigger == name), None)
+
+
+def _decide(services: Services, project: int, trigger: Trigger, now: datetime) -> Decision:
+    records = services.collection(project).records()
+    sides = _sides(services, records)
+    decision = decide(_evidence(services, project, trigger, records, sides, now))
+    if not decision.go:
+        return decision
+    run = prepare_run(services.settings.model_dir, services.store, project, records, sides)
+    return _enqueue_finetune(services.redis, run, trigger, decision)
+
+
+def note_decision(connection: Redis, project: int, trigger: str, decision: Decision) -> None:
+    """Keeps the last decision about a project, for those who wonder why nothing happens."""
+    logger.info("project %d, %s: %s", project, trigger, decision.reason)
+    values = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger, **asdict(decision)}
+    connection.set(DECISION_KEY.format(project=project), json.dumps(values))
+
+
+def _sides(services: Services, records: Sequence[RefRecord]) -> dict[str, Side]:
+    corrected = {record.image_sha256 for record in records if record.corrected}
+    images = {record.image_sha256 for record in records}
+    return assign_sides(load_sides(services.settings.model_dir), corrected, images - corrected)
+
+
+def _evidence(
+    services: Services,
+    project: int,
+    trigger: Trigger,
+    records: Sequence[RefRecord],
+    sides: Mapping[str, Side],
+    now: datetime,
+) -> Evidence:
+    corrected = [record for record in records if record.corrected]
+    images = {record.image_sha256 for record in corrected}
+    run, store, settings = last_run(services.store, project), services.store, services.settings
+    learned = set(run.samples) if run else set()
+    last, digest = last_version(store, project), records_digest(records)
+    same = find_version(store, run_id_for(project, digest, store.current()))
+    running = next(iter(_finetunes_under_way(services.redis, project)), None)
+    return Evidence(
+        trigger=trigger,
+        corrected_masks=len(corrected),
+        new_corrected_masks=sum(sample_key(record) not in learned for record in corrected),
+        training_images=sum(sides[image] == "train" for image in images),
+        held_out_images=sum(sides[image] == "held-out" for image in images),
+        finetune_after=settings.finetune_after,
+        trained_as=same.version_id if same else None,
+        running=running,
+        running_same=running is not None and running.startswith(f"{data_id_for(project, digest)}-"),
+        now=now,
+        quiet_hours=settings.finetune_pause,
+        last_ended=None if last is None else _moment(last.created_at),
+        min_interval=timedelta(minutes=settings.finetune_interval_min),
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    """An ISO 8601 time with its zone; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
+    """Ids of the fine-tunes of a project that wait, run, or wait to be tried again."""
+    queue = training_queue(connection)
+    registries = (StartedJobRegistry(queue=queue), ScheduledJobRegistry(queue=queue))
+    numbers = [*queue.get_job_ids(), *(number for it in registries for number in it.get_job_ids())]
+    return [number for number in numbers if number.startswith(f"finetune-{project}-")]
+
+
+def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: Decision) -> Decision:
+    """Enqueues a run under its own id. One that failed before is only tried again when a person asks."""
+    queue = training_queue(connection)
+
+    def enqueue() -> None:
+        queue.enqueue_call(
+            "worker.jobs.finetune",
+            kwargs={"project_id": run.project, "run_id": run.run_id},
+            job_id=run.run_id,
+            unique=True,
+            timeout=TRAINING_TIMEOUT_S,
+            result_ttl=RESULT_TTL_S,
+            failure_ttl=FAILURE_TTL_S,
+            retry=TRAINING_RETRY,
+        )
+
+    try:
+        enqueue()
+    except DuplicateJobError:
+        job = Job.fetch(run.run_id, connection=connection, serializer=JSONSerializer)
+        if job.get_status() in UNDER_WAY:  # a worker is just taking it, so that no queue or registry has it
+            return Decision(False, f"a fine-tune already waits or runs: {run.run_id}")
+        if trigger not in EXPLICIT_TRIGGERS:
+            return Decision(
+                False, "the fine-tune of just these labels has failed; Start Training tries it again"
+            )
+        job.delete()
+        enqueue()
+    return decision

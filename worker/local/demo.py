@@ -1,0 +1,249 @@
+"""The whole loop on one machine: the service, a Label Studio, and a project with pictures to try it on."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+
+from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.setup import connect_project, probe_webhook
+from sspsam.instance import published
+from worker.local.demo_pictures import Picture, demo_pictures
+from worker.local.local_label_studio import Account, label_studio_part
+from worker.local.supervisor import Supervisor
+from worker.local.up import (
+    LOOPBACK,
+    CannotStartError,
+    Port,
+    instance_variables,
+    sole_use_of,
+    start_redis,
+    start_service,
+)
+
+PROJECT_TITLE = "Sticker scenes"
+SUGGESTIONS = "suggestions"
+"""Field of the demo's tasks: what to type on that picture."""
+CONFIG = RECOMMENDED_CONFIG.replace("</Style>", f'</Style>\n  <Header value="${SUGGESTIONS}" size="6"/>', 1)
+PICTURES = 24
+UPLOAD_BATCH = 6
+FINETUNE_AFTER = 8
+"""Corrected masks that start a fine-tune; the service's own default is higher."""
+EMAIL = "demo@example.com"
+PASSWORD = "password"
+"""Not a secret: printed for the person to type, on a server that only this machine reaches."""
+BACKEND_USER = "demo"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What `sspsam demo` was asked for."""
+
+    data_dir: Path
+    backend_port: int
+    label_studio_port: int
+    label_studio: Path
+    """The program `label-studio`."""
+
+    @property
+    def backend_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.backend_port}"
+
+    @property
+    def label_studio_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.label_studio_port}"
+
+
+@dataclass(frozen=True)
+class DemoState:
+    """What the demo remembers between two starts."""
+
+    token: str
+    """Of the user, for the API: legacy tokens have 40 hexadecimal digits."""
+    webhook_secret: str
+    project: int | None = None
+    backend_password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+
+    @property
+    def basic_auth(self) -> tuple[str, str]:
+        """What callers of the backend show."""
+        return BACKEND_USER, self.backend_password
+
+    @classmethod
+    def load(cls, path: Path) -> "DemoState":
+        """Reads the state, or makes a first one."""
+        if path.exists():
+            return cls(**json.loads(path.read_text()))
+        return cls(token=secrets.token_hex(20), webhook_secret=secrets.token_urlsafe(24))
+
+    def save(self, path: Path) -> None:
+        """Writes the state so that only its owner can read it."""
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def demo(options: DemoOptions, console: Console) -> None:
+    """Runs everything until it is interrupted or a part ends.
+
+    Raises:
+        CannotStartError: a port, the folder or Label Studio itself is not to be had; nothing was started.
+        SupervisorError: a part failed; all others have been ended.
+        BackendError: Label Studio did not take the project; all parts have been ended.
+        KeyboardInterrupt: the person ended it; all parts have been ended.
+    """
+    check(options)
+    data_dir = options.data_dir.resolve()
+    with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
+        state = DemoState.load(data_dir / "demo.json")
+        state.save(data_dir / "demo.json")
+        redis_url = start(supervisor, options, state, console)
+        client = LabelStudioClient(options.label_studio_url, state.token)
+        pictures = demo_pictures(data_dir / "pictures", PICTURES)
+        project = prepare_project(client, state.project, pictures, console)
+        replace(state, project=project).save(data_dir / "demo.json")
+        forget_other_backends(client, project, options.backend_url)
+        connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
+        connect_project(*connection)
+        probe_webhook(*connection)  # so that the start page knows that corrections arrive
+        environment = service_environment(options, state)
+        with published(data_dir, "demo", instance_variables(environment, redis_url, options.backend_port)):
+            console.print(guide(options, state, project, pictures, data_dir))
+            supervisor.watch()
+
+
+def check(options: DemoOptions) -> None:
+    """Finds out what stands in the way before anything is started.
+
+    Raises:
+        CannotStartError: with what to do about it.
+    """
+    Port(options.backend_port, "backend", "--backend-port").require_free()
+    Port(options.label_studio_port, "Label Studio", "--label-studio-port").require_free()
+    if options.backend_port == options.label_studio_port:
+        raise CannotStartError("the backend and Label Studio cannot share a port; see --label-studio-port")
+    if not os.access(options.label_studio, os.X_OK):
+        raise CannotStartError(
+            f"no Label Studio at {options.label_studio}. It wants a venv of its own: "
+            "run `make install`, or say where it is with --label-studio."
+        )
+
+
+def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console) -> str:
+    """Starts all parts, waits until they answer, and returns the address of Redis."""
+    data_dir = options.data_dir.resolve()
+    redis_url = start_redis(supervisor, data_dir / "redis", console)
+    account = Account(EMAIL, PASSWORD, state.token)
+    folder = data_dir / "label-studio"
+    if not folder.exists():
+        console.print("Label Studio makes its data base at its first start, which takes about a minute.")
+    folder.mkdir(exist_ok=True)
+    label_studio = label_studio_part(options.label_studio, options.label_studio_port, folder, account)
+    start_service(
+        supervisor,
+        console,
+        service_environment(options, state),
+        redis_url,
+        options.backend_port,
+        label_studio,
+    )
+    return redis_url
+
+
+def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str]:
+    """The environment of the backend, the worker and the schedule: ours, bound to the demo's own parts."""
+    own = {
+        "LABEL_STUDIO_URL": options.label_studio_url,
+        "LABEL_STUDIO_API_KEY": state.token,
+        "WEBHOOK_SECRET": state.webhook_secret,
+        "MODEL_DIR": str(options.data_dir.resolve() / "models"),
+        "VERSIONS_URL": "",
+        "HOST": LOOPBACK,
+        "PUBLIC_URL": options.backend_url,
+        "BASIC_AUTH_USER": state.basic_auth[0],
+        "BASIC_AUTH_PASS": state.basic_auth[1],
+    }
+    return {"FINETUNE_AFTER": str(FINETUNE_AFTER), **os.environ, **own}
+
+
+def prepare_project(
+    client: LabelStudioClient, project: int | None, pictures: Sequence[Picture], console: Console
+) -> int:
+    """Finds the demo's project or makes it, adds the pictures that are not there yet, and returns its id."""
+    known = {found["id"] for found in client.projects()}
+    if project is None or project not in known:
+        fields = {"show_collab_predictions": False, "description": "Type a phrase, get that sticker's mask."}
+        project = int(client.create_project(PROJECT_TITLE, CONFIG, **fields)["id"])
+    upload_missing(client, project, pictures, console)
+    suggest(client, project, pictures)
+    return project
+
+
+def upload_missing(
+    client: LabelStudioClient, project: int, pictures: Sequence[Picture], console: Console
+) -> None:
+    """Uploads pictures that no task of the project shows."""
+    tasks = list(client.tasks(project))
+    missing = [picture.path for picture in pictures if not any(_shows(task, picture) for task in tasks)]
+    with console.status("Adding pictures to the project"):
+        for first in range(0, len(missing), UPLOAD_BATCH):
+            client.upload_images(project, missing[first : first + UPLOAD_BATCH])
+    if missing:
+        console.print(f"[green]✓[/green] {len(missing)} pictures added to the project")
+
+
+def suggest(client: LabelStudioClient, project: int, pictures: Sequence[Picture]) -> None:
+    """Writes into each task what to type, which the labeling config shows above the picture."""
+    for task in client.tasks(project):
+        data = task["data"]
+        shown = next((picture for picture in pictures if _shows(task, picture)), None)
+        if shown and SUGGESTIONS not in data:
+            phrases = " · ".join(phrase.text for phrase in shown.phrases)
+            client.update_task(task["id"], {**data, SUGGESTIONS: f"Try: {phrases} (which fits nothing)"})
+
+
+def _shows(task: Mapping[str, Any], picture: Picture) -> bool:
+    """Whether a task was made of a picture: Label Studio puts a prefix before a file's name."""
+    return str(task["data"].get("image", "")).endswith(f"-{picture.path.name}")
+
+
+def forget_other_backends(client: LabelStudioClient, project: int, backend_url: str) -> None:
+    """Removes what an earlier start on another port left: the editor asks the first one, dead or alive."""
+    for backend in client.ml_backends(project):
+        if backend["url"] != backend_url:
+            client.delete_ml_backend(int(backend["id"]))
+    for webhook in client.webhooks(project):
+        if not webhook["url"].startswith(f"{backend_url}/"):
+            client.delete_webhook(int(webhook["id"]))
+
+
+def guide(
+    options: DemoOptions, state: DemoState, project: int, pictures: Sequence[Picture], data_dir: Path
+) -> Panel:
+    """What the person does next."""
+    phrases = "\n".join(
+        f"         [cyan]{phrase.text}[/cyan]{'' if phrase.targets else '  (which fits nothing)'}"
+        for phrase in pictures[0].phrases
+    )
+    corrections = os.environ.get("FINETUNE_AFTER", FINETUNE_AFTER)
+    text = f"""\
+[bold]1.[/bold] Open  {options.label_studio_url}/projects/{project}/data
+[bold]2.[/bold] Log in as  [cyan]{EMAIL}[/cyan]  with the password  [cyan]{PASSWORD}[/cyan]
+[bold]3.[/bold] Click the first picture. Below it, switch on [bold]Auto-Annotation[/bold], then
+   [bold]Auto-Accept Suggestions[/bold].
+[bold]4.[/bold] Type a phrase above the picture and press Enter; every picture says some that suit it:
+{phrases}
+[bold]5.[/bold] Correct a mask with the brush and press Submit. After {corrections} corrected masks
+   the model is fine-tuned, and serves the new weights if they are better.
+
+The model and its versions: {options.backend_url}
+(log in as  [cyan]{BACKEND_USER}[/cyan]  with the password  [cyan]{state.backend_password}[/cyan])
+Logs: {data_dir / "logs"}
+Ctrl-C ends everything; the next start finds the data again."""
+    return Panel(text, title="SSP-SAM Assist is ready", expand=False)

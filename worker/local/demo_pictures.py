@@ -1,0 +1,115 @@
+"""The demo's pictures: sticker scenes, the same on every machine, with phrases that fit them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune.data.stickers.dataset import Scene, ScenePhrase, make_phrases, make_scene, select_nouns
+from finetune.data.stickers.demo import NOUNS
+from finetune.data.stickers.vocabulary import also_called
+
+SPLIT = "val"
+FIRST_SEED = 7_000_057
+"""Scenes that neither training nor evaluation draws. The first is one whose phrases the weights that ship
+understand, since a person begins with it; the others are as they come, failures included."""
+SIZE_RANGE_PX = (480, 800)
+WIDTH_PER_HEIGHT = (1.0, 1.7)
+"""Landscape pictures: the editor is wider than high."""
+STICKERS = (3, 6)
+LEAST_SIDE = 0.12
+"""Of a sticker, as a part of the picture's shorter side: easy to see, and to paint over."""
+FAMILIES = ("place", "size", "several", "ordinal", "colour", "relation")
+"""Beside a plain name; each picture has phrases of PER_PICTURE of them, in turn."""
+PER_PICTURE = 2
+INDEX = "pictures.json"
+
+
+@dataclass(frozen=True)
+class DemoPhrase:
+    """Something to type, and which of the scene's objects it means."""
+
+    text: str
+    targets: tuple[int, ...]
+    """Indices of objects; none when nothing fits."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on disk, and what to type: a name, phrases of two other kinds, a thing that is not there."""
+
+    path: Path
+    seed: int
+    """`demo_scene(seed)` draws it again, with what is in it."""
+    phrases: tuple[DemoPhrase, ...]
+
+
+def demo_pictures(folder: Path, number: int) -> list[Picture]:
+    """Finds the pictures in the folder, or draws them there."""
+    index = folder / INDEX
+    if not index.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = [asdict(picture) for picture in islice(draw_pictures(folder), number)]
+        listed = [{**picture, "path": picture["path"].name} for picture in drawn]
+        index.write_text(json.dumps(listed, indent=1) + "\n")
+    return [read_picture(folder, entry) for entry in json.loads(index.read_text())]
+
+
+def read_picture(folder: Path, entry: Mapping[str, Any]) -> Picture:
+    """Reads one entry of the index."""
+    phrases = (DemoPhrase(said["text"], tuple(said["targets"])) for said in entry["phrases"])
+    return Picture(folder / entry["path"], entry["seed"], tuple(phrases))
+
+
+def demo_scene(seed: int) -> Scene:
+    """The scene of one picture."""
+    return make_scene(seed, SPLIT, NOUNS, size_range=SIZE_RANGE_PX, max_stickers=STICKERS[1])
+
+
+def draw_pictures(folder: Path) -> Iterator[Picture]:
+    """Draws one fitting scene after the other."""
+    shown = 0
+    for seed in count(FIRST_SEED):
+        scene = demo_scene(seed)
+        turn = PER_PICTURE * shown
+        families = [FAMILIES[(turn + number) % len(FAMILIES)] for number in range(PER_PICTURE)]
+        phrases = (
+            phrases_for(scene, families, np.random.default_rng(seed)) if fits_the_editor(scene) else None
+        )
+        if phrases:
+            shown += 1
+            path = folder / f"scene-{shown:02d}.png"
+            Image.fromarray(scene.image).save(path)
+            yield Picture(path, seed, phrases)
+
+
+def fits_the_editor(scene: Scene) -> bool:
+    """Whether a scene is of a good shape, neither empty nor crowded, and nothing in it is tiny."""
+    height, width = scene.image.shape[:2]
+    shape_fits = WIDTH_PER_HEIGHT[0] <= width / height <= WIDTH_PER_HEIGHT[1]
+    least = LEAST_SIDE * min(height, width)
+    boxes = [thing.box_xyxy for thing in scene.objects]
+    large = all(min(x1 - x0, y1 - y0) >= least for x0, y0, x1, y1 in boxes)
+    return shape_fits and large and STICKERS[0] <= len(scene.objects) <= STICKERS[1]
+
+
+def phrases_for(
+    scene: Scene, families: Sequence[str], rng: np.random.Generator
+) -> tuple[DemoPhrase, ...] | None:
+    """A name in the scene, a phrase of each family, a noun that is not there; None where one is lacking."""
+    chosen: dict[tuple[int, ...], ScenePhrase] = {}
+    for family in ("noun", *families):
+        said = make_phrases(scene, rng, [family], count=4)
+        new = next((phrase for phrase in said if phrase.targets not in chosen), None)
+        if new is None:
+            return None
+        chosen[new.targets] = new
+    there = set(scene.by_noun).union(*(also_called(noun) for noun in scene.by_noun))
+    absent = sorted(set(select_nouns(NOUNS)) - there)
+    nothing = DemoPhrase(f"the {rng.choice(absent)}", ())
+    return (*(DemoPhrase(said.phrase.lower(), said.targets) for said in chosen.values()), nothing)

@@ -1,0 +1,1 @@
+"""Whole projects: pre-labeling, prefetching, active learning."""

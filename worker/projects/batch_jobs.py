@@ -1,0 +1,160 @@
+"""Jobs for many tasks: queued once, however often somebody asks, and watched until they have ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from rq import Queue
+
+    from worker.projects.prelabel import ChunkReport, Progress
+
+POLL_S = 0.5
+NO_WORKER_S = 20.0
+"""When nobody has taken a job for so long, that is said."""
+SHOWN_PROBLEMS = 20
+_UNDER_WAY = ("queued", "started", "scheduled", "deferred")
+
+ProjectOption = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)]
+PhrasesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What to look for in every picture; again, or with `;`, for several."),
+]
+ColumnOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Take the phrases of each task from this field of its data.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")]
+
+
+def enqueue_chunks(
+    redis: Redis, function: str, run: str, task_ids: Sequence[int], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Queues a job for each chunk of tasks, unless it waits or runs already; returns the chunks' names.
+
+    Args:
+        redis: That the workers share.
+        function: Of the jobs. It gets `run`, `chunk`, `task_ids`, and the rest.
+        run: Under which progress is noted; a job's id is `<run>-<chunk>`.
+        task_ids: All of them.
+        kwargs: The rest.
+    """
+    from worker.projects.prelabel import Progress, chunk_name, chunks_of
+    from worker.queueing.queues import prelabel_queue
+
+    queue, progress, names = prelabel_queue(redis), Progress(redis, run), []
+    for ids in chunks_of(task_ids):
+        name = chunk_name(ids)
+        job = {**kwargs, "run": run, "chunk": name, "task_ids": ids}
+        if enqueue_once(queue, function, f"{run}-{name}", job):
+            progress.forget(name)
+        names.append(name)
+    return names
+
+
+def enqueue_once(
+    queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], at_front: bool = False
+) -> bool:
+    """Queues a job, unless it waits or runs already; returns whether it did."""
+    from rq.exceptions import NoSuchJobError
+    from rq.job import Job
+    from rq.serializers import JSONSerializer
+
+    with suppress(NoSuchJobError):
+        job = Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer)
+        if job.get_status() in _UNDER_WAY:
+            return False
+        job.delete()
+    _enqueue(queue, function, job_id, kwargs, at_front=at_front)
+    return True
+
+
+def enqueue_after(
+    queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], jobs: Sequence[str]
+) -> str:
+    """Queues a job for when others have ended, well or not, in place of one that waits; returns its id."""
+    from rq.exceptions import NoSuchJobError
+    from rq.job import Dependency, Job
+    from rq.serializers import JSONSerializer
+
+    with suppress(NoSuchJobError):
+        Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer).delete()
+    found = Job.fetch_many(list(jobs), connection=queue.connection, serializer=JSONSerializer)
+    others = Dependency(jobs=[job for job in found if job is not None], allow_failure=True)
+    _enqueue(queue, function, job_id, kwargs, depends_on=others)
+    return job_id
+
+
+def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], **how: Any) -> None:
+    from worker.queueing.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
+
+    queue.enqueue_call(
+        function,
+        kwargs=dict(kwargs),
+        job_id=job_id,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=FAILURE_TTL_S,
+        retry=PRELABEL_RETRY,
+        **how,
+    )
+
+
+def watch(
+    redis: Redis, jobs: Sequence[str], progress: Progress, chunks: Sequence[str], tasks: int
+) -> tuple[ChunkReport, list[str]]:
+    """Shows a progress bar until all jobs have ended; returns the report, and why jobs failed."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rq.job import Job, JobStatus
+    from rq.serializers import JSONSerializer
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    ended = {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
+    console = Console(stderr=True)
+    began_s, told = time.monotonic(), False
+    with bars.Progress(*columns, console=console) as shown:
+        bar = shown.add_task("Tasks", total=tasks)
+        while True:
+            found = Job.fetch_many(list(jobs), connection=redis, serializer=JSONSerializer)
+            states = [job.get_status(refresh=False) if job else JobStatus.FAILED for job in found]
+            report = progress.report(chunks)
+            shown.update(bar, completed=report.tasks)
+            if all(state in ended for state in states):
+                break
+            waits = all(state == JobStatus.QUEUED for state in states)
+            if waits and not told and time.monotonic() - began_s > NO_WORKER_S:
+                told = True
+                shown.console.print("No worker has taken this yet: is `sspsam worker` running?")
+            time.sleep(POLL_S)
+    finished = zip(found, states, strict=True)
+    return report, [_reason(job) for job, state in finished if state != JobStatus.FINISHED]
+
+
+def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
+    """Prints what was done and what was not; ends with 1 if anything was not."""
+    problems = report.problems
+    for task, reason in list(problems.items())[:SHOWN_PROBLEMS]:
+        typer.secho(f"task {task}: {reason}", fg=typer.colors.YELLOW, err=True)
+    if len(problems) > SHOWN_PROBLEMS:
+        typer.secho(f"and {len(problems) - SHOWN_PROBLEMS} more", fg=typer.colors.YELLOW, err=True)
+    for reason in dict.fromkeys(failures):
+        typer.secho(f"a job failed: {reason}", fg=typer.colors.RED, err=True)
+    typer.echo(f"{summary}, tasks with a problem: {len(problems)}")
+    if problems or failures:
+        raise typer.Exit(1)
+
+
+def _reason(job: object) -> str:
+    latest = job.latest_result() if job is not None else None  # type: ignore[attr-defined]
+    lines = (latest.exc_string or "").strip().splitlines() if latest else []
+    return lines[-1] if lines else "a job is gone"

@@ -1,0 +1,1 @@
+"""RQ: queues, workers, job processes, schedule, health check."""

@@ -1,0 +1,43 @@
+"""The process of one job that needs the model: `python -m worker.queueing.job_process WORKER_KEY JOB_ID
+EXECUTION_ID`.
+
+Started by worker.queueing.workers.ModelWorker, not by people. Where Redis is comes from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from backend.settings import Settings
+from worker.queueing.logs import configure_logging
+from worker.queueing.queues import TRAINING, connect, queue_named
+from worker.queueing.workers import MODEL_NICENESS, ModelWorker
+
+
+def main(worker_key: str, job_id: str, execution_id: str) -> None:
+    """Runs a job that its worker has taken; does not return."""
+    settings = Settings()
+    configure_logging(settings)
+    connection = connect(settings.redis_url)
+    worker = ModelWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
+    if worker is None:
+        sys.exit(f"no worker {worker_key} in Redis: it ended meanwhile")
+    assert isinstance(worker, ModelWorker)
+    worker.job_modules = settings.job_modules
+    job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+    worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
+    os.nice(MODEL_NICENESS)
+    if job.origin == TRAINING:
+        from finetune.training.train import tune_process
+
+        tune_process()
+    worker.main_work_horse(job, queue_named(job.origin, connection))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,75 @@
+"""`sspsam schedule`: small jobs at fixed intervals.
+
+RQ's cron enqueues; it neither locks nor knows of other schedulers. So what it enqueues are checks that are
+safe to run twice and take their own lock. Jobs that no worker takes within their interval expire, so that
+a queue without a worker does not fill up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.cron import CronJob, CronScheduler
+from rq.exceptions import StopRequested
+from rq.job import Job
+
+from worker.queueing.queues import EVENT_TIMEOUT_S, connect, events_queue
+
+logger = logging.getLogger(__name__)
+
+REDIS_AGAIN_S = 2.0
+"""Between two tries to reach a Redis that went away."""
+CHECK_EVERY_S = 60
+RECONCILE_EVERY_S = 15 * 60
+PREFETCH_EVERY_S = 60
+
+SCHEDULE: Mapping[str, int] = {
+    "worker.jobs.check_projects": CHECK_EVERY_S,
+    "worker.jobs.reconcile_projects": RECONCILE_EVERY_S,
+    "worker.jobs.prefetch_projects": PREFETCH_EVERY_S,
+}
+"""Job, by name -> seconds between two runs. Each runs once at the start, too."""
+
+
+class EventsCronJob(CronJob):
+    """A cron job whose arguments are written as JSON; RQ's own would pickle them."""
+
+    def enqueue(self, connection: Redis) -> Job:
+        return events_queue(connection).enqueue(self.func_name, **self.job_options)
+
+
+class Schedule(CronScheduler):
+    """RQ's cron loop over SCHEDULE. `start` blocks until SIGTERM or SIGINT.
+
+    Args:
+        connection: To Redis; the first command is sent by `start`.
+        intervals: Name of a job -> seconds.
+    """
+
+    def __init__(self, connection: Redis, intervals: Mapping[str, int] = SCHEDULE) -> None:
+        super().__init__(connection)
+        options: dict[str, Any] = {"job_timeout": EVENT_TIMEOUT_S, "result_ttl": 0}
+        for name, interval_s in intervals.items():
+            self._cron_jobs.append(
+                EventsCronJob("events", func_name=name, interval=interval_s, ttl=interval_s, **options)
+            )
+
+
+def run_schedule(redis_url: str, intervals: Mapping[str, int] = SCHEDULE) -> None:
+    """Keeps the schedule until SIGTERM or SIGINT; starts anew when Redis comes back."""
+    try:
+        while True:
+            try:
+                cron: CronScheduler = Schedule(connect(redis_url), intervals)
+                cron.start()
+                return
+            except RedisError as error:
+                logger.warning("Redis does not answer (%s); again in %.0f s", error, REDIS_AGAIN_S)
+                time.sleep(REDIS_AGAIN_S)
+    except StopRequested:  # RQ's handler for the signals, which raises wherever we are
+        return

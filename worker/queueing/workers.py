@@ -1,0 +1,183 @@
+"""RQ workers as processes: they end soon when asked to, and lose no job when they do.
+
+`EventsWorker` forks for each job: cheap, and fine for jobs that touch no GPU. `ModelWorker` starts a fresh
+interpreter for each job, so that CUDA starts clean and all memory comes back; unlike RQ's own SpawnWorker it
+keeps the Redis password off the command line.
+
+On SIGTERM a worker takes no further job. The job at hand may go on for `grace_s`; then, or at a second
+SIGTERM, its process is killed and the job goes back to the front of its queue. Jobs are safe to run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from threading import Thread, Timer
+from types import FrameType
+from typing import Any
+
+from redis import Redis
+from rq import Queue, Worker
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from backend.settings import JOB_MODULES
+from worker.queueing.allowlist import refusal
+from worker.queueing.queues import EVENTS, PRELABEL, QUEUES, TRAINING
+
+logger = logging.getLogger(__name__)
+
+WORKER_TTL_S = 75
+"""RQ waits 15 s less than this for a job, then does its maintenance."""
+MAINTENANCE_INTERVAL_S = 60
+"""How often jobs of workers that died without a word are looked for."""
+HEARTBEAT_S = 10
+EVENTS_GRACE_S = 3.0
+MODEL_GRACE_S = 0.0
+"""A fine-tune goes on from its checkpoint, and of a chunk of tasks what is posted is posted."""
+MODEL_NICENESS = 5
+"""Annotators wait for the backend on the same machine; nobody waits for a fine-tune or a whole project."""
+PARENT_POLL_S = 1.0
+
+
+class StoppableWorker(Worker):
+    """An RQ worker that puts a job it cannot finish back in its queue."""
+
+    grace_s = EVENTS_GRACE_S
+    job_modules: Collection[str] = JOB_MODULES
+    """Whose public functions it runs."""
+    _cut_short = False
+
+    def handle_warm_shutdown_request(self) -> None:
+        self.log.info("worker %s ends; its job may go on for %.0f s", self.name, self.grace_s)
+        timer = Timer(self.grace_s, self._cut_job_short)
+        timer.daemon = True
+        timer.start()
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Handles the second SIGTERM: the job's process goes now, the worker as soon as that is noted."""
+        self._cut_job_short()
+
+    def handle_job_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        started_job_registry: Any = None,
+        exc_string: str = "",
+        execution: Execution | None = None,
+    ) -> None:
+        if not self._cut_short:
+            super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
+            return
+        logger.info("job %s was cut short and goes back to the queue %s", job.id, queue.name)
+        with self.connection.pipeline() as pipeline:
+            queue.enqueue_job(job, pipeline=pipeline, at_front=True)
+            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+            pipeline.execute()
+        queue.intermediate_queue.remove(job.id)
+
+    def perform_job(self, job: Job, queue: Queue, *rest: Any) -> bool:
+        """Runs a job, if it is one; a refused one has failed, and is not tried again."""
+        reason = refusal(job, self.job_modules)
+        if not reason:
+            return bool(super().perform_job(job, queue, *rest))
+        self.log.error("job %s: %s", job.id, reason)
+        job.retries_left = 0
+        self.handle_job_failure(job, queue, exc_string=reason, execution=self.execution)
+        return False
+
+    def main_work_horse(self, job: Job, queue: Queue) -> None:
+        follow_parent(kill_own_group)
+        super().main_work_horse(job, queue)
+
+    def _cut_job_short(self) -> None:
+        pid = self._horse_pid
+        if not pid:
+            return
+        self._cut_short = True
+        with suppress(ProcessLookupError):
+            group = os.getpgid(pid)
+            if group == os.getpgrp():  # just forked, not yet in a group of its own
+                os.kill(pid, signal.SIGKILL)
+            else:
+                os.killpg(group, signal.SIGKILL)
+
+
+class EventsWorker(StoppableWorker):
+    """Forks for each job."""
+
+
+class ModelWorker(StoppableWorker):
+    """Starts a fresh interpreter for each job; see worker.queueing.job_process for its other end."""
+
+    grace_s = MODEL_GRACE_S
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        assert self.execution is not None
+        os.environ["RQ_WORKER_ID"], os.environ["RQ_JOB_ID"] = self.name, job.id
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "worker.queueing.job_process",
+            self.key,
+            job.id,
+            self.execution.id,
+        ]
+        self._horse_pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
+
+
+WORKERS: dict[str, type[StoppableWorker]] = {
+    EVENTS: EventsWorker,
+    TRAINING: ModelWorker,
+    PRELABEL: ModelWorker,
+}
+
+
+def make_worker(
+    queue_name: str, connection: Redis, job_modules: Collection[str] = JOB_MODULES
+) -> StoppableWorker:
+    """Makes the worker of a queue; nothing runs yet.
+
+    Raises:
+        ValueError: there is no such queue.
+    """
+    if queue_name not in WORKERS:
+        raise ValueError(f"no queue {queue_name!r}, expected one of: {', '.join(QUEUES)}")
+    worker = WORKERS[queue_name](
+        [queue_name],
+        connection=connection,
+        worker_ttl=WORKER_TTL_S,
+        maintenance_interval=MAINTENANCE_INTERVAL_S,
+        job_monitoring_interval=HEARTBEAT_S,
+        serializer=JSONSerializer,
+    )
+    worker.job_modules = job_modules
+    return worker
+
+
+def follow_parent(end: Callable[[], None]) -> None:
+    """Calls `end` once the process that started this one is gone, however it went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        end()
+
+    Thread(target=watch, daemon=True, name="follow-parent").start()
+
+
+def kill_own_group() -> None:
+    """Ends this process, which leads its group, and all it started."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def ask_self_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
