@@ -113,7 +113,7 @@ class CorrectionLog:
             ProjectTally(project, Tally(version, label, **counts))
             for (project, version, label), counts in sorted(found.items())
         ]
-        return [one for one in tallies if any(astuple(one.tally)[2:])]
+        return [tally for tally in tallies if any(astuple(tally.tally)[2:])]
 
     def _of(self, key: str, annotation: int) -> list[Tally]:
         value = self._redis.hget(key, str(annotation))

@@ -148,7 +148,7 @@ def _objects(payload: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         found = [payload["annotation"]]
     if isinstance(found, Mapping):
         found = [found]
-    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
         raise RequestError("the event needs a list `annotations` of objects")
     return found
 

@@ -31,15 +31,15 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
     def setup(self) -> None:
         self.set("model_version", shared_service().engine.version)
         if self.label_config:
-            self._meet()
+            self._register_project()
 
     def set_extra_params(self, extra_params: Any) -> None:
         """Stores the text typed at connecting: it may contain the project's phrases."""
-        self._meet(extra_params)
+        self._register_project(extra_params)
 
-    def _meet(self, extra_params: Any = None) -> None:
+    def _register_project(self, extra_params: Any = None) -> None:
         known = {"project": self.project_id, "schema": self.label_config, "extra_params": extra_params}
-        shared_service().meet(parse_setup(known))
+        shared_service().register_project(parse_setup(known))
 
     def predict(
         self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **kwargs: Any

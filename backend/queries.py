@@ -128,7 +128,7 @@ def _results(context: Mapping[str, Any]) -> Results:
 
 
 def _mappings(value: object) -> tuple[Mapping[str, Any], ...]:
-    return tuple(one for one in value if isinstance(one, Mapping)) if isinstance(value, list) else ()
+    return tuple(entry for entry in value if isinstance(entry, Mapping)) if isinstance(value, list) else ()
 
 
 def _mapping(value: object, place: str) -> Mapping[str, Any]:

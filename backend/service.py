@@ -24,7 +24,7 @@ from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
 from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
-from backend.state.redis_store import KnownProject, Memory
+from backend.state.redis_store import KnownProject, RedisStore
 from sspsam.version_store.store import VersionCard, VersionError, VersionStore
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Service:
     settings: Settings
     engine: Engine
     assistant: Assistant
-    memory: Memory
+    redis_store: RedisStore
     events: EventQueue
     versions: VersionStore
     metrics: Metrics
@@ -64,9 +64,9 @@ class Service:
         """Cards of the versions that may serve, oldest first."""
         return [card for card in self.versions.list() if card.status != "rejected"]
 
-    def meet(self, project: KnownProject) -> None:
+    def register_project(self, project: KnownProject) -> None:
         """Stores a project as reported by Label Studio; logs what its form lacks if that has changed."""
-        before = self.memory.note_project(project)
+        before = self.redis_store.note_project(project)
         if before is not None and before.label_config == project.label_config:
             return
         try:
@@ -99,8 +99,8 @@ class Service:
         project = event.get("project")
         if isinstance(project, Mapping) and action != START_TRAINING:  # sent separately
             number = project_number(project.get("id"))
-            self.memory.note_heard(number)
-            self.memory.note_title(number, str(project.get("title") or ""))
+            self.redis_store.set_last_webhook_time(number)
+            self.redis_store.note_title(number, str(project.get("title") or ""))
 
 
 def build_service(
@@ -115,7 +115,7 @@ def build_service(
     """
     redis = redis or connect_redis(settings.redis_url)
     client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
-    metrics, memory = Metrics(), Memory(redis)
+    metrics, redis_store = Metrics(), RedisStore(redis)
     versions = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
     load = partial(load_preset, settings) if predictor is None else lambda: predictor
     embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
@@ -135,8 +135,8 @@ def build_service(
         settings.image_roots,
         settings.label_studio_host,
     )
-    assistant = Assistant(engine, images, memory, metrics, settings.predict_timeout_s)
-    return Service(settings, engine, assistant, memory, EventQueue(redis), versions, metrics)
+    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
+    return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)
 
 
 def connect_redis(url: str) -> Redis:
@@ -157,7 +157,7 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     all cores: request threads need one each.
     """
     from sspsam import Predictor
-    from sspsam.runtime.cores import reserve_cores
+    from sspsam.runtime.cores import limit_torch_threads
     from sspsam.runtime.onednn import use_onednn_matmul
 
     predictor = Predictor.from_preset(
@@ -166,5 +166,5 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     if settings.tune_process:
         if predictor.device.type == "cpu":
             use_onednn_matmul()
-        reserve_cores()
+        limit_torch_threads()
     return predictor

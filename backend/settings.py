@@ -172,8 +172,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             wrong = [
-                f"{'_'.join(map(str, one['loc'])).upper()}: {one['msg']} (got {one['input']!r:.60})"
-                for one in error.errors()
+                f"{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']} (got {fault['input']!r:.60})"
+                for fault in error.errors()
             ]
             raise SettingsError("; ".join(wrong)) from error
         self.redis_url = _with_password(self.redis_url, self.redis_password.get_secret_value())

@@ -132,8 +132,14 @@ def find_instance(
     folders = {folder.resolve() for folder in map(Path, USUAL_FOLDERS) if folder.is_dir()}
     here = [instance for folder in sorted(folders) if (instance := Instance.read(folder))]
     elsewhere = [instance for folder in _registered() if (instance := Instance.read(folder))]
-    here += [one for one in elsewhere if one.data_dir.parent == Path.cwd() and one.data_dir not in folders]
-    here, elsewhere = ([one for one in known if one.fits(told or {})] for known in (here, elsewhere))
+    here += [
+        instance
+        for instance in elsewhere
+        if instance.data_dir.parent == Path.cwd() and instance.data_dir not in folders
+    ]
+    here, elsewhere = (
+        [instance for instance in known if instance.fits(told or {})] for known in (here, elsewhere)
+    )
     for known in (here, elsewhere):
         running = [instance for instance in known if instance.is_running]
         if len(running) > 1:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from sspsam.caching.embedding_files import digest_of_modules
-from sspsam.caching.feature_cache import Reuse
+from sspsam.caching.feature_cache import FeatureCache
 from sspsam.checkpoints.bundles import load_bundle, packaged_weights
 from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_state
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
-from sspsam.images.small_regions import without_specks
+from sspsam.images.small_regions import without_small_regions
 from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
 from sspsam.modeling.sam import build_image_encoder
-from sspsam.modeling.two_way import ImageSide
+from sspsam.modeling.two_way import ProjectedImage
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.results import Decoded, ImageEmbedding, Question, Referent, says_nothing, stability_of
+from sspsam.results import Decoded, ImageEmbedding, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
 
 ImagePrecision = Literal["float32", "bfloat16"]
@@ -37,7 +37,7 @@ CACHED_BYTES = 2 * 2**20
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
-_Row = tuple[Question, EncodedPhrase | None, ImageSide]
+_Row = tuple[Question, EncodedPhrase | None, ProjectedImage]
 
 
 class Predictor:
@@ -65,7 +65,7 @@ class Predictor:
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self._cores = Cores()
-        self._reuse = Reuse(self.model, self._share)
+        self._reuse = FeatureCache(self.model, self._share)
 
     @classmethod
     def from_preset(
@@ -216,8 +216,8 @@ class Predictor:
             PhraseError: a phrase is too long.
             ValueError: neither a phrase nor clicks.
         """
-        together = [place for place, question in enumerate(questions) if not question.is_pointed]
-        alone = [[place] for place, question in enumerate(questions) if question.is_pointed]
+        together = [place for place, question in enumerate(questions) if not question.has_clicks]
+        alone = [[place] for place, question in enumerate(questions) if question.has_clicks]
         found: dict[int, Decoded] = {}
         for places in [together, *alone] if together else alone:
             found |= zip(places, self._decode([questions[place] for place in places]), strict=True)
@@ -235,7 +235,7 @@ class Predictor:
         threshold = self.model.mask_threshold
         logits = decoded.mask_logits.numpy()
         if min_speck > 0:
-            logits = without_specks(
+            logits = without_small_regions(
                 logits, threshold, min_speck * frames.cells(embedding.original_hw, logits)
             )
         mask = frames.sam_logits_to_mask(logits, embedding.original_hw, threshold)
@@ -244,7 +244,9 @@ class Predictor:
             if decoded.box_cxcywh is None
             else embedding.clip_frame.box_to_original(decoded.box_cxcywh)
         )
-        no_target = says_nothing(mask, decoded.presence, self.model.preset.min_presence, question.is_there)
+        no_target = is_no_target(
+            mask, decoded.presence, self.model.preset.min_presence, question.has_positive_click
+        )
         shown = np.zeros_like(mask) if no_target else mask
         stability = stability_of(decoded.mask_logits.numpy(), threshold)
         return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
@@ -271,7 +273,7 @@ class Predictor:
         if None not in encoded:
             patch_features = _stack([question.embedding.patch_features for question in questions])
             prompts = self.model.make_prompts(patch_features, EncodedPhrase.stack(encoded))
-            boxes, beliefs = self.model.locate(prompts), self.model.believe(prompts)
+            boxes, beliefs = self.model.predict_box(prompts), self.model.presence_logits(prompts)
             sparse = prompts.sparse_prompt_embeddings(clicks)
         elif clicks is not None:
             sparse = clicks
@@ -286,14 +288,14 @@ class Predictor:
         answers = zip(questions, grids, scores, boxes_cxcywh, presences, strict=True)
         return [Decoded(*answer) for answer in answers]
 
-    def _decode_masks(self, images: Sequence[ImageSide], sparse: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode_masks(self, images: Sequence[ProjectedImage], sparse: Tensor) -> tuple[Tensor, Tensor]:
         """Like `SAMDecoder.decode`. On a CPU a few rows at a time, to fit in its caches."""
         decode = self.model.sam.decode
         together = len(images)
         if self.device.type == "cpu":
             together = max(1, CACHED_BYTES // images[0].cells.nbytes)
         parts = [
-            decode(ImageSide.stack(images[first : first + together]), sparse[first : first + together])
+            decode(ProjectedImage.stack(images[first : first + together]), sparse[first : first + together])
             for first in range(0, len(images), together)
         ]
         mask_logits, iou_predictions = zip(*parts, strict=True)

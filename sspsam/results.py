@@ -59,12 +59,12 @@ class Question:
     """(4,) xyxy px, original frame."""
 
     @property
-    def is_pointed(self) -> bool:
+    def has_clicks(self) -> bool:
         """Whether there is anything beside the phrase."""
         return self.points is not None or self.boxes is not None
 
     @property
-    def is_there(self) -> bool:
+    def has_positive_click(self) -> bool:
         """Whether somebody says that there is something: with a box, or with a point that is part of it."""
         if self.boxes is not None:
             return True
@@ -123,9 +123,11 @@ def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> floa
     return inner / outer if outer else 1.0
 
 
-def says_nothing(mask: BoolMask, presence: float | None, min_presence: float, is_there: bool) -> bool:
+def is_no_target(
+    mask: BoolMask, presence: float | None, min_presence: float, has_positive_click: bool
+) -> bool:
     """Whether an answer says that nothing fits; what somebody points at is there, however small."""
-    if is_there:
+    if has_positive_click:
         return not mask.any()
     is_absent = presence is not None and presence < min_presence
     return is_absent or int(np.count_nonzero(mask)) < NO_TARGET_MIN_FRACTION * mask.size

@@ -22,7 +22,7 @@ from sspsam.images.frames import UInt8Image
 from sspsam.images.image_io import write_picture
 from sspsam.images.masks import coco_rle_iou, mask_to_box_xyxy, mask_to_brush_rle, mask_to_coco_rle
 from sspsam.images.polygons import mask_to_polygons
-from sspsam.results import Decoded, Question, says_nothing, stability_of
+from sspsam.results import Decoded, Question, is_no_target, stability_of
 from tests.plain import not_plain
 
 PHRASES = ["the dog", "two cats on the left"]
@@ -75,7 +75,7 @@ def test_decoded_answers(predictor: sspsam.Predictor, image: UInt8Image) -> None
     question = Question(predictor.embed(image), "the dog")
     [decoded] = predictor.decode([question])
     assert not_plain_fields(decoded, "question", "mask_logits", "box_cxcywh") == []
-    assert not_plain(question.is_there) == not_plain(question.is_pointed) == []
+    assert not_plain(question.has_positive_click) == not_plain(question.has_clicks) == []
     assert isinstance(decoded, Decoded)
 
 
@@ -90,8 +90,8 @@ def test_embeddings(predictor: sspsam.Predictor, image: UInt8Image) -> None:
 @pytest.mark.parametrize("logits", [np.zeros((8, 8), np.float32), np.full((8, 8), 9, np.float32)])
 def test_scores_of_masks(logits: Any) -> None:
     assert not_plain(stability_of(logits, 0.0)) == []
-    for is_there in (True, False):
-        assert not_plain(says_nothing(logits > 0, None, 0.5, is_there)) == []
+    for has_positive_click in (True, False):
+        assert not_plain(is_no_target(logits > 0, None, 0.5, has_positive_click)) == []
 
 
 def test_masks_in_other_formats() -> None:

@@ -31,15 +31,15 @@ from backend.service import Service, build_service
 from backend.settings import Settings
 from sspsam.version_store.store import VERSIONS_CHANNEL
 from worker.corrections import collector
-from worker.finetuning.decisions import ask_for_decision, consider, note_decision
+from worker.finetuning.decisions import ask_for_decision, maybe_start_finetune, note_decision
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
 from worker.finetuning.runs import Run, discard_run, find_version, run_folder
 from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.projects.active_learning import Ranker, Scores, order_tasks
 from worker.projects.batch_jobs import enqueue_once
 from worker.projects.prefetch import Prefetched, Prefetcher
-from worker.projects.prelabel import ChunkReport, PhraseSource, Prelabeler, Progress
-from worker.queueing.queues import PROGRESS_KEY, TRAINING_LOCK, held, prelabel_queue
+from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
+from worker.queueing.queues import PROGRESS_KEY, TRAINING_LOCK, prelabel_queue, redis_lock
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,10 @@ def reconcile_projects() -> JobResult:
 def check_projects() -> JobResult:
     """Decides for every known project whether to fine-tune."""
     services = Services(Settings())
-    return {str(it): asdict(consider(services, it, "schedule")) for it in services.known_projects()}
+    return {
+        str(project): asdict(maybe_start_finetune(services, project, "schedule"))
+        for project in services.known_projects()
+    }
 
 
 @checked
@@ -124,7 +127,7 @@ def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
             collector.reconcile(services, project_id)
         except BackendError as error:
             logger.warning("project %d: deciding on the labels that are here: %s", project_id, error)
-    return asdict(consider(services, project_id, trigger))
+    return asdict(maybe_start_finetune(services, project_id, trigger))
 
 
 @checked
@@ -133,7 +136,7 @@ def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
     services = Services(Settings())
     settings, store = services.settings, services.store
     lock = TRAINING_LOCK.format(preset=settings.preset)
-    with held(services.redis, lock, wait_s=0, owner=run_id) as locked:
+    with redis_lock(services.redis, lock, wait_s=0, owner=run_id) as locked:
         if not locked:
             return TRAINING_BUSY_RETRY
         result = _finetune(services, project_id, run_id)
@@ -159,7 +162,7 @@ def prelabel_chunk(
         task_ids: Which tasks.
     """
     services = Services(Settings())
-    progress, report = Progress(services.redis, run), ChunkReport()
+    progress, report = ChunkProgress(services.redis, run), ChunkReport()
     with _running_service(services) as service:
         phrases = PhraseSource.from_dict(source)
         prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
@@ -179,7 +182,7 @@ def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Numb
         task_ids: Which tasks.
     """
     services = Services(Settings())
-    progress, report = Progress(services.redis, run), ChunkReport()
+    progress, report = ChunkProgress(services.redis, run), ChunkReport()
     prefetched = Prefetched(services.redis, services.settings, project_id)
     with _running_service(services) as service:
         prefetcher = Prefetcher(
@@ -204,7 +207,7 @@ def rank_chunk(
         task_ids: Which tasks.
     """
     services = Services(Settings())
-    progress, report = Progress(services.redis, run), ChunkReport()
+    progress, report = ChunkProgress(services.redis, run), ChunkReport()
     with _running_service(services) as service:
         ranker = Ranker(
             services.label_studio,

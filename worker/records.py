@@ -49,7 +49,7 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
-class Source:
+class AnnotationSource:
     """Where the records of one annotation come from."""
 
     project: int
@@ -131,7 +131,7 @@ def collected_projects(model_dir: Path) -> list[int]:
 
 def make_records(
     content: AnnotationContent,
-    source: Source,
+    source: AnnotationSource,
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> list[RefRecord]:
@@ -161,7 +161,7 @@ def make_records(
 def _region_record(
     region: Region,
     phrase: str,
-    source: Source,
+    source: AnnotationSource,
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> RefRecord:
@@ -178,7 +178,7 @@ def _region_record(
     return record if proposed is None else _with_served(record, proposed)
 
 
-def _no_target_record(phrase: str, source: Source, served: ServedMask | None) -> RefRecord | None:
+def _no_target_record(phrase: str, source: AnnotationSource, served: ServedMask | None) -> RefRecord | None:
     """A phrase left in the prompt box: nothing fits.
 
     If the model had proposed a mask well before the save, the annotator has thrown it away: a correction.

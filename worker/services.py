@@ -11,7 +11,7 @@ from backend.corrections import CorrectionLog
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.settings import Settings
-from backend.state.redis_store import KEPT_S, Memory
+from backend.state.redis_store import KEPT_S, RedisStore
 from sspsam.version_store.store import VersionStore
 from worker.queueing.queues import SERVED_KEY, connect
 from worker.records import Collection, ServedMask, collected_projects
@@ -55,8 +55,8 @@ class Services:
         return Collection(self.settings.model_dir, project)
 
     @cached_property
-    def memory(self) -> Memory:
-        return Memory(self.redis)
+    def redis_store(self) -> RedisStore:
+        return RedisStore(self.redis)
 
     @cached_property
     def corrections(self) -> CorrectionLog:
@@ -64,7 +64,7 @@ class Services:
 
     def served(self, region_id: str) -> ServedMask | None:
         """What the backend served under a region id, and when: the log's entry lives KEPT_S from then on."""
-        served = self.memory.served(region_id)
+        served = self.redis_store.served(region_id)
         if served is None:
             return None
         left_s = int(self.redis.ttl(SERVED_KEY.format(region=region_id)))
@@ -73,7 +73,11 @@ class Services:
 
     def known_projects(self) -> list[int]:
         """The projects that the backend was told of, and those of which anything was collected."""
-        told = [int(it.project_id) for it in self.memory.projects() if it.project_id.isdecimal()]
+        told = [
+            int(project.project_id)
+            for project in self.redis_store.projects()
+            if project.project_id.isdecimal()
+        ]
         return sorted({*told, *collected_projects(self.settings.model_dir)})
 
     def image_hw(self, value: object, task_id: str = "") -> tuple[int, int]:

@@ -29,7 +29,7 @@ from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import no_target_phrases, prompt_entries
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.interactions import read_gestures
+from backend.labelstudio.interactions import read_interactions
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
@@ -45,8 +45,8 @@ from backend.queries import PredictQuery, Results, Task
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import NOBODY, ReadImage
-from backend.state.displayed_masks import ShownMask
-from backend.state.redis_store import Memory
+from backend.state.displayed_masks import DisplayedMask
+from backend.state.redis_store import RedisStore
 from sspsam.images.masks import mask_to_coco_rle
 
 Prediction = dict[str, Any]
@@ -88,20 +88,20 @@ class Assistant:
     Args:
         engine: Runs the model.
         images: Fetches the pictures.
-        memory: What was answered before.
+        redis_store: What was answered before.
         metrics: Counts phrases.
         timeout_s: How long Label Studio waits for an answer.
     """
 
     def __init__(
-        self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics, timeout_s: float
+        self, engine: Engine, images: ImageStore, redis_store: RedisStore, metrics: Metrics, timeout_s: float
     ) -> None:
         self._engine = engine
         self._images = images
-        self._memory = memory
+        self._redis_store = redis_store
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._refiner = Refiner(engine, images, memory, metrics)
+        self._refiner = Refiner(engine, images, redis_store, metrics)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
         """Answers every task, in order, with one prediction, or with none: an empty list."""
@@ -141,7 +141,7 @@ class Assistant:
         return [self._failure_of(project, task, context, config) for task in query.tasks]
 
     def _failure_of(self, project: str, task: Task, context: Results, config: LabelingConfig) -> Prediction:
-        self._memory.note_problem(project, task.task_id, internal_error())
+        self._redis_store.note_problem(project, task.task_id, internal_error())
         prompt = _result_of(context, config.prompt.name if config.prompt else None)
         if prompt is not None:
             phrases = [
@@ -151,7 +151,7 @@ class Assistant:
             outcome = Outcome(self._engine.version, failed=dict.fromkeys(phrases, internal_error()))
             self._metrics.phrases.labels("failed").inc(len(phrases))
             return _written(outcome, [], prompt, context, config)
-        if read_gestures(context, config):
+        if read_interactions(context, config):
             return self._refiner.report_failure(project, task, config)
         return {"result": []}
 
@@ -165,24 +165,24 @@ class Assistant:
     ) -> Prediction:
         prompt = _result_of(context, config.prompt.name if config.prompt else None)
         if prompt is None:  # clicks, something else on the form, or the call that follows every submit
-            gestures = read_gestures(context, config)
-            if not gestures:
+            interactions = read_interactions(context, config)
+            if not interactions:
                 return {"result": []}
-            return self._refiner.answer(project, task, gestures, config, caller)
+            return self._refiner.answer(project, task, interactions, config, caller)
         entries = prompt_entries([prompt], config)
         if not entries:
             return self._answer_blank(prompt, context, config)
         known = self._known_unmatched(project, task, config)
         asked, kept = _split_entries(entries, _newest(prompt), known)
-        outcome = self.look(project, task, asked, config, caller)
+        outcome = self.segment_phrases(project, task, asked, config, caller)
         self._note(project, task, outcome)
-        self._memory.note_unmatched(
+        self._redis_store.note_unmatched(
             project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
         )
         answer = _written(outcome, kept, prompt, context, config)
         box = _result_of(answer["result"], config.prompt.name if config.prompt else None)
         if box is not None and config.status is None:  # then a click's failure is told in the box
-            self._memory.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
+            self._redis_store.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
         return answer
 
     def _answer_blank(
@@ -198,7 +198,7 @@ class Assistant:
     def _answer_batch(
         self, query: PredictQuery, config: LabelingConfig, caller: Caller
     ) -> list[Prediction | list[Prediction]]:
-        known = self._memory.project(query.project_id)
+        known = self._redis_store.project(query.project_id)
         extra_params = known.extra_params if known else None
         answers: list[Prediction | list[Prediction]] = []
         for task in query.tasks:
@@ -216,7 +216,7 @@ class Assistant:
     ) -> Prediction | list[Prediction]:
         if not caller.left_s:
             return []
-        outcome = self.look(project, task, phrases, config, caller)
+        outcome = self.segment_phrases(project, task, phrases, config, caller)
         return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
 
     def _embed_ahead(self, task: Task, config: LabelingConfig) -> None:
@@ -238,7 +238,7 @@ class Assistant:
         self._note(project, task, outcome)
         return _written(outcome, [], {"id": fresh_id()}, [], config)
 
-    def look(
+    def segment_phrases(
         self,
         project: str,
         task: Task,
@@ -251,12 +251,12 @@ class Assistant:
             outcome = self._find(project, task, phrases, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
-            self._memory.note_problem(project, task.task_id, str(error))
+            self._redis_store.note_problem(project, task.task_id, str(error))
             reasons = dict.fromkeys(phrases, str(error))
             outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
         except Exception:  # an annotator sees no other sign of it than the one that we write
             logger.exception("project %s, task %s", project, task.task_id)
-            self._memory.note_problem(project, task.task_id, internal_error())
+            self._redis_store.note_problem(project, task.task_id, internal_error())
             reasons = dict.fromkeys(phrases, internal_error())
             outcome = Outcome(self._engine.version, failed=reasons, passing=True)
         self._metrics.phrases.labels("mask").inc(len(outcome.regions))
@@ -288,16 +288,16 @@ class Assistant:
         """Keeps the masks that go out: for the worker, which looks for corrections, and for clicks."""
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
-        self._memory.note_served(project, task.task_id, proposed, outcome.version)
+        self._redis_store.note_served(project, task.task_id, proposed, outcome.version)
         shown = [
-            ShownMask(region.region_id, region.phrase, rle, annotator=task.annotator)
+            DisplayedMask(region.region_id, region.phrase, rle, annotator=task.annotator)
             for region, rle in proposed
         ]
-        self._memory.note_shown(project, task.task_id, shown)
+        self._redis_store.note_shown(project, task.task_id, shown)
 
     def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
         """Phrases that were answered with nothing before: here, or in a saved annotation."""
-        known = self._memory.unmatched(project, task.task_id)
+        known = self._redis_store.unmatched(project, task.task_id)
         for annotation in task.annotations:
             known |= {prompt_text.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
         return known

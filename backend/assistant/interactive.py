@@ -18,7 +18,7 @@ from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import Region, prompt_entries, read_annotation, region_texts
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.interactions import Gesture
+from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
@@ -34,8 +34,8 @@ from backend.request_ids import request_id
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import NOBODY
-from backend.state.displayed_masks import ShownMask, new_mask, seen_by, target_of
-from backend.state.redis_store import Memory
+from backend.state.displayed_masks import DisplayedMask, new_mask, seen_by, target_of
+from backend.state.redis_store import RedisStore
 from sspsam.images.masks import mask_to_coco_rle
 
 if TYPE_CHECKING:
@@ -65,17 +65,17 @@ class Refiner:
         metrics: Counts gestures.
     """
 
-    def __init__(self, engine: Engine, images: ImageStore, memory: Memory, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, images: ImageStore, redis_store: RedisStore, metrics: Metrics) -> None:
         self._engine = engine
         self._images = images
-        self._memory = memory
+        self._redis_store = redis_store
         self._metrics = metrics
 
     def answer(
         self,
         project: str,
         task: Task,
-        gestures: Sequence[Gesture],
+        interactions: Sequence[Interaction],
         config: LabelingConfig,
         caller: Caller = NOBODY,
     ) -> Prediction:
@@ -85,14 +85,14 @@ class Refiner:
             The mask under its previous ID, with its phrase; or a message to the annotator.
         """
         try:
-            return self._refine(project, task, gestures, config, caller)
+            return self._refine(project, task, interactions, config, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
-            self._memory.note_problem(project, task.task_id, str(error))
+            self._redis_store.note_problem(project, task.task_id, str(error))
             return self._say(project, task, f"The click was not used: {error}.", config, "failed")
         except Exception:  # the annotator sees no other sign of the error
             logger.exception("project %s, task %s", project, task.task_id)
-            self._memory.note_problem(project, task.task_id, internal_error())
+            self._redis_store.note_problem(project, task.task_id, internal_error())
             return self.report_failure(project, task, config)
 
     def report_failure(self, project: str, task: Task, config: LabelingConfig) -> Prediction:
@@ -103,17 +103,17 @@ class Refiner:
         self,
         project: str,
         task: Task,
-        gestures: Sequence[Gesture],
+        interactions: Sequence[Interaction],
         config: LabelingConfig,
         caller: Caller,
     ) -> Prediction:
         config.require("image", "mask")
         assert config.image is not None
         digest = self._images.digest(task.data.get(config.image.value), task.task_id)
-        shown = _known_masks(self._memory.shown(project, task.task_id), task, config)
-        target = target_of(gestures, shown)
-        wanted = target or new_mask(project, task.task_id, gestures, gestures[0].label)
-        wanted = replace(wanted.joined(gestures), annotator=task.annotator or wanted.annotator)
+        shown = _known_masks(self._redis_store.shown(project, task.task_id), task, config)
+        target = target_of(interactions, shown)
+        wanted = target or new_mask(project, task.task_id, interactions, interactions[0].label)
+        wanted = replace(wanted.joined(interactions), annotator=task.annotator or wanted.annotator)
         answer = self._engine.refine(
             digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks(), caller
         )
@@ -129,15 +129,17 @@ class Refiner:
         self,
         project: str,
         task: Task,
-        wanted: ShownMask,
+        wanted: DisplayedMask,
         referent: Referent,
         version: str,
         config: LabelingConfig,
     ) -> Prediction:
         region = ProposedRegion(wanted.region_id, wanted.phrase, referent.mask, referent.score, wanted.label)
-        self._memory.note_shown(project, task.task_id, [replace(wanted, rle=mask_to_coco_rle(referent.mask))])
+        self._redis_store.note_shown(
+            project, task.task_id, [replace(wanted, rle=mask_to_coco_rle(referent.mask))]
+        )
         results = region_results(region, config)
-        if self._memory.take_said(project, task.task_id):
+        if self._redis_store.pop_message_sent(project, task.task_id):
             results += self._told(project, task, "", config)
         return prediction(results, version, [referent.certainty])
 
@@ -149,7 +151,7 @@ class Refiner:
         told = self._told(project, task, message, config)
         if not told:
             return {"result": []}
-        self._memory.note_said(project, task.task_id)
+        self._redis_store.mark_message_sent(project, task.task_id)
         return prediction(told, self._engine.version)
 
     def _told(self, project: str, task: Task, message: str, config: LabelingConfig) -> list[Result]:
@@ -161,7 +163,9 @@ class Refiner:
             return [status_line(config.status, message)]
         if config.prompt is None:
             return []
-        box_id, entries = _box_in(task, config) or self._memory.box(project, task.task_id) or (fresh_id(), [])
+        box_id, entries = (
+            _box_in(task, config) or self._redis_store.box(project, task.task_id) or (fresh_id(), [])
+        )
         phrases = [entry for entry in entries if prompt_text.plain_phrase(entry)]
         said = [prompt_text.with_failure("", message.rstrip("."))] if message else []
         return [text_result(config.prompt, box_id, [*phrases, *said])]
@@ -178,7 +182,7 @@ def _box_in(task: Task, config: LabelingConfig) -> tuple[str, list[str]] | None:
     return None
 
 
-def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig) -> list[ShownMask]:
+def _known_masks(shown: Sequence[DisplayedMask], task: Task, config: LabelingConfig) -> list[DisplayedMask]:
     """Displayed masks, with phrase and label from the draft, and masks found only in draft or prediction."""
     texts = {key: text for draft in task.drafts for key, text in region_texts(draft, config).items()}
     owners = {
@@ -192,7 +196,7 @@ def _known_masks(shown: Sequence[ShownMask], task: Task, config: LabelingConfig)
     for saved in (*task.drafts, *task.predictions):
         for region in _regions_beside(saved, known, config):
             rle = mask_to_coco_rle(region.mask)
-            known[region.region_id] = ShownMask(region.region_id, region.phrase or "", rle, region.label)
+            known[region.region_id] = DisplayedMask(region.region_id, region.phrase or "", rle, region.label)
     return list(known.values())
 
 
@@ -201,7 +205,7 @@ def _user_id(completed_by: object) -> str:
     return str(completed_by.get("id", "")) if isinstance(completed_by, Mapping) else str(completed_by or "")
 
 
-def _relabelled(mask: ShownMask, text: tuple[str | None, str | None] | None) -> ShownMask:
+def _relabelled(mask: DisplayedMask, text: tuple[str | None, str | None] | None) -> DisplayedMask:
     if text is None:
         return mask
     phrase, label = text
@@ -209,10 +213,10 @@ def _relabelled(mask: ShownMask, text: tuple[str | None, str | None] | None) -> 
 
 
 def _regions_beside(
-    saved: Mapping[str, Any], known: Mapping[str, ShownMask], config: LabelingConfig
+    saved: Mapping[str, Any], known: Mapping[str, DisplayedMask], config: LabelingConfig
 ) -> Iterator[Region]:
     """Regions of a draft or a prediction that are not known otherwise; only these are decoded."""
     results = saved.get("result")
     items = results if isinstance(results, list) else []
-    unknown = [one for one in items if isinstance(one, Mapping) and str(one.get("id")) not in known]
+    unknown = [item for item in items if isinstance(item, Mapping) and str(item.get("id")) not in known]
     yield from read_annotation({"result": unknown}, config).regions

@@ -15,7 +15,7 @@ from backend.labelstudio.config import LabelingConfig
 
 
 @dataclass(frozen=True)
-class Gesture:
+class Interaction:
     """A click or a box, in fractions of the image's width and height."""
 
     gesture_id: str
@@ -34,7 +34,7 @@ class Gesture:
         return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def read_gestures(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[Gesture]:
+def read_interactions(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[Interaction]:
     """Finds clicks and boxes among the results of a request, oldest first."""
     kinds: dict[str, Literal["click", "box"]] = {}
     if config.click is not None:
@@ -42,14 +42,14 @@ def read_gestures(results: Iterable[Mapping[str, Any]], config: LabelingConfig) 
     if config.box is not None:
         kinds[config.box.name] = "box"
     found = (
-        _gesture(result, kinds[str(result.get("from_name"))])
+        _interaction(result, kinds[str(result.get("from_name"))])
         for result in results
         if str(result.get("from_name")) in kinds
     )
-    return [gesture for gesture in found if gesture is not None]
+    return [interaction for interaction in found if interaction is not None]
 
 
-def _gesture(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Gesture | None:
+def _interaction(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Interaction | None:
     value = result.get("value")
     if not isinstance(value, Mapping):
         return None
@@ -64,7 +64,7 @@ def _gesture(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Gestur
     labels = value.get(str(result.get("type"))) or value.get("labels")
     label = str(labels[0]) if isinstance(labels, list) and labels else ""
     positive = result.get("is_positive", True) is not False
-    return Gesture(str(result.get("id")), kind, (x0, y0, x1, y1), positive, label)
+    return Interaction(str(result.get("id")), kind, (x0, y0, x1, y1), positive, label)
 
 
 def _box(

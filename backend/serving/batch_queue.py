@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 
 END_S = 4.0
-"""Time that `stop_lanes` waits for running work."""
+"""Time that `stop_queues` waits for running work."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -78,7 +78,7 @@ class FairQueue(Generic[Work, Result]):
         return pending
 
 
-class Lane(Generic[Work, Result]):
+class BatchQueue(Generic[Work, Result]):
     """Processes a queue in its own thread. The constructor starts nothing.
 
     Args:
@@ -196,7 +196,7 @@ class Lane(Generic[Work, Result]):
                 self._do([piece])
 
 
-def stop_lanes(lanes: Iterable[Lane[Any, Any]]) -> None:
+def stop_queues(lanes: Iterable[BatchQueue[Any, Any]]) -> None:
     """Stops lanes in parallel, after the running work or END_S."""
     lanes, until_s = list(lanes), time.monotonic() + END_S
     for lane in lanes:
@@ -225,7 +225,7 @@ def _too_late() -> TooLateError:
     return TooLateError("the model did not answer in time: ask again")
 
 
-class Entrance:
+class AdmissionLimit:
     """Limits the number of requests at the model or waiting for it; one caller may hold half of them.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sspsam.caching.embedding_files import EmbeddingFiles
 
-Source = Literal["memory", "disk", "encoder"]
+EmbeddingOrigin = Literal["memory", "disk", "encoder"]
 """Source of an embedding."""
 
 
@@ -78,7 +78,7 @@ class EmbeddingCache(Generic[Item]):
         with self._lock:
             return self._items.get(key)
 
-    def find(self, key: str) -> tuple[Item, Source] | None:
+    def find(self, key: str) -> tuple[Item, EmbeddingOrigin] | None:
         """Returns an item from memory or disk, and its source; an item from disk is then cached in memory."""
         item = self.get(key)
         if item is not None:

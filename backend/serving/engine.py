@@ -18,7 +18,7 @@ from redis import Redis
 from backend.errors import ModelUnavailableError, PhraseRefusedError
 from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
-from backend.serving.embedding_store import EmbeddingCache, Source
+from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
 from backend.serving.shared_model import (
     NOBODY,
     Clicks,
@@ -200,7 +200,7 @@ class Engine:
             raise refusal
         return Answer(*self._model.ask(image_key, read_image, [phrase], clicks, caller))
 
-    def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> Source:
+    def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> EmbeddingOrigin:
         """Makes sure that an image's embedding is cached; returns its source.
 
         Raises:

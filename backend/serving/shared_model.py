@@ -19,8 +19,16 @@ import numpy.typing as npt
 
 from backend.errors import BackendError, ModelBusyError
 from backend.metrics import Metrics
-from backend.serving.batch_queue import Caller, Entrance, Lane, Result, Work, stop_lanes, wait_for
-from backend.serving.embedding_store import EmbeddingCache, Source
+from backend.serving.batch_queue import (
+    AdmissionLimit,
+    BatchQueue,
+    Caller,
+    Result,
+    Work,
+    stop_queues,
+    wait_for,
+)
+from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
 
 if TYPE_CHECKING:
     import torch
@@ -116,11 +124,11 @@ class SharedModel:
         self.embeddings = embeddings
         self._metrics = metrics
         self._options = options
-        self._entrance = Entrance(options.queue_limit)
+        self._entrance = AdmissionLimit(options.queue_limit)
         self._images = self._make_lane("images", self._encode)
         self._phrases = self._make_lane("phrases", self._decode, options.max_batch, options.gather_s)
         self._ahead = self._make_lane("ahead", self._embed_ahead)
-        self._lanes: dict[str, Lane[Any, Any]] = {
+        self._lanes: dict[str, BatchQueue[Any, Any]] = {
             "images": self._images,
             "phrases": self._phrases,
             "ahead": self._ahead,
@@ -145,7 +153,7 @@ class SharedModel:
 
     def stop(self) -> None:
         """Stops the threads after their current work; waiting requests get an error."""
-        stop_lanes(self._lanes.values())
+        stop_queues(self._lanes.values())
 
     def swap(self, state: Mapping[str, torch.Tensor], version: str) -> None:
         """Swaps the weights between two passes.
@@ -221,7 +229,7 @@ class SharedModel:
 
     def embedding(
         self, image_key: str, read_image: ReadImage, caller: Caller
-    ) -> tuple[ImageEmbedding, Source]:
+    ) -> tuple[ImageEmbedding, EmbeddingOrigin]:
         """The embedding of an image, and its source.
 
         Raises:
@@ -233,9 +241,11 @@ class SharedModel:
         [future] = self._images.submit([(image_key, read_image)], caller)
         return wait_for(future, caller)
 
-    def _encode(self, pictures: Sequence[tuple[str, ReadImage]]) -> list[tuple[ImageEmbedding, Source]]:
+    def _encode(
+        self, pictures: Sequence[tuple[str, ReadImage]]
+    ) -> list[tuple[ImageEmbedding, EmbeddingOrigin]]:
         """Work of the image lane."""
-        found: list[tuple[ImageEmbedding, Source]] = []
+        found: list[tuple[ImageEmbedding, EmbeddingOrigin]] = []
         for image_key, read_image in pictures:
             known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
             if known is not None:
@@ -282,13 +292,13 @@ class SharedModel:
         perform: Callable[[Sequence[Work]], Sequence[Result]],
         max_batch: int = 1,
         gather_s: float = 0.0,
-    ) -> Lane[Work, Result]:
+    ) -> BatchQueue[Work, Result]:
         def note(size: int, waited_s: float) -> None:
             self._metrics.waited.labels(name).observe(waited_s)
             if name == "phrases":
                 self._metrics.batch.observe(size)
 
-        return Lane(name, perform, max_batch, gather_s, note, self._metrics.refused.labels("late").inc)
+        return BatchQueue(name, perform, max_batch, gather_s, note, self._metrics.refused.labels("late").inc)
 
 
 def _edges(mask: BoolMask) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.labelstudio.interactions import Gesture
+from backend.labelstudio.interactions import Interaction
 from backend.serving.shared_model import Clicks
 from sspsam.images.masks import BoolMask, coco_rle_to_mask
 
@@ -28,7 +28,7 @@ _SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class ShownMask:
+class DisplayedMask:
     """A mask displayed to an annotator of a task."""
 
     region_id: str
@@ -38,9 +38,9 @@ class ShownMask:
     """COCO RLE in the original frame, as last displayed."""
     label: str | None = None
     """None: chosen by the phrase."""
-    settled: tuple[Gesture, ...] = ()
+    settled: tuple[Interaction, ...] = ()
     """Gestures of earlier requests."""
-    current: tuple[Gesture, ...] = ()
+    current: tuple[Interaction, ...] = ()
     """Gestures of the last request: with Auto-Accept off, the next request repeats them."""
     annotator: str = ""
     """Label Studio's user ID of the annotator; empty if unknown."""
@@ -50,46 +50,55 @@ class ShownMask:
         """(H, W) in the original frame."""
         return coco_rle_to_mask(self.rle)
 
-    def joined(self, gestures: Sequence[Gesture]) -> ShownMask:
+    def joined(self, interactions: Sequence[Interaction]) -> DisplayedMask:
         """Adds the gestures of a request, without repeating those of the last request."""
-        if self.continues(gestures):
-            return replace(self, current=tuple(gestures))
-        return replace(self, settled=self.settled + self.current, current=tuple(gestures))
+        if self.continues(interactions):
+            return replace(self, current=tuple(interactions))
+        return replace(self, settled=self.settled + self.current, current=tuple(interactions))
 
-    def continues(self, gestures: Sequence[Gesture]) -> bool:
+    def continues(self, interactions: Sequence[Interaction]) -> bool:
         """Whether a request repeats gestures of the last one on this mask."""
-        return bool({one.gesture_id for one in gestures} & {one.gesture_id for one in self.current})
+        return bool(
+            {interaction.gesture_id for interaction in interactions}
+            & {interaction.gesture_id for interaction in self.current}
+        )
 
     def clicks(self) -> Clicks:
         """All gestures combined: every click, and the last box."""
-        gestures = (*self.settled, *self.current)
-        boxes = [one.xyxy for one in gestures if one.kind == "box"]
-        points = [(*one.xy, one.positive) for one in gestures if one.kind == "click"]
+        interactions = (*self.settled, *self.current)
+        boxes = [interaction.xyxy for interaction in interactions if interaction.kind == "box"]
+        points = [
+            (*interaction.xy, interaction.positive)
+            for interaction in interactions
+            if interaction.kind == "click"
+        ]
         return Clicks(tuple(points), boxes[-1] if boxes else None)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ShownMask:
+    def from_dict(cls, values: Mapping[str, Any]) -> DisplayedMask:
         settled, current = (
-            tuple(Gesture(**{**one, "xyxy": tuple(one["xyxy"])}) for one in values[name])
+            tuple(Interaction(**{**saved, "xyxy": tuple(saved["xyxy"])}) for saved in values[name])
             for name in ("settled", "current")
         )
         label, annotator = values.get("label"), values.get("annotator", "")
         return cls(values["region_id"], values["phrase"], values["rle"], label, settled, current, annotator)
 
 
-def new_mask(project: str, task: str, gestures: Sequence[Gesture], label: str | None) -> ShownMask:
+def new_mask(
+    project: str, task: str, interactions: Sequence[Interaction], label: str | None
+) -> DisplayedMask:
     """A new mask for gestures on no displayed mask; the first gesture's ID becomes the region's."""
-    key = f"{project}/{task}/{gestures[0].gesture_id}"
+    key = f"{project}/{task}/{interactions[0].gesture_id}"
     region_id = hashlib.sha256(f"pointed at/{key}".encode()).hexdigest()[:12]
-    return ShownMask(region_id, "", {}, label)
+    return DisplayedMask(region_id, "", {}, label)
 
 
 def seen_by(
-    annotator: str, shown: Sequence[ShownMask], owners: Mapping[str, str] = MappingProxyType({})
-) -> list[ShownMask]:
+    annotator: str, shown: Sequence[DisplayedMask], owners: Mapping[str, str] = MappingProxyType({})
+) -> list[DisplayedMask]:
     """Removes masks displayed to other annotators.
 
     Args:
@@ -101,7 +110,7 @@ def seen_by(
     Returns:
         One mask per region: the annotator's own, else one without a known owner.
     """
-    found: dict[str, ShownMask] = {}
+    found: dict[str, DisplayedMask] = {}
     for mask in sorted(shown, key=lambda mask: bool(mask.annotator)):
         owner = mask.annotator or owners.get(mask.region_id, "")
         if not annotator or not owner or owner == annotator:
@@ -109,7 +118,7 @@ def seen_by(
     return list(found.values())
 
 
-def target_of(gestures: Sequence[Gesture], shown: Sequence[ShownMask]) -> ShownMask | None:
+def target_of(interactions: Sequence[Interaction], shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
     """Finds the mask that gestures apply to.
 
     Continued gestures apply to the mask that they started with. Otherwise the first gesture decides: a click
@@ -118,15 +127,15 @@ def target_of(gestures: Sequence[Gesture], shown: Sequence[ShownMask]) -> ShownM
     Returns:
         None if they apply to no displayed mask.
     """
-    begun = next((mask for mask in shown if mask.continues(gestures)), None)
+    begun = next((mask for mask in shown if mask.continues(interactions)), None)
     if begun is not None:
         return begun
     visible = [mask for mask in shown if mask.rle and mask.mask.any()]
-    first = gestures[0]
+    first = interactions[0]
     return _boxed(first, visible) if first.kind == "box" else _clicked(first, visible)
 
 
-def _clicked(click: Gesture, shown: Sequence[ShownMask]) -> ShownMask | None:
+def _clicked(click: Interaction, shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
     under = [mask for mask in shown if _is_on(click, mask.mask)]
     if under:
         return min(under, key=lambda mask: int(mask.mask.sum()))
@@ -136,18 +145,18 @@ def _clicked(click: Gesture, shown: Sequence[ShownMask]) -> ShownMask | None:
     return nearest
 
 
-def _boxed(box: Gesture, shown: Sequence[ShownMask]) -> ShownMask | None:
+def _boxed(box: Interaction, shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
     best = max(shown, key=lambda mask: _share(box, mask.mask), default=None)
     return best if best is not None and _share(box, best.mask) >= OVERLAP else None
 
 
-def _is_on(click: Gesture, mask: BoolMask) -> bool:
+def _is_on(click: Interaction, mask: BoolMask) -> bool:
     height, width = mask.shape
     x, y = click.xy
     return bool(mask[min(int(y * height), height - 1), min(int(x * width), width - 1)])
 
 
-def _distance(click: Gesture, mask: BoolMask) -> float:
+def _distance(click: Interaction, mask: BoolMask) -> float:
     """Distance from a click to the nearest pixel of a mask, in fractions of the image's longer side."""
     height, width = mask.shape
     step = max(1, max(mask.shape) // _SAMPLES)
@@ -160,7 +169,7 @@ def _distance(click: Gesture, mask: BoolMask) -> float:
     return float(distances_px.min()) / longer_side_px
 
 
-def _share(box: Gesture, mask: BoolMask) -> float:
+def _share(box: Interaction, mask: BoolMask) -> float:
     """Intersection of a box and a mask, as a fraction of the smaller one."""
     height, width = mask.shape
     x0, y0, x1, y1 = box.xyxy

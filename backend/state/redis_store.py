@@ -6,7 +6,7 @@ continues without it.
     sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
     sspsam:served-on:<project>:<task>     set of region ids
     sspsam:unmatched:<project>:<task>     set of phrase keys
-    sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of ShownMask
+    sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of DisplayedMask
     sspsam:said:<project>:<task>          set while the form shows a message about a click
     sspsam:box:<project>:<task>           JSON of the prompt box: id, entries
     sspsam:problems:<project>             list of JSON of Problem, newest first
@@ -32,7 +32,7 @@ from backend.corrections import CorrectionLog, ProjectTally
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
 from backend.request_ids import request_id
-from backend.state.displayed_masks import ShownMask
+from backend.state.displayed_masks import DisplayedMask
 
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
@@ -100,7 +100,7 @@ class KnownProject:
     """ISO 8601, UTC."""
 
 
-class Memory:
+class RedisStore:
     """Reads and writes the state. Never raises Redis errors.
 
     Args:
@@ -160,7 +160,7 @@ class Memory:
     def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
         """Stores which phrases have no match, and removes those that now have a mask."""
         key = f"{_UNMATCHED}{project}:{task}"
-        gone, come = [phrase_key(one) for one in matched], [phrase_key(one) for one in phrases]
+        gone, come = [phrase_key(phrase) for phrase in matched], [phrase_key(phrase) for phrase in phrases]
 
         def write() -> None:
             if gone:
@@ -176,17 +176,17 @@ class Memory:
         key = f"{_UNMATCHED}{project}:{task}"
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
-    def note_shown(self, project: str, task: str, masks: Iterable[ShownMask]) -> None:
+    def note_shown(self, project: str, task: str, masks: Iterable[DisplayedMask]) -> None:
         """Stores displayed masks for later clicks; replaces a region's earlier mask."""
         values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
         if values:
             self._note(f"{_SHOWN}{project}:{task}", values)
 
-    def shown(self, project: str, task: str) -> list[ShownMask]:
+    def shown(self, project: str, task: str) -> list[DisplayedMask]:
         """Returns the last displayed masks of a task."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
-        return [ShownMask.from_dict(json.loads(value)) for value in found]
+        return [DisplayedMask.from_dict(json.loads(value)) for value in found]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""
@@ -198,11 +198,11 @@ class Memory:
         found = self._json(f"{_BOX}{project}:{task}")
         return (str(found["id"]), list(found["entries"])) if found else None
 
-    def note_said(self, project: str, task: str) -> None:
+    def mark_message_sent(self, project: str, task: str) -> None:
         """Records that a task's form shows a message about a click."""
         self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
 
-    def take_said(self, project: str, task: str) -> bool:
+    def pop_message_sent(self, project: str, task: str) -> bool:
         """Returns whether the form shows a message about a click, and clears the record."""
         return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
 
@@ -267,11 +267,11 @@ class Memory:
         known = [project for project in found if project is not None]
         return sorted(known, key=lambda project: project.seen_at, reverse=True)
 
-    def note_heard(self, project_id: str) -> None:
+    def set_last_webhook_time(self, project_id: str) -> None:
         """Records that a project's webhook has arrived."""
         self._try(lambda: self._redis.hset(_HEARD, project_id, datetime.now(UTC).isoformat()), 0)
 
-    def heard(self, project_id: str) -> str:
+    def get_last_webhook_time(self, project_id: str) -> str:
         """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""
         value = self._try(lambda: self._redis.hget(_HEARD, project_id), None)
         return "" if value is None else _text(value)

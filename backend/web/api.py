@@ -46,7 +46,7 @@ def ready() -> tuple[Response, int]:
 @routes.post("/setup")
 def setup() -> Response:
     project = parse_setup(_body())
-    service().meet(project)
+    service().register_project(project)
     return jsonify(model_version=service().engine.version)
 
 
@@ -71,7 +71,7 @@ def webhook() -> tuple[Response, int]:
 @routes.get("/webhook")
 def last_event() -> Response:
     """When the webhook of `?project=` last arrived: `sspsam connect` tries whether it does."""
-    return jsonify(last_event=service().memory.heard(request.args.get("project", "")))
+    return jsonify(last_event=service().redis_store.get_last_webhook_time(request.args.get("project", "")))
 
 
 @routes.get("/versions")
@@ -83,7 +83,7 @@ def versions() -> Response:
 @routes.get("/metrics")
 def metrics() -> Response:
     parts = service()
-    parts.metrics.set_corrections(merged(one.tally for one in parts.memory.corrections()))
+    parts.metrics.set_corrections(merged(counted.tally for counted in parts.redis_store.corrections()))
     status, embeddings = parts.engine.status(), parts.engine.embeddings
     text = parts.metrics.render(
         status.version, status.state, len(embeddings), embeddings.size_bytes, parts.engine.waiting()

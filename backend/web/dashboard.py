@@ -12,7 +12,7 @@ from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
 from backend.service import Service
 from backend.serving.engine import EngineStatus
-from backend.state.redis_store import KnownProject, Memory, Problem
+from backend.state.redis_store import KnownProject, Problem, RedisStore
 from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from sspsam.version_store.store import HistoryEntry, VersionCard, VersionError
 
@@ -91,7 +91,7 @@ def start_page(service: Service) -> StartPage:
     warnings = [
         f"{version} was promoted but could not be loaded: {why}" for version, why in status.refused.items()
     ]
-    if not service.memory.alive():
+    if not service.redis_store.alive():
         warnings.append("Redis does not respond: corrections are not collected. Check REDIS_URL.")
     if not service.settings.label_studio_api_key.get_secret_value():
         warnings.append("No API key for Label Studio: its images cannot be read. Set LABEL_STUDIO_API_KEY.")
@@ -102,16 +102,16 @@ def start_page(service: Service) -> StartPage:
     except (VersionError, OSError) as error:
         rows, fine_tunes = [], []
         warnings.append(f"Cannot read the version store: {error}")
-    tallies = [one.tally for one in service.memory.corrections()]
+    tallies = [counted.tally for counted in service.redis_store.corrections()]
     return StartPage(
         status=status,
         serving=next((row for row in rows if row.serves), None),
         versions=rows[::-1],
         fine_tunes=fine_tunes,
-        projects=[_project_row(project, service.memory) for project in service.memory.projects()],
+        projects=[_project_row(project, service.redis_store) for project in service.redis_store.projects()],
         label_studio_url=service.settings.label_studio_for_browsers,
         backend_url=service.settings.backend_url,
-        waiting_jobs=service.memory.waiting_jobs(),
+        waiting_jobs=service.redis_store.waiting_jobs(),
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
         corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
         warnings=warnings,
@@ -150,8 +150,8 @@ def _figure(figures: Any, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
-    decision, progress = memory.decision(project.project_id), memory.progress(project.project_id)
+def _project_row(project: KnownProject, redis_store: RedisStore) -> ProjectRow:
+    decision, progress = redis_store.decision(project.project_id), redis_store.progress(project.project_id)
     try:
         missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
     except LabelingConfigError as error:
@@ -162,8 +162,8 @@ def _project_row(project: KnownProject, memory: Memory) -> ProjectRow:
         missing,
         _decision_text(decision),
         _progress_text(progress),
-        memory.heard(project.project_id),
-        memory.problems(project.project_id),
+        redis_store.get_last_webhook_time(project.project_id),
+        redis_store.problems(project.project_id),
     )
 
 
@@ -179,7 +179,9 @@ def _decision_text(decision: Mapping[str, Any]) -> str:
     if not decision:
         return ""
     trigger = _TRIGGERS.get(str(decision.get("trigger")), str(decision.get("trigger")))
-    verdict = "Fine-tune" if decision.get("go") else "Not yet" if decision.get("put_off") else "No fine-tune"
+    start = decision.get("start", decision.get("go"))  # the second as stored before 0.2
+    deferred = decision.get("deferred", decision.get("put_off"))
+    verdict = "Fine-tune" if start else "Not yet" if deferred else "No fine-tune"
     return f"{verdict}, {trigger}, {short_time(str(decision.get('at')))}: {decision.get('reason')}"
 
 

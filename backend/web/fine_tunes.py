@@ -145,8 +145,8 @@ def _pairs(path: Path) -> list[Pair]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         return [
-            Pair(str(one["file"]), str(one["phrase"]), float(one["before"]), float(one["after"]))
-            for one in listed
+            Pair(str(entry["file"]), str(entry["phrase"]), float(entry["before"]), float(entry["after"]))
+            for entry in listed
         ]
     except (OSError, ValueError, TypeError, KeyError):
         return []

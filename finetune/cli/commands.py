@@ -23,7 +23,7 @@ from sspsam.cli.commands import (
 if TYPE_CHECKING:
     from finetune.data.dataset import Dataset
     from finetune.evaluation.evaluate import EvaluationResult
-    from finetune.training.ranks import Processes
+    from finetune.training.ranks import Ranks
     from sspsam.predictor import Predictor
 
 app = typer.Typer()
@@ -68,14 +68,14 @@ def evaluate(
     from finetune.data.dataset import open_dataset
     from finetune.evaluation.protocols import PROTOCOLS
     from finetune.evaluation.report import write_evaluation
-    from finetune.training.ranks import join_processes
+    from finetune.training.ranks import join_ranks
     from finetune.training.train import tune_process
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"{protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     tune_process()
     samples = open_dataset(dataset)
-    processes = join_processes(device)
+    processes = join_ranks(device)
     predictor = open_predictor(
         preset, processes.device_name(device), version, model_dir, weights, sam_encoder
     )
@@ -121,7 +121,7 @@ def gallery(
 
 
 def _evaluate_with_progress(
-    predictor: Predictor, dataset: Dataset, protocol: str, processes: Processes
+    predictor: Predictor, dataset: Dataset, protocol: str, processes: Ranks
 ) -> EvaluationResult:
     from rich.console import Console
     from rich.progress import Progress

@@ -129,7 +129,9 @@ def draw_changes(
     answers: list[list[BoolMask]] = []
     for state in (incumbent, candidate):
         predictor.load_trainable(state)
-        answers.append([predictor.predict(embeddings[one.image_id], [one.phrase])[0].mask for one in samples])
+        answers.append(
+            [predictor.predict(embeddings[sample.image_id], [sample.phrase])[0].mask for sample in samples]
+        )
     return {
         sample.sample_id: _pair(sample, before, after)
         for sample, before, after in zip(samples, *answers, strict=True)

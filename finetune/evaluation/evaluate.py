@@ -13,7 +13,7 @@ import torch
 from finetune.data.dataset import Dataset, Sample, samples_by_image
 from finetune.evaluation.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
@@ -83,7 +83,7 @@ def evaluate(
     progress: Progress | None = None,
     *,
     protocol: str = "original",
-    processes: Processes | None = None,
+    processes: Ranks | None = None,
 ) -> EvaluationResult:
     """Evaluates every sample, one phrase at a time.
 
@@ -102,7 +102,7 @@ def evaluate(
     """
     if len(dataset) == 0:
         raise ValueError("the data set has no samples")
-    processes = processes or Processes()
+    processes = processes or Ranks()
     rules = choose_protocol(protocol, predictor)
     tally = _Tally(rules)
     share = processes.share(len(dataset))

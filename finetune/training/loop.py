@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from finetune.training.config import TrainConfig
 from finetune.training.curves import Curves, open_curves
 from finetune.training.losses import TOTAL, NonFiniteLossError
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 from finetune.training.stopping import EarlyStopping
 from sspsam.checkpoints.load import CheckpointError
 from sspsam.files import replacing
@@ -80,12 +80,12 @@ class TrainingLoop:
     """Optimizer, schedule and checkpoints of a stage."""
 
     def __init__(
-        self, stage: Stage, config: TrainConfig, device: torch.device, processes: Processes | None = None
+        self, stage: Stage, config: TrainConfig, device: torch.device, processes: Ranks | None = None
     ) -> None:
         self.stage = stage
         self.config = config
         self.device = device
-        self.processes = processes or Processes()
+        self.processes = processes or Ranks()
         self.optimizer = torch.optim.AdamW(
             stage.parameter_groups(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Processes:
+class Ranks:
     """Rank, number of processes, and their communication."""
 
     rank: int = 0
@@ -76,15 +76,15 @@ class Processes:
             torch.distributed.barrier()
 
 
-def join_processes(device: str = "auto") -> Processes:
+def join_ranks(device: str = "auto") -> Ranks:
     """Joins the processes started by a launcher, if any.
 
     Args:
         device: `cpu`, or anything else for the launcher's GPU assignment.
     """
     if int(os.environ.get(WORLD_SIZE_VARIABLE, "1")) == 1:
-        return Processes()
+        return Ranks()
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    return Processes(state.process_index, state.num_processes, state.device)
+    return Ranks(state.process_index, state.num_processes, state.device)

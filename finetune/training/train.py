@@ -14,7 +14,7 @@ from finetune.data.dataset import Dataset, open_dataset
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.loop import LOG_FRAME, LOG_NAME, ProgressFn, Stage, TrainingLoop, read_log
-from finetune.training.ranks import Processes, join_processes
+from finetune.training.ranks import Ranks, join_ranks
 from finetune.training.stages.pretrain_clip import CLIPStage
 from finetune.training.stages.pretrain_sam import SAMStage
 from finetune.training.stages.rec import RECStage
@@ -68,7 +68,7 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
         NonFiniteLossError: the loss is NaN or infinite; names the samples.
     """
     torch.manual_seed(config.seed)
-    processes = join_processes(config.device)
+    processes = join_ranks(config.device)
     predictor = _load_predictor(config, processes.device_name(config.device))
     stage, result = _STAGES[config.stage](predictor, config, processes)
     loop = TrainingLoop(stage, config, predictor.device, processes)
@@ -160,13 +160,13 @@ def _overwrite(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     load_strictly(module, module.state_dict() | dict(tensors))
 
 
-def _clip_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
+def _clip_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> Prepared:
     _refuse_several(config, processes)
     stage = CLIPStage(predictor.model.clip, config, _open_stickers(config)).to(predictor.device)
     return stage, lambda: _prefixed("clip.", predictor.model.clip)
 
 
-def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
+def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> Prepared:
     _refuse_several(config, processes)
     sam, encoder = predictor.model.sam, predictor.image_encoder
     stage = SAMStage(encoder, sam, config, _open_stickers(config), predictor.model.preset.image_encoder).to(
@@ -175,7 +175,7 @@ def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Processes) 
     return stage, lambda: _prefixed("sam.", sam) | _prefixed(IMAGE_ENCODER_PREFIX, encoder)
 
 
-def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Processes) -> Prepared:
+def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> Prepared:
     replay: Dataset | None = open_dataset(config.replay) if config.replay else None
     validation: Dataset | None = open_dataset(config.validation) if config.validation else None
     make = RECStage if config.stage == "rec" else SSPStage
@@ -183,7 +183,7 @@ def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Processe
     return stage, lambda: predictor.trainable_state() | stage.text_state()
 
 
-def _refuse_several(config: TrainConfig, processes: Processes) -> None:
+def _refuse_several(config: TrainConfig, processes: Ranks) -> None:
     if processes.count > 1:
         raise ConfigError(f"stage {config.stage} runs in one process, got {processes.count}")
 
@@ -201,7 +201,7 @@ def _prefixed(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in module.state_dict().items()}
 
 
-_STAGES: dict[str, Callable[[Predictor, TrainConfig, Processes], Prepared]] = {
+_STAGES: dict[str, Callable[[Predictor, TrainConfig, Ranks], Prepared]] = {
     "clip": _clip_stage,
     "sam": _sam_stage,
     "rec": _phrase_stage,

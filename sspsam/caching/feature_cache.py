@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from sspsam.modeling.model import SSPSAM, EncodedPhrase
-from sspsam.modeling.two_way import ImageSide
+from sspsam.modeling.two_way import ProjectedImage
 from sspsam.phrases import normalise, tokenize
 
 KEPT_IMAGE_BYTES = 256 * 2**20
@@ -25,7 +25,7 @@ Encode = Callable[[Sequence[str]], Sequence[EncodedPhrase]]
 Share = Callable[[Encode, Sequence[str]], list[EncodedPhrase]]
 
 
-class Reuse:
+class FeatureCache:
     """Runs a model and caches reusable results. Not thread-safe.
 
     Fine-tuning changes them: the cache is cleared after any write to the model's weights.
@@ -48,10 +48,10 @@ class Reuse:
         self._share = share
         self._parameters = list(model.parameters())
         self._weights = -1
-        self.images: LRUCache[Tensor, ImageSide] = LRUCache(image_bytes, _image_bytes)
+        self.images: LRUCache[Tensor, ProjectedImage] = LRUCache(image_bytes, _image_bytes)
         self.phrases: LRUCache[str, EncodedPhrase] = LRUCache(phrase_bytes, lambda encoded: encoded.nbytes)
 
-    def project(self, image_embedding: Tensor) -> ImageSide:
+    def project(self, image_embedding: Tensor) -> ProjectedImage:
         """Decoder features of a (1, C, h, w) image embedding, identified by the tensor object."""
         self._forget_other_weights()
         image = self.images.get(image_embedding)
@@ -93,7 +93,7 @@ class Reuse:
             self.phrases.clear()
 
 
-def _image_bytes(image: ImageSide) -> int:
+def _image_bytes(image: ProjectedImage) -> int:
     """Memory of a projected image and of its key, the image embedding, which is as large as the cells."""
     return image.nbytes + image.cells.nbytes
 

@@ -12,7 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sspsam.checkpoints.load import CheckpointError, differences, read_tensors, rename, whose, write_tensors
+from sspsam.checkpoints.load import (
+    CheckpointError,
+    differences,
+    presets_matching,
+    read_tensors,
+    rename,
+    write_tensors,
+)
 from sspsam.checkpoints.registry import Record, find_by_sha256, record_path
 from sspsam.checkpoints.state_dicts import CLIP_PREFIX, IMAGE_ENCODER_PREFIX, Layout
 from sspsam.files import replace_text, sha256_of_file
@@ -97,7 +104,7 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
         merged = {key: value for key, value in merged.items() if key.startswith(_FROZEN_PREFIXES)}
     if problems := differences(expected, merged):
         found = ", ".join(f"{source.path.name} ({source.layout})" for source in opened)
-        problems = whose(merged, lambda name: _expected(name, for_training)) + problems
+        problems = presets_matching(merged, lambda name: _expected(name, for_training)) + problems
         raise CheckpointError(f"{found} do not make up {preset}: " + "; ".join(problems))
     cards = tuple(_describe(source, sum(owner[key] is source for key in merged)) for source in opened)
     out.parent.mkdir(parents=True, exist_ok=True)

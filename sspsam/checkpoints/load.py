@@ -109,7 +109,7 @@ def _copy(
     expected = wanted(module)
     if problems := differences(expected, state) + not_finite(state):
         if isinstance(module, SSPSAM):
-            problems = whose(state, lambda preset: wanted(_without_values(preset))) + problems
+            problems = presets_matching(state, lambda preset: wanted(_without_values(preset))) + problems
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
     if assign:
         state = {key: value.to(expected[key].dtype) for key, value in state.items()}
@@ -323,7 +323,9 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     return problems
 
 
-def whose(found: Mapping[str, Tensor], expected: Callable[[str], Mapping[str, Tensor]]) -> list[str]:
+def presets_matching(
+    found: Mapping[str, Tensor], expected: Callable[[str], Mapping[str, Tensor]]
+) -> list[str]:
     """Names of the presets that these tensors belong to.
 
     Args:

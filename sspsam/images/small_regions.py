@@ -11,7 +11,7 @@ from sspsam.images.frames import BoolMask
 FloatGrid = npt.NDArray[np.float32]
 
 
-def without_specks(mask_logits: FloatGrid, threshold: float, min_cells: float) -> FloatGrid:
+def without_small_regions(mask_logits: FloatGrid, threshold: float, min_cells: float) -> FloatGrid:
     """Removes small regions from a mask on SAM's grid, which has fewer cells than the image has pixels.
 
     Cells that touch at a corner are connected. Parts are removed first, then holes are filled.

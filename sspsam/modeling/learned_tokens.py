@@ -11,7 +11,7 @@ WORDS_PREFIX = "learned_words."
 """Prefix of these tensors in the model."""
 
 
-class LearnedWords(nn.Module):
+class LearnedTokens(nn.Module):
     """Offsets to the embeddings of a few tokens in CLIP's text tower; initially none.
 
     The tower stays frozen, and features of phrases without these tokens are unchanged.

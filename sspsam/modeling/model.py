@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sspsam.modeling.adapters import PhraseFeatures, build_linguistic_adapter, build_visual_adapter
 from sspsam.modeling.clip import CLIPTowers, TextFeatures
-from sspsam.modeling.learned_tokens import LearnedWords
+from sspsam.modeling.learned_tokens import LearnedTokens
 from sspsam.modeling.prompts import BoxHead, PromptGenerator, Prompts
 from sspsam.modeling.sam import SAMDecoder
 from sspsam.presets import IMAGE_ENCODERS, Preset, get_preset
@@ -69,7 +69,7 @@ class SSPSAM(nn.Module):
         image_encoder = IMAGE_ENCODERS[preset.image_encoder]
         dim = image_encoder.embedding_dim
         self.clip = CLIPTowers(preset.clip)
-        self.learned_words = LearnedWords(self.clip.towers.vocab_size, preset.clip.text_width)
+        self.learned_words = LearnedTokens(self.clip.towers.vocab_size, preset.clip.text_width)
         self.linguistic_adapter = build_linguistic_adapter(preset)
         self.visual_adapter = build_visual_adapter(preset)
         self.fusion = nn.Linear(preset.prompt.adapter_dim, dim)
@@ -127,11 +127,11 @@ class SSPSAM(nn.Module):
         gate = encoded.phrase.phrase.tanh().unsqueeze(1)  # (B, 1, adapter dim)
         return cast(Tensor, self.fusion(adapted.tanh() * gate))
 
-    def locate(self, prompts: Prompts) -> Tensor | None:
+    def predict_box(self, prompts: Prompts) -> Tensor | None:
         """Boxes (B, 4), cxcywh in 0..1 of the CLIP input; None without a box head."""
         return None if self.box_head is None else self.box_head(prompts.box_token)
 
-    def believe(self, prompts: Prompts) -> Tensor | None:
+    def presence_logits(self, prompts: Prompts) -> Tensor | None:
         """Logits (B,) of whether the phrase has a target; None without a presence head.
 
         Source: the no-target classifier of ReLA (Liu et al., GRES, arXiv 2306.00968), on the box token.
@@ -150,7 +150,7 @@ class SSPSAM(nn.Module):
         """
         sparse = prompts.sparse_prompt_embeddings(extra_prompts)
         mask_logits, iou_predictions = self.sam(image_embeddings, sparse)
-        boxes = self.locate(prompts)
+        boxes = self.predict_box(prompts)
         return SSPSAMOutput(mask_logits, boxes, iou_predictions)
 
 

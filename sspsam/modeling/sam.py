@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sspsam.modeling.image_encoder import ImageEncoder
 from sspsam.modeling.stem import ConvStem, PatchEmbedding
 from sspsam.modeling.tiny_vit import TinyViT
-from sspsam.modeling.two_way import ImageSide, attend_both_ways, project_image
+from sspsam.modeling.two_way import ProjectedImage, attend_both_ways, project_image
 from sspsam.presets import IMAGE_ENCODERS, DecoderConfig, ImageEncoderConfig, TinyViTConfig
 
 
@@ -86,12 +86,12 @@ class SAMDecoder(nn.Module):
         """
         return self.decode(self.project(image_embeddings), sparse_prompt_embeddings)
 
-    def project(self, image_embeddings: Tensor) -> ImageSide:
+    def project(self, image_embeddings: Tensor) -> ProjectedImage:
         """Decoder features of (B, C, h, w) image embeddings that do not depend on prompts."""
         source = image_embeddings + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         return project_image(self.mask_decoder.transformer, source, self.prompt_encoder.get_dense_pe())
 
-    def decode(self, image: ImageSide, sparse_prompt_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, image: ProjectedImage, sparse_prompt_embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes one mask per row of prompts.
 
         Args:

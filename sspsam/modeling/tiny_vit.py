@@ -163,7 +163,7 @@ class AttentionBlock(nn.Module):
         return attended[:, :height, :width]
 
 
-class Stage(nn.Module):
+class TinyViTStage(nn.Module):
     """Blocks of one width, and the transition to the next stage."""
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
@@ -210,7 +210,7 @@ class TinyViT(nn.Module):
         return cast(Tensor, self.neck(features)).contiguous()
 
 
-def _build_stage(config: TinyViTConfig, number: int) -> Stage:
+def _build_stage(config: TinyViTConfig, number: int) -> TinyViTStage:
     width, depth = config.widths[number], config.depths[number]
     blocks: list[nn.Module] = (
         [ConvBlock(width) for _ in range(depth)]
@@ -219,4 +219,4 @@ def _build_stage(config: TinyViTConfig, number: int) -> Stage:
     )
     is_last = number == len(config.widths) - 1
     downsample = None if is_last else Downsample(width, config.widths[number + 1], config.strides[number])
-    return Stage(blocks, downsample)
+    return TinyViTStage(blocks, downsample)

@@ -16,7 +16,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor
 
 
-class ImageSide(NamedTuple):
+class ProjectedImage(NamedTuple):
     """Features that depend on the image and the decoder's weights alone; B images of h*w = L cells."""
 
     cells: Tensor
@@ -32,7 +32,7 @@ class ImageSide(NamedTuple):
     grid_hw: tuple[int, int]
 
     @classmethod
-    def stack(cls, images: Sequence[ImageSide]) -> ImageSide:
+    def stack(cls, images: Sequence[ProjectedImage]) -> ProjectedImage:
         """Images of one size as a batch; a repeated one is expanded without copying."""
         first = images[0]
         if all(image is first for image in images):
@@ -53,7 +53,7 @@ class ImageSide(NamedTuple):
         return sum(tensor.nbytes for tensor in (self.cells, self.keys, self.values, self.queries))
 
 
-def project_image(transformer: TwoWayTransformer, source: Tensor, positions: Tensor) -> ImageSide:
+def project_image(transformer: TwoWayTransformer, source: Tensor, positions: Tensor) -> ProjectedImage:
     """Prepares images.
 
     Args:
@@ -64,11 +64,11 @@ def project_image(transformer: TwoWayTransformer, source: Tensor, positions: Ten
     grid_hw = (source.shape[-2], source.shape[-1])
     cells, position = (grid.flatten(2).transpose(1, 2).contiguous() for grid in (source, positions))
     projected = _project_cells(transformer.layers[0], cells, cells + position)
-    return ImageSide(cells, position, *projected, grid_hw)
+    return ProjectedImage(cells, position, *projected, grid_hw)
 
 
 def attend_both_ways(
-    transformer: TwoWayTransformer, image: ImageSide, tokens: Tensor, answers: int
+    transformer: TwoWayTransformer, image: ProjectedImage, tokens: Tensor, answers: int
 ) -> tuple[Tensor, Tensor]:
     """Attends between prompts and image in both directions.
 

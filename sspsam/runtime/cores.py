@@ -3,7 +3,7 @@
 PyTorch splits operations with GNU OpenMP, which keeps one thread pool per calling thread. If all pools
 together have at most as many threads as cores, they spin between operations. Otherwise they sleep, and small
 operations take up to twice as long, mostly for waking up. Only one thread at a time should therefore split:
-`Cores` ensures this, and `reserve_cores` keeps other threads from it.
+`Cores` ensures this, and `limit_torch_threads` keeps other threads from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 
-def reserve_cores() -> None:
+def limit_torch_threads() -> None:
     """Reserves all cores but one for existing `Cores`; all other threads get one core from now on."""
     torch.set_num_threads(1)
 
@@ -53,7 +53,7 @@ class Cores:
             self._take(self._count // parts)
             return answer(rows[len(rows) * part // parts : len(rows) * (part + 1) // parts])
 
-        return [one for some in self._threads.map(work, range(parts)) for one in some]
+        return [result for some in self._threads.map(work, range(parts)) for result in some]
 
     def run(self, work: Callable[[], Answer]) -> Answer:
         """Runs large operations on all cores, concurrently with `map`, in a temporary thread."""

@@ -163,7 +163,7 @@ class StoreState:
         try:
             values: dict[str, Any] = json.loads(text)
             version_id, stack = values["version_id"], tuple(values["stack"])
-            if not all(isinstance(one, str) for one in (version_id, *stack)):
+            if not all(isinstance(name, str) for name in (version_id, *stack)):
                 raise TypeError("a version ID is not a string")
             history = tuple(HistoryEntry(**entry) for entry in values["history"])
             judged = {str(key): Judgement(**one) for key, one in values.get("judgements", {}).items()}

@@ -71,7 +71,7 @@ class VersionFolders:
         return path
 
     @contextmanager
-    def aside(self) -> Iterator[Path]:
+    def staging(self) -> Iterator[Path]:
         """A folder in which to write a version; removed afterwards, unless the version was claimed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".{uuid.uuid4().hex}"
@@ -87,10 +87,10 @@ class VersionFolders:
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
 
-    def withdraw(self, aside: Path) -> None:
-        """Nothing to undo: the folder is removed by `aside`."""
+    def discard(self, aside: Path) -> None:
+        """Nothing to undo: the folder is removed by `staging`."""
 
-    def claim(self, aside: Path, card: VersionCard) -> bool:
+    def commit(self, aside: Path, card: VersionCard) -> bool:
         """Turns the folder into a version; False if its ID is taken, since a rename onto a folder fails."""
         replace_text(aside / CARD, card.to_json())
         try:

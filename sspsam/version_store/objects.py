@@ -129,7 +129,7 @@ class VersionObjects:
         return kept
 
     @contextmanager
-    def aside(self) -> Iterator[Path]:
+    def staging(self) -> Iterator[Path]:
         """A local folder in which to write a version; removed afterwards."""
         aside = self.folder / f".{uuid.uuid4().hex}"
         aside.mkdir(parents=True)
@@ -144,11 +144,11 @@ class VersionObjects:
             with self._reaching():
                 self._fs.put_file(str(path), self._place(f"files/{aside.name[1:]}/{path.name}"))
 
-    def withdraw(self, aside: Path) -> None:
+    def discard(self, aside: Path) -> None:
         """Removes uploaded files that did not become a version."""
         self.remove_leftover(aside.name[1:])
 
-    def claim(self, aside: Path, card: VersionCard) -> bool:
+    def commit(self, aside: Path, card: VersionCard) -> bool:
         """Turns uploaded files into a version, by creating its card; False if its ID is taken."""
         text = json.dumps({"files": aside.name[1:], **asdict(card)}, indent=2, sort_keys=True)
         return self._create("cards", card.version_id, text)
@@ -253,7 +253,7 @@ class VersionObjects:
         """Creation time of the newest file, in seconds since 1970; 0 if the store does not tell."""
         with self._reaching():
             found = self._fs.find(self._place(f"files/{location}"), detail=True).values()
-        times = [one.get("LastModified") or one.get("mtime") or one.get("created") for one in found]
+        times = [entry.get("LastModified") or entry.get("mtime") or entry.get("created") for entry in found]
         return max((getattr(at, "timestamp", lambda at=at: float(at or 0))() for at in times), default=0.0)
 
     def _place(self, name: str) -> str:

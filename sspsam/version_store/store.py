@@ -173,7 +173,7 @@ class VersionStore:
         Returns:
             The card as stored, or the one found by `published`.
         """
-        with self.files.aside() as aside:
+        with self.files.staging() as aside:
             _write_files(aside, state, files)
             sha256 = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
             card = replace(card, preset=self.preset, created_at=now_text(), sha256=sha256)
@@ -181,9 +181,9 @@ class VersionStore:
             while True:
                 card = replace(card, version_id=self._next_id())
                 if (found := published()) is not None:
-                    self.files.withdraw(aside)
+                    self.files.discard(aside)
                     return found
-                if self.files.claim(aside, card):
+                if self.files.commit(aside, card):
                     return card
 
     def load(self, version_id: str) -> dict[str, torch.Tensor]:

@@ -76,7 +76,7 @@ class ColourPredictor:
             mask = self._find(image, question.phrase)
         else:
             mask = np.full(image.shape[:2], question.boxes is not None, dtype=np.bool_)
-        if question.is_pointed:
+        if question.has_clicks:
             mask = pointed_at(image, mask, question.points, question.boxes)
         return as_referent(question.phrase, mask)
 

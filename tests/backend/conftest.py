@@ -11,7 +11,7 @@ from redis import Redis
 from werkzeug.wrappers import Response
 
 from backend.settings import Settings
-from backend.state.redis_store import Memory
+from backend.state.redis_store import RedisStore
 from tests.backend.colours import encoded, picture
 from tests.backend.editor import PATH
 from tests.backend.web_server import Web
@@ -34,5 +34,5 @@ def client(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def memory(redis_server: Redis) -> Memory:
-    return Memory(redis_server)
+def redis_store(redis_server: Redis) -> RedisStore:
+    return RedisStore(redis_server)

@@ -24,7 +24,7 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.config_patch import completed_config
-from backend.labelstudio.interactions import read_gestures
+from backend.labelstudio.interactions import read_interactions
 from backend.queries import PredictQuery, parse_setup
 from finetune.data.files import DatasetFileError, read_plain_pickle
 from finetune.data.records import RecordFormatError, RefRecord
@@ -220,7 +220,7 @@ def test_results_of_anything(results: Any) -> None:
     if isinstance(results, list):
         known = [one for one in results if isinstance(one, dict)]
         only((), lambda: read_annotation({"result": known}, CONFIG))
-        only((), lambda: read_gestures(known, CONFIG))
+        only((), lambda: read_interactions(known, CONFIG))
 
 
 @given(

@@ -120,7 +120,7 @@ def collected(services: Services) -> set[int]:
 
 
 def queue_finetune(services: Services) -> Job:
-    assert jobs.maybe_finetune(PROJECT, "now")["go"]
+    assert jobs.maybe_finetune(PROJECT, "now")["start"]
     [job] = training_queue(services.redis).jobs
     return job
 

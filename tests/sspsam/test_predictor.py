@@ -13,7 +13,7 @@ from sspsam.images import frames
 from sspsam.images.frames import UInt8Image
 from sspsam.phrases import tokenize
 from sspsam.presets import PRESETS
-from sspsam.results import Question, says_nothing, stability_of
+from sspsam.results import Question, is_no_target, stability_of
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,9 @@ def test_what_is_pointed_at_may_be_small() -> None:
     mask = np.zeros((1000, 1000), dtype=np.bool_)
     mask[5:10, 5:10] = True
 
-    assert says_nothing(mask, None, min_presence=0.5, is_there=False)
-    assert not says_nothing(mask, 0.1, min_presence=0.5, is_there=True)
-    assert says_nothing(np.zeros_like(mask), 0.9, min_presence=0.5, is_there=True)
+    assert is_no_target(mask, None, min_presence=0.5, has_positive_click=False)
+    assert not is_no_target(mask, 0.1, min_presence=0.5, has_positive_click=True)
+    assert is_no_target(np.zeros_like(mask), 0.9, min_presence=0.5, has_positive_click=True)
 
 
 def test_an_answer_that_is_not_believed_in_means_nothing() -> None:

@@ -50,7 +50,7 @@ def serve(services: Services, phrase: str, mask: Mask) -> str:
     """Lets the backend's log say that it served a mask; returns the region's id."""
     region_id = region_id_for(str(PROJECT), str(TASK), phrase)
     proposed = [(ProposedRegion(region_id, phrase, mask, 0.9), mask_to_coco_rle(mask))]
-    services.memory.note_served(str(PROJECT), str(TASK), proposed, "ssp-sam-test-base")
+    services.redis_store.note_served(str(PROJECT), str(TASK), proposed, "ssp-sam-test-base")
     return region_id
 
 
@@ -287,9 +287,9 @@ def test_reconcile_finds_what_events_did_not_tell(
 def test_reconcile_goes_on_after_a_project_that_is_gone(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    services.memory.note_project(KnownProject("1"))
+    services.redis_store.note_project(KnownProject("1"))
     label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
-    services.memory.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.note_project(KnownProject(str(PROJECT)))
     result = jobs.reconcile_projects()
     assert "nothing there" in result["1"]
     assert result["3"]["collected"] == 1
@@ -318,16 +318,16 @@ def correct(label_studio: LabelStudioServer, mask: Mask, images: int, masks_each
 def test_the_threshold_starts_one_fine_tune(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    services.memory.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.note_project(KnownProject(str(PROJECT)))
     correct(label_studio, mask, images=3)
     jobs.reconcile_projects()
     assert jobs.maybe_finetune(PROJECT, "annotation") == {
-        "go": False, "reason": "3 of 4 new corrected masks", "put_off": False,
+        "start": False, "reason": "3 of 4 new corrected masks", "deferred": False,
     }  # fmt: skip
     correct(label_studio, mask, images=4)
     jobs.reconcile_projects()
     decisions = [jobs.maybe_finetune(PROJECT, "annotation")] + [jobs.check_projects()["3"] for _ in range(3)]
-    assert [decision["go"] for decision in decisions] == [True, False, False, False]
+    assert [decision["start"] for decision in decisions] == [True, False, False, False]
     [job] = training_queue(services.redis).jobs
     assert job.timeout == TRAINING_TIMEOUT_S
     assert (job.retries_left, job.retry_intervals) == (3, [10, 60, 300])
@@ -343,7 +343,7 @@ def test_a_person_need_not_wait_for_the_threshold(
 ) -> None:
     correct(label_studio, mask, images=2)
     decision = jobs.maybe_finetune(PROJECT, "start-training")
-    assert decision == {"go": True, "reason": "asked for, with 2 new corrected masks", "put_off": False}
+    assert decision == {"start": True, "reason": "asked for, with 2 new corrected masks", "deferred": False}
     kept = json.loads(services.redis.get(DECISION_KEY.format(project=PROJECT)) or b"{}")
     assert kept | {"at": ""} == {"at": "", "trigger": "start-training", **decision}
 
@@ -353,7 +353,7 @@ def test_too_little_to_measure_on_is_said(
 ) -> None:
     correct(label_studio, mask, images=1, masks_each=9)
     decision = jobs.maybe_finetune(PROJECT, "start-training")
-    assert not decision["go"]
+    assert not decision["start"]
     assert "9 corrected masks on 1 image so far: at least 2 images" in decision["reason"]
     assert training_queue(services.redis).count == 0
 
@@ -363,10 +363,10 @@ def test_starting_with_label_studio_down_decides_on_what_is_here(
 ) -> None:
     correct(label_studio, mask, images=2)
     jobs.maybe_finetune(PROJECT, "annotation")
-    services.memory.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.note_project(KnownProject(str(PROJECT)))
     jobs.reconcile_projects()
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
-    assert jobs.maybe_finetune(PROJECT, "start-training")["go"]
+    assert jobs.maybe_finetune(PROJECT, "start-training")["start"]
 
 
 def test_what_failed_is_only_tried_again_by_a_person(
@@ -379,9 +379,9 @@ def test_what_failed_is_only_tried_again_by_a_person(
     queue.remove(job)
     job.set_status(JobStatus.FAILED)
     decision = jobs.maybe_finetune(PROJECT, "annotation")
-    assert not decision["go"]
+    assert not decision["start"]
     assert "has failed" in decision["reason"]
-    assert jobs.maybe_finetune(PROJECT, "now")["go"]
+    assert jobs.maybe_finetune(PROJECT, "now")["start"]
     assert queue.get_job_ids() == [job.id]
 
 

@@ -108,9 +108,9 @@ def finetune(
     )
     decision = _wait_for(job)
     typer.echo(decision["reason"])
-    if decision["go"]:
+    if decision["start"]:
         typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
-    elif decision["put_off"]:
+    elif decision["deferred"]:
         typer.echo("It is not forgotten: the schedule decides again each minute.")
     elif now:
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ def prefetch(
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
     from worker.projects.batch_jobs import enqueue_chunks, finish, watch
-    from worker.projects.prelabel import Progress
+    from worker.projects.prelabel import ChunkProgress
     from worker.queueing.queues import require_redis
     from worker.services import Services
 
@@ -47,6 +47,6 @@ def prefetch(
         typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
     jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
     embedded = report.tasks - report.skipped - len(report.problems)
     finish(report, failures, f"pictures embedded: {embedded}, at hand before: {report.skipped}")

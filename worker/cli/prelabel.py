@@ -30,7 +30,7 @@ def prelabel(
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
     from worker.projects.batch_jobs import enqueue_chunks, finish, watch
-    from worker.projects.prelabel import PhraseSource, Progress, check_source, run_name
+    from worker.projects.prelabel import ChunkProgress, PhraseSource, check_source, run_name
     from worker.queueing.queues import require_redis
     from worker.services import Services
 
@@ -54,7 +54,7 @@ def prelabel(
         )
         return
     jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
     finish(
         report,
         failures,

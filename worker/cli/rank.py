@@ -29,7 +29,7 @@ def rank(
     from backend.labelstudio.config import LabelingConfig
     from worker.projects.active_learning import own_phrases
     from worker.projects.batch_jobs import enqueue_after, enqueue_chunks, finish, watch
-    from worker.projects.prelabel import PhraseSource, Progress, check_source, run_name
+    from worker.projects.prelabel import ChunkProgress, PhraseSource, check_source, run_name
     from worker.queueing.queues import prelabel_queue, require_redis
     from worker.services import Services
 
@@ -58,6 +58,6 @@ def rank(
     if detach or not chunks:
         typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
-    report, failures = watch(services.redis, jobs, Progress(services.redis, run), chunks, len(task_ids))
+    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
     scored = report.tasks - len(report.problems)
     finish(report, failures, f"tasks in order: {scored}, predictions posted: {report.posted}")

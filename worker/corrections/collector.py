@@ -22,8 +22,8 @@ from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import region_id_for
 from finetune.data.records import RefRecord
 from worker.corrections.feedback_counts import tally_annotation
-from worker.queueing.queues import RECORDS_LOCK, held
-from worker.records import Collection, ImageFacts, ServedMask, Source, make_records, remembered
+from worker.queueing.queues import RECORDS_LOCK, redis_lock
+from worker.records import AnnotationSource, Collection, ImageFacts, ServedMask, make_records, remembered
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CollectedLabels:
     """What an annotation says: to learn from, and about the model."""
 
     records: list[RefRecord]
@@ -77,7 +77,7 @@ def collect(services: Services, project_id: int, annotation_id: int) -> Collecte
         LabelStudioError: Label Studio refuses.
     """
     lock = RECORDS_LOCK.format(annotation=annotation_id)
-    with held(services.redis, lock, LOCK_WAIT_S) as locked:
+    with redis_lock(services.redis, lock, LOCK_WAIT_S) as locked:
         if not locked:
             raise BusyError(f"annotation {annotation_id} is being collected")
         return _collect(services, project_id, annotation_id)
@@ -159,7 +159,7 @@ def _keep(
 ) -> bool:
     """Replaces the records of an annotation, unless another process is at it; whether they changed."""
     number, collection = int(annotation["id"]), services.collection(project)
-    with held(services.redis, RECORDS_LOCK.format(annotation=number), wait_s=0) as locked:
+    with redis_lock(services.redis, RECORDS_LOCK.format(annotation=number), wait_s=0) as locked:
         if not locked:
             return False
         before = collection.of_annotation(number)
@@ -168,7 +168,7 @@ def _keep(
     return after.records != before
 
 
-def _replace(services: Services, project: int, annotation: int, reading: Reading) -> None:
+def _replace(services: Services, project: int, annotation: int, reading: CollectedLabels) -> None:
     services.collection(project).replace(annotation, reading.records)
     services.corrections.note(project, annotation, reading.tallies)
 
@@ -179,7 +179,7 @@ def _read(
     annotation: Mapping[str, Any],
     task: Mapping[str, Any],
     config: LabelingConfig,
-) -> Reading:
+) -> CollectedLabels:
     """Reads an annotation; nothing comes of a skipped one.
 
     Raises:
@@ -189,21 +189,21 @@ def _read(
     for problem in content.problems:
         logger.warning("annotation %s of project %d: %s", annotation["id"], project, problem)
     if annotation.get("was_cancelled"):
-        return Reading([], [])
+        return CollectedLabels([], [])
     number, task_id = int(annotation["id"]), int(task["id"])
     earlier = remembered(services.collection(project).of_annotation(number))
 
     def served(region_id: str) -> ServedMask | None:
         return services.served(region_id) or earlier.get(region_id)
 
-    on_task = services.memory.served_on(str(project), str(task_id))
+    on_task = services.redis_store.served_on(str(project), str(task_id))
     tallies = tally_annotation(annotation, content, served, on_task, config, services.store.current())
     if not (content.regions or content.no_target_phrases):
-        return Reading([], tallies)
+        return CollectedLabels([], tallies)
     image = _image_facts(services, task, config)
-    source = Source(project, task_id, number, str(annotation.get("updated_at") or ""), image)
+    source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)
     records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
-    return Reading(records, tallies)
+    return CollectedLabels(records, tallies)
 
 
 def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:

@@ -43,7 +43,7 @@ from worker.queueing.queues import (
     TRAINING_TIMEOUT_S,
     WANTED_KEY,
     events_queue,
-    held,
+    redis_lock,
     training_queue,
 )
 from worker.records import sample_key
@@ -73,7 +73,9 @@ def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
         )
 
 
-def consider(services: Services, project: int, trigger: Trigger, now: datetime | None = None) -> Decision:
+def maybe_start_finetune(
+    services: Services, project: int, trigger: Trigger, now: datetime | None = None
+) -> Decision:
     """Applies the policy to a project; enqueues the fine-tune if it says so, and keeps the decision.
 
     What a person asked for and is put off is kept, too: any later trigger then counts as theirs.
@@ -87,14 +89,14 @@ def consider(services: Services, project: int, trigger: Trigger, now: datetime |
     wanted_key = WANTED_KEY.format(project=project)
     if trigger in EXPLICIT_TRIGGERS:
         services.redis.set(wanted_key, trigger, nx=trigger != "now")
-    with held(services.redis, DECISION_LOCK, LOCK_WAIT_S) as locked:
+    with redis_lock(services.redis, DECISION_LOCK, LOCK_WAIT_S) as locked:
         if not locked:
             return Decision(False, "another decision takes its time; this one is made within a minute", True)
         asked = _as_trigger(services.redis.get(wanted_key)) or trigger
         decision = _decide(services, project, asked, now or datetime.now(UTC))
-        if not decision.put_off:
+        if not decision.deferred:
             services.redis.delete(wanted_key)
-    if decision.go or trigger != "schedule":  # the schedule's "not yet" would hide what a person was told
+    if decision.start or trigger != "schedule":  # the schedule's "not yet" would hide what a person was told
         note_decision(services.redis, project, asked, decision)
     return decision
 
@@ -109,7 +111,7 @@ def _decide(services: Services, project: int, trigger: Trigger, now: datetime) -
     records = services.collection(project).records()
     sides = _sides(services, records)
     decision = decide(_evidence(services, project, trigger, records, sides, now))
-    if not decision.go:
+    if not decision.start:
         return decision
     run = prepare_run(services.settings.model_dir, services.store, project, records, sides)
     return _enqueue_finetune(services.redis, run, trigger, decision)
@@ -173,7 +175,10 @@ def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
     """Ids of the fine-tunes of a project that wait, run, or wait to be tried again."""
     queue = training_queue(connection)
     registries = (StartedJobRegistry(queue=queue), ScheduledJobRegistry(queue=queue))
-    numbers = [*queue.get_job_ids(), *(number for it in registries for number in it.get_job_ids())]
+    numbers = [
+        *queue.get_job_ids(),
+        *(number for registry in registries for number in registry.get_job_ids()),
+    ]
     return [number for number in numbers if number.startswith(f"finetune-{project}-")]
 
 

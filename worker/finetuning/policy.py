@@ -41,9 +41,9 @@ Side = Literal["train", "held-out"]
 class Decision:
     """Whether to fine-tune, and why, in words for the person who waits for it."""
 
-    go: bool
+    start: bool
     reason: str
-    put_off: bool = False
+    deferred: bool = False
     """Nothing is missing but the right time: it is decided again by itself."""
 
 
@@ -79,7 +79,7 @@ def decide(evidence: Evidence) -> Decision:
     """Says whether a fine-tune should start now."""
     if evidence.running is not None:
         reason = f"a fine-tune already waits or runs: {evidence.running}"
-        return Decision(False, reason, put_off=not evidence.running_same)
+        return Decision(False, reason, deferred=not evidence.running_same)
     if not (evidence.training_images and evidence.held_out_images):
         images = evidence.training_images + evidence.held_out_images
         return Decision(
@@ -99,7 +99,7 @@ def decide(evidence: Evidence) -> Decision:
     if starts is None or evidence.trigger == "now":
         return Decision(True, why)
     when, rule = starts
-    return Decision(False, f"{why}; put off to {when:%Y-%m-%d %H:%M %Z}: {rule}", put_off=True)
+    return Decision(False, f"{why}; put off to {when:%Y-%m-%d %H:%M %Z}: {rule}", deferred=True)
 
 
 def _may_start(evidence: Evidence) -> tuple[datetime, str] | None:

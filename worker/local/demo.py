@@ -22,8 +22,8 @@ from worker.local.up import (
     LOOPBACK,
     CannotStartError,
     Port,
+    data_dir_lock,
     instance_variables,
-    sole_use_of,
     start_redis,
     start_service,
 )
@@ -100,7 +100,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     """
     check(options)
     data_dir = options.data_dir.resolve()
-    with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
+    with data_dir_lock(data_dir), Supervisor(data_dir / "logs") as supervisor:
         state = DemoState.load(data_dir / "demo.json")
         state.save(data_dir / "demo.json")
         redis_url = start(supervisor, options, state, console)

@@ -72,7 +72,7 @@ class Part:
     awaits: str = ""
     """What `ready` looks for, in words: said while the part is not ready."""
     ready_within_s: float = 300.0
-    ends_last: bool = False
+    stop_last: bool = False
     """Ended after all others, which need it to end cleanly (Redis)."""
 
 
@@ -238,8 +238,8 @@ class Supervisor:
     def stop(self) -> None:
         """Ends every part and everything that came from one: asks first, kills after `grace_s`."""
         parts = list(self.running.values())
-        end([running for running in parts if not running.part.ends_last], self.grace_s)
-        end([running for running in parts if running.part.ends_last], self.grace_s)
+        end([running for running in parts if not running.part.stop_last], self.grace_s)
+        end([running for running in parts if running.part.stop_last], self.grace_s)
         self.running.clear()
 
 

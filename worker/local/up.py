@@ -76,7 +76,7 @@ def redis_part(data_dir: Path) -> tuple[Part, str]:
             return bool(connection.ping())
 
     awaits = f"an answer on {path}"
-    return Part("redis", command, ready=ready, awaits=awaits, ready_within_s=30.0, ends_last=True), url
+    return Part("redis", command, ready=ready, awaits=awaits, ready_within_s=30.0, stop_last=True), url
 
 
 def socket_path(data_dir: Path) -> Path:
@@ -148,7 +148,7 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
 
 
 @contextmanager
-def sole_use_of(data_dir: Path) -> Iterator[None]:
+def data_dir_lock(data_dir: Path) -> Iterator[None]:
     """Holds a data folder for one running service; two would spoil each other's data.
 
     Raises:
@@ -185,7 +185,7 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
     port.require_free(os.environ.get("HOST", LOOPBACK))
     model_dir = os.environ.get("MODEL_DIR") or str(data_dir.resolve() / MODELS)
     environment = {**os.environ, "MODEL_DIR": model_dir}
-    with sole_use_of(data_dir), Supervisor(data_dir / "logs") as supervisor:
+    with data_dir_lock(data_dir), Supervisor(data_dir / "logs") as supervisor:
         if environment.get("REDIS_URL"):
             redis_url = settings.redis_url  # with REDIS_PASSWORD
         else:

@@ -156,12 +156,19 @@ class Ranker:
         if not phrases or task.annotations:
             report.skipped += 1
             return
-        outcome = self._assistant.look(str(self._project), task, phrases, config)
+        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config)
         if not outcome.certainties:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
             return
         outcome.failed.clear()
-        known = next((it for it in task.predictions if answers(it, phrases, outcome.version, config)), None)
+        known = next(
+            (
+                prediction
+                for prediction in task.predictions
+                if answers(prediction, phrases, outcome.version, config)
+            ),
+            None,
+        )
         if known is None:
             written = self._assistant.write_prediction(str(self._project), task, outcome, config)
             known = self._client.create_prediction(int(task.task_id), **written)

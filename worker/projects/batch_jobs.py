@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq import Queue
 
-    from worker.projects.prelabel import ChunkReport, Progress
+    from worker.projects.prelabel import ChunkProgress, ChunkReport
 
 POLL_S = 0.5
 NO_WORKER_S = 20.0
@@ -44,10 +44,10 @@ def enqueue_chunks(
         task_ids: All of them.
         kwargs: The rest.
     """
-    from worker.projects.prelabel import Progress, chunk_name, chunks_of
+    from worker.projects.prelabel import ChunkProgress, chunk_name, chunks_of
     from worker.queueing.queues import prelabel_queue
 
-    queue, progress, names = prelabel_queue(redis), Progress(redis, run), []
+    queue, progress, names = prelabel_queue(redis), ChunkProgress(redis, run), []
     for ids in chunks_of(task_ids):
         name = chunk_name(ids)
         job = {**kwargs, "run": run, "chunk": name, "task_ids": ids}
@@ -105,7 +105,7 @@ def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any]
 
 
 def watch(
-    redis: Redis, jobs: Sequence[str], progress: Progress, chunks: Sequence[str], tasks: int
+    redis: Redis, jobs: Sequence[str], progress: ChunkProgress, chunks: Sequence[str], tasks: int
 ) -> tuple[ChunkReport, list[str]]:
     """Shows a progress bar until all jobs have ended; returns the report, and why jobs failed."""
     from rich import progress as bars

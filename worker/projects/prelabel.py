@@ -80,7 +80,7 @@ class PhraseSource:
         kind, phrases, column = (values.get(name) for name in ("kind", "phrases", "column"))
         if kind not in KINDS:
             raise PrelabelError(f"phrases come from one of {', '.join(KINDS)}, not {kind!r:.40}")
-        if not isinstance(phrases, list) or not all(isinstance(one, str) for one in phrases):
+        if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
             raise PrelabelError("phrases are a list of texts")
         return cls(kind, tuple(phrases), str(column or ""))
 
@@ -108,7 +108,7 @@ class ChunkReport:
         )
 
 
-class Progress:
+class ChunkProgress:
     """What the jobs of a run have done so far, in Redis.
 
     Args:
@@ -219,14 +219,17 @@ class Prelabeler:
         if not phrases:
             report.skipped += 1
             return
-        if any(answers(one, phrases, version, config) for one in task.predictions):
+        if any(answers(prediction, phrases, version, config) for prediction in task.predictions):
             self._version = version
             report.skipped += 1
             return
-        before = next((one for one in task.predictions if one.get("model_version") == version), None)
+        before = next(
+            (prediction for prediction in task.predictions if prediction.get("model_version") == version),
+            None,
+        )
         if before is not None:
             phrases = list(prompt_text.distinct([*_phrases_of(before, config), *phrases]).values())
-        outcome = self._assistant.look(str(self._project), task, phrases, config)
+        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config)
         if outcome.failed:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
             if len(outcome.failed) == len(phrases):

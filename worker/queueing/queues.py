@@ -41,8 +41,8 @@ SERVED_KEY = "sspsam:served:{region}"
 PREFETCHED_KEY = "sspsam:prefetched:{project}"
 """Hash of the tasks whose pictures are embedded; see worker.projects.prefetch."""
 DECISION_KEY = "sspsam:decision:{project}"
-"""JSON of the last decision about a fine-tune of a project: {"at", "trigger", "go", "reason",
-"put_off"}."""
+"""JSON of the last decision about a fine-tune of a project: {"at", "trigger", "start", "reason",
+"deferred"}."""
 WANTED_KEY = "sspsam:wanted:{project}"
 """Trigger with which a person asked for a fine-tune that was put off; gone once that is decided."""
 PROGRESS_KEY = "sspsam:progress:{project}"
@@ -104,7 +104,7 @@ def queue_named(name: str, connection: Redis) -> Queue:
 
 
 @contextmanager
-def held(connection: Redis, name: str, wait_s: float, owner: str | None = None) -> Iterator[bool]:
+def redis_lock(connection: Redis, name: str, wait_s: float, owner: str | None = None) -> Iterator[bool]:
     """Holds a lock of that name for the block, and renews it meanwhile.
 
     Args:

@@ -112,7 +112,9 @@ class ReferringDataset:
     def without(self, other: ReferringDataset) -> ReferringDataset:
         """The references on pictures that another data set does not have."""
         held_out = {reference.image_id for reference in other.references}
-        return ReferringDataset(one for one in self.references if one.image_id not in held_out)
+        return ReferringDataset(
+            reference for reference in self.references if reference.image_id not in held_out
+        )
 
     def _read(self, reference: Reference) -> npt.NDArray[np.uint8]:
         path = reference.image

@@ -9,7 +9,7 @@ import numpy as np
 from finetune.data.stickers import spatial_predicates
 from finetune.data.stickers.colours import COLOURS
 from finetune.data.stickers.scenes import Scene
-from finetune.data.stickers.spatial_predicates import SIDES, Claim
+from finetune.data.stickers.spatial_predicates import SIDES, SpatialPredicate
 from finetune.data.stickers.vocabulary import also_called, kinds, vocabulary
 
 Option = TypeVar("Option")
@@ -31,7 +31,7 @@ class Word:
     indices: tuple[int, ...]
 
 
-class Speech:
+class PhraseGrammar:
     """What can be said about one scene: its words, and the choices between them."""
 
     def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
@@ -97,7 +97,7 @@ class Speech:
             return text
         return text.upper() if style > 0.95 else text[0].upper() + text[1:]
 
-    def place(self) -> Claim:
+    def place(self) -> SpatialPredicate:
         """A claim about places in the picture."""
         choice = self.rng.random()
         if choice < 0.55:
@@ -108,13 +108,13 @@ class Speech:
             )
         return spatial_predicates.in_middle(self.scene)
 
-    def colour(self, of: Word) -> Claim:
+    def colour(self, of: Word) -> SpatialPredicate:
         """A claim about a colour: mostly one that something of this name has."""
         seen = [self.scene.objects[index].colour for index in of.indices]
         known = [name for name in seen if name is not None]
         return spatial_predicates.has_colour(self.scene, self.pick(known) if known else self.pick(COLOURS))
 
-    def relation(self, of: Word) -> Claim | None:
+    def relation(self, of: Word) -> SpatialPredicate | None:
         """A claim about where things are to another one, with that one's name in it."""
         anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
         single = [word for word in anchors if len(word.indices) == 1]
@@ -130,7 +130,7 @@ class Speech:
             claim = spatial_predicates.beside(self.scene, anchor.indices[0], self.pick(list(SIDES)))
         return _name_anchor(claim, self.the(anchor.name))
 
-    def apart(self, of: Word) -> Claim | None:
+    def apart(self, of: Word) -> SpatialPredicate | None:
         """A claim about what is away from all things of another name."""
         anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
         if not anchors:
@@ -139,7 +139,7 @@ class Speech:
         name = self.a(anchor.name) if len(anchor.indices) > 1 else f"the {anchor.name}"
         return _name_anchor(spatial_predicates.far(self.scene, anchor.indices), name)
 
-    def _between(self, anchors: Sequence[Word]) -> Claim | None:
+    def _between(self, anchors: Sequence[Word]) -> SpatialPredicate | None:
         pairs = [word for word in anchors if len(word.indices) == 2]
         single = [word for word in anchors if len(word.indices) == 1]
         if pairs and (self.chance(0.3) or len(single) < 2):
@@ -169,5 +169,7 @@ class Speech:
         return None
 
 
-def _name_anchor(claim: Claim, name: str) -> Claim:
-    return Claim(tuple(saying.replace("{anchor}", name) for saying in claim.sayings), claim.verdicts)
+def _name_anchor(claim: SpatialPredicate, name: str) -> SpatialPredicate:
+    return SpatialPredicate(
+        tuple(saying.replace("{anchor}", name) for saying in claim.sayings), claim.verdicts
+    )

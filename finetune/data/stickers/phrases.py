@@ -11,9 +11,9 @@ import numpy as np
 
 from finetune.data.stickers import spatial_predicates
 from finetune.data.stickers.colours import COLOURS
-from finetune.data.stickers.phrase_grammar import TRIES, Speech, Word
+from finetune.data.stickers.phrase_grammar import TRIES, PhraseGrammar, Word
 from finetune.data.stickers.scenes import Scene
-from finetune.data.stickers.spatial_predicates import SIDES, Claim
+from finetune.data.stickers.spatial_predicates import SIDES, SpatialPredicate
 
 Said = tuple[str, tuple[int, ...]]
 """What is said, and the indices of the objects that it is true of."""
@@ -79,45 +79,45 @@ def make_phrases(
     if strange or not wanted:
         raise ValueError(f"families are {strange or 'none'}, expected some of {', '.join(FAMILIES)}")
     limit = len(wanted) if count is None else count
-    speech = Speech(scene, rng)
+    grammar = PhraseGrammar(scene, rng)
     said: dict[str, ScenePhrase] = {}
     for _ in range(1 if count is None else 2 + 2 * count):
         for index in rng.permutation(len(wanted)):
             if len(said) >= limit:
                 return list(said.values())
-            phrase = _say(speech, wanted[index])
+            phrase = _say(grammar, wanted[index])
             if phrase is not None:
                 said.setdefault(phrase.phrase.lower(), phrase)
     return list(said.values())
 
 
-def _say(speech: Speech, family: str) -> ScenePhrase | None:
+def _say(grammar: PhraseGrammar, family: str) -> ScenePhrase | None:
     """Tries to say something of a family."""
     for _ in range(TRIES):
-        said = _SPEAKERS[family](speech)
+        said = _SPEAKERS[family](grammar)
         if said is not None:
-            return ScenePhrase(speech.write(said[0]), family, tuple(sorted(said[1])))
+            return ScenePhrase(grammar.write(said[0]), family, tuple(sorted(said[1])))
     return None
 
 
-def _say_noun(speech: Speech) -> Said | None:
-    word = speech.word(at_most=1)
+def _say_noun(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(at_most=1)
     if word is None:
         return None
     name = word.name
-    return speech.pick((name, name, f"the {name}", f"the {name}", speech.a(name))), word.indices
+    return grammar.pick((name, name, f"the {name}", f"the {name}", grammar.a(name))), word.indices
 
 
-def _say_size(speech: Speech) -> Said | None:
-    word = speech.word(2, anything=0.08)
+def _say_size(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(2, anything=0.08)
     if word is None:
         return None
-    size = speech.pick(("big", "small"))
+    size = grammar.pick(("big", "small"))
     sign = -1 if size == "big" else 1
-    objects = speech.scene.objects
-    first, second = spatial_predicates.ranked(speech.scene, word.indices, lambda thing: sign * thing.area_px)[
-        :2
-    ]
+    objects = grammar.scene.objects
+    first, second = spatial_predicates.ranked(
+        grammar.scene, word.indices, lambda thing: sign * thing.area_px
+    )[:2]
     areas = sorted(objects[index].area_px for index in (first, second))
     sides = [max(_sides_px(objects[index].box_xyxy)) for index in (first, second)]
     ratio = areas[1] / areas[0]
@@ -129,31 +129,31 @@ def _say_size(speech: Speech) -> Said | None:
         said += [*more, *(f"{way.format('')}of the two {word.plural}" for way in more)]
     if ratio >= PLAIN_SIZE_RATIO:
         said += plain
-    return speech.the(speech.pick(said).format(word.name)), (first,)
+    return grammar.the(grammar.pick(said).format(word.name)), (first,)
 
 
 def _sides_px(box_xyxy: tuple[int, int, int, int]) -> tuple[int, int]:
     return box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]
 
 
-def _say_place(speech: Speech) -> Said | None:
-    if speech.chance(0.3):
-        return _say_extreme(speech)
-    word = speech.mostly_repeated(anything=0.06)
-    return _say_claim(speech, word, speech.place()) if word else None
+def _say_place(grammar: PhraseGrammar) -> Said | None:
+    if grammar.chance(0.3):
+        return _say_extreme(grammar)
+    word = grammar.mostly_repeated(anything=0.06)
+    return _say_claim(grammar, word, grammar.place()) if word else None
 
 
-def _say_claim(speech: Speech, word: Word, claim: Claim) -> Said | None:
+def _say_claim(grammar: PhraseGrammar, word: Word, claim: SpatialPredicate) -> Said | None:
     """Says a claim that singles out one of the objects of a name."""
     targets = claim.true_of(word.indices)
     if targets is None or len(targets) != 1:
         return None
-    return speech.the(speech.pick(claim.sayings).format(word.name)), targets
+    return grammar.the(grammar.pick(claim.sayings).format(word.name)), targets
 
 
-def _in_order(speech: Speech, word: Word, side: str) -> tuple[list[int], list[bool]]:
+def _in_order(grammar: PhraseGrammar, word: Word, side: str) -> tuple[list[int], list[bool]]:
     """The objects of a name counted from a side, and for each whether it is clear of the one before it."""
-    scene = speech.scene
+    scene = grammar.scene
     order = spatial_predicates.ranked(
         scene, word.indices, lambda thing: spatial_predicates.distance_from(scene, thing, side)
     )
@@ -161,64 +161,64 @@ def _in_order(speech: Speech, word: Word, side: str) -> tuple[list[int], list[bo
     return order, [True, *(bool(step >= ORDER_GAP) for step in steps)]
 
 
-def _say_extreme(speech: Speech) -> Said | None:
-    word = speech.word(2, anything=0.08)
+def _say_extreme(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(2, anything=0.08)
     if word is None:
         return None
-    side = speech.pick(list(SIDES))
-    order, clear = _in_order(speech, word, side)
-    return (speech.the(speech.pick(_EXTREMES[side]).format(word.name)), (order[0],)) if clear[1] else None
+    side = grammar.pick(list(SIDES))
+    order, clear = _in_order(grammar, word, side)
+    return (grammar.the(grammar.pick(_EXTREMES[side]).format(word.name)), (order[0],)) if clear[1] else None
 
 
-def _say_ordinal(speech: Speech) -> Said | None:
-    word = speech.word(2)
+def _say_ordinal(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(2)
     if word is None:
         return None
-    side = speech.pick(("left", "left", "right", "right", "top", "bottom"))
-    order, clear = _in_order(speech, word, side)
-    rank = int(speech.rng.integers(min(len(order), len(_ORDINALS))))
+    side = grammar.pick(("left", "left", "right", "right", "top", "bottom"))
+    order, clear = _in_order(grammar, word, side)
+    rank = int(grammar.rng.integers(min(len(order), len(_ORDINALS))))
     if not clear[rank] or not (rank + 1 == len(order) or clear[rank + 1]):
         return None
-    if len(order) == 3 and rank == 1 and _in_row(speech, word, side) and speech.chance(0.4):
-        return speech.the(f"middle {word.name}"), (order[1],)
-    said = _count_from(speech, word.name, rank, side)
-    if side == "left" and _in_row(speech, word, side) and speech.chance(0.25):
-        bare = "last" if rank + 1 == len(order) and speech.chance(0.5) else speech.pick(_ORDINALS[rank])
+    if len(order) == 3 and rank == 1 and _in_row(grammar, word, side) and grammar.chance(0.4):
+        return grammar.the(f"middle {word.name}"), (order[1],)
+    said = _count_from(grammar, word.name, rank, side)
+    if side == "left" and _in_row(grammar, word, side) and grammar.chance(0.25):
+        bare = "last" if rank + 1 == len(order) and grammar.chance(0.5) else grammar.pick(_ORDINALS[rank])
         said = f"{bare} {word.name}"
-    return speech.the(said), (order[rank],)
+    return grammar.the(said), (order[rank],)
 
 
-def _count_from(speech: Speech, name: str, rank: int, side: str) -> str:
-    ordinal = speech.pick(_ORDINALS[rank])
-    return speech.pick((f"{ordinal} {name} from the {side}", f"{ordinal} {name} from {side}"))
+def _count_from(grammar: PhraseGrammar, name: str, rank: int, side: str) -> str:
+    ordinal = grammar.pick(_ORDINALS[rank])
+    return grammar.pick((f"{ordinal} {name} from the {side}", f"{ordinal} {name} from {side}"))
 
 
-def _in_row(speech: Speech, word: Word, side: str) -> bool:
+def _in_row(grammar: PhraseGrammar, word: Word, side: str) -> bool:
     """Whether objects are side by side rather than one above the other; along the axis of the side."""
     axis = SIDES[side][0]
-    middles = np.array([speech.scene.objects[index].centre for index in word.indices])
+    middles = np.array([grammar.scene.objects[index].centre for index in word.indices])
     spread = np.ptp(middles, axis=0)
     return bool(spread[axis] > 2 * spread[1 - axis])
 
 
-def _say_relation(speech: Speech) -> Said | None:
-    word = speech.mostly_repeated()
+def _say_relation(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.mostly_repeated()
     if word is None:
         return None
-    choice = speech.rng.random()
+    choice = grammar.rng.random()
     if choice < 0.25:
-        return _say_nearest(speech, word)
-    claim = speech.apart(word) if choice < 0.35 else speech.relation(word)
-    return _say_claim(speech, word, claim) if claim else None
+        return _say_nearest(grammar, word)
+    claim = grammar.apart(word) if choice < 0.35 else grammar.relation(word)
+    return _say_claim(grammar, word, claim) if claim else None
 
 
-def _say_nearest(speech: Speech, word: Word) -> Said | None:
+def _say_nearest(grammar: PhraseGrammar, word: Word) -> Said | None:
     """Says which of some objects is nearest to another."""
-    scene = speech.scene
-    anchors = [other for other in speech.nouns if len(other.indices) == 1 and other.name != word.name]
+    scene = grammar.scene
+    anchors = [other for other in grammar.nouns if len(other.indices) == 1 and other.name != word.name]
     if len(word.indices) < 2 or not anchors:
         return None
-    anchor = speech.pick(anchors)
+    anchor = grammar.pick(anchors)
     if anchor.indices[0] in word.indices:
         return None
     other = scene.objects[anchor.indices[0]]
@@ -231,37 +231,37 @@ def _say_nearest(speech: Speech, word: Word) -> Said | None:
     if second < max(NEAREST_RATIO * first, first + NEAREST_GAP):
         return None
     ways = ["nearest to", "closest to"] + ["next to", "by", "near"] * (first <= spatial_predicates.NEAR)
-    return f"{speech.the(word.name)} {speech.pick(ways)} {speech.the(anchor.name)}", (order[0],)
+    return f"{grammar.the(word.name)} {grammar.pick(ways)} {grammar.the(anchor.name)}", (order[0],)
 
 
-def _say_colour(speech: Speech) -> Said | None:
-    word = speech.mostly_repeated(anything=0.1)
-    return _say_claim(speech, word, speech.colour(word)) if word else None
+def _say_colour(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.mostly_repeated(anything=0.1)
+    return _say_claim(grammar, word, grammar.colour(word)) if word else None
 
 
-def _say_several(speech: Speech) -> Said | None:
-    choice = speech.rng.random()
+def _say_several(grammar: PhraseGrammar) -> Said | None:
+    choice = grammar.rng.random()
     if choice < 0.5:
-        return _say_all(speech)
+        return _say_all(grammar)
     if choice < 0.6:
-        return _say_pair(speech)
+        return _say_pair(grammar)
     if choice < 0.75:
-        return _say_outermost(speech)
-    word = speech.word(3)
+        return _say_outermost(grammar)
+    word = grammar.word(3)
     if word is None:
         return None
-    claim = speech.place() if choice < 0.9 else speech.colour(word)
+    claim = grammar.place() if choice < 0.9 else grammar.colour(word)
     targets = claim.true_of(word.indices)
     if targets is None or not 2 <= len(targets) < len(word.indices):
         return None
-    said = speech.pick(claim.sayings).replace("that is", "that are").format(word.plural)
-    if said.startswith(word.plural) and speech.chance(0.4):
+    said = grammar.pick(claim.sayings).replace("that is", "that are").format(word.plural)
+    if said.startswith(word.plural) and grammar.chance(0.4):
         return f"the {_NUMBERS[len(targets)]} {said}", targets
-    return speech.pick((said, f"the {said}", f"all {said}", f"all the {said}")), targets
+    return grammar.pick((said, f"the {said}", f"all {said}", f"all the {said}")), targets
 
 
-def _say_all(speech: Speech) -> Said | None:
-    word = speech.word(2, at_most=max(_NUMBERS), anything=0.04)
+def _say_all(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(2, at_most=max(_NUMBERS), anything=0.04)
     if word is None:
         return None
     number, plural = _NUMBERS[len(word.indices)], word.plural
@@ -269,79 +269,81 @@ def _say_all(speech: Speech) -> Said | None:
     if plural != word.name:
         said += [f"every {word.name}", f"each {word.name}"]
     said.append(f"both {plural}" if number == "two" else f"all {number} {plural}")
-    return speech.pick(said), word.indices
+    return grammar.pick(said), word.indices
 
 
-def _say_pair(speech: Speech) -> Said | None:
+def _say_pair(grammar: PhraseGrammar) -> Said | None:
     """Says two different things at once."""
-    words = [word for word in speech.nouns if len(word.indices) == 1]
+    words = [word for word in grammar.nouns if len(word.indices) == 1]
     if len(words) < 2:
         return None
-    one, other = (words[index] for index in speech.rng.permutation(len(words))[:2])
-    said = speech.pick((f"{one.name} and {other.name}", f"the {one.name} and the {other.name}"))
+    one, other = (words[index] for index in grammar.rng.permutation(len(words))[:2])
+    said = grammar.pick((f"{one.name} and {other.name}", f"the {one.name} and the {other.name}"))
     return said, one.indices + other.indices
 
 
-def _say_outermost(speech: Speech) -> Said | None:
-    word = speech.word(3)
+def _say_outermost(grammar: PhraseGrammar) -> Said | None:
+    word = grammar.word(3)
     if word is None:
         return None
-    side = speech.pick(list(SIDES))
-    order, clear = _in_order(speech, word, side)
-    number = int(speech.rng.integers(2, min(len(order), 5)))
+    side = grammar.pick(list(SIDES))
+    order, clear = _in_order(grammar, word, side)
+    number = int(grammar.rng.integers(2, min(len(order), 5)))
     if not clear[number]:
         return None
-    return speech.the(f"{_NUMBERS[number]} {_EXTREMES[side][0].format(word.plural)}"), tuple(order[:number])
+    return grammar.the(f"{_NUMBERS[number]} {_EXTREMES[side][0].format(word.plural)}"), tuple(order[:number])
 
 
-def _say_none(speech: Speech) -> Said | None:
-    said = _say_absent(speech) if speech.chance(0.6) else _say_untrue(speech)
+def _say_none(grammar: PhraseGrammar) -> Said | None:
+    said = _say_absent(grammar) if grammar.chance(0.6) else _say_untrue(grammar)
     return (said, ()) if said else None
 
 
-def _say_absent(speech: Speech) -> str | None:
+def _say_absent(grammar: PhraseGrammar) -> str | None:
     """Names something that is not in the scene, as simply or as elaborately as one names what is."""
-    absent = speech.absent_word()
+    absent = grammar.absent_word()
     if absent is None:
         return None
     name, plural = absent
-    choice = speech.rng.random()
+    choice = grammar.rng.random()
     if choice < 0.5:
-        return speech.pick((name, f"the {name}", speech.a(name)))
+        return grammar.pick((name, f"the {name}", grammar.a(name)))
     if choice < 0.62:
-        return speech.pick((plural, f"all {plural}", f"both {plural}", f"the two {plural}"))
+        return grammar.pick((plural, f"all {plural}", f"both {plural}", f"the two {plural}"))
     if choice < 0.7:
-        return speech.the(_count_from(speech, name, int(speech.rng.integers(3)), speech.pick(list(SIDES))))
+        return grammar.the(
+            _count_from(grammar, name, int(grammar.rng.integers(3)), grammar.pick(list(SIDES)))
+        )
     if choice < 0.78:
-        return speech.the(speech.pick(_SIZES[speech.pick(("big", "small"))][0]).format(name))
+        return grammar.the(grammar.pick(_SIZES[grammar.pick(("big", "small"))][0]).format(name))
     stand_in = Word(name, plural, ())
-    claim = speech.colour(stand_in) if choice < 0.86 else speech.place()
+    claim = grammar.colour(stand_in) if choice < 0.86 else grammar.place()
     if choice >= 0.93:
-        claim = speech.relation(stand_in) or claim
-    return speech.the(speech.pick(claim.sayings).format(name))
+        claim = grammar.relation(stand_in) or claim
+    return grammar.the(grammar.pick(claim.sayings).format(name))
 
 
-def _say_untrue(speech: Speech) -> str | None:
+def _say_untrue(grammar: PhraseGrammar) -> str | None:
     """Says something of what is in the scene that is true of none of it."""
-    word = speech.word()
+    word = grammar.word()
     if word is None:
         return None
-    choice = speech.rng.random()
+    choice = grammar.rng.random()
     if choice < 0.15:
-        rank = len(word.indices) + int(speech.rng.integers(2))
+        rank = len(word.indices) + int(grammar.rng.integers(2))
         if rank >= len(_ORDINALS):
             return None
-        return speech.the(_count_from(speech, word.name, rank, speech.pick(list(SIDES))))
+        return grammar.the(_count_from(grammar, word.name, rank, grammar.pick(list(SIDES))))
     if choice < 0.3:
-        absent = speech.absent_word()
-        return f"{speech.the(word.name)} next to the {absent[0]}" if absent else None
+        absent = grammar.absent_word()
+        return f"{grammar.the(word.name)} next to the {absent[0]}" if absent else None
     if choice < 0.55:
-        claim: Claim | None = spatial_predicates.has_colour(speech.scene, speech.pick(COLOURS))
+        claim: SpatialPredicate | None = spatial_predicates.has_colour(grammar.scene, grammar.pick(COLOURS))
     else:
-        claim = speech.place() if choice < 0.8 else speech.relation(word)
+        claim = grammar.place() if choice < 0.8 else grammar.relation(word)
     if claim is None or claim.true_of(word.indices) != ():
         return None
-    return speech.the(speech.pick(claim.sayings).format(word.name))
+    return grammar.the(grammar.pick(claim.sayings).format(word.name))
 
 
 _SPEAKERS = {

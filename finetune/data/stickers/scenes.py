@@ -135,7 +135,7 @@ def make_scene(
     chosen = nouns_of("core", "base") if nouns is None else select_nouns(nouns)
     rng = np.random.default_rng((SPLITS[split], seed))
     width, height = (int(side) for side in rng.integers(size_range[0], size_range[1] + 1, 2))
-    pile = Pile(rng, height, width)
+    pile = StickerStack(rng, height, width)
     for noun, style in _plan(rng, chosen, tuple(styles or STYLES), max_stickers):
         pile.lay(noun, style)
     image = _develop(rng, pile.paint(draw_background(rng, height, width)))
@@ -242,7 +242,7 @@ def _darken(canvas: Picture, where: Any, alpha: Picture) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Laid:
+class PlacedSticker:
     """A sticker in its place."""
 
     noun: str
@@ -254,14 +254,14 @@ class Laid:
     """(h, w) of the sticker: its pixels that are solid, on the canvas and not covered."""
 
 
-class Pile:
+class StickerStack:
     """Stickers laid on a canvas from the front to the back, and then painted from the back to the front."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng = rng
         self.hw = (height, width)
         self.taken = np.zeros((height, width), bool)
-        self.laid: list[Laid] = []
+        self.laid: list[PlacedSticker] = []
         self.typical = rng.uniform(0.18, 0.42) if rng.random() < 0.92 else rng.uniform(0.07, 0.18)
         self.crowded = rng.random() < 0.35
         self.shadow = self._choose_shadow() if rng.random() < 0.3 else None
@@ -284,7 +284,7 @@ class Pile:
         if place is None:
             return
         left, top, shows = place
-        self.laid.append(Laid(noun, style, sticker, left, top, shows))
+        self.laid.append(PlacedSticker(noun, style, sticker, left, top, shows))
         on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
         self.taken[on_canvas] |= solid[in_window]
 
@@ -321,7 +321,9 @@ class Pile:
             paste(canvas, laid.sticker, laid.left, laid.top)
         return canvas
 
-    def _paint_shadow(self, canvas: Picture, laid: Laid, dx: float, dy: float, strength: float) -> None:
+    def _paint_shadow(
+        self, canvas: Picture, laid: PlacedSticker, dx: float, dy: float, strength: float
+    ) -> None:
         alpha = laid.sticker[..., 3]
         side = max(alpha.shape)
         soft = int(side * 0.04)
@@ -335,7 +337,7 @@ class Pile:
         """What was laid, with the colours it has in the finished picture."""
         return tuple(self._object(image, laid) for laid in self.laid)
 
-    def _object(self, image: Picture, laid: Laid) -> SceneObject:
+    def _object(self, image: Picture, laid: PlacedSticker) -> SceneObject:
         shows, left, top = laid.shows, laid.left, laid.top
         on_canvas, in_window = overlap(self.hw, left, top, shows.shape)
         mask = np.zeros(self.hw, bool)

@@ -36,7 +36,7 @@ SIDES = {"left": (0, 1.0), "right": (0, -1.0), "top": (1, 1.0), "bottom": (1, -1
 
 
 @dataclass(frozen=True)
-class Claim:
+class SpatialPredicate:
     """Something true of some objects: ways to say it with `{}` for what it is said of, and the verdicts."""
 
     sayings: tuple[str, ...]
@@ -69,7 +69,7 @@ def distance_from(scene: Scene, thing: SceneObject, side: str) -> float:
     return along if sign > 0 else 1 - along
 
 
-def on_side(scene: Scene, side: str) -> Claim:
+def on_side(scene: Scene, side: str) -> SpatialPredicate:
     """Whether things are in the left, right, top or bottom part of the picture."""
     said = {
         "left": ("{} on the left", "{} at the left", "{} on the left side", "left {}"),
@@ -77,7 +77,7 @@ def on_side(scene: Scene, side: str) -> Claim:
         "top": ("{} at the top", "{} in the upper part", "{} on top", "top {}"),
         "bottom": ("{} at the bottom", "{} in the lower part", "{} on the bottom", "bottom {}"),
     }[side]
-    return Claim(said, _on_side(scene, side))
+    return SpatialPredicate(said, _on_side(scene, side))
 
 
 def _on_side(scene: Scene, side: str) -> tuple[Verdict, ...]:
@@ -85,7 +85,7 @@ def _on_side(scene: Scene, side: str) -> tuple[Verdict, ...]:
     return tuple(_verdict(distance, ON_SIDE, NOT_ON_SIDE) for distance in distances)
 
 
-def in_corner(scene: Scene, rows: str, columns: str) -> Claim:
+def in_corner(scene: Scene, rows: str, columns: str) -> SpatialPredicate:
     """Whether things are in the part of the picture at the top or bottom and the left or right."""
     both = zip(_on_side(scene, rows), _on_side(scene, columns), strict=True)
     level = {"top": "upper", "bottom": "lower"}[rows]
@@ -95,25 +95,25 @@ def in_corner(scene: Scene, rows: str, columns: str) -> Claim:
         f"{{}} in the {level} {columns}",
         f"{rows} {columns} {{}}",
     )
-    return Claim(said, tuple(_both(one, other) for one, other in both))
+    return SpatialPredicate(said, tuple(_both(one, other) for one, other in both))
 
 
-def in_middle(scene: Scene) -> Claim:
+def in_middle(scene: Scene) -> SpatialPredicate:
     """Whether things are in the middle of the picture."""
     verdicts = []
     for thing in scene.objects:
         off = max(abs(distance_from(scene, thing, side) - 0.5) for side in ("left", "top"))
         verdicts.append(_verdict(off, IN_MIDDLE, NOT_IN_MIDDLE))
-    return Claim(("{} in the middle", "{} in the center", "{} in the centre"), tuple(verdicts))
+    return SpatialPredicate(("{} in the middle", "{} in the center", "{} in the centre"), tuple(verdicts))
 
 
-def has_colour(scene: Scene, name: str) -> Claim:
+def has_colour(scene: Scene, name: str) -> SpatialPredicate:
     """Whether things are of a colour."""
     spelled = ("grey", "gray") if name == "grey" else (name,)
     said = tuple(
         saying for word in spelled for saying in (f"{word} {{}}", f"{word} {{}}", f"{{}} that is {word}")
     )
-    return Claim(said, tuple(_has_colour(thing, name) for thing in scene.objects))
+    return SpatialPredicate(said, tuple(_has_colour(thing, name) for thing in scene.objects))
 
 
 def _has_colour(thing: SceneObject, name: str) -> Verdict:
@@ -124,7 +124,7 @@ def _has_colour(thing: SceneObject, name: str) -> Verdict:
     return False if share <= LACKS_COLOUR and alike <= 0.35 else None
 
 
-def beside(scene: Scene, anchor: int, side: str) -> Claim:
+def beside(scene: Scene, anchor: int, side: str) -> SpatialPredicate:
     """Whether things are left of, right of, above or below another."""
     said = {
         "left": ("{} left of {anchor}", "{} to the left of {anchor}"),
@@ -133,7 +133,7 @@ def beside(scene: Scene, anchor: int, side: str) -> Claim:
         "bottom": ("{} below {anchor}", "{} under {anchor}", "{} beneath {anchor}"),
     }[side]
     other = scene.objects[anchor]
-    return Claim(said, tuple(_beside(scene, thing, other, side) for thing in scene.objects))
+    return SpatialPredicate(said, tuple(_beside(scene, thing, other, side) for thing in scene.objects))
 
 
 def _beside(scene: Scene, thing: SceneObject, other: SceneObject, side: str) -> Verdict:
@@ -159,24 +159,24 @@ def gap_between(scene: Scene, one: SceneObject, other: SceneObject) -> float:
     return float(np.hypot(across, down)) / short_side_px
 
 
-def near(scene: Scene, anchors: Sequence[int]) -> Claim:
+def near(scene: Scene, anchors: Sequence[int]) -> SpatialPredicate:
     """Whether things are next to one of some others."""
     said = ("{} next to {anchor}", "{} beside {anchor}", "{} near {anchor}", "{} close to {anchor}")
-    return Claim(said, tuple(_near(scene, thing, anchors) for thing in scene.objects))
+    return SpatialPredicate(said, tuple(_near(scene, thing, anchors) for thing in scene.objects))
 
 
-def far(scene: Scene, anchors: Sequence[int]) -> Claim:
+def far(scene: Scene, anchors: Sequence[int]) -> SpatialPredicate:
     """Whether things are away from all of some others."""
     said = ("{} that is not next to {anchor}", "{} not near {anchor}", "{} away from {anchor}")
     verdicts = (_near(scene, thing, anchors) for thing in scene.objects)
-    return Claim(said, tuple(None if verdict is None else not verdict for verdict in verdicts))
+    return SpatialPredicate(said, tuple(None if verdict is None else not verdict for verdict in verdicts))
 
 
 def _near(scene: Scene, thing: SceneObject, anchors: Sequence[int]) -> Verdict:
     return _verdict(min(gap_between(scene, thing, scene.objects[index]) for index in anchors), NEAR, NOT_NEAR)
 
 
-def between(scene: Scene, one: int, other: int) -> Claim:
+def between(scene: Scene, one: int, other: int) -> SpatialPredicate:
     """Whether things are between two others."""
     start, end = (np.array(scene.objects[index].centre) for index in (one, other))
     span = end - start
@@ -187,7 +187,7 @@ def between(scene: Scene, one: int, other: int) -> Claim:
         along = float(offset @ span) / length**2
         aside = abs(float(offset[0] * span[1] - offset[1] * span[0])) / length**2
         verdicts.append(_both(_verdict(abs(along - 0.5), 0.3, 0.5), _verdict(aside, 0.18, 0.4)))
-    return Claim(("{} between {anchor}", "{} in between {anchor}"), tuple(verdicts))
+    return SpatialPredicate(("{} between {anchor}", "{} in between {anchor}"), tuple(verdicts))
 
 
 Ranking = Callable[[SceneObject], float]

@@ -18,7 +18,7 @@ from finetune.data.dataset import Dataset, DatasetFileError, Sample
 from finetune.training.batches.embedding_store import EmbeddingStore, find_embedding
 from finetune.training.batches.examples import Batch
 from finetune.training.config import TrainConfig
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 from sspsam.caching.embedding_files import EmbeddingFiles
 from sspsam.images import frames
 from sspsam.modeling.clip import TextFeatures
@@ -31,7 +31,7 @@ FLIP_STREAM, PLACE_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
-class Reading:
+class PreparedSample:
     """One sample, read and augmented, not yet encoded."""
 
     sample_id: str
@@ -61,7 +61,7 @@ class Variation:
     flip_probability: float
 
 
-class Readings:
+class PreparedSamples:
     """Samples by (epoch, position): deterministic in every process, so that training resumes exactly."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Readings:
         self.with_masks = with_masks
         self.embeddings = embeddings
 
-    def __getitem__(self, key: tuple[int, int]) -> Reading:
+    def __getitem__(self, key: tuple[int, int]) -> PreparedSample:
         epoch, position = key
         sample = self.dataset[position]
         variation = self.variation
@@ -92,7 +92,7 @@ class Readings:
         )
         coverage = F.adaptive_avg_pool2d(frame.mask_to_canvas(sample.mask)[None, None], self.clip.grid_size)
         kept = None if self.embeddings is None else find_embedding(self.embeddings, sample.image)
-        return Reading(
+        return PreparedSample(
             sample_id=sample.sample_id,
             tokens=_tokens(sample),
             image=sample.image if self.with_masks and kept is None else None,
@@ -117,9 +117,7 @@ class StepSampler:
     Every epoch visits every sample once in its own order; a step may extend into the next epoch.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, processes: Processes, first_step: int
-    ) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, processes: Ranks, first_step: int) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
@@ -154,7 +152,7 @@ class SampleStream:
         predictor: Predictor,
         config: TrainConfig,
         batch_size: int,
-        processes: Processes,
+        processes: Ranks,
     ) -> None:
         """Prepares reading; nothing is read yet.
 
@@ -175,7 +173,7 @@ class SampleStream:
             predictor.device,
         )
         variation = Variation(config.seed, config.random_placement, config.flip_probability)
-        self.readings = Readings(
+        self.readings = PreparedSamples(
             dataset, variation, preset.clip, config.target_size, with_masks, self.embeddings.files
         )
         self.predictor = predictor
@@ -183,7 +181,7 @@ class SampleStream:
         self.batch_size = batch_size
         self.processes = processes
         self.length = len(dataset)
-        self._coming: tuple[int, Iterator[list[Reading]]] | None = None
+        self._coming: tuple[int, Iterator[list[PreparedSample]]] | None = None
 
     def batch(self, step: int) -> Batch:
         """This process's samples of a step."""
@@ -205,7 +203,7 @@ class SampleStream:
         )
 
     @torch.no_grad()
-    def _encode(self, readings: Sequence[Reading]) -> Batch:
+    def _encode(self, readings: Sequence[PreparedSample]) -> Batch:
         device, model = self.predictor.device, self.predictor.model
         tokens = torch.stack([reading.tokens for reading in readings]).to(device)
         return Batch(
@@ -220,13 +218,13 @@ class SampleStream:
             has_target=torch.tensor([reading.has_target for reading in readings], device=device),
         )
 
-    def _embed(self, readings: Sequence[Reading]) -> Tensor:
+    def _embed(self, readings: Sequence[PreparedSample]) -> Tensor:
         device = self.predictor.device
         if not self.readings.with_masks:
             return torch.zeros(len(readings), 0, 0, 0, device=device)
         return torch.stack([self._embedding(reading) for reading in readings]).to(device).float()
 
-    def _embedding(self, reading: Reading) -> Tensor:
+    def _embedding(self, reading: PreparedSample) -> Tensor:
         if reading.image_embedding is not None:
             return reading.image_embedding
         assert reading.image is not None

@@ -20,9 +20,9 @@ class RECStage(SSPStage):
     def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
         prompts = self.make_prompts(batch)
         terms: dict[str, Tensor] = self.criterion(
-            None, self.model.locate(prompts), None, batch.boxes, batch.has_target,
+            None, self.model.predict_box(prompts), None, batch.boxes, batch.has_target,
             sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),
-            patch_coverage=batch.patch_coverage, presence_logits=self.model.believe(prompts),
+            patch_coverage=batch.patch_coverage, presence_logits=self.model.presence_logits(prompts),
         )  # fmt: skip
         return terms
 

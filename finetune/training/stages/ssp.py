@@ -15,7 +15,7 @@ from finetune.training.batches.examples import Batch, ExampleStream, concatenate
 from finetune.training.batches.streaming import SampleStream
 from finetune.training.config import TrainConfig
 from finetune.training.losses import Criterion
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 from finetune.training.stages.initialise import initialise
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.modeling.prompts import Prompts
@@ -37,13 +37,13 @@ class SSPStage:
         config: TrainConfig,
         data: Dataset,
         replay: Dataset | None = None,
-        processes: Processes | None = None,
+        processes: Ranks | None = None,
         validation: Dataset | None = None,
     ) -> None:
         self.model = predictor.model
         self.device = predictor.device
         self.config = config
-        self.processes = processes or Processes()
+        self.processes = processes or Ranks()
         self.criterion = Criterion(config.loss)
         dim = self.model.sam.prompt_encoder.embed_dim
         self.localiser = nn.Linear(dim, 1).to(self.device) if config.loss.patch > 0 else None
@@ -98,7 +98,7 @@ class SSPStage:
         """
         self._freeze(step)
         share, totals = self._load(step)
-        rows = Processes(part, parts).share(len(share.sample_ids))
+        rows = Ranks(part, parts).share(len(share.sample_ids))
         return self._terms(take(share, rows), totals / parts)
 
     def validate(self, rows: int) -> dict[str, Tensor]:
@@ -131,10 +131,10 @@ class SSPStage:
         mask_logits, iou_predictions = self._decode(batch, prompts.prompt_tokens)
         self._correct(batch, prompts.prompt_tokens, mask_logits, iou_predictions)
         terms: dict[str, Tensor] = self.criterion(
-            mask_logits, self.model.locate(prompts), batch.masks, batch.boxes, batch.has_target,
+            mask_logits, self.model.predict_box(prompts), batch.masks, batch.boxes, batch.has_target,
             iou_predictions=iou_predictions, sample_ids=batch.sample_ids,
             patch_logits=self.patch_logits(prompts), patch_coverage=batch.patch_coverage, totals=totals,
-            presence_logits=self.model.believe(prompts),
+            presence_logits=self.model.presence_logits(prompts),
         )  # fmt: skip
         return terms
 

@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response
 from backend.labelstudio.annotations import no_target_phrases
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.settings import Settings
-from backend.state.redis_store import SHOWN_S, Memory
+from backend.state.redis_store import SHOWN_S, RedisStore
 from backend.web.app import create_app
 from sspsam.images.masks import coco_rle_to_mask
 from tests.backend.colours import COLOURS, ColourPredictor, picture
@@ -178,27 +178,29 @@ def test_a_mask_that_another_annotator_has_saved_is_left_alone(client: FlaskClie
     assert list(masks(his)) == ["None"], "a new mask, without her phrase"
 
 
-def test_what_is_kept_has_a_time_limit(client: FlaskClient, memory: Memory, redis_server: Redis) -> None:
+def test_what_is_kept_has_a_time_limit(
+    client: FlaskClient, redis_store: RedisStore, redis_server: Redis
+) -> None:
     ask(client, prompt("the red square"))
     ask(client, click(*RED, "1"))
 
-    (shown,) = memory.shown("2", "1")
+    (shown,) = redis_store.shown("2", "1")
     assert [gesture.gesture_id for gesture in shown.current] == ["1"]
     assert 0 < redis_server.ttl("sspsam:shown:2:1") <= SHOWN_S
 
 
-def test_a_mask_corrected_by_clicks_stays_a_correction(client: FlaskClient, memory: Memory) -> None:
+def test_a_mask_corrected_by_clicks_stays_a_correction(client: FlaskClient, redis_store: RedisStore) -> None:
     """What was proposed for the phrase alone is what the worker compares the saved mask with."""
     (region,) = ids(ask(client, prompt("the red square")))
     ask(client, click(*BLUE, "1"))
     ask(client, click(*HOLE, "2"))
 
-    served = memory.served(region)
+    served = redis_store.served(region)
 
     assert served is not None
     np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red"))
     (pointed_at,) = ids(ask(client, click(*BLUE, "1")))
-    assert memory.served(pointed_at) is None, "without a phrase nothing was proposed for one"
+    assert redis_store.served(pointed_at) is None, "without a phrase nothing was proposed for one"
 
 
 def test_a_phrase_asked_again_forgets_the_clicks(client: FlaskClient) -> None:
@@ -244,7 +246,7 @@ def test_masks_that_are_not_remembered_are_found(
     assert list(masks(prediction)) == ["the red square"]
 
 
-def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, memory: Memory) -> None:
+def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, redis_store: RedisStore) -> None:
     ask(client, prompt("the red square"))
 
     prediction = ask(client, click(*RED, "1", positive=False))
@@ -253,7 +255,7 @@ def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, memory: Me
     assert texts(prediction, "status") == [
         "This click would remove the whole mask: click elsewhere, or use the brush."
     ]
-    assert memory.shown("2", "1")[0].current == (), "as if it had not been clicked"
+    assert redis_store.shown("2", "1")[0].current == (), "as if it had not been clicked"
     after = ask(client, click(*HOLE, "2"))
     assert texts(after, "status") == [], "what was said is taken back"
     assert texts(ask(client, click(*RED, "3")), "status") is None

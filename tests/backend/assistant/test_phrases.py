@@ -16,7 +16,7 @@ from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
-from backend.state.redis_store import Memory, Served
+from backend.state.redis_store import RedisStore, Served
 from backend.web.app import create_app
 from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
 from tests.backend.colours import ColourPredictor
@@ -331,17 +331,17 @@ def test_without_redis_phrases_are_answered(settings: Settings) -> None:
 
 
 def test_served_masks_are_kept_for_the_worker(
-    client: FlaskClient, memory: Memory, redis_server: Redis
+    client: FlaskClient, redis_store: RedisStore, redis_server: Redis
 ) -> None:
     brush = ask(client, prompt("the red square", "zebra"))["result"][0]
 
-    served = memory.served(brush["id"])
+    served = redis_store.served(brush["id"])
 
     assert isinstance(served, Served)
     assert (served.version, served.phrase) == (BASE, "the red square")
     np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red"))
     assert 0 < redis_server.ttl(f"sspsam:served:{brush['id']}") <= 30 * 24 * 3600
-    assert memory.served("another") is None
+    assert redis_store.served("another") is None
 
 
 def test_brush_rle_of_an_answer_has_the_size_of_the_picture(client: FlaskClient) -> None:

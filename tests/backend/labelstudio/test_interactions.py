@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.interactions import read_gestures
+from backend.labelstudio.interactions import read_interactions
 
 CONFIG = LabelingConfig.parse(
     '<View><Image name="image" value="$image"/>'
@@ -38,7 +38,7 @@ BOX: dict[str, Any] = {
 def test_clicks_and_boxes_are_read_in_fractions() -> None:
     minus = {**CLICK, "is_positive": False, "id": "minus"}
 
-    plus, alt, box = read_gestures([CLICK, minus, BOX], CONFIG)
+    plus, alt, box = read_interactions([CLICK, minus, BOX], CONFIG)
 
     assert (plus.gesture_id, plus.kind, plus.positive, plus.label) == ("Tsh2kU-JLk", "click", True, "object")
     assert plus.xy == (0.25, 0.5)
@@ -48,13 +48,13 @@ def test_clicks_and_boxes_are_read_in_fractions() -> None:
 
 def test_a_turned_box_becomes_the_upright_one_around_it() -> None:
     """A quarter turn about its corner at (50 %, 25 %) = (320, 120) px: 160 x 240 px become 240 x 160 px."""
-    (box,) = read_gestures([{**BOX, "value": {**BOX["value"], "rotation": 90}}], CONFIG)
+    (box,) = read_interactions([{**BOX, "value": {**BOX["value"], "rotation": 90}}], CONFIG)
 
     assert box.xyxy == pytest.approx((80 / 640, 120 / 480, 320 / 640, 280 / 480))
 
 
 def test_what_lies_outside_ends_at_the_border() -> None:
-    (box,) = read_gestures([{**BOX, "value": {"x": -10, "y": 90, "width": 200, "height": 20}}], CONFIG)
+    (box,) = read_interactions([{**BOX, "value": {"x": -10, "y": 90, "width": 200, "height": 20}}], CONFIG)
 
     assert box.xyxy == (0.0, 0.9, 1.0, 1.0)
 
@@ -72,8 +72,8 @@ def test_what_lies_outside_ends_at_the_border() -> None:
     ],
 )
 def test_what_is_no_gesture_is_left_out(result: dict[str, Any]) -> None:
-    assert read_gestures([result], CONFIG) == []
+    assert read_interactions([result], CONFIG) == []
 
 
 def test_a_form_without_smart_tools_has_none() -> None:
-    assert read_gestures([CLICK, BOX], LabelingConfig.parse("<View></View>")) == []
+    assert read_interactions([CLICK, BOX], LabelingConfig.parse("<View></View>")) == []

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import pytest
 
-from backend.labelstudio import prompt_text as notes
+from backend.labelstudio import prompt_text
 
 PHRASES = ["the red ball", "zebra", "a - b (c)", "Bär 42", "x"]
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_notes_come_off(phrase: str) -> None:
-    for note in (notes.with_failure(phrase, "the image is gone: 404 (again)"), notes.with_no_match(phrase)):
+    for note in (
+        prompt_text.with_failure(phrase, "the image is gone: 404 (again)"),
+        prompt_text.with_no_match(phrase),
+    ):
         assert note != phrase
         assert note.startswith(phrase)
-        assert notes.plain_phrase(note) == phrase
-        assert notes.plain_phrase(" ".join(note.split())) == phrase, "also with its blanks collapsed"
+        assert prompt_text.plain_phrase(note) == phrase
+        assert prompt_text.plain_phrase(" ".join(note.split())) == phrase, "also with its blanks collapsed"
 
 
 def test_only_failures_are_failures() -> None:
-    assert notes.has_failed(notes.with_failure("cat", "no image"))
-    assert notes.has_failed(notes.with_failure("", "the phrase is empty"))
-    assert not notes.has_failed(notes.with_no_match("cat"))
-    assert not notes.has_failed("cat")
+    assert prompt_text.has_failed(prompt_text.with_failure("cat", "no image"))
+    assert prompt_text.has_failed(prompt_text.with_failure("", "the phrase is empty"))
+    assert not prompt_text.has_failed(prompt_text.with_no_match("cat"))
+    assert not prompt_text.has_failed("cat")
 
 
 def test_a_second_note_takes_the_place_of_the_first() -> None:
-    once = notes.with_failure("cat", "no image")
+    once = prompt_text.with_failure("cat", "no image")
 
-    assert notes.with_failure(once, "no image") == once
-    assert notes.plain_phrase(notes.with_no_match(once)) == "cat"
+    assert prompt_text.with_failure(once, "no image") == once
+    assert prompt_text.plain_phrase(prompt_text.with_no_match(once)) == "cat"
 
 
 def test_a_note_without_a_phrase_leaves_none() -> None:
-    assert notes.plain_phrase(notes.with_failure(" ", "the phrase is empty")) == ""
+    assert prompt_text.plain_phrase(prompt_text.with_failure(" ", "the phrase is empty")) == ""
 
 
 def test_spellings_of_a_phrase_are_one() -> None:
-    assert notes.phrase_key("  The Red\n ball") == notes.phrase_key(notes.with_no_match("the red ball"))
-    assert notes.phrase_key("the red ball") != notes.phrase_key("the red balls")
+    assert prompt_text.phrase_key("  The Red\n ball") == prompt_text.phrase_key(
+        prompt_text.with_no_match("the red ball")
+    )
+    assert prompt_text.phrase_key("the red ball") != prompt_text.phrase_key("the red balls")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def test_spellings_of_a_phrase_are_one() -> None:
     ],
 )
 def test_entries(value: object, texts: list[str]) -> None:
-    assert notes.entries(value) == texts
+    assert prompt_text.entries(value) == texts
 
 
 @pytest.mark.parametrize(
@@ -67,18 +72,18 @@ def test_entries(value: object, texts: list[str]) -> None:
     ],
 )
 def test_semicolons_part_phrases(entry: str, phrases: list[str]) -> None:
-    assert notes.split(entry) == phrases
+    assert prompt_text.split(entry) == phrases
 
 
 def test_semicolons_in_a_note_part_nothing() -> None:
-    failed = notes.with_failure("the cat", "the server is away; try again")
+    failed = prompt_text.with_failure("the cat", "the server is away; try again")
 
-    assert notes.split(failed) == [failed]
-    assert notes.split("a dog; " + failed) == [
-        notes.with_failure("a dog", "the server is away; try again"),
+    assert prompt_text.split(failed) == [failed]
+    assert prompt_text.split("a dog; " + failed) == [
+        prompt_text.with_failure("a dog", "the server is away; try again"),
         failed,
     ]
 
 
 def test_a_phrase_typed_twice_in_an_entry_is_one() -> None:
-    assert list(notes.distinct(["a cat; A  Cat", "a dog;a cat"]).values()) == ["a cat", "a dog"]
+    assert list(prompt_text.distinct(["a cat; A  Cat", "a dog;a cat"]).values()) == ["a cat", "a dog"]

@@ -11,12 +11,12 @@ import pytest
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 from backend.serving.batch_queue import (
     END_S,
+    AdmissionLimit,
+    BatchQueue,
     Caller,
-    Entrance,
     FairQueue,
-    Lane,
     Pending,
-    stop_lanes,
+    stop_queues,
     wait_for,
 )
 from tests.waiting import wait_until
@@ -40,20 +40,20 @@ class Slowly:
 
 
 @pytest.fixture
-def make_lane() -> Iterator[Callable[..., Lane[int, int]]]:
+def make_lane() -> Iterator[Callable[..., BatchQueue[int, int]]]:
     """Makes lanes that are stopped at the end of the test."""
-    lanes: list[Lane[int, int]] = []
+    lanes: list[BatchQueue[int, int]] = []
 
-    def make(perform: Callable[[Sequence[int]], Sequence[int]], **options: object) -> Lane[int, int]:
-        lanes.append(Lane("test", perform, **options))
+    def make(perform: Callable[[Sequence[int]], Sequence[int]], **options: object) -> BatchQueue[int, int]:
+        lanes.append(BatchQueue("test", perform, **options))
         lanes[-1].start()
         return lanes[-1]
 
     yield make
-    stop_lanes(lanes)
+    stop_queues(lanes)
 
 
-def busy(lane: Lane[int, int], slowly: Slowly) -> None:
+def busy(lane: BatchQueue[int, int], slowly: Slowly) -> None:
     """Gives the lane a first piece that it does not end before it may."""
     lane.submit([0], Caller("first"))
     assert slowly.begun.wait(20)
@@ -76,7 +76,7 @@ def test_callers_take_turns() -> None:
         queue.take()
 
 
-def test_what_waits_is_done_together(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_what_waits_is_done_together(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     slowly, seen = Slowly(), []
     lane = make_lane(slowly, max_batch=4, on_batch=lambda size, waited_s: seen.append((size, waited_s)))
     busy(lane, slowly)
@@ -95,7 +95,7 @@ def test_what_waits_is_done_together(make_lane: Callable[..., Lane[int, int]]) -
 
 
 def test_pieces_that_come_soon_after_each_other_are_done_together(
-    make_lane: Callable[..., Lane[int, int]],
+    make_lane: Callable[..., BatchQueue[int, int]],
 ) -> None:
     slowly = Slowly()
     slowly.may.set()
@@ -108,7 +108,7 @@ def test_pieces_that_come_soon_after_each_other_are_done_together(
     assert slowly.batches == [[1, 3, 2]], "a full batch does not wait longer"
 
 
-def test_who_comes_alone_waits_for_nobody(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_who_comes_alone_waits_for_nobody(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     slowly = Slowly()
     slowly.may.set()
     lane = make_lane(slowly, max_batch=8, gather_s=1000.0)
@@ -118,7 +118,9 @@ def test_who_comes_alone_waits_for_nobody(make_lane: Callable[..., Lane[int, int
     assert slowly.batches == [[1], [2]]
 
 
-def test_several_wait_for_more_no_longer_than_they_should(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_several_wait_for_more_no_longer_than_they_should(
+    make_lane: Callable[..., BatchQueue[int, int]],
+) -> None:
     slowly = Slowly()
     slowly.may.set()
     lane = make_lane(slowly, max_batch=8, gather_s=0.01)
@@ -129,7 +131,7 @@ def test_several_wait_for_more_no_longer_than_they_should(make_lane: Callable[..
     assert slowly.batches == [[1, 2]]
 
 
-def test_nothing_is_done_for_who_gave_up(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_nothing_is_done_for_who_gave_up(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     slowly, late = Slowly(), []
     lane = make_lane(slowly, max_batch=4, on_late=lambda: late.append("late"))
     busy(lane, slowly)
@@ -148,7 +150,7 @@ def test_nothing_is_done_for_who_gave_up(make_lane: Callable[..., Lane[int, int]
     assert late == ["late", "late"]
 
 
-def test_a_piece_that_fails_spoils_no_other(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_a_piece_that_fails_spoils_no_other(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     asked: list[list[int]] = []
 
     def invert(numbers: Sequence[int]) -> list[float]:
@@ -165,13 +167,13 @@ def test_a_piece_that_fails_spoils_no_other(make_lane: Callable[..., Lane[int, i
     assert wait_for(lane.submit([4, 4, 4], ANNA)[2], ANNA) == 0.25, "the lane goes on"
 
 
-def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     slowly = Slowly()
     lane = make_lane(slowly)
     busy(lane, slowly)
     [future] = lane.submit([1], ANNA)
     slowly.may.set()
-    stop_lanes([lane])
+    stop_queues([lane])
 
     if not future.cancelled():  # it may have been its turn before
         assert future.result(20) == 2
@@ -183,20 +185,20 @@ def test_who_waits_is_told_when_a_lane_is_stopped(make_lane: Callable[..., Lane[
 
 
 @pytest.mark.slow
-def test_busy_lanes_are_waited_for_side_by_side(make_lane: Callable[..., Lane[int, int]]) -> None:
+def test_busy_lanes_are_waited_for_side_by_side(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     slow = [Slowly() for _ in range(3)]
     lanes = [make_lane(slowly) for slowly in slow]
     for lane, slowly in zip(lanes, slow, strict=True):
         busy(lane, slowly)
     since_s = time.monotonic()
-    stop_lanes(lanes)
+    stop_queues(lanes)
     assert END_S <= time.monotonic() - since_s < 2 * END_S
     for slowly in slow:
         slowly.may.set()
 
 
 def test_a_lane_that_never_ran_can_be_stopped() -> None:
-    lane: Lane[int, int] = Lane("test", Slowly())
+    lane: BatchQueue[int, int] = BatchQueue("test", Slowly())
     [early] = lane.submit([1], ANNA)
     lane.stop()
     lane.start()
@@ -207,7 +209,7 @@ def test_a_lane_that_never_ran_can_be_stopped() -> None:
 
 
 def test_only_so_many_are_let_in_and_half_of_them_may_be_one_callers() -> None:
-    entrance = Entrance(4)
+    entrance = AdmissionLimit(4)
     with entrance.enter(ANNA), entrance.enter(ANNA):
         with pytest.raises(ModelBusyError, match="2 requests wait: try again"), entrance.enter(ANNA):
             pass

@@ -7,26 +7,26 @@ import json
 import numpy as np
 import pytest
 
-from backend.labelstudio.interactions import Gesture
-from backend.state.displayed_masks import ShownMask, new_mask, target_of
+from backend.labelstudio.interactions import Interaction
+from backend.state.displayed_masks import DisplayedMask, new_mask, target_of
 from sspsam.images.masks import mask_to_coco_rle
 
 
-def shown(name: str, *box: int) -> ShownMask:
+def shown(name: str, *box: int) -> DisplayedMask:
     """A rectangle x0, y0, x1, y1 on a picture of 200 x 100 px."""
     mask = np.zeros((100, 200), dtype=np.bool_)
     if box:
         x0, y0, x1, y1 = box
         mask[y0:y1, x0:x1] = True
-    return ShownMask(name, f"the {name}", mask_to_coco_rle(mask))
+    return DisplayedMask(name, f"the {name}", mask_to_coco_rle(mask))
 
 
-def click(x: float, y: float, name: str = "c", positive: bool = True) -> Gesture:
-    return Gesture(name, "click", (x / 200, y / 100, x / 200, y / 100), positive)
+def click(x: float, y: float, name: str = "c", positive: bool = True) -> Interaction:
+    return Interaction(name, "click", (x / 200, y / 100, x / 200, y / 100), positive)
 
 
-def box(x0: float, y0: float, x1: float, y1: float, name: str = "b") -> Gesture:
-    return Gesture(name, "box", (x0 / 200, y0 / 100, x1 / 200, y1 / 100))
+def box(x0: float, y0: float, x1: float, y1: float, name: str = "b") -> Interaction:
+    return Interaction(name, "box", (x0 / 200, y0 / 100, x1 / 200, y1 / 100))
 
 
 HOUSE, DOOR, TREE = (
@@ -56,7 +56,7 @@ EVERYTHING = [HOUSE, DOOR, TREE, shown("ghost")]
         (box(100, 10, 100, 10), None),
     ],
 )
-def test_the_mask_that_is_meant(gesture: Gesture, name: str | None) -> None:
+def test_the_mask_that_is_meant(gesture: Interaction, name: str | None) -> None:
     target = target_of([gesture], EVERYTHING)
 
     assert (target and target.region_id) == name
@@ -103,7 +103,7 @@ def test_clicks_in_pixels() -> None:
 def test_what_is_kept_comes_back() -> None:
     mask = HOUSE.joined([click(1, 1, "1")]).joined([box(0, 0, 9, 9, "2")])
 
-    again = ShownMask.from_dict(json.loads(json.dumps(mask.to_dict())))
+    again = DisplayedMask.from_dict(json.loads(json.dumps(mask.to_dict())))
 
     assert again == mask
     np.testing.assert_array_equal(again.mask, mask.mask)

@@ -11,14 +11,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from backend.labelstudio.predictions import ProposedRegion
-from backend.state.displayed_masks import ShownMask
-from backend.state.redis_store import KnownProject, Memory
+from backend.state.displayed_masks import DisplayedMask
+from backend.state.redis_store import KnownProject, RedisStore
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 
 
 @pytest.fixture
-def memory(redis_server: Redis) -> Memory:
-    return Memory(redis_server)
+def redis_store(redis_server: Redis) -> RedisStore:
+    return RedisStore(redis_server)
 
 
 def proposed(phrase: str, column: int) -> tuple[ProposedRegion, dict[str, Any]]:
@@ -27,39 +27,39 @@ def proposed(phrase: str, column: int) -> tuple[ProposedRegion, dict[str, Any]]:
     return ProposedRegion("r1", phrase, mask, 0.5), mask_to_coco_rle(mask)
 
 
-def test_the_mask_served_last_is_the_one_that_counts(memory: Memory) -> None:
-    memory.note_served("1", "2", [proposed("a cat", 1)], "v1")
-    memory.note_served("1", "2", [proposed("a cat", 2)], "v2")
+def test_the_mask_served_last_is_the_one_that_counts(redis_store: RedisStore) -> None:
+    redis_store.note_served("1", "2", [proposed("a cat", 1)], "v1")
+    redis_store.note_served("1", "2", [proposed("a cat", 2)], "v2")
 
-    served = memory.served("r1")
+    served = redis_store.served("r1")
 
     assert served is not None
-    assert memory.served_on("1", "2") == {"r1"}
-    assert memory.served_on("1", "3") == set()
+    assert redis_store.served_on("1", "2") == {"r1"}
+    assert redis_store.served_on("1", "3") == set()
     assert served.version == "v2"
     assert np.flatnonzero(coco_rle_to_mask(served.rle).any(axis=0)).tolist() == [2]
 
 
-def test_a_phrase_that_got_a_mask_is_unmatched_no_more(memory: Memory) -> None:
-    memory.note_unmatched("1", "2", ["Zebra", "boat"], [])
-    assert memory.unmatched("1", "2") == {"zebra", "boat"}
+def test_a_phrase_that_got_a_mask_is_unmatched_no_more(redis_store: RedisStore) -> None:
+    redis_store.note_unmatched("1", "2", ["Zebra", "boat"], [])
+    assert redis_store.unmatched("1", "2") == {"zebra", "boat"}
 
-    memory.note_unmatched("1", "2", [], ["ZEBRA"])
+    redis_store.note_unmatched("1", "2", [], ["ZEBRA"])
 
-    assert memory.unmatched("1", "2") == {"boat"}
-    assert memory.unmatched("1", "3") == set()
+    assert redis_store.unmatched("1", "2") == {"boat"}
+    assert redis_store.unmatched("1", "3") == set()
 
 
-def test_projects_keep_what_a_later_call_does_not_tell(memory: Memory) -> None:
-    memory.note_project(KnownProject("7", "<View/>", "Streets", {"phrase": "car"}, "2026-01-01"))
-    memory.note_project(KnownProject("8", "<View/>", seen_at="2026-01-02"))
-    memory.note_project(KnownProject("7", "<View></View>", seen_at="2026-01-03"))
+def test_projects_keep_what_a_later_call_does_not_tell(redis_store: RedisStore) -> None:
+    redis_store.note_project(KnownProject("7", "<View/>", "Streets", {"phrase": "car"}, "2026-01-01"))
+    redis_store.note_project(KnownProject("8", "<View/>", seen_at="2026-01-02"))
+    redis_store.note_project(KnownProject("7", "<View></View>", seen_at="2026-01-03"))
 
-    assert memory.projects() == [
+    assert redis_store.projects() == [
         KnownProject("7", "<View></View>", "Streets", {"phrase": "car"}, "2026-01-03"),
         KnownProject("8", "<View/>", seen_at="2026-01-02"),
     ]
-    assert memory.project("9") is None
+    assert redis_store.project("9") is None
 
 
 def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
@@ -72,20 +72,20 @@ def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
             raise ConnectionRefusedError
 
     pool = ConnectionPool(connection_class=Refused, path="/nowhere", retry=Retry(NoBackoff(), 0))
-    memory = Memory(Redis(connection_pool=pool))
+    redis_store = RedisStore(Redis(connection_pool=pool))
 
     for _ in range(100):
-        memory.note_served("1", "2", [proposed("a cat", 1)], "v1")
-        memory.note_unmatched("1", "2", ["zebra"], ["cat"])
-        memory.note_project(KnownProject("7"))
-        memory.note_shown("1", "2", [ShownMask("r1", "a cat", {})])
-        memory.note_said("1", "2")
-        assert memory.shown("1", "2") == []
-        assert not memory.take_said("1", "2")
-        assert memory.served("r1") is None
-        assert memory.unmatched("1", "2") == set()
-        assert memory.projects() == []
-        assert memory.decision("7") == memory.progress("7") == {}
+        redis_store.note_served("1", "2", [proposed("a cat", 1)], "v1")
+        redis_store.note_unmatched("1", "2", ["zebra"], ["cat"])
+        redis_store.note_project(KnownProject("7"))
+        redis_store.note_shown("1", "2", [DisplayedMask("r1", "a cat", {})])
+        redis_store.mark_message_sent("1", "2")
+        assert redis_store.shown("1", "2") == []
+        assert not redis_store.pop_message_sent("1", "2")
+        assert redis_store.served("r1") is None
+        assert redis_store.unmatched("1", "2") == set()
+        assert redis_store.projects() == []
+        assert redis_store.decision("7") == redis_store.progress("7") == {}
 
-    assert not memory.alive()
+    assert not redis_store.alive()
     assert 2 <= len(tries) < 20

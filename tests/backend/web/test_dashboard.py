@@ -212,7 +212,7 @@ def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Red
     decision = {
         "at": "2026-05-01T13:00:00+00:00",
         "trigger": "annotation",
-        "go": False,
+        "start": False,
         "reason": "3 of 8 corrected masks",
     }
     redis_server.set("sspsam:decision:7", json.dumps(decision))
@@ -222,6 +222,14 @@ def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Red
 
     assert "No fine-tune, after an annotation was saved, 2026-05-01 13:00 UTC: 3 of 8 corrected masks" in page
     assert "step 20 of 300" in page
+
+
+def test_a_decision_stored_by_the_version_before_is_shown(client: FlaskClient, redis_server: Redis) -> None:
+    client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
+    for old, verdict in (({"go": True}, "Fine-tune"), ({"go": False, "put_off": True}, "Not yet")):
+        decision = {"at": "2026-11-18T08:30:00+00:00", "trigger": "now", "reason": "r", **old}
+        redis_server.set("sspsam:decision:7", json.dumps(decision))
+        assert f"{verdict}, " in client.get("/").text
 
 
 def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_server: Redis) -> None:

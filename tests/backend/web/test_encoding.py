@@ -89,7 +89,7 @@ def test_a_phrase_whose_answer_cannot_be_written_stays_with_the_reason(unwritabl
     assert entry.startswith("the red square")
     assert "an error inside the backend" in entry
     assert "an error inside the backend" in (texts(answer, "status") or [""])[0]
-    assert [problem.task for problem in service_of(unwritable).memory.problems("2")] == ["1"]
+    assert [problem.task for problem in service_of(unwritable).redis_store.problems("2")] == ["1"]
 
 
 def test_a_click_whose_answer_cannot_be_written_is_told_on_the_form(unwritable: Flask) -> None:

@@ -22,7 +22,7 @@ from finetune.data.dataset import Sample, open_dataset
 from finetune.evaluation.evaluate import ALL_OBJECTS, NOTHING, Counted, EvaluationResult, evaluate
 from finetune.evaluation.protocols import choose_protocol
 from finetune.metrics import NO_TARGET_MIN_PIXELS, SegmentationMetrics
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 from sspsam import ImageEmbedding, Predictor, Referent
 from sspsam.images.frames import ClipFrame
 from sspsam.images.masks import mask_to_box_xyxy
@@ -239,7 +239,7 @@ class PlainSheet:
         return [Referent(p, m, 1.0, mask_to_box_xyxy(m), False) for p, m in zip(phrases, masks, strict=True)]
 
 
-class Overheard(Processes):
+class Overheard(Ranks):
     """One of several processes; what it has to say is noted instead of sent."""
 
     def __init__(self, said: list[Counted], rank: int, count: int) -> None:
@@ -259,9 +259,9 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         "import json\n"
         "from finetune.data.dataset import open_dataset\n"
         "from finetune.evaluation.evaluate import evaluate\n"
-        "from finetune.training.ranks import join_processes\n"
+        "from finetune.training.ranks import join_ranks\n"
         "from sspsam import Predictor\n"
-        "processes = join_processes('cpu')\n"
+        "processes = join_ranks('cpu')\n"
         "predictor = Predictor.from_preset('ssp-sam-test', 'cpu')\n"
         f"result = evaluate(predictor, open_dataset('{spec}'), processes=processes)\n"
         "print(json.dumps([processes.rank, processes.count, result.to_dict()]))\n"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sspsam
-from sspsam.caching.feature_cache import Reuse
+from sspsam.caching.feature_cache import FeatureCache
 from sspsam.images.frames import UInt8Image
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.presets import ABLATIONS
@@ -119,7 +119,7 @@ def test_only_so_much_is_kept(predictor: sspsam.Predictor) -> None:
     embeddings = [predictor.embed(picture(number)).image_embedding for number in range(3)]
     with torch.inference_mode():
         one = embeddings[0].nbytes + predictor.model.sam.project(embeddings[0]).nbytes
-        reuse = Reuse(predictor.model, predictor._share, image_bytes=2 * one, phrase_bytes=0)
+        reuse = FeatureCache(predictor.model, predictor._share, image_bytes=2 * one, phrase_bytes=0)
         for embedding in embeddings:
             reuse.project(embedding)
         reuse.encode_phrases(["the dog"])

@@ -8,7 +8,7 @@ import torch
 
 import sspsam
 from sspsam.images.frames import sam_logits_to_mask
-from sspsam.images.small_regions import without_specks
+from sspsam.images.small_regions import without_small_regions
 from sspsam.results import Decoded, Question
 
 
@@ -29,7 +29,7 @@ def logits(*rows: str) -> np.ndarray:
     ids=["a small part", "a small hole", "parts that touch at corners", "all of it is small", "nothing"],
 )
 def test_small_parts_and_holes_go(before: tuple[str, ...], after: tuple[str, ...]) -> None:
-    cleaned = without_specks(logits(*before), 0.0, min_cells=3)
+    cleaned = without_small_regions(logits(*before), 0.0, min_cells=3)
 
     np.testing.assert_array_equal(cleaned > 0, logits(*after) > 0)
     same = (logits(*before) > 0) == (logits(*after) > 0)

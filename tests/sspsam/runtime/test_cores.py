@@ -12,7 +12,7 @@ import torch
 
 import sspsam
 from sspsam.results import Question
-from sspsam.runtime.cores import Cores, reserve_cores
+from sspsam.runtime.cores import Cores, limit_torch_threads
 from tests.waiting import wait_until
 
 CORES = 4
@@ -57,7 +57,7 @@ def test_one_row_is_answered_by_the_caller() -> None:
 @pytest.mark.usefixtures("four_cores")
 def test_cores_are_reserved_for_those_who_had_them() -> None:
     cores = Cores()
-    reserve_cores()
+    limit_torch_threads()
     others: list[int] = []
     thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
     thread.start()

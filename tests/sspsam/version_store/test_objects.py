@@ -127,7 +127,7 @@ def test_what_a_dead_writer_left_is_found_when_it_is_old(
     """The store tells how old it is, each in its own words."""
     store = VersionStore(tmp_path, PRESET, url=url)
     publish(store)
-    with store.files.aside() as aside:
+    with store.files.staging() as aside:
         (aside / "weights.safetensors").write_bytes(b"half")
         store.files.upload(aside)
     assert store.files.leftovers() == {}, "it may still be written"

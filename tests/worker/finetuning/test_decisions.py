@@ -18,9 +18,9 @@ from backend.state.redis_store import KnownProject
 from sspsam.version_store.store import VersionCard
 from tests.worker.finetuning.test_runs import PROJECT, record
 from worker import jobs
-from worker.finetuning.decisions import consider
+from worker.finetuning.decisions import maybe_start_finetune
 from worker.finetuning.runs import run_folder
-from worker.queueing.queues import WANTED_KEY, events_queue, held, training_queue
+from worker.queueing.queues import WANTED_KEY, events_queue, redis_lock, training_queue
 from worker.queueing.schedule import Schedule
 from worker.services import Services
 
@@ -33,7 +33,7 @@ def label(services: Services, images: int) -> None:
     for number in range(images):
         made = record(number, services.settings.images_dir, annotation=number + 1)
         services.collection(PROJECT).replace(number + 1, [made])
-    services.memory.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.note_project(KnownProject(str(PROJECT)))
 
 
 @pytest.fixture
@@ -57,10 +57,12 @@ def test_ten_triggers_at_once_start_one_fine_tune(services: Services) -> None:
     label(services, images=8)
     triggers = ["annotation", "schedule", "start-training", "now", "after-finetune"] * 2
     with ThreadPoolExecutor(len(triggers)) as pool:
-        decisions = list(pool.map(lambda it: consider(Services(services.settings), PROJECT, it), triggers))
-    assert sum(decision.go for decision in decisions) == 1
+        decisions = list(
+            pool.map(lambda it: maybe_start_finetune(Services(services.settings), PROJECT, it), triggers)
+        )
+    assert sum(decision.start for decision in decisions) == 1
     [run_id] = finetunes(services)
-    assert all(run_id in decision.reason for decision in decisions if not decision.go)
+    assert all(run_id in decision.reason for decision in decisions if not decision.start)
     assert wanted(services) is None, "those who asked have what they asked for"
 
 
@@ -113,48 +115,50 @@ def test_two_schedules_start_one_fine_tune(services: Services) -> None:
     assert [job.func_name for job in events_queue(services.redis).jobs] == ["worker.jobs.check_projects"] * 2
     with ThreadPoolExecutor(2) as pool:
         checks = list(pool.map(lambda _: jobs.check_projects(), range(2)))
-    assert sorted(check[str(PROJECT)]["go"] for check in checks) == [False, True]
+    assert sorted(check[str(PROJECT)]["start"] for check in checks) == [False, True]
     assert len(finetunes(services)) == 1
 
 
 def test_a_fine_tune_that_a_worker_is_just_taking_is_not_started_again(services: Services) -> None:
     """Between the queue and the registry of what runs, a job is in neither."""
     label(services, images=8)
-    assert consider(services, PROJECT, "now").go
+    assert maybe_start_finetune(services, PROJECT, "now").start
     queue = training_queue(services.redis)
     [job] = queue.jobs
     queue.remove(job)
     assert job.get_status() == JobStatus.QUEUED
     assert StartedJobRegistry(queue=queue).get_job_ids() == []
-    decision = consider(services, PROJECT, "start-training")
-    assert not decision.go
+    decision = maybe_start_finetune(services, PROJECT, "start-training")
+    assert not decision.start
     assert f"already waits or runs: {job.id}" in decision.reason
     assert finetunes(services) == []
 
 
 def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet_hours: Services) -> None:
     services = with_quiet_hours
-    decision = consider(services, PROJECT, "start-training", IN_QUIET_HOURS)
-    assert decision.put_off
+    decision = maybe_start_finetune(services, PROJECT, "start-training", IN_QUIET_HOURS)
+    assert decision.deferred
     assert "put off to 2026-03-02 18:00 UTC" in decision.reason
     assert wanted(services) == b"start-training"
-    assert consider(services, PROJECT, "schedule", IN_QUIET_HOURS).put_off
+    assert maybe_start_finetune(services, PROJECT, "schedule", IN_QUIET_HOURS).deferred
     assert finetunes(services) == []
-    kept = services.memory.decision(str(PROJECT))
-    assert (kept["trigger"], kept["put_off"]) == ("start-training", True)
-    assert consider(services, PROJECT, "schedule", IN_THE_EVENING).go, "though no threshold is reached"
+    kept = services.redis_store.decision(str(PROJECT))
+    assert (kept["trigger"], kept["deferred"]) == ("start-training", True)
+    assert maybe_start_finetune(services, PROJECT, "schedule", IN_THE_EVENING).start, (
+        "though no threshold is reached"
+    )
     assert len(finetunes(services)) == 1
     assert wanted(services) is None
 
 
 def test_without_a_wish_the_schedule_waits_for_the_threshold(with_quiet_hours: Services) -> None:
-    decision = consider(with_quiet_hours, PROJECT, "schedule", IN_THE_EVENING)
-    assert (decision.go, decision.reason) == (False, "2 of 4 new corrected masks")
+    decision = maybe_start_finetune(with_quiet_hours, PROJECT, "schedule", IN_THE_EVENING)
+    assert (decision.start, decision.reason) == (False, "2 of 4 new corrected masks")
 
 
 def test_now_is_now_and_outranks_an_earlier_wish(with_quiet_hours: Services) -> None:
-    assert consider(with_quiet_hours, PROJECT, "start-training", IN_QUIET_HOURS).put_off
-    assert consider(with_quiet_hours, PROJECT, "now", IN_QUIET_HOURS).go
+    assert maybe_start_finetune(with_quiet_hours, PROJECT, "start-training", IN_QUIET_HOURS).deferred
+    assert maybe_start_finetune(with_quiet_hours, PROJECT, "now", IN_QUIET_HOURS).start
     assert wanted(with_quiet_hours) is None
 
 
@@ -163,26 +167,26 @@ def test_what_was_asked_for_while_another_decision_was_made_is_not_lost(
 ) -> None:
     label(services, images=2)
     monkeypatch.setattr("worker.finetuning.decisions.LOCK_WAIT_S", 0.0)
-    with held(services.redis, "sspsam:lock:decision", wait_s=0):
-        decision = consider(services, PROJECT, "start-training")
-    assert (decision.go, decision.put_off) == (False, True)
-    assert consider(services, PROJECT, "schedule").go
+    with redis_lock(services.redis, "sspsam:lock:decision", wait_s=0):
+        decision = maybe_start_finetune(services, PROJECT, "start-training")
+    assert (decision.start, decision.deferred) == (False, True)
+    assert maybe_start_finetune(services, PROJECT, "schedule").start
 
 
 def test_what_was_asked_for_while_a_fine_tune_runs_is_done_after_it_with_the_new_labels(
     services: Services,
 ) -> None:
     label(services, images=2)
-    assert consider(services, PROJECT, "start-training").go
+    assert maybe_start_finetune(services, PROJECT, "start-training").start
     [first] = training_queue(services.redis).jobs
-    again = consider(services, PROJECT, "start-training")
-    assert (again.go, again.put_off) == (False, False), "it learns just these labels"
+    again = maybe_start_finetune(services, PROJECT, "start-training")
+    assert (again.start, again.deferred) == (False, False), "it learns just these labels"
     label(services, images=3)
-    later = consider(services, PROJECT, "start-training")
-    assert (later.go, later.put_off) == (False, True)
+    later = maybe_start_finetune(services, PROJECT, "start-training")
+    assert (later.start, later.deferred) == (False, True)
     publish(services, first.id, datetime.now(UTC))
     first.delete()
-    assert consider(services, PROJECT, "after-finetune").go
+    assert maybe_start_finetune(services, PROJECT, "after-finetune").start
     assert finetunes(services) != [first.id]
 
 
@@ -196,14 +200,14 @@ def publish(services: Services, run_id: str, at: datetime) -> VersionCard:
 
 def test_two_fine_tunes_lie_apart_and_the_wish_for_the_second_is_kept(services: Services) -> None:
     label(services, images=2)
-    consider(services, PROJECT, "now")
+    maybe_start_finetune(services, PROJECT, "now")
     [first] = training_queue(services.redis).jobs
     card = publish(services, first.id, datetime.now(UTC))
     first.delete()
     label(services, images=3)
     apart = Services(services.settings.model_copy(update={"finetune_interval_min": 30.0}))
     ended = datetime.fromisoformat(services.store.get(card.version_id).created_at)
-    early = consider(apart, PROJECT, "start-training", ended + timedelta(minutes=29))
-    assert early.put_off
+    early = maybe_start_finetune(apart, PROJECT, "start-training", ended + timedelta(minutes=29))
+    assert early.deferred
     assert "at least 30 minutes lie between two fine-tunes (FINETUNE_INTERVAL_MIN)" in early.reason
-    assert consider(apart, PROJECT, "schedule", ended + timedelta(minutes=30)).go
+    assert maybe_start_finetune(apart, PROJECT, "schedule", ended + timedelta(minutes=30)).start

@@ -81,7 +81,7 @@ SOON = replace(ENOUGH, last_ended=datetime(2026, 3, 2, 9, 0, tzinfo=UTC), min_in
 )
 def test_decide(evidence: Evidence, go: bool, reason: str) -> None:
     decision = decide(evidence)
-    assert decision.go is go
+    assert decision.start is go
     assert reason in decision.reason
 
 
@@ -123,7 +123,7 @@ TOO_SOON = "at least 60 minutes lie between two fine-tunes (FINETUNE_INTERVAL_MI
     ],
 )
 def test_what_is_put_off_says_until_when_and_why(evidence: Evidence, reason: str) -> None:
-    assert decide(evidence) == Decision(False, reason, put_off=True)
+    assert decide(evidence) == Decision(False, reason, deferred=True)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_is_put_off_says_until_when_and_why(evidence: Evidence, reason: str
     ],
 )
 def test_what_may_start(evidence: Evidence) -> None:
-    assert decide(evidence).go
+    assert decide(evidence).start
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_what_may_start(evidence: Evidence) -> None:
 )
 def test_what_is_refused_is_not_put_off(evidence: Evidence) -> None:
     decision = decide(evidence)
-    assert (decision.go, decision.put_off) == (False, False)
+    assert (decision.start, decision.deferred) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,6 @@ def test_the_part_that_ends_last_outlives_the_others(tmp_path: Path) -> None:
         for name, last in (("redis", True), ("worker", False)):
             marker = tmp_path / f"note{name}"
             command = [sys.executable, "-c", on_term, str(note), name]
-            supervisor.start(Part(name, command, ready=marker.exists, ends_last=last))
+            supervisor.start(Part(name, command, ready=marker.exists, stop_last=last))
             supervisor.wait_until_ready(name)
     assert note.read_text().split() == ["worker", "redis"]

@@ -13,9 +13,9 @@ from worker.local.up import (
     CannotStartError,
     Port,
     PortTakenError,
+    data_dir_lock,
     service_parts,
     socket_path,
-    sole_use_of,
 )
 
 
@@ -49,9 +49,13 @@ def test_a_port_that_was_just_given_back_is_free() -> None:
 
 def test_a_folder_serves_one_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    with sole_use_of(folder), pytest.raises(CannotStartError, match="data is in use"), sole_use_of(folder):
+    with (
+        data_dir_lock(folder),
+        pytest.raises(CannotStartError, match="data is in use"),
+        data_dir_lock(folder),
+    ):
         pass
-    with sole_use_of(folder):
+    with data_dir_lock(folder):
         assert folder.is_dir()
 
 

@@ -20,7 +20,7 @@ from backend.state.redis_store import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.cli.commands import app
-from worker.projects.prelabel import ChunkReport, Progress
+from worker.projects.prelabel import ChunkProgress, ChunkReport
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
@@ -48,7 +48,7 @@ def embeddings(services: Services) -> set[str]:
 
 
 def known(services: Services) -> None:
-    services.memory.note_project(KnownProject(str(PROJECT), "", seen_at="2026-01-01T00:00:00+00:00"))
+    services.redis_store.note_project(KnownProject(str(PROJECT), "", seen_at="2026-01-01T00:00:00+00:00"))
 
 
 def test_every_picture_is_embedded_once(services: Services, tasks: list[int]) -> None:
@@ -59,7 +59,7 @@ def test_every_picture_is_embedded_once(services: Services, tasks: list[int]) ->
     assert embeddings(services) == {
         services.images.digest(f"/data/upload/{PROJECT}/{task:08x}-scene.png") for task in tasks
     }
-    assert Progress(services.redis, "run").report(["chunk"]) == ChunkReport(**again)
+    assert ChunkProgress(services.redis, "run").report(["chunk"]) == ChunkReport(**again)
 
 
 def test_the_backend_finds_them(services: Services, tasks: list[int]) -> None:
@@ -119,7 +119,7 @@ def test_a_project_that_cannot_be_read_does_not_stop_the_others(
     services: Services, label_studio: LabelStudioServer
 ) -> None:
     known(services)
-    services.memory.note_project(KnownProject("4", "", seen_at="2026-01-01T00:00:00+00:00"))
+    services.redis_store.note_project(KnownProject("4", "", seen_at="2026-01-01T00:00:00+00:00"))
 
     results = jobs.prefetch_projects()
 

@@ -19,9 +19,9 @@ from worker import jobs
 from worker.cli.commands import app
 from worker.projects.prelabel import (
     POST_BATCH,
+    ChunkProgress,
     ChunkReport,
     PhraseSource,
-    Progress,
     check_source,
     chunk_name,
     chunks_of,
@@ -68,7 +68,7 @@ def test_every_task_gets_a_prediction(
     assert all(phrases_of(one) == {"the dog", "a cat"} for one in label_studio.predictions)
     assert report["posted"] == report["tasks"] == 3
     assert report["masks"] > 0
-    assert Progress(services.redis, "run").report(["chunk", "none"]) == ChunkReport(**report)
+    assert ChunkProgress(services.redis, "run").report(["chunk", "none"]) == ChunkReport(**report)
     for prediction in label_studio.predictions:
         for region in read_annotation(prediction, CONFIG).regions:
             assert services.served(region.region_id) is not None, "corrections can be told"

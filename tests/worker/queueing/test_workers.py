@@ -20,7 +20,7 @@ from redis import Redis
 
 from tests.worker import sample_jobs
 from worker.queueing.healthcheck import HEARTBEAT_MAX_AGE_S, RECENT, heartbeats, queues_served
-from worker.queueing.queues import EVENTS, QUEUES, TRAINING, events_queue, held, training_queue
+from worker.queueing.queues import EVENTS, QUEUES, TRAINING, events_queue, redis_lock, training_queue
 
 pytestmark = pytest.mark.integration
 
@@ -170,17 +170,20 @@ def test_without_redis_the_command_says_so(environment: dict[str, str]) -> None:
 
 
 def test_a_lock_is_held_by_one(redis_server: Redis) -> None:
-    with held(redis_server, "lock", wait_s=0) as first, held(redis_server, "lock", wait_s=0) as second:
+    with (
+        redis_lock(redis_server, "lock", wait_s=0) as first,
+        redis_lock(redis_server, "lock", wait_s=0) as second,
+    ):
         assert (first, second) == (True, False)
-    with held(redis_server, "lock", wait_s=0) as third:
+    with redis_lock(redis_server, "lock", wait_s=0) as third:
         assert third
 
 
 def test_an_owner_takes_over_what_it_left_and_no_other_does(redis_server: Redis) -> None:
     redis_server.set("lock", "me", ex=30)
-    with held(redis_server, "lock", wait_s=0, owner="you") as taken:
+    with redis_lock(redis_server, "lock", wait_s=0, owner="you") as taken:
         assert not taken
-    with held(redis_server, "lock", wait_s=0, owner="me") as taken:
+    with redis_lock(redis_server, "lock", wait_s=0, owner="me") as taken:
         assert taken
     assert not redis_server.exists("lock")
 

@@ -14,8 +14,8 @@ from finetune.data.stickers.scenes import (
     MIN_VISIBLE,
     SOLID_ALPHA,
     SPLITS,
-    Pile,
     Scene,
+    StickerStack,
     draw_sticker,
     make_scene,
 )
@@ -62,8 +62,8 @@ def test_masks_are_disjoint_and_boxes_hold_them():
         assert covered.max() == 1, "no pixel belongs to two things"
 
 
-def pile_up(seed: int, count: int) -> Pile:
-    pile = Pile(np.random.default_rng(seed), 120, 160)
+def pile_up(seed: int, count: int) -> StickerStack:
+    pile = StickerStack(np.random.default_rng(seed), 120, 160)
     for noun in FIRST_NOUNS[:count]:
         pile.lay(noun, STYLES[seed % len(STYLES)])
     return pile

@@ -15,7 +15,7 @@ from finetune.training.batches.embedding_store import EmbeddingStore
 from finetune.training.batches.examples import ExampleStream
 from finetune.training.batches.streaming import SampleStream, StepSampler
 from finetune.training.config import ConfigError, TrainConfig
-from finetune.training.ranks import Processes
+from finetune.training.ranks import Ranks
 from sspsam import Predictor
 
 PREDICTOR = Predictor.from_preset("ssp-sam-test", "cpu")
@@ -33,8 +33,8 @@ def data() -> StickerDataset:
     return StickerDataset("train", count=3, phrases_per_scene=2, families=["noun", "none", "place"])
 
 
-def stream(config: TrainConfig, data: Dataset, processes: Processes | None = None) -> SampleStream:
-    return SampleStream(data, PREDICTOR, config, config.batch_size, processes or Processes())
+def stream(config: TrainConfig, data: Dataset, processes: Ranks | None = None) -> SampleStream:
+    return SampleStream(data, PREDICTOR, config, config.batch_size, processes or Ranks())
 
 
 def test_it_gives_what_the_windows_give(config: TrainConfig, data: StickerDataset) -> None:
@@ -51,7 +51,7 @@ def test_it_gives_what_the_windows_give(config: TrainConfig, data: StickerDatase
 
 
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
-    sampler = StepSampler(10, 4, seed=0, processes=Processes(), first_step=0)
+    sampler = StepSampler(10, 4, seed=0, processes=Ranks(), first_step=0)
     visits = [key for step in range(5) for key in sampler.keys(step)]
     first, second = visits[:10], visits[10:]
     assert sorted(first) == [(0, i) for i in range(10)]
@@ -61,8 +61,8 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_processes_share_a_batch_without_gap_or_repeat(count: int) -> None:
-    alone = StepSampler(10, 4, seed=0, processes=Processes(), first_step=0).keys(7)
-    shared = [StepSampler(10, 4, 0, Processes(rank, count), 0).keys(7) for rank in range(count)]
+    alone = StepSampler(10, 4, seed=0, processes=Ranks(), first_step=0).keys(7)
+    shared = [StepSampler(10, 4, 0, Ranks(rank, count), 0).keys(7) for rank in range(count)]
     assert [key for share in shared for key in share] == alone
 
 
