@@ -26,8 +26,9 @@ from common.sections import table, write_section
 from PIL import Image
 
 from backend.settings import Settings
-from finetune.data.dataset import Sample, open_dataset
+from finetune.data.dataset import open_dataset
 from finetune.data.records import RefRecord
+from finetune.data.sample import Sample
 from sspsam.images.masks import mask_to_coco_rle
 from sspsam.version_store.store import VersionStore
 from worker.finetuning.measuring import verdict_of

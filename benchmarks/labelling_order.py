@@ -23,7 +23,8 @@ from common.novel import CORRECTED_SPLIT, FRESH_SPLIT, NovelDataset, NovelScene,
 from common.sections import table, write_section
 
 from finetune.data.augmentation import VariedDataset
-from finetune.data.dataset import Dataset, open_dataset
+from finetune.data.dataset import open_dataset
+from finetune.data.sample import Dataset
 from finetune.evaluation.evaluate import evaluate
 from finetune.training.config import TrainConfig
 from finetune.training.loop import TrainingLoop

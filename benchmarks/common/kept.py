@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from backend.serving.embedding_store import EmbeddingCache
-from finetune.data.dataset import Dataset, Sample
+from finetune.data.sample import Dataset, Sample
 from sspsam import ImageEmbedding, Predictor
 from sspsam.images.frames import UInt8Image
 

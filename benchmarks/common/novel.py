@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from finetune.data.dataset import Sample
+from finetune.data.sample import Sample
 from finetune.data.stickers.demo import NOUNS
 from finetune.data.stickers.phrases import make_phrases
 from finetune.data.stickers.scenes import Mask, Picture, Scene, make_scene

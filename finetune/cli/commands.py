@@ -21,7 +21,7 @@ from sspsam.cli.commands import (
 )
 
 if TYPE_CHECKING:
-    from finetune.data.dataset import Dataset
+    from finetune.data.sample import Dataset
     from finetune.evaluation.evaluate import EvaluationResult
     from finetune.training.ranks import Ranks
     from sspsam.predictor import Predictor

@@ -9,7 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from finetune.data.dataset import Dataset, Sample
+from finetune.data.sample import Dataset, Sample
 from sspsam.images.masks import mask_to_box_xyxy
 
 LEAST_WINDOW = 0.5

@@ -1,124 +1,21 @@
-"""What every data set gives: a picture, a phrase and the mask it refers to. Opened by name and split."""
+"""Opens data sets by name and split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-import numpy.typing as npt
 
-from finetune.data.phrase_types import family_of
-from finetune.data.records import RecordFormatError, RefRecord, read_records
-from sspsam.images.image_io import PictureError, read_picture
-from sspsam.images.masks import MaskFormatError, coco_rle_to_mask, mask_to_box_xyxy
+from finetune.data.record_dataset import RecordDataset
+from finetune.data.records import RecordFormatError, read_records
+from finetune.data.sample import Dataset, DatasetError, DatasetFileError, DatasetNameError, Sample
 
 RECORDS_PREFIX = "records:"
-DATA_ROOT_VARIABLE = "SSPSAM_DATA"
-"""Environment: folder of the published data sets."""
 JOINT = " + "
 """Between the names of data sets that are read one after the other."""
-
-BoxXyxy = tuple[float, float, float, float]
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be opened or read as asked. The message says what was expected."""
-
-
-class DatasetNameError(DatasetError):
-    """No data set has this name, split or option: correct the name."""
-
-
-class DatasetFileError(DatasetError):
-    """A file of the data set is missing or is not what its record says: restore the file."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One phrase on one picture."""
-
-    sample_id: str
-    """Unique in its data set, and stable between runs."""
-    image_id: str
-    """The same for all samples of one picture."""
-    image: npt.NDArray[np.uint8]
-    """(H, W, 3) RGB, original frame."""
-    phrase: str
-    mask: npt.NDArray[np.bool_]
-    """(H, W), what the phrase refers to; all False when nothing in the picture fits it."""
-    family: str = ""
-    """Kind of phrase ("noun", "ordinal", ...), for figures by family; empty where there are no kinds."""
-    all_objects: npt.NDArray[np.bool_] | None = None
-    """(H, W), every object of the picture at once, where the data set knows them: a trivial baseline."""
-    box_xyxy: BoxXyxy | None = None
-    """The published box of the target, px, where the data set has one that need not be the mask's."""
-    label: str = ""
-    """Of the object, for figures by label; empty where the data set has none."""
-
-    @property
-    def true_box_xyxy(self) -> BoxXyxy:
-        """The published box, or the mask's; all zero without a target."""
-        return mask_to_box_xyxy(self.mask) if self.box_xyxy is None else self.box_xyxy
-
-    @property
-    def has_target(self) -> bool:
-        """Whether the phrase refers to anything in the picture."""
-        return bool(self.mask.any())
-
-
-class Dataset(Protocol):
-    """Samples by position. Those of one picture follow each other, so that it is read and embedded once."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-
-class RecordDataset:
-    """Labels made by annotators: records of phrases and masks, with the pictures' bytes in a folder.
-
-    Records of one picture are brought together, in the order of their first appearance.
-    """
-
-    def __init__(self, records: Sequence[RefRecord], images: Path) -> None:
-        """Takes records, and the folder whose files are pictures named by the sha256 of their bytes."""
-        first_seen = {record.image_sha256: at for at, record in reversed(list(enumerate(records)))}
-        self.records = sorted(records, key=lambda record: first_seen[record.image_sha256])
-        self.images = images
-        self._last: tuple[str, npt.NDArray[np.uint8]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        return Sample(
-            sample_id=record.sample_id,
-            image_id=record.image_sha256,
-            image=self._image(record),
-            phrase=record.phrase,
-            mask=_record_mask(record),
-            family=family_of(record.phrase, record.mask_rle is not None),
-            label=record.label or "",
-        )
-
-    def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:
-        if self._last is None or self._last[0] != record.image_sha256:
-            try:
-                image = read_picture(self.images / record.image_sha256)
-            except PictureError as error:
-                raise DatasetFileError(f"record {record.sample_id}: {error}") from error
-            if image.shape[:2] != record.image_hw:
-                raise DatasetFileError(
-                    f"{self.images / record.image_sha256} is {image.shape[:2]} (H, W), "
-                    f"but record {record.sample_id} was drawn on {record.image_hw}"
-                )
-            self._last = record.image_sha256, image
-        return self._last[1]
 
 
 class JointDataset:
@@ -165,24 +62,6 @@ def open_dataset(spec: str) -> Dataset:
         known = ", ".join([f"{known}/<split>" for known in _OPENERS] + [f"{RECORDS_PREFIX}<file>"])
         raise DatasetNameError(f"no data set is named {name!r}; known: {known}")
     return _OPENERS[family](spec, split, options)
-
-
-def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -> Iterator[list[Sample]]:
-    """Yields the samples of one picture at a time, as long as they follow each other.
-
-    Args:
-        dataset: Where they come from.
-        positions: Which of its samples; all when None.
-    """
-    group: list[Sample] = []
-    for index in range(len(dataset)) if positions is None else positions:
-        sample = dataset[index]
-        if group and group[0].image_id != sample.image_id:
-            yield group
-            group = []
-        group.append(sample)
-    if group:
-        yield group
 
 
 def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
@@ -257,15 +136,6 @@ def _names(options: dict[str, str], name: str) -> tuple[str, ...] | None:
 def _refuse_unknown(spec: str, options: dict[str, str]) -> None:
     if options:
         raise DatasetNameError(f"{spec!r}: unknown option {', '.join(sorted(options))}")
-
-
-def _record_mask(record: RefRecord) -> npt.NDArray[np.bool_]:
-    if record.mask_rle is None:
-        return np.zeros(record.image_hw, dtype=bool)
-    try:
-        return coco_rle_to_mask(record.mask_rle)
-    except MaskFormatError as error:
-        raise DatasetFileError(f"record {record.sample_id}: {error}") from error
 
 
 PUBLISHED = (

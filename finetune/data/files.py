@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from finetune.data.dataset import DATA_ROOT_VARIABLE, DatasetFileError
+from finetune.data.sample import DatasetFileError
 from sspsam.images.image_io import PictureError, read_picture
 
+DATA_ROOT_VARIABLE = "SSPSAM_DATA"
+"""Environment: folder of the published data sets."""
 DEFAULT_DATA_ROOT = "data"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from finetune.data.dataset import Dataset, Sample, samples_by_image
+from finetune.data.sample import Dataset, Sample, samples_by_image
 from finetune.evaluation.evaluate import EvaluationResult
 from finetune.evaluation.protocols import BoolMask
 from finetune.evaluation.report import SAME_IOU, bootstrap_interval, paired_samples

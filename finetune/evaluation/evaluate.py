@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from finetune.data.dataset import Dataset, Sample, samples_by_image
+from finetune.data.sample import Dataset, Sample, samples_by_image
 from finetune.evaluation.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
 from finetune.training.ranks import Ranks

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageOps
 
-from finetune.data.dataset import Dataset, samples_by_image
+from finetune.data.sample import Dataset, samples_by_image
 from finetune.evaluation.protocols import BoolMask, PhraseModel
 from finetune.metrics import SegmentationMetrics
 from sspsam.drawing import Rgb, draw_outline, draw_referents

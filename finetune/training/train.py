@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.data.dataset import Dataset, open_dataset
+from finetune.data.dataset import open_dataset
+from finetune.data.sample import Dataset
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.loop import LOG_FRAME, LOG_NAME, ProgressFn, Stage, TrainingLoop, read_log

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from finetune.data.dataset import Dataset
+    from finetune.data.sample import Dataset
     from finetune.evaluation.evaluate import EvaluationResult
     from finetune.evaluation.html_report import MeasuredOn
     from sspsam import Predictor

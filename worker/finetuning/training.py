@@ -95,7 +95,8 @@ def _require_openable(data: str | None, variable: str) -> None:
     Raises:
         RunError: it is.
     """
-    from finetune.data.dataset import DatasetError, open_dataset
+    from finetune.data.dataset import open_dataset
+    from finetune.data.sample import DatasetError
 
     if data is None:
         return

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.data.dataset import DatasetFileError
 from finetune.data.files import find, read_plain_pickle, stream_json
 from finetune.data.published.refcoco import (
     COCO_FOLDERS,
@@ -22,6 +21,7 @@ from finetune.data.published.refcoco import (
     sentences_of,
 )
 from finetune.data.published.referring import Reference, ReferringDataset, enclose, union
+from finetune.data.sample import DatasetFileError
 
 NAME = "grefcoco"
 SPLITS = ("train", "val", "testA", "testB")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.dataset import DatasetFileError
 from finetune.data.files import find, stream_json
 from finetune.data.published.refcoco import check_split
 from finetune.data.published.referring import (
@@ -22,6 +21,7 @@ from finetune.data.published.referring import (
     enclose,
     xywh_to_xyxy,
 )
+from finetune.data.sample import DatasetFileError
 
 NAME = "phrasecut"
 SPLITS = ("train", "val", "test", "miniv", "val_miniv")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.dataset import BoxXyxy, DatasetFileError, DatasetNameError
 from finetune.data.files import find, read_plain_pickle, stream_json
 from finetune.data.published.referring import (
     Hw,
@@ -20,6 +19,7 @@ from finetune.data.published.referring import (
     segmentation_to_region,
     xywh_to_xyxy,
 )
+from finetune.data.sample import BoxXyxy, DatasetFileError, DatasetNameError
 
 ANNOTATIONS_SOURCE = "https://github.com/lichengunc/refer (download {}.zip and unpack it there)"
 COCO_SOURCE = "https://cocodataset.org/#download (2014 Train images)"

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from finetune.data.dataset import BoxXyxy, DatasetFileError, Sample
 from finetune.data.files import read_shown_picture, read_stored_picture
+from finetune.data.sample import BoxXyxy, DatasetFileError, Sample
 
 BoolMask = npt.NDArray[np.bool_]
 Hw = tuple[int, int]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from finetune.data.dataset import Sample
+from finetune.data.sample import Sample
 from finetune.data.stickers.art import STYLES, Picture
 from finetune.data.stickers.backgrounds import draw_background
 from finetune.data.stickers.phrases import FAMILIES, ScenePhrase, make_phrases

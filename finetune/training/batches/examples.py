@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.data.dataset import Dataset, Sample
+from finetune.data.sample import Dataset, Sample
 from sspsam.images import frames
 from sspsam.images.frames import BoolMask, ClipFrame
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle

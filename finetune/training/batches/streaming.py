@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.augmentation import mirror
-from finetune.data.dataset import Dataset, DatasetFileError, Sample
+from finetune.data.sample import Dataset, DatasetFileError, Sample
 from finetune.training.batches.embedding_store import EmbeddingStore, find_embedding
 from finetune.training.batches.examples import Batch
 from finetune.training.config import TrainConfig

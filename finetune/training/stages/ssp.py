@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.data.dataset import Dataset
+from finetune.data.sample import Dataset
 from finetune.training.batches.clicks import correcting_clicks
 from finetune.training.batches.examples import Batch, ExampleStream, concatenate, take
 from finetune.training.batches.streaming import SampleStream

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from finetune.data.augmentation import LEAST_WINDOW, VariedDataset, mirror, swap_sides, vary
-from finetune.data.dataset import Sample
 from finetune.data.phrase_types import family_of
+from finetune.data.sample import Sample
 from finetune.data.stickers.dataset import StickerDataset
 from sspsam.images.masks import mask_to_box_xyxy
 

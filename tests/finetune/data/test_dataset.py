@@ -12,14 +12,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from finetune.data.dataset import (
-    DatasetFileError,
-    DatasetNameError,
-    RecordDataset,
-    open_dataset,
-    samples_by_image,
-)
+from finetune.data.dataset import open_dataset
+from finetune.data.record_dataset import RecordDataset
 from finetune.data.records import RefRecord, write_records
+from finetune.data.sample import DatasetFileError, DatasetNameError, samples_by_image
 from sspsam.images.masks import mask_to_coco_rle
 
 Picture = npt.NDArray[np.uint8]

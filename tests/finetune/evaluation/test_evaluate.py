@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.data.dataset import Sample, open_dataset
+from finetune.data.dataset import open_dataset
+from finetune.data.sample import Sample
 from finetune.evaluation.evaluate import ALL_OBJECTS, NOTHING, Counted, EvaluationResult, evaluate
 from finetune.evaluation.protocols import choose_protocol
 from finetune.metrics import NO_TARGET_MIN_PIXELS, SegmentationMetrics

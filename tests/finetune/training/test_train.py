@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from finetune.cli import training
-from finetune.data.dataset import Sample
+from finetune.data.sample import Sample
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training import recipe
 from finetune.training.batches.examples import ExampleStream

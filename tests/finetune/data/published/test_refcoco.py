@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.dataset import DatasetFileError, DatasetNameError, open_dataset, samples_by_image
+from finetune.data.dataset import open_dataset
 from finetune.data.files import DATA_ROOT_VARIABLE, read_plain_pickle
 from finetune.data.published.refcoco import PUBLICATIONS
 from finetune.data.published.referring import segmentation_to_region
+from finetune.data.sample import DatasetFileError, DatasetNameError, samples_by_image
 from finetune.evaluation.evaluate import evaluate
 from finetune.training.config import TrainConfig
 from finetune.training.train import train

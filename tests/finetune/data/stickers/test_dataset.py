@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finetune.cli.scenes import PHRASES_FILE, TASKS_FILE, app
-from finetune.data.dataset import DatasetNameError, open_dataset
+from finetune.data.dataset import open_dataset
+from finetune.data.sample import DatasetNameError
 from finetune.data.stickers.art import STYLES
 from finetune.data.stickers.dataset import FIRST_NOUNS, StickerDataset, render_crop
 from sspsam.images.masks import coco_rle_to_mask

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.dataset import Dataset, DatasetFileError, Sample
+from finetune.data.sample import Dataset, DatasetFileError, Sample
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.batches.embedding_store import EmbeddingStore
 from finetune.training.batches.examples import ExampleStream
