@@ -25,7 +25,8 @@ from backend.serving.engine import Engine
 from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
 from backend.state.redis_store import KnownProject, RedisStore
-from sspsam.version_store.store import VersionCard, VersionError, VersionStore
+from sspsam import VersionStore
+from sspsam.version_store.store import VersionCard, VersionError
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding

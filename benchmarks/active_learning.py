@@ -40,8 +40,8 @@ from backend.labelstudio.setup import connect_project
 from backend.settings import Settings
 from finetune.data.records import RefRecord
 from finetune.evaluation.evaluate import evaluate
-from sspsam.images.masks import mask_to_coco_rle
-from sspsam.version_store.store import VersionCard, VersionStore
+from sspsam import VersionStore, mask_to_coco_rle
+from sspsam.version_store.store import VersionCard
 from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, free_port
 from worker.finetuning.policy import assign_sides

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from backend.web.app import create_app
-from sspsam.modeling.model import build_model
-from sspsam.predictor import Predictor
+from sspsam import Predictor, build_model
 from sspsam.presets import IMAGE_ENCODERS
 from sspsam.results import Decoded, Question
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from common.sections import table, write_section
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 
-from sspsam.images.masks import brush_rle_to_mask, mask_to_brush_rle
+from sspsam import brush_rle_to_mask, mask_to_brush_rle
 
 HEIGHT, WIDTH = 3000, 4000
 LEAST = {"encode": 5.0, "decode": 20.0}

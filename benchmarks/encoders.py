@@ -28,7 +28,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
-    from sspsam.modeling.sam import build_image_encoder
+    from sspsam import build_image_encoder
     from sspsam.presets import IMAGE_ENCODERS
     from sspsam.runtime.onednn import use_onednn_matmul
 

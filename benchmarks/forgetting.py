@@ -29,8 +29,7 @@ from backend.settings import Settings
 from finetune.data.dataset import open_dataset
 from finetune.data.records import RefRecord
 from finetune.data.sample import Sample
-from sspsam.images.masks import mask_to_coco_rle
-from sspsam.version_store.store import VersionStore
+from sspsam import VersionStore, mask_to_coco_rle
 from worker.finetuning.measuring import verdict_of
 from worker.finetuning.policy import assign_sides
 from worker.finetuning.runs import prepare_run

@@ -25,10 +25,9 @@ PRESETS = {"ssp-sam-demo": 32, "ssp-sam-224-with-vit_b": 2}
 
 def random_weights(preset: str, folder: Path) -> Path | None:
     """A file of them; None where the preset's own ship."""
-    from sspsam import build_model
+    from sspsam import build_image_encoder, build_model
     from sspsam.checkpoints.bundles import packaged_weights
     from sspsam.checkpoints.load import write_tensors
-    from sspsam.modeling.sam import build_image_encoder
     from sspsam.presets import get_preset
 
     if packaged_weights(preset) is not None:

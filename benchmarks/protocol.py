@@ -24,7 +24,7 @@ from common.serving import Scenes, ask, serving
 
 from backend.events import read_event
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam import mask_to_brush_rle
 
 LIMIT_MS = 50
 EVERY_S = 0.02

@@ -36,7 +36,8 @@ import requests
 from redis import Redis, RedisError
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.version_store.store import VersionCard, VersionStore
+from sspsam import VersionStore
+from sspsam.version_store.store import VersionCard
 from tests.worker.label_studio_server import KEY, LabelStudioServer
 from worker.local.redis_program import redis_program
 

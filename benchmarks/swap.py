@@ -26,9 +26,8 @@ from common.sections import table, write_section
 from common.serving import Scenes, backend, environment, predict, redis_at, scenes
 from redis import Redis
 
-from sspsam import Predictor
-from sspsam.images.masks import brush_rle_to_mask
-from sspsam.version_store.store import VERSIONS_CHANNEL, VersionCard, VersionStore
+from sspsam import Predictor, VersionStore, brush_rle_to_mask
+from sspsam.version_store.store import VERSIONS_CHANNEL, VersionCard
 
 PRESET = "ssp-sam-demo"
 LAST = "sam.mask_decoder.output_hypernetworks_mlps.0.layers.2."

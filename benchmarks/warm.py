@@ -19,12 +19,10 @@ from common.sections import table, write_section
 from common.timing import medians_in_turn
 from torch import nn
 
-from sspsam import build_model
+from sspsam import ImageEmbedding, Predictor, build_model
 from sspsam.images.frames import image_to_clip
 from sspsam.phrases import tokenize
-from sspsam.predictor import Predictor
 from sspsam.presets import IMAGE_ENCODERS
-from sspsam.results import ImageEmbedding
 
 PRESETS = ("ssp-sam-demo", "ssp-sam-224", "ssp-sam-336")
 TOGETHER = 8

@@ -7,13 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sspsam.checkpoints.load import CheckpointError, load_checkpoint
+    from sspsam.checkpoints.load import CheckpointError, load_checkpoint, load_image_encoder
+    from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask, mask_to_brush_rle, mask_to_coco_rle
     from sspsam.modeling.model import SSPSAM, build_model
     from sspsam.modeling.sam import build_image_encoder
     from sspsam.phrases import PhraseError
     from sspsam.predictor import Predictor
     from sspsam.presets import PRESETS
     from sspsam.results import ImageEmbedding, Referent
+    from sspsam.version_store.store import VersionStore
 
 __all__ = [
     "PRESETS",
@@ -23,9 +25,15 @@ __all__ = [
     "PhraseError",
     "Predictor",
     "Referent",
+    "VersionStore",
+    "brush_rle_to_mask",
     "build_image_encoder",
     "build_model",
+    "coco_rle_to_mask",
     "load_checkpoint",
+    "load_image_encoder",
+    "mask_to_brush_rle",
+    "mask_to_coco_rle",
 ]
 
 _HOMES = {
@@ -36,11 +44,17 @@ _HOMES = {
     "PhraseError": "phrases",
     "Predictor": "predictor",
     "Referent": "results",
+    "VersionStore": "version_store.store",
+    "brush_rle_to_mask": "images.masks",
     "build_image_encoder": "modeling.sam",
     "build_model": "modeling.model",
+    "coco_rle_to_mask": "images.masks",
     "load_checkpoint": "checkpoints.load",
+    "load_image_encoder": "checkpoints.load",
+    "mask_to_brush_rle": "images.masks",
+    "mask_to_coco_rle": "images.masks",
 }
-"""Public name -> the module it lives in."""
+"""Public name -> the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from backend.labelstudio.annotations import AnnotationContent, Region
 from finetune.data.records import RecordFormatError, RefRecord, read_records, write_records
-from sspsam.images.masks import mask_to_coco_rle
+from sspsam import mask_to_coco_rle
 
 logger = logging.getLogger(__name__)
 

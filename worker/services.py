@@ -12,7 +12,7 @@ from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.settings import Settings
 from backend.state.redis_store import KEPT_S, RedisStore
-from sspsam.version_store.store import VersionStore
+from sspsam import VersionStore
 from worker.queueing.queues import SERVED_KEY, connect
 from worker.records import Collection, ServedMask, collected_projects
 

@@ -47,7 +47,7 @@ from backend.serving.engine import Engine
 from backend.serving.shared_model import NOBODY, ReadImage
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
-from sspsam.images.masks import mask_to_coco_rle
+from sspsam import mask_to_coco_rle
 
 Prediction = dict[str, Any]
 

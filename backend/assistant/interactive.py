@@ -36,7 +36,7 @@ from backend.serving.engine import Engine
 from backend.serving.shared_model import NOBODY
 from backend.state.displayed_masks import DisplayedMask, new_mask, seen_by, target_of
 from backend.state.redis_store import RedisStore
-from sspsam.images.masks import mask_to_coco_rle
+from sspsam import mask_to_coco_rle
 
 if TYPE_CHECKING:
     from sspsam import Referent

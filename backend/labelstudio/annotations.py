@@ -12,7 +12,8 @@ from typing import Any
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
-from sspsam.images.masks import BoolMask, MaskFormatError, brush_rle_to_mask
+from sspsam import brush_rle_to_mask
+from sspsam.images.masks import BoolMask, MaskFormatError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig, Tag
-from sspsam.images.masks import BoolMask, mask_to_brush_rle
+from sspsam import mask_to_brush_rle
+from sspsam.images.masks import BoolMask
 
 Result = dict[str, Any]
 

@@ -28,7 +28,8 @@ from backend.serving.shared_model import (
     SharingOptions,
     SwappablePredictor,
 )
-from sspsam.version_store.store import VERSIONS_CHANNEL, UnreachableStoreError, VersionError, VersionStore
+from sspsam import VersionStore
+from sspsam.version_store.store import VERSIONS_CHANNEL, UnreachableStoreError, VersionError
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ import numpy as np
 
 from backend.labelstudio.interactions import Interaction
 from backend.serving.shared_model import Clicks
-from sspsam.images.masks import BoolMask, coco_rle_to_mask
+from sspsam import coco_rle_to_mask
+from sspsam.images.masks import BoolMask
 
 NEAR = 0.1
 """A click outside all masks belongs to the nearest one up to this distance, in fractions of the image's

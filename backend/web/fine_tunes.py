@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sspsam.version_store.store import VersionCard, VersionError, VersionStore
+from sspsam import VersionStore
+from sspsam.version_store.store import VersionCard, VersionError
 
 LOG = "log.jsonl"
 REPORTS = ("report.html", "report.md")

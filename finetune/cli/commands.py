@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.data.sample import Dataset
     from finetune.evaluation.evaluate import EvaluationResult
     from finetune.training.ranks import Ranks
-    from sspsam.predictor import Predictor
+    from sspsam import Predictor
 
 app = typer.Typer()
 app.registered_commands += [*data_app.registered_commands, *training_app.registered_commands]

@@ -61,7 +61,7 @@ def scenes(
 
 
 def _describe(name: str, scene: Scene, phrase: ScenePhrase) -> dict[str, object]:
-    from sspsam.images.masks import mask_to_coco_rle
+    from sspsam import mask_to_coco_rle
 
     mask = mask_to_coco_rle(scene.mask_of(phrase.targets)) if phrase.targets else None
     return {"image": name, "phrase": phrase.phrase, "family": phrase.family, "mask_rle": mask}

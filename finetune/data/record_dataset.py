@@ -11,8 +11,9 @@ import numpy.typing as npt
 from finetune.data.phrase_types import family_of
 from finetune.data.records import RefRecord
 from finetune.data.sample import DatasetFileError, Sample
+from sspsam import coco_rle_to_mask
 from sspsam.images.image_io import PictureError, read_picture
-from sspsam.images.masks import MaskFormatError, coco_rle_to_mask
+from sspsam.images.masks import MaskFormatError
 
 
 class RecordDataset:

@@ -18,7 +18,7 @@ from sspsam.drawing import COLOURS, Rgb, draw_mask, draw_outline
 if TYPE_CHECKING:
     import torch
 
-    from sspsam.predictor import Predictor
+    from sspsam import Predictor
 
 SHOWN_CHANGES = 12
 """Number of the largest improvements, and of the largest losses."""

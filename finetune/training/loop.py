@@ -21,7 +21,7 @@ from finetune.training.curves import Curves, open_curves
 from finetune.training.losses import TOTAL, NonFiniteLossError
 from finetune.training.ranks import Ranks
 from finetune.training.stopping import EarlyStopping
-from sspsam.checkpoints.load import CheckpointError
+from sspsam import CheckpointError
 from sspsam.files import replacing
 
 logger = logging.getLogger(__name__)

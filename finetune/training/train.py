@@ -20,11 +20,9 @@ from finetune.training.stages.pretrain_clip import CLIPStage
 from finetune.training.stages.pretrain_sam import SAMStage
 from finetune.training.stages.rec import RECStage
 from finetune.training.stages.ssp import SSPStage
+from sspsam import CheckpointError, Predictor, build_image_encoder, build_model
 from sspsam.checkpoints.bundles import WEIGHTS_FOLDER
-from sspsam.checkpoints.load import CheckpointError, load_strictly, read_tensors, write_tensors
-from sspsam.modeling.model import build_model
-from sspsam.modeling.sam import build_image_encoder
-from sspsam.predictor import Predictor
+from sspsam.checkpoints.load import load_strictly, read_tensors, write_tensors
 from sspsam.presets import base_preset, get_preset
 from sspsam.runtime.onednn import use_onednn_matmul
 from sspsam.runtime.process import MEBIBYTE, tune_malloc, tuning_enabled

@@ -63,6 +63,32 @@ def load_checkpoint(model: SSPSAM, source: str | Path | Mapping[str, object]) ->
     _copy(model, state, part=part, optional_prefix="" if part else "clip.")
 
 
+def load_image_encoder(encoder: nn.Module, source: str | Path | Mapping[str, object]) -> None:
+    """Loads SAM's image encoder, strictly.
+
+    Args:
+        encoder: as from build_image_encoder.
+        source: a path or a dict of tensors, with or without a wrapper (`model`, `state_dict`), as published
+            for SAM (`sam_vit_b_01ec64.pth`) or MobileSAM (`mobile_sam.pt`): the other parts are ignored. The
+            tensors of an image encoder alone, a checkpoint of the authors' training and our bundles also fit.
+
+    Raises:
+        CheckpointError: unreadable, or tensors are missing, unexpected or of another shape; all are listed.
+    """
+    state = read_tensors(source) if isinstance(source, str | Path) else _unwrap(source)
+    if not encoder.state_dict().keys().isdisjoint(state):  # the encoder alone, without SAM's prefix
+        state = {IMAGE_ENCODER_PREFIX + name: value for name, value in state.items()}
+    _, state = rename(state)
+    own = {
+        name.removeprefix(IMAGE_ENCODER_PREFIX): value
+        for name, value in state.items()
+        if name.startswith(IMAGE_ENCODER_PREFIX)
+    }
+    if not own:
+        raise CheckpointError("the checkpoint has no image encoder: no name begins with `image_encoder.`")
+    _copy(encoder, own)
+
+
 def rename(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
     """The layout, and the tensors under our names.
 

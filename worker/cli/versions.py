@@ -15,7 +15,8 @@ from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_store.pruning import prune as remove_versions
 
 if TYPE_CHECKING:
-    from sspsam.version_store.store import VersionCard, VersionStore
+    from sspsam import VersionStore
+    from sspsam.version_store.store import VersionCard
 
 app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back, prune.", no_args_is_help=True)
 
@@ -164,8 +165,8 @@ def _open(
 ) -> tuple[VersionStore, str]:
     """The store that is meant, and the Redis of the backends that serve from it; says which."""
     from backend.cli.instance_settings import versions_settings
+    from sspsam import VersionStore
     from sspsam.presets import get_preset
-    from sspsam.version_store.store import VersionStore
 
     options = {
         "MODEL_DIR": model_dir,

@@ -9,7 +9,8 @@ from typing import Any
 from backend.corrections import Tally, merged
 from backend.labelstudio.annotations import AnnotationContent, Region
 from backend.labelstudio.config import LabelingConfig
-from sspsam.images.masks import coco_rle_iou, mask_to_coco_rle
+from sspsam import mask_to_coco_rle
+from sspsam.images.masks import coco_rle_iou
 from worker.records import UNSUBMITTED_WINDOW_S, ServedMask
 
 NO_LABEL = "object"

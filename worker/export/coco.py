@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from backend.labelstudio.annotations import Region
+from sspsam import mask_to_coco_rle
 from sspsam.files import sync_folder
-from sspsam.images.masks import mask_to_box_xyxy, mask_to_coco_rle
+from sspsam.images.masks import mask_to_box_xyxy
 from sspsam.images.polygons import mask_to_polygons
 from worker.export.reader import LabelledImage, ProjectReader, user_id
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from backend.settings import Settings
 from finetune.data.records import read_records
 from finetune.data.stickers.demo import SCENES, VALIDATION
-from sspsam.version_store.store import VersionStore
+from sspsam import VersionStore
 from worker.finetuning.runs import STOPPING_FILE, TRAIN_FILE, Run, run_folder
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.data.records import RefRecord, records_digest, write_records
+from sspsam import VersionStore
 from sspsam.files import replace_text
-from sspsam.version_store.store import VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard
 from worker.finetuning.policy import Side, choose_stopping
 from worker.records import records_folder, sample_key
 

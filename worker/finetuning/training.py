@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from backend.settings import Settings
 from finetune.data.records import RefRecord, read_records, write_records
-from sspsam.version_store.store import VersionCard, VersionStore
+from sspsam import VersionStore
+from sspsam.version_store.store import VersionCard
 from worker.finetuning.before_after import write_before_after
 from worker.finetuning.measuring import Measured, measure, to_metrics, verdict_of
 from worker.finetuning.recipes import base_validation, records_spec, train_config
@@ -140,7 +141,8 @@ def _keep_stopping(path: Path, images: Path) -> None:
 
 
 def _phrase_problem(phrase: str) -> str:
-    from sspsam.phrases import PhraseError, tokenize
+    from sspsam import PhraseError
+    from sspsam.phrases import tokenize
 
     try:
         tokenize([phrase])

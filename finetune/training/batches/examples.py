@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.sample import Dataset, Sample
+from sspsam import ImageEmbedding, Predictor, coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images import frames
 from sspsam.images.frames import BoolMask, ClipFrame
-from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 from sspsam.modeling.clip import TextFeatures
 from sspsam.phrases import tokenize
-from sspsam.predictor import Predictor
-from sspsam.results import ImageEmbedding
 
 TEXT_CHUNK = 64
 """Phrases per batch of the text tower."""

@@ -19,11 +19,11 @@ from finetune.training.batches.embedding_store import EmbeddingStore, find_embed
 from finetune.training.batches.examples import Batch
 from finetune.training.config import TrainConfig
 from finetune.training.ranks import Ranks
+from sspsam import PhraseError, Predictor
 from sspsam.caching.embedding_files import EmbeddingFiles
 from sspsam.images import frames
 from sspsam.modeling.clip import TextFeatures
-from sspsam.phrases import PhraseError, tokenize
-from sspsam.predictor import Predictor
+from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, CLIPConfig
 
 FLIP_STREAM, PLACE_STREAM = 1, 2

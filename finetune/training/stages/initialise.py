@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.training.batches.examples import Batch
-from sspsam.modeling.model import SSPSAM, EncodedPhrase
+from sspsam import SSPSAM
+from sspsam.modeling.model import EncodedPhrase
 from sspsam.modeling.prompts import FusionLayer
 
 BIAS_STD = 0.5

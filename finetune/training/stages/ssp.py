@@ -17,10 +17,10 @@ from finetune.training.config import TrainConfig
 from finetune.training.losses import Criterion
 from finetune.training.ranks import Ranks
 from finetune.training.stages.initialise import initialise
+from sspsam import Predictor
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.modeling.prompts import Prompts
 from sspsam.phrases import tokenize
-from sspsam.predictor import Predictor
 
 MAX_CLICKS = 2
 """Clicks per answer."""
