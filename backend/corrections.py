@@ -2,9 +2,6 @@
 
 The worker counts each annotation when it collects it, and again when it changes: an annotation's previous
 counts are stored, so that new ones replace them. The backend shows the sums on the start page and in metrics.
-
-    sspsam:corrections:<project>     hash: annotation id -> its counts, JSON
-    sspsam:corrections:sums          hash: JSON of [project, version, label, name of a count] -> number
 """
 
 from __future__ import annotations
@@ -15,8 +12,7 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 
 from redis import Redis
 
-_OF_PROJECT = "sspsam:corrections:{project}"
-_SUMS = "sspsam:corrections:sums"
+from backend.shared_redis import CORRECTION_SUMS_KEY, CORRECTIONS_KEY
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,14 @@ class CorrectionLog:
 
         The caller must hold the annotation's lock: concurrent calls would count it twice.
         """
-        key = _OF_PROJECT.format(project=project)
+        key = CORRECTIONS_KEY.format(project=project)
         before = self._of(key, annotation)
         if list(tallies) == before:
             return
         with self._redis.pipeline() as pipeline:
             for sign, counted in ((-1, before), (1, tallies)):
                 for name, value in _numbers(project, counted):
-                    pipeline.hincrbyfloat(_SUMS, name, sign * value)
+                    pipeline.hincrbyfloat(CORRECTION_SUMS_KEY, name, sign * value)
             if tallies:
                 pipeline.hset(key, str(annotation), json.dumps([asdict(tally) for tally in tallies]))
             else:
@@ -106,7 +102,7 @@ class CorrectionLog:
     def sums(self) -> list[ProjectTally]:
         """Returns the sums by project, version and label, in this order."""
         found: dict[tuple[int, str, str], dict[str, float]] = {}
-        for name, value in self._redis.hgetall(_SUMS).items():
+        for name, value in self._redis.hgetall(CORRECTION_SUMS_KEY).items():
             project, version, label, count = json.loads(name)
             found.setdefault((project, version, label), {})[count] = round(float(value), 9)
         tallies = [

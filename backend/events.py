@@ -13,18 +13,16 @@ from typing import Any, TypedDict
 import msgspec
 from redis import Redis, RedisError
 from rq import Queue
-from rq.job import Retry
 from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError, RequestError
 from backend.queries import project_number
+from backend.shared_redis import EVENTS, JOB_RETRY
 
-QUEUE = "events"
 COLLECT = "worker.jobs.collect_annotation"
 FORGET = "worker.jobs.forget_annotations"
 MAYBE_FINETUNE = "worker.jobs.maybe_finetune"
 JOB_TIMEOUT_S = 300
-RETRY = Retry(max=3, interval=[10, 60, 300])
 SAVED = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED"})
 SAVED_MANY = "ANNOTATIONS_CREATED"
 DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
@@ -100,8 +98,8 @@ class EventQueue:
 
     def _enqueue(self, name: str, kwargs: dict[str, Any]) -> str:
         try:
-            queue = Queue(QUEUE, connection=self._redis, serializer=JSONSerializer)
-            job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=RETRY)
+            queue = Queue(EVENTS, connection=self._redis, serializer=JSONSerializer)
+            job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=JOB_RETRY)
         except RedisError as error:
             raise QueueUnavailableError(
                 f"Redis does not accept jobs ({type(error).__name__}): check that it is running, and "

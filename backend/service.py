@@ -9,8 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from backend.assistant.assistant import Assistant
 from backend.errors import LabelingConfigError
@@ -24,6 +22,7 @@ from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
 from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
+from backend.shared_redis import connect_for_requests
 from backend.state.redis_store import KnownProject, RedisStore
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard, VersionError
@@ -31,8 +30,6 @@ from sspsam.version_store.store import VersionCard, VersionError
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
 
-REDIS_CONNECT_TIMEOUT_S = 2.0
-REDIS_TIMEOUT_S = 10.0
 _COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING}
 
 logger = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ def build_service(
         redis: Replaces the one at REDIS_URL.
         predictor: Replaces the preset's.
     """
-    redis = redis or connect_redis(settings.redis_url)
+    redis = redis or connect_for_requests(settings.redis_url)
     client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     metrics, redis_store = Metrics(), RedisStore(redis)
     versions = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
@@ -138,17 +135,6 @@ def build_service(
     )
     assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
     return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)
-
-
-def connect_redis(url: str) -> Redis:
-    """A client that connects on first use, and gives up on an unresponsive Redis."""
-    client: Redis = Redis.from_url(
-        url,
-        socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 1),  # annotators wait
-    )
-    return client
 
 
 def load_preset(settings: Settings) -> SwappablePredictor:

@@ -26,8 +26,9 @@ from common.sections import table, write_section
 from common.serving import Scenes, backend, environment, predict, redis_at, scenes
 from redis import Redis
 
+from backend.shared_redis import VERSIONS_CHANNEL
 from sspsam import Predictor, VersionStore, brush_rle_to_mask
-from sspsam.version_store.store import VERSIONS_CHANNEL, VersionCard
+from sspsam.version_store.store import VersionCard
 
 PRESET = "ssp-sam-demo"
 LAST = "sam.mask_decoder.output_hypernetworks_mlps.0.layers.2."

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from backend.cli.commands import app as backend_commands
 from backend.metrics import Metrics
 from backend.settings import Settings
+from backend.shared_redis import QUEUES
 from backend.web.serve import STOP_S
 from tests.command_lines import check_command
-from worker.queueing.queues import QUEUES
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = ROOT / "deploy/kubernetes"

@@ -29,7 +29,7 @@ from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable
 from backend.labelstudio.config import LabelingConfig
 from backend.service import Service, build_service
 from backend.settings import Settings
-from sspsam.version_store.store import VERSIONS_CHANNEL
+from backend.shared_redis import PROGRESS_KEY, TRAINING_LOCK, VERSIONS_CHANNEL
 from worker.corrections import collector
 from worker.finetuning.decisions import ask_for_decision, maybe_start_finetune, note_decision
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
@@ -39,7 +39,7 @@ from worker.projects.active_learning import Ranker, Scores, order_tasks
 from worker.projects.batch_jobs import enqueue_once
 from worker.projects.prefetch import Prefetched, Prefetcher
 from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
-from worker.queueing.queues import PROGRESS_KEY, TRAINING_LOCK, prelabel_queue, redis_lock
+from worker.queueing.queues import prelabel_queue, redis_lock
 from worker.services import Services
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from backend.corrections import CorrectionLog
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.settings import Settings
+from backend.shared_redis import SERVED_KEY, connect
 from backend.state.redis_store import KEPT_S, RedisStore
 from sspsam import VersionStore
-from worker.queueing.queues import SERVED_KEY, connect
 from worker.records import Collection, ServedMask, collected_projects
 
 

@@ -28,8 +28,9 @@ from backend.serving.shared_model import (
     SharingOptions,
     SwappablePredictor,
 )
+from backend.shared_redis import VERSIONS_CHANNEL
 from sspsam import VersionStore
-from sspsam.version_store.store import VERSIONS_CHANNEL, UnreachableStoreError, VersionError
+from sspsam.version_store.store import UnreachableStoreError, VersionError
 
 if TYPE_CHECKING:
     import torch

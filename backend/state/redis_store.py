@@ -2,18 +2,6 @@
 
 Answers never depend on it: if Redis is unavailable, a warning is logged once a minute and the request
 continues without it.
-
-    sspsam:served:<region id>             hash: rle (COCO RLE as JSON), version, phrase
-    sspsam:served-on:<project>:<task>     set of region ids
-    sspsam:unmatched:<project>:<task>     set of phrase keys
-    sspsam:shown:<project>:<task>         hash: <region id>/<annotator, if known> -> JSON of DisplayedMask
-    sspsam:said:<project>:<task>          set while the form shows a message about a click
-    sspsam:box:<project>:<task>           JSON of the prompt box: id, entries
-    sspsam:problems:<project>             list of JSON of Problem, newest first
-    sspsam:heard                          hash: project id -> time of its last webhook, ISO 8601
-    sspsam:projects                       hash: project id -> JSON of KnownProject
-    sspsam:decision:<project>             written by the worker: JSON
-    sspsam:progress:<project>             written by the worker: JSON
 """
 
 from __future__ import annotations
@@ -32,6 +20,20 @@ from backend.corrections import CorrectionLog, ProjectTally
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
 from backend.request_ids import request_id
+from backend.shared_redis import (
+    DECISION_KEY,
+    LAST_WEBHOOK_KEY,
+    MESSAGE_SENT_KEY,
+    PROBLEMS_KEY,
+    PROGRESS_KEY,
+    PROJECTS_KEY,
+    PROMPT_BOX_KEY,
+    QUEUES,
+    SERVED_KEY,
+    SERVED_ON_KEY,
+    SHOWN_KEY,
+    UNMATCHED_KEY,
+)
 from backend.state.displayed_masks import DisplayedMask
 
 KEPT_S = 30 * 24 * 3600
@@ -40,19 +42,6 @@ SHOWN_S = 24 * 3600
 PROBLEMS_S = 24 * 3600
 """How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
-_SERVED = "sspsam:served:"
-_SERVED_ON = "sspsam:served-on:"
-_UNMATCHED = "sspsam:unmatched:"
-_SHOWN = "sspsam:shown:"
-_SAID = "sspsam:said:"
-_BOX = "sspsam:box:"
-_PROBLEMS = "sspsam:problems:"
-_PROJECTS = "sspsam:projects"
-_HEARD = "sspsam:heard"
-_DECISION = "sspsam:decision:"
-_PROGRESS = "sspsam:progress:"
-QUEUES = ("events", "training", "prelabel")
-"""Queues of the worker; RQ stores each as a list."""
 _COMPLAIN_EVERY_S = 60.0
 _PAUSE_S = 5.0
 """Pause after a Redis failure: each attempt may take seconds, while an annotator waits."""
@@ -132,12 +121,12 @@ class RedisStore:
         def write() -> None:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for region, rle in proposed:
-                    key = _SERVED + region.region_id
+                    key = SERVED_KEY.format(region=region.region_id)
                     values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
                 if proposed:
-                    on_task = f"{_SERVED_ON}{project}:{task}"
+                    on_task = SERVED_ON_KEY.format(project=project, task=task)
                     pipeline.sadd(on_task, *(region.region_id for region, _ in proposed))
                     pipeline.expire(on_task, KEPT_S)
                 pipeline.execute()
@@ -146,20 +135,22 @@ class RedisStore:
 
     def served_on(self, project: str, task: str) -> set[str]:
         """Returns the IDs of all regions proposed on a task."""
-        key = f"{_SERVED_ON}{project}:{task}"
+        key = SERVED_ON_KEY.format(project=project, task=task)
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def served(self, region_id: str) -> Served | None:
         """Returns the mask last served under a region's ID."""
         nothing: dict[str, str] = {}
-        values = self._try(lambda: _text_map(self._redis.hgetall(_SERVED + region_id)), nothing)
+        values = self._try(
+            lambda: _text_map(self._redis.hgetall(SERVED_KEY.format(region=region_id))), nothing
+        )
         if not {"rle", "version", "phrase"} <= set(values):
             return None
         return Served(json.loads(values["rle"]), values["version"], values["phrase"])
 
     def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
         """Stores which phrases have no match, and removes those that now have a mask."""
-        key = f"{_UNMATCHED}{project}:{task}"
+        key = UNMATCHED_KEY.format(project=project, task=task)
         gone, come = [phrase_key(phrase) for phrase in matched], [phrase_key(phrase) for phrase in phrases]
 
         def write() -> None:
@@ -173,44 +164,51 @@ class RedisStore:
 
     def unmatched(self, project: str, task: str) -> set[str]:
         """Returns the keys of phrases without a match."""
-        key = f"{_UNMATCHED}{project}:{task}"
+        key = UNMATCHED_KEY.format(project=project, task=task)
         return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def note_shown(self, project: str, task: str, masks: Iterable[DisplayedMask]) -> None:
         """Stores displayed masks for later clicks; replaces a region's earlier mask."""
         values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
         if values:
-            self._note(f"{_SHOWN}{project}:{task}", values)
+            self._note(SHOWN_KEY.format(project=project, task=task), values)
 
     def shown(self, project: str, task: str) -> list[DisplayedMask]:
         """Returns the last displayed masks of a task."""
         nothing: list[bytes] = []
-        found = self._try(lambda: self._redis.hvals(f"{_SHOWN}{project}:{task}"), nothing)
+        found = self._try(lambda: self._redis.hvals(SHOWN_KEY.format(project=project, task=task)), nothing)
         return [DisplayedMask.from_dict(json.loads(value)) for value in found]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""
         value = json.dumps({"id": result_id, "entries": list(entries)})
-        self._try(lambda: self._redis.set(f"{_BOX}{project}:{task}", value, ex=SHOWN_S), None)
+        self._try(
+            lambda: self._redis.set(PROMPT_BOX_KEY.format(project=project, task=task), value, ex=SHOWN_S),
+            None,
+        )
 
     def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
         """Returns ID and entries of a task's prompt box, as last written by us."""
-        found = self._json(f"{_BOX}{project}:{task}")
+        found = self._json(PROMPT_BOX_KEY.format(project=project, task=task))
         return (str(found["id"]), list(found["entries"])) if found else None
 
     def mark_message_sent(self, project: str, task: str) -> None:
         """Records that a task's form shows a message about a click."""
-        self._try(lambda: self._redis.set(f"{_SAID}{project}:{task}", 1, ex=SHOWN_S), None)
+        self._try(
+            lambda: self._redis.set(MESSAGE_SENT_KEY.format(project=project, task=task), 1, ex=SHOWN_S), None
+        )
 
     def pop_message_sent(self, project: str, task: str) -> bool:
         """Returns whether the form shows a message about a click, and clears the record."""
-        return self._try(lambda: bool(self._redis.delete(f"{_SAID}{project}:{task}")), False)
+        return self._try(
+            lambda: bool(self._redis.delete(MESSAGE_SENT_KEY.format(project=project, task=task))), False
+        )
 
     def note_problem(self, project: str, task: str, reason: str) -> None:
         """Records an error on a task, for the project lead."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         value = json.dumps(asdict(Problem(at, task, reason, request_id.get())))
-        key = _PROBLEMS + project
+        key = PROBLEMS_KEY.format(project=project)
 
         def write() -> None:
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -224,7 +222,7 @@ class RedisStore:
     def problems(self, project: str) -> list[Problem]:
         """Returns recent errors, newest first."""
         nothing: list[bytes] = []
-        found = self._try(lambda: self._redis.lrange(_PROBLEMS + project, 0, -1), nothing)
+        found = self._try(lambda: self._redis.lrange(PROBLEMS_KEY.format(project=project), 0, -1), nothing)
         return [Problem(**json.loads(value)) for value in found]
 
     def _note(self, key: str, values: Fields) -> None:
@@ -248,7 +246,7 @@ class RedisStore:
             values["title"] = project.title or known.title
             if project.extra_params is None:
                 values["extra_params"] = known.extra_params
-        self._try(lambda: self._redis.hset(_PROJECTS, project.project_id, json.dumps(values)), 0)
+        self._try(lambda: self._redis.hset(PROJECTS_KEY, project.project_id, json.dumps(values)), 0)
         return known
 
     def note_title(self, project_id: str, title: str) -> None:
@@ -258,31 +256,31 @@ class RedisStore:
             self.note_project(replace(known, title=title))
 
     def project(self, project_id: str) -> KnownProject | None:
-        return self._try(lambda: _project(self._redis.hget(_PROJECTS, project_id)), None)
+        return self._try(lambda: _project(self._redis.hget(PROJECTS_KEY, project_id)), None)
 
     def projects(self) -> list[KnownProject]:
         """Returns the known projects, most recently seen first."""
         nothing: list[KnownProject | None] = []
-        found = self._try(lambda: [_project(value) for value in self._redis.hvals(_PROJECTS)], nothing)
+        found = self._try(lambda: [_project(value) for value in self._redis.hvals(PROJECTS_KEY)], nothing)
         known = [project for project in found if project is not None]
         return sorted(known, key=lambda project: project.seen_at, reverse=True)
 
     def set_last_webhook_time(self, project_id: str) -> None:
         """Records that a project's webhook has arrived."""
-        self._try(lambda: self._redis.hset(_HEARD, project_id, datetime.now(UTC).isoformat()), 0)
+        self._try(lambda: self._redis.hset(LAST_WEBHOOK_KEY, project_id, datetime.now(UTC).isoformat()), 0)
 
     def get_last_webhook_time(self, project_id: str) -> str:
         """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""
-        value = self._try(lambda: self._redis.hget(_HEARD, project_id), None)
+        value = self._try(lambda: self._redis.hget(LAST_WEBHOOK_KEY, project_id), None)
         return "" if value is None else _text(value)
 
     def decision(self, project_id: str) -> dict[str, Any]:
         """Returns the worker's last fine-tune decision: at, trigger, go, reason; {} if there is none."""
-        return self._json(_DECISION + project_id)
+        return self._json(DECISION_KEY.format(project=project_id))
 
     def progress(self, project_id: str) -> dict[str, Any]:
         """Returns the progress of a project's running fine-tune: run, step, steps; {} if none runs."""
-        return self._json(_PROGRESS + project_id)
+        return self._json(PROGRESS_KEY.format(project=project_id))
 
     def corrections(self) -> list[ProjectTally]:
         """Returns the worker's counts of corrections; see `backend.corrections`."""

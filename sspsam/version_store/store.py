@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CARD",
     "CURRENT",
-    "VERSIONS_CHANNEL",
     "WEIGHTS",
     "DamagedVersionError",
     "ForeignVersionError",
@@ -60,8 +59,6 @@ __all__ = [
     "VersionStore",
 ]
 
-VERSIONS_CHANNEL = "sspsam:versions"
-"""Redis channel on which the ID of a new serving version is published."""
 
 _ID_DIGITS = 4
 

@@ -15,6 +15,7 @@ from rq import Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from backend.shared_redis import EVENTS, TRAINING
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.integration.parts import Backend, FixedLabelStudio, asked
 from tests.integration.test_worker_faults import (
@@ -31,7 +32,7 @@ from tests.integration.test_worker_faults import (
 )
 from worker import jobs
 from worker.finetuning.decisions import ask_for_decision
-from worker.queueing.queues import EVENTS, TRAINING, training_queue
+from worker.queueing.queues import training_queue
 from worker.services import Services
 
 __all__ = ["label_studio", "services"]

@@ -23,9 +23,10 @@ from redis import Redis
 
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.shared_redis import VERSIONS_CHANNEL
 from sspsam import Predictor
 from sspsam.images.masks import BoolMask
-from sspsam.version_store.store import CURRENT, VERSIONS_CHANNEL, WEIGHTS, VersionCard, VersionStore
+from sspsam.version_store.store import CURRENT, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import picture
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.integration.parts import Backend, FixedLabelStudio, asked

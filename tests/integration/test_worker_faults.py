@@ -22,6 +22,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend.events import EventQueue
+from backend.shared_redis import QUEUES, connect
 from sspsam.version_store.store import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
 from tests.terminal import Terminal
@@ -31,7 +32,7 @@ from tests.worker.squares import scene
 from worker import jobs
 from worker.finetuning.runs import run_folder
 from worker.projects.prelabel import POST_BATCH
-from worker.queueing.queues import QUEUES, connect, events_queue, queue_named, training_queue
+from worker.queueing.queues import events_queue, queue_named, training_queue
 from worker.records import Collection
 from worker.services import Services
 

@@ -15,13 +15,14 @@ from backend.corrections import Tally
 from backend.errors import LabelStudioUnauthorized
 from backend.labelstudio import prompt_text
 from backend.labelstudio.predictions import ProposedRegion, region_id_for
+from backend.shared_redis import DECISION_KEY, SERVED_KEY
 from backend.state.redis_store import KnownProject
 from finetune.data.records import RefRecord, read_records
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
-from worker.queueing.queues import DECISION_KEY, SERVED_KEY, TRAINING_TIMEOUT_S, events_queue, training_queue
+from worker.queueing.queues import TRAINING_TIMEOUT_S, events_queue, training_queue
 from worker.queueing.schedule import SCHEDULE
 from worker.services import Services
 

@@ -52,9 +52,10 @@ def worker(
     A machine with a GPU takes what needs the model with --queues training,prelabel, another the events.
     """
     from backend.settings import Settings
+    from backend.shared_redis import QUEUES
     from worker.queueing.logs import configure_logging
     from worker.queueing.pool import Pool, work_off
-    from worker.queueing.queues import QUEUES, require_redis
+    from worker.queueing.queues import require_redis
 
     names = [name.strip() for name in queues.split(",") if name.strip()]
     if not names or not set(names) <= set(QUEUES):
@@ -98,7 +99,8 @@ def finetune(
 ) -> None:
     """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
     from backend.cli.instance_settings import service_settings
-    from worker.queueing.queues import connect, events_queue, require_redis
+    from backend.shared_redis import connect
+    from worker.queueing.queues import events_queue, require_redis
 
     settings = service_settings(data_dir)
     require_redis(settings.redis_url)

@@ -202,8 +202,7 @@ def _announce(store: VersionStore, redis_url: str) -> None:
     """Tells running backends at once; those that do not hear it look by themselves every few seconds."""
     from redis.exceptions import RedisError
 
-    from sspsam.version_store.store import VERSIONS_CHANNEL
-    from worker.queueing.queues import connect
+    from backend.shared_redis import VERSIONS_CHANNEL, connect
 
     current = store.current()
     typer.echo(f"{current} serves from now on")

@@ -20,9 +20,10 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import region_id_for
+from backend.shared_redis import RECORDS_LOCK
 from finetune.data.records import RefRecord
 from worker.corrections.feedback_counts import tally_annotation
-from worker.queueing.queues import RECORDS_LOCK, redis_lock
+from worker.queueing.queues import redis_lock
 from worker.records import AnnotationSource, Collection, ImageFacts, ServedMask, make_records, remembered
 from worker.services import Services
 

@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 from redis import Redis
 from rq.exceptions import DuplicateJobError
-from rq.job import Job, JobStatus, Retry
+from rq.job import Job, JobStatus
 from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from backend.shared_redis import DECISION_KEY, DECISION_LOCK, JOB_RETRY, WANTED_KEY
 from finetune.data.records import RefRecord, records_digest
 from worker.finetuning.policy import (
     EXPLICIT_TRIGGERS,
@@ -36,12 +37,9 @@ from worker.finetuning.runs import (
     run_id_for,
 )
 from worker.queueing.queues import (
-    DECISION_KEY,
-    DECISION_LOCK,
     FAILURE_TTL_S,
     RESULT_TTL_S,
     TRAINING_TIMEOUT_S,
-    WANTED_KEY,
     events_queue,
     redis_lock,
     training_queue,
@@ -55,8 +53,6 @@ LOCK_WAIT_S = 60.0
 DECISION_TTL_S = 60
 """How long a wish to decide waits in the queue; it comes again with every annotation and every minute."""
 UNDER_WAY = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
-TRAINING_RETRY = Retry(max=3, interval=[10, 60, 300])
-"""For a training that failed or whose worker died."""
 
 
 def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
@@ -195,7 +191,7 @@ def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: D
             timeout=TRAINING_TIMEOUT_S,
             result_ttl=RESULT_TTL_S,
             failure_ttl=FAILURE_TTL_S,
-            retry=TRAINING_RETRY,
+            retry=JOB_RETRY,
         )
 
     try:

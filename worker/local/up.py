@@ -15,12 +15,12 @@ import requests
 from rich.console import Console
 
 from backend.settings import Settings
+from backend.shared_redis import QUEUES, connect
 from backend.web.access import require_secrets
 from sspsam.instance import LOCK_FILE, MODELS, published
 from worker.local.redis_program import redis_program
 from worker.local.supervisor import Part, RunningPart, Supervisor
 from worker.queueing.healthcheck import all_queues_served
-from worker.queueing.queues import QUEUES, connect
 
 LOOPBACK = "127.0.0.1"
 HTTP_TIMEOUT_S = 2.0

@@ -4,8 +4,6 @@ Label Studio's uncertainty sampling serves the task whose prediction has the low
 of the project's model_version. Each chunk of tasks is a job that answers them and posts predictions whose
 score is the certainty; when all chunks are done, a last job sees all tasks together, puts near-duplicates
 behind, writes the final scores, and sets the project to that order.
-
-    sspsam:rank:<run>     hash: task -> JSON of its Scored; for RANK_TTL_S
 """
 
 from __future__ import annotations
@@ -30,11 +28,11 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
 from backend.serving.engine import Engine
+from backend.shared_redis import RANK_KEY
 from finetune.data.records import RefRecord
 from worker.projects.prelabel import ChunkReport, PhraseSource, answers, each_task
 from worker.projects.ranking import Floats, learning_scores
 
-RANK_KEY = "sspsam:rank:{run}"
 RANK_TTL_S = 7 * 24 * 3600
 SAMPLING = "Uncertainty sampling"
 """Label Studio's name for its order by prediction score."""

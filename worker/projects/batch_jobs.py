@@ -91,7 +91,8 @@ def enqueue_after(
 
 
 def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], **how: Any) -> None:
-    from worker.queueing.queues import FAILURE_TTL_S, PRELABEL_RETRY, RESULT_TTL_S
+    from backend.shared_redis import JOB_RETRY
+    from worker.queueing.queues import FAILURE_TTL_S, RESULT_TTL_S
 
     queue.enqueue_call(
         function,
@@ -99,7 +100,7 @@ def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any]
         job_id=job_id,
         result_ttl=RESULT_TTL_S,
         failure_ttl=FAILURE_TTL_S,
-        retry=PRELABEL_RETRY,
+        retry=JOB_RETRY,
         **how,
     )
 

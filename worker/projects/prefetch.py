@@ -1,7 +1,4 @@
-"""Pictures embedded before anybody opens their task: the backend then finds the embedding on disk.
-
-sspsam:prefetched:<project>   hash: task id -> digest of the model's name and the picture's address
-"""
+"""Pictures embedded before anybody opens their task: the backend then finds the embedding on disk."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
 from backend.serving.engine import Engine
 from backend.settings import Settings
+from backend.shared_redis import PREFETCHED_KEY
 from worker.projects.prelabel import ChunkReport
-from worker.queueing.queues import PREFETCHED_KEY
 
 PREFETCHED_TTL_S = 24 * 3600
 """After so long without another one, pictures are looked at again: their files may have had to go."""

@@ -4,8 +4,6 @@ Everything can be done again: a task that has a prediction of the serving versio
 left alone, so a job that was cut short, or a run that is started anew, only does what is missing. To a
 prediction with other phrases, or to an empty one, which Label Studio stores when somebody opens a task, they
 are added.
-
-    sspsam:prelabel:<run>     hash: chunk -> JSON of its ChunkReport; for PROGRESS_TTL_S
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from backend.labelstudio.annotations import no_target_phrases, region_texts
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task, phrases_in
+from backend.shared_redis import PRELABEL_PROGRESS_KEY
 
 CHUNK_TASKS = 100
 """Tasks of one job: a model is loaded for each."""
@@ -35,7 +34,6 @@ POST_BATCH = 10
 SURELY_READ_BYTES = 74
 """A CLIP token is a byte at least, and three of 77 are not the phrase's: so short a one need not be counted,
 for which torch would be loaded."""
-PROGRESS_KEY = "sspsam:prelabel:{run}"
 PROGRESS_TTL_S = 7 * 24 * 3600
 
 Json = dict[str, Any]
@@ -118,7 +116,7 @@ class ChunkProgress:
 
     def __init__(self, redis: Redis, run: str) -> None:
         self._redis = redis
-        self._key = PROGRESS_KEY.format(run=run)
+        self._key = PRELABEL_PROGRESS_KEY.format(run=run)
 
     def note(self, chunk: str, report: ChunkReport) -> None:
         self._redis.hset(self._key, chunk, json.dumps(asdict(report)))

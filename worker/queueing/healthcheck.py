@@ -82,7 +82,7 @@ def queues_served(
     """
     from rq import Worker
 
-    from worker.queueing.queues import connect
+    from backend.shared_redis import connect
 
     with connect(redis_url) as connection:
         served = {
@@ -97,7 +97,7 @@ def queues_served(
 
 def all_queues_served(redis_url: str, since: datetime) -> bool:
     """Whether every queue there is has a worker that has reported to Redis since then."""
-    from worker.queueing.queues import QUEUES
+    from backend.shared_redis import QUEUES
 
     return queues_served(redis_url, QUEUES, since)
 

@@ -21,9 +21,9 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend.settings import Settings
+from backend.shared_redis import EVENTS, connect
 from worker.queueing.healthcheck import RECENT, Heartbeat, queues_served
 from worker.queueing.logs import configure_logging
-from worker.queueing.queues import EVENTS, connect
 from worker.queueing.workers import ask_self_to_end, follow_parent, make_worker
 
 logger = logging.getLogger(__name__)

@@ -12,52 +12,21 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 from rq import Queue
-from rq.job import Retry
 from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError
-
-EVENTS = "events"
-"""Short jobs: collect an annotation, decide about a fine-tune."""
-TRAINING = "training"
-"""Fine-tunes, one at a time per worker."""
-PRELABEL = "prelabel"
-"""Masks for many tasks at once, with a model of the worker's own."""
-QUEUES = (EVENTS, TRAINING, PRELABEL)
+from backend.shared_redis import EVENTS, PRELABEL, TRAINING, connect
 
 EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
 PRELABEL_TIMEOUT_S = 4 * 3600
-PRELABEL_RETRY = Retry(max=3, interval=[10, 60, 300])
-"""For a chunk whose worker died, or while Label Studio was away."""
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 14 * 24 * 3600
 LOCK_TTL_S = 30
 """How long a lock outlives a holder that was killed; a live holder renews it."""
-SOCKET_TIMEOUT_S = 10
-
-SERVED_KEY = "sspsam:served:{region}"
-"""Written by the backend, backend.state.redis_store; its age tells when the mask was served."""
-PREFETCHED_KEY = "sspsam:prefetched:{project}"
-"""Hash of the tasks whose pictures are embedded; see worker.projects.prefetch."""
-DECISION_KEY = "sspsam:decision:{project}"
-"""JSON of the last decision about a fine-tune of a project: {"at", "trigger", "start", "reason",
-"deferred"}."""
-WANTED_KEY = "sspsam:wanted:{project}"
-"""Trigger with which a person asked for a fine-tune that was put off; gone once that is decided."""
-PROGRESS_KEY = "sspsam:progress:{project}"
-"""JSON of the fine-tune that runs: {"run", "step", "steps"}; gone when none does."""
-RECORDS_LOCK = "sspsam:lock:records:{annotation}"
-DECISION_LOCK = "sspsam:lock:decision"
-TRAINING_LOCK = "sspsam:lock:training:{preset}"
 
 
 logger = logging.getLogger(__name__)
-
-
-def connect(redis_url: str) -> Redis:
-    """Makes a client for redis://, rediss:// or unix:// URLs; it connects at the first command."""
-    return Redis.from_url(redis_url, socket_connect_timeout=SOCKET_TIMEOUT_S)
 
 
 def require_redis(redis_url: str) -> None:

@@ -18,7 +18,8 @@ from rq.cron import CronJob, CronScheduler
 from rq.exceptions import StopRequested
 from rq.job import Job
 
-from worker.queueing.queues import EVENT_TIMEOUT_S, connect, events_queue
+from backend.shared_redis import connect
+from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.settings import JOB_MODULES
+from backend.shared_redis import EVENTS, PRELABEL, QUEUES, TRAINING
 from worker.queueing.allowlist import refusal
-from worker.queueing.queues import EVENTS, PRELABEL, QUEUES, TRAINING
 
 logger = logging.getLogger(__name__)
 

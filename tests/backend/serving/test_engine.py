@@ -15,14 +15,14 @@ from fsspec.implementations.local import LocalFileSystem
 from redis import Redis
 
 from backend.errors import ModelUnavailableError, PhraseRefusedError
-from backend.service import connect_redis
 from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
 from backend.serving.shared_model import SwappablePredictor
+from backend.shared_redis import VERSIONS_CHANNEL, connect_for_requests
 from sspsam import ImageEmbedding, Predictor, Referent
 from sspsam.checkpoints.load import CheckpointError
 from sspsam.version_store.objects import VersionObjects
-from sspsam.version_store.store import VERSIONS_CHANNEL, VersionCard, VersionStore
+from sspsam.version_store.store import VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
 from tests.waiting import wait_until
 
@@ -344,7 +344,7 @@ def test_no_request_fails_during_swaps(make_engine: Callable[..., Engine], versi
 
 
 def test_it_goes_on_without_redis(make_engine: Callable[..., Engine], versions: VersionStore) -> None:
-    engine = make_engine(preset, connect_redis("unix:///nonexistent/redis.sock"))
+    engine = make_engine(preset, connect_for_requests("unix:///nonexistent/redis.sock"))
     engine.start()
     assert referents(engine, "the dog")
 

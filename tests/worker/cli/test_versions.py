@@ -10,13 +10,8 @@ import torch
 from redis import Redis
 from typer.testing import CliRunner, Result
 
-from sspsam.version_store.store import (
-    VERSIONS_CHANNEL,
-    UnknownVersionError,
-    VersionCard,
-    VersionStateError,
-    VersionStore,
-)
+from backend.shared_redis import VERSIONS_CHANNEL
+from sspsam.version_store.store import UnknownVersionError, VersionCard, VersionStateError, VersionStore
 from worker.cli.commands import app
 
 PRESET = "ssp-sam-test"

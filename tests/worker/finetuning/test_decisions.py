@@ -14,13 +14,14 @@ import torch
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 
+from backend.shared_redis import WANTED_KEY
 from backend.state.redis_store import KnownProject
 from sspsam.version_store.store import VersionCard
 from tests.worker.finetuning.test_runs import PROJECT, record
 from worker import jobs
 from worker.finetuning.decisions import maybe_start_finetune
 from worker.finetuning.runs import run_folder
-from worker.queueing.queues import WANTED_KEY, events_queue, redis_lock, training_queue
+from worker.queueing.queues import events_queue, redis_lock, training_queue
 from worker.queueing.schedule import Schedule
 from worker.services import Services
 

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from rq.registry import StartedJobRegistry
 
+from backend.shared_redis import VERSIONS_CHANNEL
 from backend.web.app import create_app
 from sspsam import Predictor
-from sspsam.version_store.store import VERSIONS_CHANNEL, VersionStore
+from sspsam.version_store.store import VersionStore
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from tests.worker.squares import scene

@@ -18,10 +18,11 @@ from rq.serializers import JSONSerializer
 
 from backend.errors import PrelabelError
 from backend.settings import JOB_MODULES
+from backend.shared_redis import EVENTS
 from worker import jobs
 from worker.projects.prelabel import PhraseSource
 from worker.queueing.allowlist import refusal
-from worker.queueing.queues import EVENTS, events_queue
+from worker.queueing.queues import events_queue
 from worker.queueing.workers import StoppableWorker, make_worker
 
 HOSTILE = [

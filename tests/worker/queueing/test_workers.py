@@ -18,9 +18,10 @@ import psutil
 import pytest
 from redis import Redis
 
+from backend.shared_redis import EVENTS, QUEUES, TRAINING
 from tests.worker import sample_jobs
 from worker.queueing.healthcheck import HEARTBEAT_MAX_AGE_S, RECENT, heartbeats, queues_served
-from worker.queueing.queues import EVENTS, QUEUES, TRAINING, events_queue, redis_lock, training_queue
+from worker.queueing.queues import events_queue, redis_lock, training_queue
 
 pytestmark = pytest.mark.integration
 

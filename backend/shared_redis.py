@@ -1,0 +1,86 @@
+"""The Redis that backend and worker share: keys, queues and channels, the retry schedule, the connection.
+
+All data here can be deleted: Label Studio and the version store are the sources of truth.
+"""
+
+from __future__ import annotations
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry as ConnectionRetry
+from rq.job import Retry
+
+EVENTS = "events"
+"""Short jobs: collect an annotation, decide about a fine-tune."""
+TRAINING = "training"
+"""Fine-tunes, one at a time per worker."""
+PRELABEL = "prelabel"
+"""Masks for many tasks at once, with a model of the worker's own."""
+QUEUES = (EVENTS, TRAINING, PRELABEL)
+
+JOB_RETRY = Retry(max=3, interval=[10, 60, 300])
+"""After a job failed or its worker died; long enough for a restart of Label Studio."""
+
+VERSIONS_CHANNEL = "sspsam:versions"
+"""Channel: the id of each version that is promoted."""
+
+# Written by the backend for its answers.
+SERVED_KEY = "sspsam:served:{region}"
+"""Hash: rle (COCO RLE as JSON), version, phrase. The remaining time to live tells when it was served."""
+SERVED_ON_KEY = "sspsam:served-on:{project}:{task}"
+"""Set of the ids of regions proposed on a task."""
+UNMATCHED_KEY = "sspsam:unmatched:{project}:{task}"
+"""Set of the keys of phrases without a mask."""
+SHOWN_KEY = "sspsam:shown:{project}:{task}"
+"""Hash: <region id>/<annotator, if known> -> JSON of DisplayedMask."""
+MESSAGE_SENT_KEY = "sspsam:said:{project}:{task}"
+"""Set while the form shows a message about a click."""
+PROMPT_BOX_KEY = "sspsam:box:{project}:{task}"
+"""JSON of the contents of the prompt box: id, entries."""
+PROBLEMS_KEY = "sspsam:problems:{project}"
+"""List of JSON of Problem, the newest first."""
+LAST_WEBHOOK_KEY = "sspsam:heard"
+"""Hash: project id -> time of its last webhook event, ISO 8601."""
+PROJECTS_KEY = "sspsam:projects"
+"""Hash: project id -> JSON of KnownProject."""
+
+# Written by the worker.
+CORRECTIONS_KEY = "sspsam:corrections:{project}"
+"""Hash: annotation id -> JSON of its counts."""
+CORRECTION_SUMS_KEY = "sspsam:corrections:sums"
+"""Hash: JSON of [project, version, label, name of a count] -> number."""
+PREFETCHED_KEY = "sspsam:prefetched:{project}"
+"""Hash: task id -> digest of the model's name and the image's address."""
+DECISION_KEY = "sspsam:decision:{project}"
+"""JSON of the last decision about a fine-tune: {"at", "trigger", "start", "reason", "deferred"}."""
+WANTED_KEY = "sspsam:wanted:{project}"
+"""Trigger of a fine-tune that was asked for and deferred; deleted once it is decided."""
+PROGRESS_KEY = "sspsam:progress:{project}"
+"""JSON of the running fine-tune: {"run", "step", "steps"}; deleted at its end."""
+PRELABEL_PROGRESS_KEY = "sspsam:prelabel:{run}"
+"""Hash: chunk -> JSON of its ChunkReport."""
+RANK_KEY = "sspsam:rank:{run}"
+"""Hash: task -> JSON of its Scored."""
+RECORDS_LOCK = "sspsam:lock:records:{annotation}"
+DECISION_LOCK = "sspsam:lock:decision"
+TRAINING_LOCK = "sspsam:lock:training:{preset}"
+
+SOCKET_TIMEOUT_S = 10
+REDIS_CONNECT_TIMEOUT_S = 2.0
+REDIS_TIMEOUT_S = 10.0
+
+
+def connect(redis_url: str) -> Redis:
+    """Makes a client for redis://, rediss:// or unix:// URLs; it connects at the first command."""
+    return Redis.from_url(redis_url, socket_connect_timeout=SOCKET_TIMEOUT_S)
+
+
+def connect_for_requests(url: str) -> Redis:
+    """A client that connects when first used, and gives up on a silent Redis."""
+    client: Redis = Redis.from_url(
+        url,
+        socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
+        socket_timeout=REDIS_TIMEOUT_S,
+        retry=ConnectionRetry(NoBackoff(), 1),  # annotators wait
+    )
+    return client
