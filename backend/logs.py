@@ -1,10 +1,11 @@
-"""Redacts secrets in logs: configured ones, and patterns in URLs and headers."""
+"""Logging: the format of lines, ids of requests, and redaction of secrets."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from urllib.parse import quote, urlsplit
 
 from backend.settings import Settings
@@ -56,3 +57,34 @@ def secrets_of(settings: Settings) -> list[str]:
         settings.redis_password.get_secret_value(),
         urlsplit(settings.redis_url).password or "",
     ]
+
+
+REQUEST_ID_HEADER = "X-Request-Id"
+"""Taken over from the client, such as a proxy."""
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+REQUEST_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+"""Request ID of the current thread."""
+
+
+def configure_logging(settings: Settings, with_request_ids: bool = False) -> None:
+    """Sets up the root logger; other loggers, RQ's among them, inherit from it. No line holds a secret.
+
+    Args:
+        settings: The level, and the secrets to hide.
+        with_request_ids: Each line names its request, or "-" outside of one.
+    """
+    handler = logging.StreamHandler()
+    log_format = REQUEST_LOG_FORMAT if with_request_ids else LOG_FORMAT
+    handler.setFormatter(Redacting(logging.Formatter(log_format), secrets_of(settings)))
+    if with_request_ids:
+        handler.addFilter(add_request_id)
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    """A filter that drops nothing."""
+    record.request_id = request_id.get()
+    return True

@@ -31,7 +31,7 @@ from finetune.training.loop import TrainingLoop
 from finetune.training.stages.ssp import SSPStage
 from sspsam import ImageEmbedding, Predictor
 from worker.finetuning.recipes import RECIPES
-from worker.projects.ranking import learning_scores
+from worker.projects.active_learning import learning_scores
 
 PRESET = "ssp-sam-demo"
 NOUNS = ("koala", "guitar", "umbrella", "castle", "pizza")

@@ -28,9 +28,9 @@ from backend.labelstudio.predictions import (
     status_line,
     text_result,
 )
+from backend.logs import request_id
 from backend.metrics import Metrics
 from backend.queries import Task
-from backend.request_ids import request_id
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import NOBODY

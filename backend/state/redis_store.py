@@ -19,7 +19,7 @@ from redis import Redis, RedisError
 from backend.corrections import CorrectionLog, ProjectTally
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
-from backend.request_ids import request_id
+from backend.logs import request_id
 from backend.shared_redis import (
     DECISION_KEY,
     LAST_WEBHOOK_KEY,

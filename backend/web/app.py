@@ -16,7 +16,7 @@ from redis import Redis
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import AccessError, BackendError, RequestError, TooManyRequestsError
-from backend.request_ids import REQUEST_ID_HEADER, request_id
+from backend.logs import REQUEST_ID_HEADER, request_id
 from backend.service import build_service
 from backend.serving.shared_model import SwappablePredictor
 from backend.settings import Settings

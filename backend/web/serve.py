@@ -9,7 +9,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from backend.request_ids import configure_logging
+from backend.logs import configure_logging
 from backend.service import Service
 from backend.settings import Settings
 from backend.web.access import require_secrets
@@ -67,7 +67,7 @@ def serve(settings: Settings) -> None:
     Raises:
         SettingsError: no credentials are configured.
     """
-    configure_logging(settings)
+    configure_logging(settings, with_request_ids=True)
     require_secrets(settings)
     if settings.tune_process:
         tune_process()

@@ -51,9 +51,9 @@ def worker(
 
     A machine with a GPU takes what needs the model with --queues training,prelabel, another the events.
     """
+    from backend.logs import configure_logging
     from backend.settings import Settings
     from backend.shared_redis import QUEUES
-    from worker.queueing.logs import configure_logging
     from worker.queueing.pool import Pool, work_off
     from worker.queueing.queues import require_redis
 
@@ -74,8 +74,8 @@ def worker(
 @app.command()
 def schedule() -> None:
     """Look at every project each minute, and compare its labels with Label Studio's from time to time."""
+    from backend.logs import configure_logging
     from backend.settings import Settings
-    from worker.queueing.logs import configure_logging
     from worker.queueing.queues import require_redis
     from worker.queueing.schedule import run_schedule
 

@@ -70,7 +70,7 @@ def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
 
     SIGTERM is how service managers stop a program: the exit status is 0 then, and 130 after Ctrl-C.
     """
-    from worker.local.stop_signals import StopRequested, StopSignals
+    from worker.local.supervisor import StopRequested, StopSignals
 
     try:
         with StopSignals():  # from the first moment: importing the parts takes a while

@@ -13,9 +13,9 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.shared_redis import TRAINING, connect
-from worker.queueing.logs import configure_logging
 from worker.queueing.queues import queue_named
 from worker.queueing.workers import MODEL_NICENESS, ModelWorker
 

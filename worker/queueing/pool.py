@@ -20,10 +20,10 @@ from redis.exceptions import RedisError
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
+from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.shared_redis import EVENTS, connect
 from worker.queueing.healthcheck import RECENT, Heartbeat, queues_served
-from worker.queueing.logs import configure_logging
 from worker.queueing.workers import ask_self_to_end, follow_parent, make_worker
 
 logger = logging.getLogger(__name__)

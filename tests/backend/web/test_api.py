@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from backend.request_ids import add_request_id
+from backend.logs import add_request_id
 from backend.settings import Settings
 from backend.web.app import create_app
 from tests.backend.colours import ColourPredictor

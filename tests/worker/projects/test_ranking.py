@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from worker.projects import ranking
-from worker.projects.ranking import learning_scores
+from worker.projects import active_learning
+from worker.projects.active_learning import learning_scores
 
 
 def order(certainties: list[float], descriptors: npt.NDArray[np.float32]) -> list[int]:
@@ -52,5 +52,5 @@ def test_pictures_that_do_not_differ_are_in_the_order_of_certainty() -> None:
 
 
 def test_beyond_so_many_picks_what_is_left_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "MAX_PICKS", 2)
+    monkeypatch.setattr(active_learning, "MAX_PICKS", 2)
     assert order([0.9, 0.1, 0.5, 0.3], np.eye(4)) == [1, 3, 2, 0]
