@@ -112,9 +112,8 @@ def build_service(
         predictor: Replaces the preset's.
     """
     redis = redis or connect_for_requests(settings.redis_url)
-    client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     metrics, redis_store = Metrics(), RedisStore(redis)
-    versions = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
+    versions = version_store(settings)
     load = partial(load_preset, settings) if predictor is None else lambda: predictor
     embeddings: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
         settings.embedding_cache_bytes, settings.embeddings_dir, settings.embedding_store_bytes
@@ -123,7 +122,19 @@ def build_service(
         settings.max_batch, settings.batch_wait_ms / 1000, settings.queue_limit, settings.min_speck
     )
     engine = Engine(load, versions, embeddings, redis, metrics, sharing)
-    images = ImageStore(
+    images = image_store(settings, label_studio_client(settings))
+    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
+    return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)
+
+
+def label_studio_client(settings: Settings) -> LabelStudioClient:
+    """The client for LABEL_STUDIO_URL."""
+    return LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+
+
+def image_store(settings: Settings, client: LabelStudioClient) -> ImageStore:
+    """The images in MODEL_DIR, fetched within the limits of the settings."""
+    return ImageStore(
         settings.images_dir,
         client,
         settings.image_max_bytes,
@@ -133,8 +144,11 @@ def build_service(
         settings.image_roots,
         settings.label_studio_host,
     )
-    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
-    return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)
+
+
+def version_store(settings: Settings) -> VersionStore:
+    """The versions in MODEL_DIR, or at VERSIONS_URL."""
+    return VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
 
 
 def load_preset(settings: Settings) -> SwappablePredictor:

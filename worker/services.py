@@ -10,6 +10,7 @@ from redis import Redis
 from backend.corrections import CorrectionLog
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
+from backend.service import image_store, label_studio_client, version_store
 from backend.settings import Settings
 from backend.shared_redis import SERVED_KEY, connect
 from backend.state.redis_store import KEPT_S, RedisStore
@@ -29,27 +30,15 @@ class Services:
 
     @cached_property
     def label_studio(self) -> LabelStudioClient:
-        settings = self.settings
-        return LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+        return label_studio_client(self.settings)
 
     @cached_property
     def images(self) -> ImageStore:
-        settings = self.settings
-        return ImageStore(
-            settings.images_dir,
-            self.label_studio,
-            settings.image_max_bytes,
-            settings.image_max_pixels,
-            settings.image_timeout_s,
-            settings.image_host_rules,
-            settings.image_roots,
-            settings.label_studio_host,
-        )
+        return image_store(self.settings, self.label_studio)
 
     @cached_property
     def store(self) -> VersionStore:
-        settings = self.settings
-        return VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
+        return version_store(self.settings)
 
     def collection(self, project: int) -> Collection:
         return Collection(self.settings.model_dir, project)
