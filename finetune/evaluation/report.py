@@ -213,7 +213,7 @@ def family_table(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[
         for family, figures in result.by_family.items()
     ]
     rows.append(("all", result.counts["samples"], result.overall, result.baselines))
-    return ("phrases", "count", *FAMILY_COLUMNS, *known), [
+    return ("phrases", "n", *FAMILY_COLUMNS, *known), [
         (
             name,
             str(count),
