@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from tests.containers.project import ContainerProject
+from tests.containers.project import SCENES, ContainerProject
 from tests.containers.stack import OURS, ROOT, Stack, docker, run
 
 pytestmark = pytest.mark.timeout(1800)
@@ -62,10 +62,11 @@ class Answers:
 def asked_all_the_time(stack: Stack, project: ContainerProject) -> Iterator[Answers]:
     """Phrases to the port that Label Studio calls, one after the other, from several annotators at once."""
     answers, done = Answers(), Event()
-    image = stack.client.task(project.tasks[0])["data"]["image"]
-    prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "value": {"text": ["the koala"]}}
+    image = stack.client.task(project.tasks[SCENES])["data"]["image"]
+    phrase = next(phrase.text for phrase in project.known.phrases if phrase.targets)
+    prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "value": {"text": [phrase]}}
     body = {
-        "tasks": [{"id": project.tasks[0], "data": {"image": image}}],
+        "tasks": [{"id": project.tasks[SCENES], "data": {"image": image}}],
         "project": f"{project.number}.1",
         "label_config": RECOMMENDED_CONFIG,
         "params": {"context": {"result": [prompt]}},
@@ -101,14 +102,18 @@ def test_two_backends_answer_through_the_proxy(scaled: Stack, project: Container
         time.sleep(10)
     assert answers.statuses
     assert not answers.failed
-    for container in scaled.containers("backend"):
-        metrics = docker("exec", container, "python", "-c", METRICS)
-        assert 'endpoint="predict",status="200"' in metrics, "each has answered some"
+    pattern = r'sspsam_requests_total\{endpoint="predict",status="200"\} (\S+)'
+    metrics = [
+        docker("exec", container, "python", "-c", METRICS) for container in scaled.containers("backend")
+    ]
+    answered = [re.findall(pattern, text) for text in metrics]
+    assert all(answered), f"each has answered some: {answered}"
 
 
 def test_browsers_reach_both_by_tls(scaled: Stack) -> None:
     url = f"https://localhost:{scaled.settings['PROXY_PORT']}"
     session = requests.Session()
+    session.trust_env = False  # REQUESTS_CA_BUNDLE would go before it
     session.verify = str(TLS / "tls.crt")
     assert session.get(f"{url}/health/", timeout=30).json()["status"] == "UP"
     assert session.get(f"{url}/assist/", timeout=30).status_code == 401
