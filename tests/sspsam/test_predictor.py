@@ -120,7 +120,7 @@ def test_unknown_presets_and_devices_are_named() -> None:
 
 
 def test_a_preset_without_weights_says_so() -> None:
-    with torch.device("meta"), pytest.raises(CheckpointError, match="no weights for ssp-sam-224 ship"):
+    with torch.device("meta"), pytest.raises(CheckpointError, match="no weights for ssp-sam-224"):
         sspsam.Predictor.from_preset("ssp-sam-224", "cpu")
 
 
