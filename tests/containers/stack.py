@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 COMMAND_S = 900.0
 POLL_S = 1.0
-DEFAULT_IMAGE = "ssp-sam-assist:0.1.0"
+DEFAULT_IMAGE = "ssp-sam-assist:0.2.0"
 OURS = ("redis", "backend", "worker", "schedule")
 
 
