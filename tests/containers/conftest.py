@@ -64,6 +64,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> ContainerProject:
+    stack.up("--no-build")
+    stack.wait_healthy("label-studio")
     return ContainerProject.create(stack, tmp_path_factory.mktemp("pictures"))
 
 
