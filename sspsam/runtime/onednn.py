@@ -8,6 +8,7 @@ code.
 from __future__ import annotations
 
 import platform
+import warnings
 from functools import cache
 from typing import cast
 
@@ -33,8 +34,9 @@ def use_onednn_matmul() -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    for name, product in {"mm": _mm, "addmm": _addmm}.items():
-        _products.impl(name, product, "CPU")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # PyTorch 2.6 warns of overrides
+        for name, product in {"mm": _mm, "addmm": _addmm}.items():
+            _products.impl(name, product, "CPU")  # type: ignore[no-untyped-call]
     return True
 
 
