@@ -1,14 +1,14 @@
-"""The jobs. Each is a plain function of ids, safe to run twice, and answers with a small dict.
+"""The jobs. Each is a plain function of ids, safe to run twice, and returns a small dict.
 
-The backend enqueues by name: `collect_annotation` and `forget_annotations` for what Label Studio tells it,
-`maybe_finetune` for "Start Training". The schedule enqueues `check_projects`, `reconcile_projects` and
+The backend enqueues by name: `collect_annotation` and `forget_annotations` for Label Studio's webhook events,
+`maybe_finetune` for "Start Training". The scheduler enqueues `check_projects`, `reconcile_projects` and
 `prefetch_projects`. `finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`,
 `rank_chunk` and `order_project` by `sspsam rank`, `prefetch_chunk` by `sspsam prefetch` and
-`prefetch_projects`. What an event says is only taken as a hint where to look: annotations are read again from
-Label Studio.
+`prefetch_projects`. Event payloads are not trusted: only their ids are used, and annotations are read again
+from Label Studio.
 
-When Label Studio does not answer, a job comes back later (`LABEL_STUDIO_RETRY`); what is missed even so, the
-next reconciliation finds.
+If Label Studio does not respond, a job is retried (`LABEL_STUDIO_RETRY`); events missed nevertheless are
+found by the next reconciliation.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ logger = logging.getLogger(__name__)
 _Job = TypeVar("_Job", bound=Callable[..., Any])
 JobResult = dict[str, Any]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
-"""Label Studio's id of something."""
+"""An id in Label Studio."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
-"""Of a run: becomes the name of a folder."""
+"""Name of a run; also the name of its folder."""
 checked: Callable[[_Job], _Job] = validate_call(config=ConfigDict(strict=True))
-"""What comes from Redis is of these types, or the job fails before it has begun."""
+"""Validates arguments from Redis: a job with invalid ones fails before it starts."""
 
 LABEL_STUDIO_RETRY_S = (5, 15, 60, 120, 300, 600)
 LABEL_STUDIO_RETRY = Retry(max=len(LABEL_STUDIO_RETRY_S), interval=list(LABEL_STUDIO_RETRY_S))
-"""A quarter of an hour and more: a restart, an update."""
+"""Covers 15 minutes and more: a restart or an upgrade."""
 TRAINING_BUSY_RETRY = Retry(max=10_000, interval=20)
-"""For a fine-tune that waits for one of another project."""
+"""For a fine-tune that waits for another project's fine-tune."""
 MODEL_LOAD_S = 600.0
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
@@ -67,18 +67,18 @@ PROGRESS_TTL_S = 120
 def collect_annotation(
     project_id: Number, annotation_id: Number, task_id: Number | None = None
 ) -> JobResult | Retry:
-    """Makes the records of an annotation from what Label Studio has saved now.
+    """Makes the records of an annotation from its current state in Label Studio.
 
     Args:
-        project_id: Where the event said that it is; Label Studio's word counts.
-        annotation_id: Which one.
-        task_id: As the event said; not needed.
+        project_id: Project named by the event; the one stored in Label Studio is authoritative.
+        annotation_id: Id of the annotation.
+        task_id: Task named by the event; not used.
     """
     services = Services(Settings())
     try:
         collected = collector.collect(services, project_id, annotation_id)
     except (LabelStudioUnavailable, ImageFetchError, collector.BusyError) as error:
-        logger.warning("annotation %d waits: %s", annotation_id, error)
+        logger.warning("annotation %d will be retried: %s", annotation_id, error)
         return LABEL_STUDIO_RETRY
     if collected.corrected:
         ask_for_decision(services.redis, collected.project, "annotation")
@@ -107,7 +107,7 @@ def reconcile_projects() -> JobResult:
 
 
 def check_projects() -> JobResult:
-    """Decides for every known project whether to fine-tune."""
+    """Decides on a fine-tune for every known project."""
     services = Services(Settings())
     return {
         str(project): asdict(maybe_start_finetune(services, project, "schedule"))
@@ -119,20 +119,20 @@ def check_projects() -> JobResult:
 def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
     """Decides whether to fine-tune on a project's labels now, and enqueues the fine-tune if so.
 
-    When a person asks, labels are read from Label Studio first, since events may still be on their way.
+    For an explicit request, labels are first read from Label Studio, since events may still be in transit.
     """
     services = Services(Settings())
     if trigger in EXPLICIT_TRIGGERS:
         try:
             collector.reconcile(services, project_id)
         except BackendError as error:
-            logger.warning("project %d: deciding on the labels that are here: %s", project_id, error)
+            logger.warning("project %d: deciding on the labels collected so far: %s", project_id, error)
     return asdict(maybe_start_finetune(services, project_id, trigger))
 
 
 @checked
 def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
-    """Performs a prepared run: train, measure, publish, promote or reject. The one long job."""
+    """Performs a prepared run: train, evaluate, publish, promote or reject. The only long job."""
     services = Services(Settings())
     settings, store = services.settings, services.store
     lock = TRAINING_LOCK.format(preset=settings.preset)
@@ -152,14 +152,14 @@ def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
 def prelabel_chunk(
     project_id: Number, run: str, chunk: str, source: JobResult, task_ids: list[Number]
 ) -> JobResult:
-    """Looks for phrases in the pictures of tasks and posts what was found as predictions.
+    """Segments phrases in the images of tasks and posts the masks as predictions.
 
     Args:
-        project_id: Of the tasks.
-        run: Under which progress is noted.
-        chunk: Of the run.
-        source: Of the phrases, as `PhraseSource.to_dict` writes it.
-        task_ids: Which tasks.
+        project_id: Project of the tasks.
+        run: Name of the run, under which progress is recorded.
+        chunk: Name of the chunk.
+        source: Source of the phrases, as written by `PhraseSource.to_dict`.
+        task_ids: Ids of the tasks.
     """
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
@@ -173,13 +173,13 @@ def prelabel_chunk(
 
 @checked
 def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Number]) -> JobResult:
-    """Embeds the pictures of tasks, so that nobody who opens one has to wait for that.
+    """Embeds the images of tasks ahead of time.
 
     Args:
-        project_id: Of the tasks.
-        run: Under which progress is noted.
-        chunk: Of the run.
-        task_ids: Which tasks.
+        project_id: Project of the tasks.
+        run: Name of the run, under which progress is recorded.
+        chunk: Name of the chunk.
+        task_ids: Ids of the tasks.
     """
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
@@ -197,14 +197,14 @@ def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Numb
 def rank_chunk(
     project_id: Number, run: str, chunk: str, source: JobResult, task_ids: list[Number]
 ) -> JobResult:
-    """Answers tasks that nobody has annotated, and notes how certain the answers are.
+    """Segments phrases in tasks without an annotation and records the certainty of the results.
 
     Args:
-        project_id: Of the tasks.
-        run: Under which progress and scores are noted.
-        chunk: Of the run.
-        source: Of the phrases, as `PhraseSource.to_dict` writes it.
-        task_ids: Which tasks.
+        project_id: Project of the tasks.
+        run: Name of the run, under which progress and scores are recorded.
+        chunk: Name of the chunk.
+        source: Source of the phrases, as written by `PhraseSource.to_dict`.
+        task_ids: Ids of the tasks.
     """
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
@@ -225,14 +225,14 @@ def rank_chunk(
 
 @checked
 def order_project(project_id: Number, run: str) -> JobResult:
-    """Puts the tasks of a run in order, once its chunks are done."""
+    """Orders the tasks of a run once its chunks are done."""
     services = Services(Settings())
     scores = Scores(services.redis, run)
     return {"ordered": order_tasks(services.label_studio, scores, project_id, services.store.current())}
 
 
 def prefetch_projects() -> JobResult:
-    """Queues the pictures of every known project's next tasks, as far as they are not embedded."""
+    """Queues the images of every known project's next tasks that are not embedded yet."""
     services = Services(Settings())
     settings = services.settings
     if not settings.prefetch_tasks or settings.embeddings_dir is None:
@@ -242,13 +242,13 @@ def prefetch_projects() -> JobResult:
         try:
             results[str(project)] = _prefetch_next(services, project)
         except BackendError as error:
-            logger.warning("project %d was not looked at: %s", project, error)
+            logger.warning("project %d was not checked: %s", project, error)
             results[str(project)] = str(error)
     return results
 
 
 def _prefetch_next(services: Services, project: int) -> list[int]:
-    """Queues what is not embedded of a project's next tasks; returns their ids."""
+    """Queues a project's next tasks that are not embedded yet; returns their ids."""
     config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
     config.require("image")
     tasks = services.label_studio.next_tasks(project, services.settings.prefetch_tasks)
@@ -263,7 +263,7 @@ def _prefetch_next(services: Services, project: int) -> list[int]:
 
 @contextmanager
 def _running_service(services: Services) -> Iterator[Service]:
-    """What answers annotators, with a model of its own.
+    """The assistant that answers annotators, with its own model.
 
     Raises:
         ModelUnavailableError: the model could not be loaded.
@@ -281,20 +281,23 @@ def _running_service(services: Services) -> Iterator[Service]:
 
 
 def _finetune(services: Services, project: int, run_id: str) -> JobResult:
-    """The run's result; a run that was cut short after it was published goes on from there."""
+    """The run's result; a run interrupted after it was published resumes there."""
     store, settings = services.store, services.settings
     card = find_version(store, run_id)
     if card is None:
         run = Run.read(run_folder(settings.model_dir, run_id))
         if run.base_version != store.current():
-            return {"status": "outdated", "reason": f"{store.current()} serves since this was decided"}
+            return {
+                "status": "outdated",
+                "reason": f"{store.current()} has been promoted since this was decided",
+            }
         try:
             card = perform(run, store, settings, _progress_noter(services.redis, project, run_id))
         except RunError as error:
             note_decision(services.redis, project, "fine-tune", Decision(False, str(error)))
             return {"status": "failed", "reason": str(error)}
         except Exception as error:
-            reason = f"the fine-tune failed ({type(error).__name__}: {error}); the worker's log says more"
+            reason = f"the fine-tune failed ({type(error).__name__}: {error}); see the worker's log"
             note_decision(services.redis, project, "fine-tune", Decision(False, reason))
             raise
     card = judge_candidate(store, card)
@@ -309,7 +312,7 @@ def _progress_noter(connection: Redis, project: int, run_id: str) -> Callable[[i
         if time.monotonic() - last_s < PROGRESS_EVERY_S and step < steps:
             return
         last_s = time.monotonic()
-        with suppress(RedisError):  # it is only for show
+        with suppress(RedisError):  # progress is only displayed
             connection.set(key, json.dumps({"run": run_id, "step": step, "steps": steps}), ex=PROGRESS_TTL_S)
 
     return note

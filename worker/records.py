@@ -1,8 +1,8 @@
 """Saved annotations -> records, and the records of a project on disk.
 
-Label Studio is the source of truth. What is kept here, one JSON Lines file per annotation under
-`<MODEL_DIR>/records/<project>/`, is a cache that can be deleted and collected again. A file is replaced as a
-whole, so that an annotation seen twice, or in another order, leaves the same records.
+Label Studio is the source of truth. The records, one JSON Lines file per annotation under
+`<MODEL_DIR>/records/<project>/`, are a cache that can be deleted and collected again. A file is replaced
+atomically, so an annotation seen twice or in another order leaves the same records.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from sspsam import mask_to_coco_rle
 logger = logging.getLogger(__name__)
 
 UNSUBMITTED_WINDOW_S = 10.0
-"""Text that was typed but not entered is sent to the model while the annotation is being saved: its answer
-comes too late for the annotator. A mask served this close to the save says nothing about the phrase."""
+"""Text typed without Enter is sent to the model while the annotation is being saved: the annotator never sees
+its answer. A mask served this close to the save therefore tells nothing about the phrase."""
 
 
 @dataclass(frozen=True)
 class ServedMask:
-    """What the model had proposed under a region id."""
+    """The mask that the model proposed under a region id."""
 
     rle: Mapping[str, Any]
     """COCO RLE."""
     version: str
     served_at: datetime | None = None
-    """None when it is not known."""
+    """None if unknown."""
     phrase: str = ""
 
 
@@ -50,7 +50,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """Where the records of one annotation come from."""
+    """Origin of the records of one annotation."""
 
     project: int
     task: int
@@ -82,35 +82,35 @@ class AnnotationSource:
 
 
 class Collection:
-    """The records of one project. Making one opens nothing."""
+    """The records of one project. The constructor opens no file."""
 
     def __init__(self, model_dir: Path, project: int) -> None:
         self.folder = records_folder(model_dir) / str(project)
 
     def records(self) -> list[RefRecord]:
-        """Reads everything, by annotation id."""
+        """Reads all records, ordered by annotation id."""
         return [record for number in self.annotations() for record in self.of_annotation(number)]
 
     def annotations(self) -> list[int]:
-        """Ids of the annotations that were collected, those without records included."""
+        """Ids of the collected annotations, including those without records."""
         return sorted(int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal())
 
     def of_annotation(self, annotation: int) -> list[RefRecord]:
-        """Reads the records of one annotation; none if it was not collected."""
+        """Reads the records of one annotation; empty if it was not collected."""
         try:
             return read_records(self._path(annotation))
         except FileNotFoundError:
             return []
         except RecordFormatError as error:
-            logger.error("collected again at the next reconciliation: %s", error)
+            logger.error("unreadable records, to be collected again at the next reconciliation: %s", error)
             return []
 
     def replace(self, annotation: int, records: Iterable[RefRecord]) -> None:
-        """Puts the records of an annotation in the place of those it had."""
+        """Replaces the records of an annotation."""
         write_records(self._path(annotation), records)
 
     def forget(self, annotations: Iterable[int]) -> int:
-        """Removes the records of annotations; returns how many of these had been collected."""
+        """Removes the records of annotations; returns how many had been collected."""
         known = [path for path in map(self._path, annotations) if path.exists()]
         for path in known:
             path.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def records_folder(model_dir: Path) -> Path:
 
 
 def collected_projects(model_dir: Path) -> list[int]:
-    """Returns the ids of the projects of which anything was collected."""
+    """Returns the ids of the projects with collected annotations."""
     return sorted(int(path.name) for path in records_folder(model_dir).glob("*") if path.name.isdecimal())
 
 
@@ -135,15 +135,15 @@ def make_records(
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> list[RefRecord]:
-    """Turns what an annotation says into records.
+    """Converts the content of an annotation into records.
 
-    Regions without a phrase, or whose mask is not of the image's size, teach nothing and are left out.
+    Regions without a phrase or with a mask of another size than the image are left out.
 
     Args:
-        content: Of the annotation.
-        source: Where it comes from.
-        served: Region id to what the model had proposed for it, None if nothing (known).
-        region_id_for: A phrase to the region id under which the model would propose its mask.
+        content: Content of the annotation.
+        source: Origin of the annotation.
+        served: Maps a region id to the model's proposal; None if there is none or it is unknown.
+        region_id_for: Maps a phrase to the region id under which the model would propose its mask.
     """
     records = []
     for region in content.regions:
@@ -165,10 +165,10 @@ def _region_record(
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> RefRecord:
-    """A mask under its phrase.
+    """Makes the record of a mask.
 
-    An id of our making without anything known to have been served: the log is lost, and nothing tells whether
-    the mask was corrected. It then counts as accepted.
+    If the id is one of ours but the proposal is unknown, the log was lost. Whether the mask was corrected is
+    then unknown, and it counts as accepted.
     """
     rle = mask_to_coco_rle(region.mask)
     record = source.record(phrase, rle, region.region_id, region.label)
@@ -179,10 +179,10 @@ def _region_record(
 
 
 def _no_target_record(phrase: str, source: AnnotationSource, served: ServedMask | None) -> RefRecord | None:
-    """A phrase left in the prompt box: nothing fits.
+    """Makes the record of a phrase left in the prompt box: it has no target.
 
-    If the model had proposed a mask well before the save, the annotator has thrown it away: a correction.
-    If it did so around the save, the annotator never saw it, and the phrase means nothing either way: None.
+    If the model proposed a mask well before the save, the annotator deleted it: a correction. If it did so
+    around the save, the annotator never saw it, so the phrase carries no information: None.
     """
     record = source.record(phrase, None, None)
     if served is None:
@@ -200,7 +200,7 @@ def _with_served(record: RefRecord, served: ServedMask) -> RefRecord:
 
 
 def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
-    """What earlier records of an annotation know of served masks, for when the log of these has expired."""
+    """Served masks from earlier records of an annotation, for use after their log has expired."""
     return {
         record.region: ServedMask(record.served_rle, record.served_version or "", phrase=record.phrase)
         for record in earlier
@@ -209,7 +209,7 @@ def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
 
 
 def sample_key(record: RefRecord) -> str:
-    """Names what one record teaches, shortly: 16 hex digits."""
+    """Short digest of a record's training content: 16 hex digits."""
     counts = None if record.mask_rle is None else record.mask_rle["counts"]
     content = json.dumps([record.image_sha256, record.phrase, counts])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What jobs and commands share: the settings and, made when first used, everything that they name."""
+"""Services shared by jobs and commands: built from the settings on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.records import Collection, ServedMask, collected_projects
 
 
 class Services:
-    """What jobs need, made when first used."""
+    """Dependencies of jobs, created on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -52,7 +52,7 @@ class Services:
         return CorrectionLog(self.redis)
 
     def served(self, region_id: str) -> ServedMask | None:
-        """What the backend served under a region id, and when: the log's entry lives KEPT_S from then on."""
+        """The mask served under a region id, and when, computed from the log entry's remaining lifetime."""
         served = self.redis_store.served(region_id)
         if served is None:
             return None
@@ -61,7 +61,7 @@ class Services:
         return ServedMask(served.rle, served.version, served_at, served.phrase)
 
     def known_projects(self) -> list[int]:
-        """The projects that the backend was told of, and those of which anything was collected."""
+        """The projects registered with the backend and those with collected annotations."""
         told = [
             int(project.project_id)
             for project in self.redis_store.projects()
@@ -73,11 +73,11 @@ class Services:
         """Fetches the image of a task and returns its (H, W).
 
         Args:
-            value: What the task's data says about where it is.
-            task_id: Of the task, through which Label Studio reads its storages.
+            value: Image reference in the task's data.
+            task_id: Id of the task, with which Label Studio resolves its storages.
 
         Raises:
-            ImageError: it cannot be fetched or read.
+            ImageError: the image cannot be fetched or read.
         """
         height, width = self.images.decode(self.images.digest(value, task_id)).shape[:2]
         return height, width

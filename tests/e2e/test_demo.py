@@ -192,8 +192,8 @@ def test_the_death_of_one_part_ends_all_and_is_told_and_the_next_start_works(dem
     redis = next(process for process in family if "redis-server" in process.cmdline()[0])
     redis.kill()
     assert demo.process.wait(60) == 1
-    assert "redis ended by itself (killed by SIGKILL)" in demo.screen
-    assert "Its last lines" in demo.screen
+    assert "redis exited unexpectedly (killed by SIGKILL)" in demo.screen
+    assert "Last lines of its log" in demo.screen
     assert not [process for process in family if is_running(process)]
 
     demo.start()

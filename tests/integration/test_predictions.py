@@ -25,7 +25,7 @@ def test_the_next_tasks_are_those_that_nobody_has_annotated(project: Project) ->
     assert [task["id"] for task in project.client.next_tasks(project.number, PICTURES)] == rest
     assert [task["id"] for task in project.client.next_tasks(project.number, 1)] == rest[:1]
     done = sspsam(project, "prefetch", "--project", str(project.number), "--limit", str(PICTURES))
-    assert "pictures embedded:" in done
+    assert "images embedded:" in done
 
 
 def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
@@ -55,7 +55,7 @@ def test_a_whole_project_is_prelabelled_once(project: Project) -> None:
     project.client.delete_task(bad)
     again = run_sspsam(project, *command)
     assert again.returncode == 0, again.stderr
-    assert f"predictions: 0 with 0 masks, tasks left alone: {PICTURES}" in again.stdout
+    assert f"predictions: 0 with 0 masks, tasks skipped: {PICTURES}" in again.stdout
 
 
 def test_phrases_of_a_whole_project_come_from_a_column_or_from_the_labels(project: Project) -> None:
@@ -70,8 +70,8 @@ def test_phrases_of_a_whole_project_come_from_a_column_or_from_the_labels(projec
     project.client.update_project(project.number, label_config=labels)
     by_label = sspsam(project, *command, "--from-labels")
 
-    assert f"tasks left alone: {len(rest)}" in by_column, "those without a caption"
-    assert "tasks left alone: 0" in by_label
+    assert f"tasks skipped: {len(rest)}" in by_column, "those without a caption"
+    assert "tasks skipped: 0" in by_label
     assert [phrases_of(one) for one in project.client.predictions(second)] == [
         {"the fish", "a phone", "object", "shirt"}
     ]

@@ -66,7 +66,7 @@ class Up:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
-        while "Ctrl-C ends everything" not in self.screen:
+        while "Ctrl-C stops everything" not in self.screen:
             assert self.process.poll() is None, self.screen
             assert time.monotonic() < deadline, self.screen
             time.sleep(0.1)
@@ -87,7 +87,7 @@ def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None
     worker = next(process for process, command in up.commands().items() if command[-1:] == ["worker"])
     worker.kill()
     assert up.process.wait(END_WITHIN_S) == 1
-    assert "worker ended by itself (killed by SIGKILL)" in up.screen
+    assert "worker exited unexpectedly (killed by SIGKILL)" in up.screen
     assert str(up.data_dir / "logs" / "worker.log") in up.screen
     assert up.survivors() == []
 

@@ -156,7 +156,7 @@ def test_the_service_runs_and_commands_find_it(
         assert [one["phrase"] for one in json.loads(out.read_text())["annotations"]] == ["the square"]
         assert KEY not in installed.run("finetune", "--project", str(PROJECT)).stderr
         embedded = installed.run("prefetch", "--project", str(PROJECT))
-        assert "pictures embedded: 1" in embedded.stdout, embedded.stderr
+        assert "images embedded: 1" in embedded.stdout, embedded.stderr
     finally:
         up.send_signal(signal.SIGTERM)
         status = up.wait(COMMAND_S)
@@ -168,4 +168,4 @@ def test_the_service_runs_and_commands_find_it(
 
 def is_ready(up: subprocess.Popen[bytes], screen: Path) -> bool:
     assert up.poll() is None, screen.read_text()
-    return "Ctrl-C ends everything" in screen.read_text()
+    return "Ctrl-C stops everything" in screen.read_text()

@@ -169,11 +169,11 @@ def test_a_prelabelling_that_is_cut_short_goes_on(services: Services, label_stud
         told = second.text[second.text.rindex(f"{len(tasks)}/{len(tasks)}") :]
         assert "Tasks ━" in second.text, "a bar"
         assert f"task {bad}: the file is not an image" in told, "at the end"
-        assert f"tasks left alone: {POST_BATCH}, tasks with a problem: 1" in told
+        assert f"tasks skipped: {POST_BATCH}, tasks with a problem: 1" in told
         assert [one["task"] for one in label_studio.predictions] == [one for one in tasks if one != bad]
         with Terminal(*command) as third:
             assert third.wait() == 1
-            assert f"predictions: 0 with 0 masks, tasks left alone: {len(tasks) - 1}" in third.text
+            assert f"predictions: 0 with 0 masks, tasks skipped: {len(tasks) - 1}" in third.text
 
 
 def test_a_worker_killed_while_it_trains(services: Services) -> None:

@@ -1,4 +1,4 @@
-"""`sspsam worker`, `schedule`, `finetune`; and, from their modules, all others of the worker's."""
+"""`sspsam worker`, `schedule` and `finetune`, and the worker's other commands from their own modules."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ DECISION_WAIT_S = 60.0
 @app.command()
 def worker(
     queues: Annotated[
-        str, typer.Option(help="Which queues to work on, with commas between them.")
+        str, typer.Option(help="Queues to process, separated by commas.")
     ] = "events,training,prelabel",
-    burst: Annotated[bool, typer.Option(help="End when the queues are empty.")] = False,
+    burst: Annotated[bool, typer.Option(help="Exit when the queues are empty.")] = False,
     spare_cores: Annotated[
         int,
         typer.Option(
             help="Cores to leave to other processes, such as a backend on this machine; "
-            "without effect where OMP_NUM_THREADS is set.",
+            "ignored if OMP_NUM_THREADS is set.",
             min=0,
         ),
     ] = 0,
 ) -> None:
-    """Collect saved labels, run fine-tunes, pre-label projects. Start as many as you like, on any machine.
+    """Collect saved labels, run fine-tunes, pre-label projects. Start any number of workers, on any machine.
 
-    A machine with a GPU takes what needs the model with --queues training,prelabel, another the events.
+    On a machine with a GPU, --queues training,prelabel takes the jobs that need the model; leave the events
+    queue to another machine.
     """
     from backend.logs import configure_logging
     from backend.settings import Settings
@@ -73,7 +74,7 @@ def worker(
 
 @app.command()
 def schedule() -> None:
-    """Look at every project each minute, and compare its labels with Label Studio's from time to time."""
+    """Check every project each minute, and periodically reconcile its labels with Label Studio."""
     from backend.logs import configure_logging
     from backend.settings import Settings
     from worker.queueing.queues import require_redis
@@ -97,7 +98,7 @@ def finetune(
     ] = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Fine-tune on a project's corrected labels, if there are enough of them; a running worker does it."""
+    """Fine-tune on a project's corrected labels if there are enough of them. Needs a running worker."""
     from backend.cli.instance_settings import service_settings
     from backend.shared_redis import connect
     from worker.queueing.queues import events_queue, require_redis
@@ -111,15 +112,15 @@ def finetune(
     decision = _wait_for(job)
     typer.echo(decision["reason"])
     if decision["start"]:
-        typer.echo("The fine-tune is queued. What becomes of it: sspsam versions list")
+        typer.echo("The fine-tune is queued. To see its result: sspsam versions list")
     elif decision["deferred"]:
-        typer.echo("It is not forgotten: the schedule decides again each minute.")
+        typer.echo("The request is kept: the scheduler decides again each minute.")
     elif now:
         raise typer.Exit(1)
 
 
 def _wait_for(job: Job) -> dict[str, object]:
-    """Waits for a small job and returns what it answers."""
+    """Waits for a short job and returns its result."""
     from backend.errors import QueueUnavailableError
 
     until = time.monotonic() + DECISION_WAIT_S
@@ -133,5 +134,5 @@ def _wait_for(job: Job) -> dict[str, object]:
             raise QueueUnavailableError(f"the worker failed: {''.join(last_line) or 'see its log'}")
         time.sleep(0.1)
     raise QueueUnavailableError(
-        f"no worker has taken this within {DECISION_WAIT_S:.0f} s; it stays queued: start `sspsam worker`"
+        f"no worker took this job within {DECISION_WAIT_S:.0f} s; it stays queued: start `sspsam worker`"
     )

@@ -10,7 +10,7 @@ import typer
 app = typer.Typer()
 
 INTERRUPTED = 130
-"""The exit status of a program ended with Ctrl-C."""
+"""Exit status of a program stopped with Ctrl-C."""
 
 BackendPort = Annotated[
     int, typer.Option(envvar="PORT", help="Port of the backend, on 127.0.0.1.", min=1, max=65535)
@@ -18,19 +18,19 @@ BackendPort = Annotated[
 
 
 LabelStudioPort = Annotated[int, typer.Option(help="Port of Label Studio, on 127.0.0.1.", min=1, max=65535)]
-ServiceDataDir = Annotated[Path, typer.Option(help="Where Redis's data, the models and the logs are kept.")]
-DemoDataDir = Annotated[Path, typer.Option(help="Where everything is kept, for the next start to find.")]
+ServiceDataDir = Annotated[Path, typer.Option(help="Folder for Redis data, models and logs.")]
+DemoDataDir = Annotated[Path, typer.Option(help="Folder for all data, reused by the next start.")]
 LabelStudioProgram = Annotated[
-    Path, typer.Option(help="The program label-studio, in a venv of its own.", envvar="LABEL_STUDIO")
+    Path, typer.Option(help="Path of the label-studio executable, in its own venv.", envvar="LABEL_STUDIO")
 ]
 
 
 @app.command()
 def up(backend_port: BackendPort = 9090, data_dir: ServiceDataDir = Path(".sspsam")) -> None:
-    """Run the backend, a worker and the schedule, with an embedded Redis.
+    """Run the backend, a worker and the scheduler, with an embedded Redis.
 
-    Your own Label Studio is found by LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. With REDIS_URL set, that
-    Redis is used. Everything ends with Ctrl-C or SIGTERM, or when one part fails.
+    LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY name your own Label Studio. If REDIS_URL is set, that Redis is
+    used. Ctrl-C, SIGTERM or the failure of any part stops everything.
     """
 
     def run() -> None:
@@ -50,9 +50,10 @@ def demo(
     data_dir: DemoDataDir = Path(".demo"),
     label_studio: LabelStudioProgram = Path(".venv-label-studio/bin/label-studio"),
 ) -> None:
-    """Run the whole loop on this machine: the service, a Label Studio, and a project of pictures.
+    """Run the complete loop on this machine: the service, Label Studio, and a project with images.
 
-    Ends with what to open and what to type. Everything ends with Ctrl-C or SIGTERM, or when one part fails.
+    Prints the pages to open and phrases to type once everything is ready. Ctrl-C, SIGTERM or the failure of
+    any part stops everything.
     """
 
     def run() -> None:
@@ -66,23 +67,25 @@ def demo(
 
 
 def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
-    """Runs the service; says which part failed, and how, if one did.
+    """Runs the service; on failure, reports which part failed and how.
 
-    SIGTERM is how service managers stop a program: the exit status is 0 then, and 130 after Ctrl-C.
+    The exit status is 0 after SIGTERM, with which service managers stop a program, and 130 after Ctrl-C.
     """
     from worker.local.supervisor import StopRequested, StopSignals
 
     try:
-        with StopSignals():  # from the first moment: importing the parts takes a while
+        with StopSignals():  # before the imports, which take a while
             from worker.local.supervisor import SupervisorError
 
             try:
                 run()
             except SupervisorError as error:
-                typer.secho(f"{error}; everything else has been ended. Its last lines:", fg="red", err=True)
+                typer.secho(
+                    f"{error}; all other parts have been stopped. Last lines of its log:", fg="red", err=True
+                )
                 typer.echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
-                typer.echo(f"The whole log: {data_dir / 'logs' / error.part}.log", err=True)
+                typer.echo(f"Full log: {data_dir / 'logs' / error.part}.log", err=True)
                 raise typer.Exit(1) from error
     except StopRequested as stop:
-        typer.echo("Everything has been ended.")
+        typer.echo("Everything has been stopped.")
         raise typer.Exit(0 if stop.number == signal.SIGTERM else INTERRUPTED) from None

@@ -35,8 +35,8 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            help="The file to write; of refcoco and png the folder. - is standard output: the file, or a tar "
-            "archive of the folder's content.",
+            help="File to write, or folder for refcoco and png. - is standard output: the file, or a tar "
+            "archive of the folder.",
             allow_dash=True,
             show_default=False,
         ),
@@ -46,28 +46,31 @@ def export(
         typer.Option(
             "--format",
             help="coco: exact masks as RLE; coco-polygons: as polygons; refcoco: RefCOCO's and gRefCOCO's "
-            "layout; png: a picture of each mask.",
+            "layout; png: an image of each mask.",
         ),
     ] = "coco",
     since: Annotated[
-        datetime | None, typer.Option(formats=DATE_FORMATS, help="Only what was saved then or later, UTC.")
+        datetime | None,
+        typer.Option(formats=DATE_FORMATS, help="Only annotations saved at or after this time, UTC."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=DATE_FORMATS, help="Only what was saved before, UTC.")
+        datetime | None,
+        typer.Option(formats=DATE_FORMATS, help="Only annotations saved before this time, UTC."),
     ] = None,
     annotator: Annotated[
-        list[str] | None, typer.Option(help="Only this user's, by e-mail or id; again for several.")
+        list[str] | None, typer.Option(help="Only this user's annotations, by e-mail or id. Repeatable.")
     ] = None,
     ground_truth: Annotated[
         bool, typer.Option("--ground-truth", help="Only annotations that are marked as ground truth.")
     ] = False,
-    split: Annotated[str, typer.Option(help="Of refcoco: what split every phrase is in.")] = "train",
+    split: Annotated[str, typer.Option(help="For refcoco: the split of every phrase.")] = "train",
     data_dir: DataDirOption = None,
 ) -> None:
-    """Write a project's labels: exact masks, each with its phrase, and the phrases that nothing fits.
+    """Export a project's labels: exact masks, each with its phrase, and the phrases without a target.
 
-    Where several people annotated a task, each annotation is written: they are never merged. Label Studio is
-    that of LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY, else that of the running `sspsam up` or `sspsam demo`.
+    If several people annotated a task, each annotation is written; they are never merged. Labels are read
+    from the Label Studio at LABEL_STUDIO_URL, with LABEL_STUDIO_API_KEY; else from that of the running
+    `sspsam up` or `sspsam demo`.
     """
     from backend.cli.instance_settings import service_settings
     from worker.export.reader import ProjectReader, Selection
@@ -92,20 +95,20 @@ def export(
         typer.secho(f"and {more} more", fg=typer.colors.YELLOW, err=True)
     if summary.several:
         typer.secho(
-            f"{summary.several} images have several annotations; each is written: tell them apart by "
+            f"{summary.several} images have several annotations; each is written. Tell them apart by "
             "`label_studio_annotation` and `completed_by`",
             fg=typer.colors.YELLOW,
             err=True,
         )
     typer.echo(
         f"{out}: masks: {summary.masks}, images: {summary.images}, "
-        f"phrases that nothing fits: {summary.no_target}",
+        f"phrases without a target: {summary.no_target}",
         err=out == STANDARD_OUTPUT,
     )
 
 
 def _export_to(stream: IO[bytes], file_format: Format, reader: ProjectReader, split: str) -> Summary:
-    """Exports to a temporary place, and copies it into the stream once it is complete."""
+    """Exports to a temporary folder and copies the complete result into the stream."""
     with tempfile.TemporaryDirectory(prefix="sspsam-export-") as folder:
         path = Path(folder) / "labels"
         summary = _run(reader, _writer(file_format, path, reader, split))
@@ -121,7 +124,7 @@ def _export_to(stream: IO[bytes], file_format: Format, reader: ProjectReader, sp
 
 
 def _run(reader: ProjectReader, writer: Writer) -> Summary:
-    """Exports under a progress bar."""
+    """Exports with a progress bar."""
     from rich import progress
     from rich.console import Console
 
@@ -147,15 +150,15 @@ def _writer(file_format: Format, out: Path, reader: ProjectReader, split: str) -
     if file_format == "png":
         return PngWriter(out)
     if out.is_dir():
-        raise typer.BadParameter(f"{out} is a folder, and {file_format} is one file", param_hint="--out")
+        raise typer.BadParameter(f"{out} is a folder, but {file_format} is a single file", param_hint="--out")
     return CocoWriter(out, reader, polygons=file_format == "coco-polygons")
 
 
 def _user_ids(client: LabelStudioClient, annotators: list[str]) -> frozenset[int]:
-    """Ids of users who are named by id or e-mail.
+    """Returns the ids of users given by id or e-mail.
 
     Raises:
-        typer.BadParameter: Label Studio does not know one.
+        typer.BadParameter: Label Studio has no such user.
     """
     if not annotators:
         return frozenset()
@@ -164,6 +167,6 @@ def _user_ids(client: LabelStudioClient, annotators: list[str]) -> frozenset[int
     if unknown:
         known = ", ".join(sorted(by_email))
         raise typer.BadParameter(
-            f"no user {', '.join(unknown)}; there are: {known}", param_hint="--annotator"
+            f"no user {', '.join(unknown)}; known users: {known}", param_hint="--annotator"
         )
     return frozenset(int(name) if name.isdecimal() else by_email[name.casefold()] for name in annotators)

@@ -1,4 +1,4 @@
-"""`sspsam prefetch`: queues the pictures of a project, and shows how far the workers are."""
+"""`sspsam prefetch`: queues the images of a project and shows progress."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ app = typer.Typer()
 def prefetch(
     project: ProjectOption,
     limit: Annotated[
-        int, typer.Option(help="Only so many tasks that nobody has annotated; 0 takes every task.", min=0)
+        int, typer.Option(help="At most this many tasks without an annotation; 0 takes every task.", min=0)
     ] = 0,
     detach: DetachOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Embed the pictures of a project, so that no first phrase waits for it; running workers do it.
+    """Embed a project's images ahead of time, so the first phrase on each is fast. Needs a running worker.
 
-    Can be interrupted and run again: what is on disk is left alone.
+    Can be interrupted and run again: images already on disk are skipped.
     """
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
@@ -34,7 +34,7 @@ def prefetch(
 
     services = Services(service_settings(data_dir))
     if services.settings.embeddings_dir is None:
-        raise typer.BadParameter("EMBEDDING_STORE_BYTES is 0: there is nowhere to keep embeddings")
+        raise typer.BadParameter("EMBEDDING_STORE_BYTES is 0: embeddings cannot be stored")
     require_redis(services.settings.redis_url)
     client = services.label_studio
     LabelingConfig.parse(client.project(project)["label_config"]).require("image")
@@ -49,4 +49,4 @@ def prefetch(
     jobs = [f"{run}-{name}" for name in chunks]
     report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
     embedded = report.tasks - report.skipped - len(report.problems)
-    finish(report, failures, f"pictures embedded: {embedded}, at hand before: {report.skipped}")
+    finish(report, failures, f"images embedded: {embedded}, already stored: {report.skipped}")

@@ -1,4 +1,4 @@
-"""`sspsam prelabel`: queues the chunks of a project, and shows how far the workers are."""
+"""`sspsam prelabel`: queues the chunks of a project and shows progress."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def prelabel(
     detach: DetachOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Put masks into every task of a project, for annotators to begin with; running workers do it.
+    """Predict masks for every task of a project, as a start for annotators. Needs a running worker.
 
-    Can be interrupted and run again: what is done is left alone.
+    Can be interrupted and run again: finished tasks are skipped.
     """
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
@@ -50,7 +50,7 @@ def prelabel(
     chunks = enqueue_chunks(services.redis, "worker.jobs.prelabel_chunk", run, task_ids, asked)
     if detach or not chunks:
         typer.echo(
-            f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see how far it is."
+            f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see progress."
         )
         return
     jobs = [f"{run}-{name}" for name in chunks]
@@ -58,5 +58,5 @@ def prelabel(
     finish(
         report,
         failures,
-        f"predictions: {report.posted} with {report.masks} masks, tasks left alone: {report.skipped}",
+        f"predictions: {report.posted} with {report.masks} masks, tasks skipped: {report.skipped}",
     )

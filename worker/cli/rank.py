@@ -1,4 +1,4 @@
-"""`sspsam rank`: queues the unlabeled tasks of a project to be scored, and shows how far the workers are."""
+"""`sspsam rank`: queues the unlabeled tasks of a project for scoring and shows progress."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def rank(
     detach: DetachOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Put first what teaches most: tasks that the model is least certain of, near-duplicates last.
+    """Order tasks by how much they teach: least certain predictions first, near-duplicates last.
 
-    Every task that nobody has annotated gets a prediction whose score is its place; the project is set to
-    Label Studio's uncertainty sampling, and to the version that answered. Without --phrase or --from-column,
-    it looks for the phrases in the tasks' data, else for what the project's annotators ask most, else for the
-    labels. Run it again after a promotion.
+    Every task without an annotation gets a prediction whose score is its rank; the project is set to Label
+    Studio's uncertainty sampling and to the version that made the predictions. Without --phrase or
+    --from-column, the phrases are those in the tasks' data, else the ones that the project's annotators use
+    most, else the labels. Run it again after a promotion.
     """
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio.config import LabelingConfig
@@ -34,7 +34,7 @@ def rank(
     from worker.services import Services
 
     if phrase and from_column:
-        raise typer.BadParameter("give --phrase or --from-column, not both")
+        raise typer.BadParameter("give either --phrase or --from-column, not both")
     services = Services(service_settings(data_dir))
     require_redis(services.settings.redis_url)
     client = services.label_studio

@@ -1,4 +1,4 @@
-"""`sspsam versions`: what was trained, how good it is, and which of it serves."""
+"""`sspsam versions`: the fine-tuned versions, their metrics, and which one serves."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back, prune.", no_args_is_help=True)
 
 ModelDir = Annotated[
-    Path | None, typer.Option(help="Folder of the versions; else MODEL_DIR.", file_okay=False)
+    Path | None, typer.Option(help="Folder of the versions; default: MODEL_DIR.", file_okay=False)
 ]
 VersionsUrl = Annotated[
     str | None,
     typer.Option(
-        help=f"Where they lie instead: s3://bucket/folder and the like; else {VERSIONS_URL_VARIABLE}."
+        help=f"URL of the versions instead, such as s3://bucket/folder; default: {VERSIONS_URL_VARIABLE}."
     ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Variant of the model; else PRESET.")]
+Preset = Annotated[str | None, typer.Option(help="Variant of the model; default: PRESET.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", dir_okay=False, help="The preset's weights; else WEIGHTS."),
+    typer.Option(metavar="FILE", dir_okay=False, help="The preset's weights; default: WEIGHTS."),
 ]
-VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="Such as ssp-sam-demo-0001.")]
+VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="For example ssp-sam-demo-0001.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 PLAIN_WIDTH = 200
-"""Columns when the output is not a terminal."""
+"""Width in columns if the output is not a terminal."""
 
 
 @app.command("list")
@@ -49,7 +49,7 @@ def list_versions(
     versions_url: VersionsUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions, each with its figure on held-out corrections and why it serves or not."""
+    """List the versions, each with its metric on held-out corrections and the reason for its status."""
     store = _open(data_dir, model_dir, preset, versions_url)[0]
     cards, current = store.list(), store.current()
     if as_json:
@@ -92,9 +92,9 @@ def promote(
     preset: Preset = None,
     weights: Weights = None,
     versions_url: VersionsUrl = None,
-    reason: Annotated[str, typer.Option(help="Kept with the version.")] = "promoted by hand",
+    reason: Annotated[str, typer.Option(help="Stored with the version.")] = "promoted by hand",
 ) -> None:
-    """Let a version serve. Running backends swap to it without a restart."""
+    """Make a version serve. Running backends swap to it without a restart."""
     store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.promote(version, reason)
     _announce(store, redis_url)
@@ -107,9 +107,11 @@ def rollback(
     preset: Preset = None,
     weights: Weights = None,
     versions_url: VersionsUrl = None,
-    reason: Annotated[str, typer.Option(help="Kept with the version that is left.")] = "rolled back by hand",
+    reason: Annotated[
+        str, typer.Option(help="Stored with the version that is replaced.")
+    ] = "rolled back by hand",
 ) -> None:
-    """Go back to the version that served before."""
+    """Return to the version that served before."""
     store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.rollback(reason)
     _announce(store, redis_url)
@@ -121,12 +123,12 @@ def prune(
     model_dir: ModelDir = None,
     preset: Preset = None,
     versions_url: VersionsUrl = None,
-    keep: Annotated[int, typer.Option(help="So many of the latest stay in any case.", min=0)] = KEEP_LATEST,
+    keep: Annotated[int, typer.Option(help="Always keep this many of the latest.", min=0)] = KEEP_LATEST,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")
+        bool, typer.Option("--yes", help="Remove them; otherwise only list what would be removed.")
     ] = False,
 ) -> None:
-    """Remove versions that nobody needs: not what serves, nor what can be rolled back to."""
+    """Remove unused versions: neither the one that serves nor those that a rollback can return to."""
     store = _open(data_dir, model_dir, preset, versions_url)[0]
     plan = plan_pruning(store, keep)
     for version_id, why in sorted(plan.kept.items()):
@@ -135,7 +137,7 @@ def prune(
     for version_id, size_bytes in plan.removed.items():
         typer.echo(f"{version_id} {verb}: {_megabytes(size_bytes)}, {store.get(version_id).reason}")
     for name, size_bytes in plan.leftovers.items():
-        typer.echo(f"{name} {verb}: {_megabytes(size_bytes)}, left by a writer that was cut short")
+        typer.echo(f"{name} {verb}: {_megabytes(size_bytes)}, left by an interrupted writer")
     if yes:
         remove_versions(store, plan)
     typer.echo(f"{_megabytes(plan.bytes_freed)} {'freed' if yes else 'would be freed; --yes does it'}")
@@ -146,7 +148,7 @@ def _megabytes(size_bytes: int) -> str:
 
 
 def held_out_figure(card: VersionCard) -> str:
-    """The figure that decided, incumbent -> candidate, in percent; empty where nothing was measured."""
+    """The gate's metric, incumbent -> candidate, in percent; empty if it was not measured."""
     metrics = card.metrics
     name = metrics.get("metric", "gIoU")
     before, after = (metrics.get(side, {}).get(name) for side in ("incumbent", "candidate"))
@@ -163,7 +165,7 @@ def _open(
     versions_url: str | None,
     weights: Path | None = None,
 ) -> tuple[VersionStore, str]:
-    """The store that is meant, and the Redis of the backends that serve from it; says which."""
+    """Returns the selected store and the Redis of the backends that serve from it; prints which."""
     from backend.cli.instance_settings import versions_settings
     from sspsam import VersionStore
     from sspsam.presets import get_preset
@@ -199,7 +201,7 @@ def _print_table(cards: list[VersionCard], current: str) -> None:
 
 
 def _announce(store: VersionStore, redis_url: str) -> None:
-    """Tells running backends at once; those that do not hear it look by themselves every few seconds."""
+    """Notifies running backends; those that miss the message poll every few seconds."""
     from redis.exceptions import RedisError
 
     from backend.shared_redis import VERSIONS_CHANNEL, connect
@@ -209,4 +211,4 @@ def _announce(store: VersionStore, redis_url: str) -> None:
     try:
         connect(redis_url).publish(VERSIONS_CHANNEL, current)
     except RedisError:
-        typer.echo("Redis does not answer, so running backends will notice within a few seconds")
+        typer.echo("Redis does not respond; running backends will notice within a few seconds")

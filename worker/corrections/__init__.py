@@ -1,1 +1,1 @@
-"""Annotations collected and counted."""
+"""Collection of annotations and counts of the feedback in them."""

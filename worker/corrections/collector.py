@@ -1,4 +1,4 @@
-"""Reads annotations from Label Studio and keeps their records."""
+"""Reads annotations from Label Studio and stores their records."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ LOCK_WAIT_S = 60.0
 
 
 class BusyError(Exception):
-    """Another process holds this annotation: try again later."""
+    """Another process holds the lock of this annotation: try again later."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What became of one annotation."""
+    """Outcome of collecting one annotation."""
 
     project: int
-    """As Label Studio says."""
+    """As stored in Label Studio."""
     annotation: int
     records: int = 0
     corrected: int = 0
     forgotten: bool = False
-    """Label Studio does not have it any more."""
+    """Label Studio no longer has it."""
     problem: str = ""
-    """Why it gives no records, when it should."""
+    """Why it yields no records although it should."""
 
 
 @dataclass(frozen=True)
 class CollectedLabels:
-    """What an annotation says: to learn from, and about the model."""
+    """Content of an annotation: training records, and counts of the model's accepted and edited masks."""
 
     records: list[RefRecord]
     tallies: list[Tally]
@@ -61,7 +61,7 @@ class CollectedLabels:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What a reconciliation changed."""
+    """Changes made by a reconciliation."""
 
     project: int
     collected: int
@@ -70,12 +70,12 @@ class Reconciled:
 
 
 def collect(services: Services, project_id: int, annotation_id: int) -> Collected:
-    """Makes the records of an annotation from what Label Studio has saved now.
+    """Makes the records of an annotation from its current state in Label Studio.
 
     Raises:
-        BusyError: another process is at it.
-        LabelStudioUnavailable, ImageFetchError: it cannot be read now; what was collected before stays.
-        LabelStudioError: Label Studio refuses.
+        BusyError: another process is collecting it.
+        LabelStudioUnavailable, ImageFetchError: it cannot be read now; earlier records are kept.
+        LabelStudioError: Label Studio refuses the request.
     """
     lock = RECORDS_LOCK.format(annotation=annotation_id)
     with redis_lock(services.redis, lock, LOCK_WAIT_S) as locked:
@@ -85,10 +85,10 @@ def collect(services: Services, project_id: int, annotation_id: int) -> Collecte
 
 
 def reconcile(services: Services, project: int) -> Reconciled:
-    """Brings the records of a project up to what Label Studio has: events may have been lost.
+    """Updates the records of a project to match Label Studio, since events may have been lost.
 
     Raises:
-        LabelStudioError, LabelingConfigError: the project cannot be read; nothing is forgotten.
+        LabelStudioError, LabelingConfigError: the project cannot be read; no record is removed.
     """
     client, collection = services.label_studio, services.collection(project)
     collected_before = set(collection.annotations())
@@ -109,13 +109,13 @@ def reconcile(services: Services, project: int) -> Reconciled:
 
 
 def forget(services: Services, project: int, annotations: Iterable[int]) -> int:
-    """Drops what is kept of deleted annotations; returns how many of these had been collected."""
+    """Removes the records and counts of deleted annotations; returns how many had been collected."""
     services.corrections.forget(project, annotations)
     return services.collection(project).forget(annotations)
 
 
 def exists(client: LabelStudioClient, annotation: int) -> bool:
-    """Whether Label Studio has an annotation; when it does not answer, no: a reconciliation will tell."""
+    """Whether Label Studio has an annotation. False if it does not respond: reconciliation corrects that."""
     try:
         client.annotation(annotation)
     except (LabelStudioNotFound, LabelStudioUnavailable):
@@ -124,7 +124,7 @@ def exists(client: LabelStudioClient, annotation: int) -> bool:
 
 
 def is_collected(collection: Collection, annotation: Mapping[str, Any]) -> bool:
-    """Whether the records of an annotation are those of its last save."""
+    """Whether the stored records match the annotation's last save."""
     records = collection.of_annotation(int(annotation["id"]))
     return bool(records) and records[0].updated_at == annotation.get("updated_at")
 
@@ -158,7 +158,7 @@ def _keep(
     task: Mapping[str, Any],
     config: LabelingConfig,
 ) -> bool:
-    """Replaces the records of an annotation, unless another process is at it; whether they changed."""
+    """Replaces an annotation's records unless another process holds it; returns whether they changed."""
     number, collection = int(annotation["id"]), services.collection(project)
     with redis_lock(services.redis, RECORDS_LOCK.format(annotation=number), wait_s=0) as locked:
         if not locked:
@@ -181,10 +181,10 @@ def _read(
     task: Mapping[str, Any],
     config: LabelingConfig,
 ) -> CollectedLabels:
-    """Reads an annotation; nothing comes of a skipped one.
+    """Reads an annotation; a skipped one yields no records.
 
     Raises:
-        ImageError, LabelingConfigError: its picture or the project's form cannot be read.
+        ImageError, LabelingConfigError: its image or the project's labeling config cannot be read.
     """
     content = read_annotation(annotation, config)
     for problem in content.problems:
@@ -208,10 +208,10 @@ def _read(
 
 
 def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:
-    """What a task's data says about where its image is.
+    """Returns the image reference in a task's data.
 
     Raises:
-        LabelingConfigError: the form shows no image.
+        LabelingConfigError: the labeling config has no image tag.
     """
     config.require("image")
     assert config.image is not None
@@ -226,7 +226,7 @@ def _image_facts(services: Services, task: Mapping[str, Any], config: LabelingCo
 
 
 def _image_url(services: Services, value: object, task_id: str) -> str:
-    """Where the image is, for people; a picture that is in the task itself is nowhere else."""
+    """URL of the image for people; for an image embedded in the task as data:, the task's URL."""
     if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
         return f"{services.label_studio.url}/api/tasks/{task_id}"
     return services.images.resolve(value, task_id)

@@ -1,4 +1,4 @@
-"""A saved annotation beside what was proposed on its task: taken, changed, thrown away, added."""
+"""Compares a saved annotation with the proposed masks: counts accepted, edited, deleted and added ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.records import UNSUBMITTED_WINDOW_S, ServedMask
 
 NO_LABEL = "object"
 SLACK_S = 60.0
-"""The clocks of Label Studio and of the backend may differ by so much."""
+"""Tolerated difference between the clocks of Label Studio and the backend."""
 
 
 def tally_annotation(
@@ -26,15 +26,15 @@ def tally_annotation(
     config: LabelingConfig,
     serving: str,
 ) -> list[Tally]:
-    """Counts an annotation.
+    """Counts the feedback in an annotation.
 
     Args:
-        annotation: As Label Studio gives it.
-        content: What it says.
-        served: Region id to what had been proposed for a phrase under it.
-        served_on_task: Ids of all regions that were ever proposed on its task, to anybody.
-        config: Of its project.
-        serving: The version that serves, under which masks are counted that nobody proposed.
+        annotation: As returned by Label Studio.
+        content: The parsed annotation.
+        served: Maps a region id to the mask proposed under it.
+        served_on_task: Ids of all regions ever proposed on its task, to any annotator.
+        config: The project's labeling config.
+        serving: The serving version; masks that were not proposed are counted under it.
     """
     tallies = [_region(region, served(region.region_id), serving) for region in content.regions]
     gone = set(served_on_task) - {region.region_id for region in content.regions}
@@ -56,10 +56,10 @@ def _region(region: Region, proposed: ServedMask | None, serving: str) -> Tally:
 
 
 def _was_seen(proposed: ServedMask, annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotator had a mask on the form that they saved.
+    """Whether a proposed mask was in the form that the annotator saved.
 
-    Others may work on the same task, so only what was proposed while this annotation was made counts; in one
-    made from a prediction, what was predicted does too.
+    Others may work on the same task, so only masks proposed while this annotation was made count. For an
+    annotation made from a prediction, the predicted masks count too.
     """
     if proposed.served_at is None:
         return False

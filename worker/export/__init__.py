@@ -1,1 +1,1 @@
-"""Labels exported as COCO, RefCOCO and PNG."""
+"""Export of labels as COCO, RefCOCO and PNG."""

@@ -1,16 +1,16 @@
-"""COCO files, and RefCOCO's layout. Written in passing: no more than one image is in memory.
+"""COCO files and RefCOCO's layout. Written as a stream: at most one image is in memory.
 
 Format: https://cocodataset.org/#format-data . One annotation for each region, with all its holes and parts:
 as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's own fields:
 
     annotations[]: `phrase` (or None), `region`, `score`, `label_studio_annotation`, `completed_by`
     images[]: `label_studio_task`, `coco_url` (where Label Studio shows it), `exif_applied` (masks, width and
-        height are of the picture as people see it, EXIF orientation applied)
-    referring_expressions[]: every phrase with the ids of the annotations it refers to; none: nothing fits
-    no_target[]: those phrases again that nothing in the image fits
+        height are of the image as displayed, with EXIF orientation applied)
+    referring_expressions[]: every phrase with the ids of the annotations it refers to; no ids: no target
+    no_target[]: the phrases without a target in the image, repeated
 
 RefCOCO's layout (https://github.com/lichengunc/refer) is a folder: `instances.json`, and in `refs(unc).p`
-every phrase for one mask. It cannot say that a phrase is for several masks, or for none; gRefCOCO's
+every phrase that refers to one mask. It cannot express phrases with several masks or none; gRefCOCO's
 `grefs(unc).json` (https://github.com/henghuiding/gRefCOCO), written beside it, can.
 """
 
@@ -38,13 +38,13 @@ Json = dict[str, Any]
 NO_LABEL = "object"
 """Category of masks without a label."""
 NO_TARGET = -1
-"""gRefCOCO's annotation id of a phrase that nothing fits."""
+"""gRefCOCO's annotation id for a phrase without a target."""
 PICKLE_PROTOCOL = 2
-"""Of the published files."""
+"""As in the published files."""
 
 
 class ListFile:
-    """A list of JSON values in a file of its own, until it is copied into the whole."""
+    """A list of JSON values in a temporary file, later copied into the final file."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / name
@@ -70,9 +70,9 @@ class CocoWriter:
     """Writes one COCO file.
 
     Args:
-        path: Of the file; replaced as a whole, when everything is written.
-        reader: Whose labels come.
-        polygons: Write polygons in place of RLE.
+        path: The file; replaced atomically once everything is written.
+        reader: Source of the labels.
+        polygons: Write polygons instead of RLE.
     """
 
     LISTS = ("images", "annotations", "referring_expressions", "no_target")
@@ -112,7 +112,7 @@ class CocoWriter:
     def add_expression(
         self, image: LabelledImage, entry: Mapping[str, Any], phrase: str, named: list[Json]
     ) -> int:
-        """Adds a phrase with the annotations that it is for; returns its id."""
+        """Adds a phrase with the annotations it refers to; returns its id."""
         expressions = self._lists["referring_expressions"]
         number = expressions.count + 1
         expressions.append(
@@ -186,9 +186,9 @@ class RefCocoWriter(CocoWriter):
     """Writes a folder in RefCOCO's layout.
 
     Args:
-        folder: Made if it is not there; its three files are replaced.
-        reader: Whose labels come.
-        split: That every phrase is in.
+        folder: Created if missing; its three files are replaced.
+        reader: Source of the labels.
+        split: Split of every phrase.
     """
 
     def __init__(self, folder: Path, reader: ProjectReader, split: str = "train") -> None:

@@ -1,6 +1,6 @@
-"""Masks as pictures: a black and white PNG for each region, and a line about each in `masks.jsonl`.
+"""Masks as PNG images: one black-and-white file per region, and one line per region in `masks.jsonl`.
 
-A line holds `file` (None for a phrase that nothing fits), `phrase`, `label`, `region`, `score`, `image`,
+A line holds `file` (None for a phrase without a target), `phrase`, `label`, `region`, `score`, `image`,
 `coco_url`, `label_studio_task`, `label_studio_annotation` and `completed_by`.
 """
 
@@ -28,15 +28,15 @@ class PngWriter:
     """Writes a folder of masks.
 
     Args:
-        folder: Must not be there yet, or be empty; it appears as a whole.
+        folder: Must not exist or be empty; it is created atomically.
 
     Raises:
-        ExportError: there is something in it.
+        ExportError: it exists and is not empty.
     """
 
     def __init__(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ExportError(f"{folder} is there already: name another, or remove it")
+            raise ExportError(f"{folder} already exists: choose another folder, or remove it")
         self._folder = folder
         self._aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         self._aside.mkdir(parents=True)

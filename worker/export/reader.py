@@ -1,7 +1,7 @@
-"""Labels out of Label Studio, a page of tasks at a time: what is read, and which of it.
+"""Reads the selected labels from Label Studio, one page of tasks at a time.
 
-What it is written as is in `worker.export.coco` and `worker.export.png`. Several annotations of one task are
-never merged: each is written with its id and its annotator, and which to believe is for the reader to say.
+The formats are in `worker.export.coco` and `worker.export.png`. Several annotations of one task are never
+merged: each is written with its id and its annotator, and the user of the export chooses between them.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from backend.labelstudio.config import LabelingConfig
 Json = dict[str, Any]
 
 ImageSize = Callable[[object, str], tuple[int, int]]
-"""What a task says about where its image is, and the task's id, to the (H, W) of that image; for tasks
-without a mask to tell it."""
+"""Maps a task's image reference and id to the (H, W) of the image; used for tasks without a mask."""
 TASKS_PER_PAGE = 20
-"""Each with all its masks: what is in memory at a time."""
+"""Bounds memory: each task holds all its masks."""
 MAX_PROBLEMS = 1000
-"""Kept in words; more are only counted."""
+"""Messages kept; further problems are only counted."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which annotations; without any limit all that were submitted. Skipped ones never are."""
+    """Selects annotations: by default all that were submitted. Skipped ones are never exported."""
 
     since: datetime | None = None
-    """Saved then or later."""
+    """Saved at or after this time."""
     until: datetime | None = None
-    """Saved before."""
+    """Saved before this time."""
     annotators: frozenset[int] = frozenset()
-    """Ids of users; empty for everybody."""
+    """Ids of users; empty for all users."""
     ground_truth: bool = False
-    """Only what was marked as ground truth."""
+    """Only annotations marked as ground truth."""
 
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         if annotation.get("was_cancelled") or (self.ground_truth and not annotation.get("ground_truth")):
@@ -59,33 +58,33 @@ EVERYTHING = Selection()
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A task with the annotations that were chosen."""
+    """A task with its selected annotations."""
 
     task: int
     file_name: str
-    """The last part of its address; unique in an export."""
+    """The last part of its URL; unique in an export."""
     url: str
-    """Where Label Studio shows it."""
+    """URL under which Label Studio shows it."""
     hw: tuple[int, int] | None
-    """(H, W); None when it is not known."""
+    """(H, W); None if unknown."""
     annotations: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
-    """As Label Studio gives each, and what it says."""
+    """Each as returned by Label Studio, and parsed."""
 
 
 class Writer(Protocol):
-    """Writes labelled images, one by one; what it has written is there when `close` returns."""
+    """Writes labelled images one by one; the output is complete when `close` returns."""
 
     def add(self, image: LabelledImage) -> None: ...
 
     def close(self) -> None: ...
 
     def discard(self) -> None:
-        """Leaves nothing; what was there before stays."""
+        """Removes partial output; existing output is kept."""
 
 
 @dataclass
 class Summary:
-    """What was read."""
+    """Counts and problems of an export."""
 
     images: int = 0
     masks: int = 0
@@ -94,7 +93,7 @@ class Summary:
     """Images with more than one annotation."""
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
-    """What could not be read, in words; nothing else is missing."""
+    """Messages about labels that could not be read; all others are included."""
 
     def note(self, problem: str) -> None:
         self.problem_count += 1
@@ -106,13 +105,13 @@ class ProjectReader:
     """Reads the labels of a project.
 
     Args:
-        client: To Label Studio.
-        project_id: Its number, as in the address of the project's page.
-        image_size: Asked for images on which nothing was found, whose size no mask tells.
-        selection: Which annotations.
+        client: Label Studio client.
+        project_id: The number in the URL of the project's page.
+        image_size: Called for images without a mask, whose size is otherwise unknown.
+        selection: Annotations to export.
 
     Raises:
-        LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: nothing can be read.
+        LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: the project cannot be read.
         LabelStudioNotFound: there is no such project.
         LabelingConfigError: the project has no brush tag.
     """
@@ -139,11 +138,11 @@ class ProjectReader:
 
     @property
     def task_count(self) -> int:
-        """Of the project, labelled or not: what a progress bar counts up to."""
+        """Number of tasks in the project, labelled or not: the total of a progress bar."""
         return int(self.project.get("task_number") or 0)
 
     def images(self, on_task: Callable[[], None] = lambda: None) -> Iterator[LabelledImage]:
-        """Yields the tasks that have a chosen annotation, by id.
+        """Yields the tasks that have a selected annotation, ordered by id.
 
         Args:
             on_task: Called after each task of the project.
@@ -175,11 +174,11 @@ class ProjectReader:
         try:
             return self._image_size(value, str(task_id))
         except BackendError as error:
-            self.summary.note(f"task {task_id}: the size of its image is not known: {error}")
+            self.summary.note(f"task {task_id}: the size of its image is unknown: {error}")
             return None
 
     def _file_name(self, task_id: int, url: str) -> str:
-        """The last part of the address; of two that are the same, the second gets the task's id in front."""
+        """The last part of the URL; a duplicate is prefixed with the task's id."""
         name = unquote(urlsplit(url).path).rsplit("/", 1)[-1] or f"task-{task_id}"
         if name in self._file_names:
             name = f"{task_id}-{name}"
@@ -188,10 +187,10 @@ class ProjectReader:
 
 
 def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = lambda: None) -> Summary:
-    """Writes a project's labels; leaves nothing when that fails.
+    """Exports a project's labels; on failure, removes partial output.
 
     Raises:
-        BackendError, OSError: it cannot be read to the end, or written.
+        BackendError, OSError: reading or writing failed.
     """
     try:
         for image in reader.images(on_task):
@@ -204,6 +203,6 @@ def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = 
 
 
 def user_id(completed_by: Any) -> int | None:
-    """Label Studio writes the id, or in some places a user with an id."""
+    """Label Studio returns an id or, in some places, a user object with an id."""
     value = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
     return value if isinstance(value, int) else None

@@ -1,4 +1,4 @@
-"""Pictures of what a fine-tune changed, as files of its version: the start page shows them."""
+"""Before/after images of a fine-tune, stored as files of its version and shown on the start page."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from finetune.evaluation.html_report import MeasuredOn
 
 SHOWN = 3
-"""Of the answers that became best, and of those that became worst."""
+"""Number of most improved answers, and of most degraded ones."""
 QUALITY = 80
 
 
 def write_before_after(
     folder: Path, held_out: MeasuredOn, pictures: Mapping[str, Image.Image]
 ) -> dict[str, Path]:
-    """Writes pictures of the answers that changed most, and the list of them.
+    """Writes images of the answers that changed most, and an index of them.
 
     Args:
-        folder: Where to; what an earlier attempt wrote is replaced.
+        folder: Output folder; files from an earlier attempt are replaced.
         held_out: Both versions' answers.
-        pictures: Sample id -> both answers side by side.
+        pictures: Sample id -> image of both answers side by side.
 
     Returns:
-        Name -> file. The list alone when nothing changed.
+        Name -> file. Only the index if nothing changed.
     """
     from finetune.evaluation.changes import list_changes, most_changed
 

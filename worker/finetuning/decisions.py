@@ -1,4 +1,4 @@
-"""Decides about fine-tunes and enqueues them: one decision at a time, one fine-tune per project and data."""
+"""Decides on fine-tunes and enqueues them: one decision at a time, one fine-tune per project and data."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ logger = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 60.0
 DECISION_TTL_S = 60
-"""How long a wish to decide waits in the queue; it comes again with every annotation and every minute."""
+"""Expiry of a queued decision; every annotation and every minute enqueues another."""
 UNDER_WAY = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED})
 
 
 def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
-    """Enqueues a decision about a fine-tune, unless one waits already."""
+    """Enqueues a decision on a fine-tune, unless one is already queued."""
     with suppress(DuplicateJobError):
         events_queue(connection).enqueue_call(
             "worker.jobs.maybe_finetune",
@@ -72,33 +72,35 @@ def ask_for_decision(connection: Redis, project: int, trigger: Trigger) -> None:
 def maybe_start_finetune(
     services: Services, project: int, trigger: Trigger, now: datetime | None = None
 ) -> Decision:
-    """Applies the policy to a project; enqueues the fine-tune if it says so, and keeps the decision.
+    """Applies the policy to a project, enqueues the fine-tune if it starts, and stores the decision.
 
-    What a person asked for and is put off is kept, too: any later trigger then counts as theirs.
+    A person's request that is deferred is stored too: later triggers then count as explicit requests.
 
     Args:
-        services: Of the process.
-        project: Label Studio's id.
-        trigger: Who asks.
-        now: With a time zone; the clock's by default.
+        services: The process's services.
+        project: Label Studio's project id.
+        trigger: Source of the request.
+        now: Time with a zone; defaults to the current time.
     """
     wanted_key = WANTED_KEY.format(project=project)
     if trigger in EXPLICIT_TRIGGERS:
         services.redis.set(wanted_key, trigger, nx=trigger != "now")
     with redis_lock(services.redis, DECISION_LOCK, LOCK_WAIT_S) as locked:
         if not locked:
-            return Decision(False, "another decision takes its time; this one is made within a minute", True)
+            return Decision(
+                False, "another decision is still running; this one is made within a minute", True
+            )
         asked = _as_trigger(services.redis.get(wanted_key)) or trigger
         decision = _decide(services, project, asked, now or datetime.now(UTC))
         if not decision.deferred:
             services.redis.delete(wanted_key)
-    if decision.start or trigger != "schedule":  # the schedule's "not yet" would hide what a person was told
+    if decision.start or trigger != "schedule":  # the schedule's "not yet" would hide a reply to a person
         note_decision(services.redis, project, asked, decision)
     return decision
 
 
 def _as_trigger(kept: object) -> Trigger | None:
-    """What is kept under WANTED_KEY; anything else there is nobody's wish."""
+    """Parses the value of WANTED_KEY; None if it is not an explicit trigger."""
     name = kept.decode(errors="replace") if isinstance(kept, bytes) else ""
     return next((trigger for trigger in EXPLICIT_TRIGGERS if trigger == name), None)
 
@@ -114,7 +116,7 @@ def _decide(services: Services, project: int, trigger: Trigger, now: datetime) -
 
 
 def note_decision(connection: Redis, project: int, trigger: str, decision: Decision) -> None:
-    """Keeps the last decision about a project, for those who wonder why nothing happens."""
+    """Stores the last decision on a project, which explains why no fine-tune runs."""
     logger.info("project %d, %s: %s", project, trigger, decision.reason)
     values = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "trigger": trigger, **asdict(decision)}
     connection.set(DECISION_KEY.format(project=project), json.dumps(values))
@@ -159,7 +161,7 @@ def _evidence(
 
 
 def _moment(text: str) -> datetime | None:
-    """An ISO 8601 time with its zone; None for anything else."""
+    """Parses an ISO 8601 time with a zone; None for anything else."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -168,7 +170,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
-    """Ids of the fine-tunes of a project that wait, run, or wait to be tried again."""
+    """Ids of a project's fine-tunes that are queued, running, or waiting for a retry."""
     queue = training_queue(connection)
     registries = (StartedJobRegistry(queue=queue), ScheduledJobRegistry(queue=queue))
     numbers = [
@@ -179,7 +181,7 @@ def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
 
 
 def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: Decision) -> Decision:
-    """Enqueues a run under its own id. One that failed before is only tried again when a person asks."""
+    """Enqueues a run under its own id. A failed run is retried only on an explicit request."""
     queue = training_queue(connection)
 
     def enqueue() -> None:
@@ -198,11 +200,11 @@ def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: D
         enqueue()
     except DuplicateJobError:
         job = Job.fetch(run.run_id, connection=connection, serializer=JSONSerializer)
-        if job.get_status() in UNDER_WAY:  # a worker is just taking it, so that no queue or registry has it
-            return Decision(False, f"a fine-tune already waits or runs: {run.run_id}")
+        if job.get_status() in UNDER_WAY:  # between queue and registry: a worker is taking it
+            return Decision(False, f"a fine-tune is already queued or running: {run.run_id}")
         if trigger not in EXPLICIT_TRIGGERS:
             return Decision(
-                False, "the fine-tune of just these labels has failed; Start Training tries it again"
+                False, "the fine-tune of exactly these labels has failed; Start Training retries it"
             )
         job.delete()
         enqueue()

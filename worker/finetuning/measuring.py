@@ -1,4 +1,4 @@
-"""Candidate and incumbent on the same data: what the gate decides by, and what the report shows."""
+"""Evaluates candidate and incumbent on the same data, for the promotion gate and the report."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ State = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found."""
+    """Evaluation results of both versions."""
 
     held_out: MeasuredOn
     base: MeasuredOn | None
-    """None where nothing says what the model knew before."""
+    """None without a base validation set."""
     pictures: Mapping[str, Image.Image]
-    """Sample id -> both answers, of the held-out samples that changed most."""
+    """Sample id -> image of both answers, for the held-out samples that changed most."""
 
     @property
     def sections(self) -> list[MeasuredOn]:
@@ -41,14 +41,14 @@ class Measured:
 def measure(
     predictor: Predictor, incumbent: State, candidate: State, held_out: Dataset, base: Dataset | None
 ) -> Measured:
-    """Asks both versions about both data sets, and draws what changed most.
+    """Evaluates both versions on both data sets and draws the answers that changed most.
 
     Args:
-        predictor: Of the preset; holds the candidate's tensors when this returns.
-        incumbent: Trainable tensors of the version that serves.
-        candidate: Those that may follow it.
-        held_out: Corrections that neither was trained on.
-        base: What the model knew before; None where that is not at hand.
+        predictor: The preset's predictor; holds the candidate's tensors on return.
+        incumbent: Trainable tensors of the serving version.
+        candidate: Trainable tensors of its possible successor.
+        held_out: Corrections that neither version was trained on.
+        base: Base validation set, which measures forgetting; None if there is none.
     """
     from finetune.evaluation.changes import draw_changes, list_changes, most_changed
     from finetune.evaluation.evaluate import evaluate
@@ -68,7 +68,7 @@ def measure(
 
 
 def to_metrics(measured: Measured, base_data: str | None, tolerance: float) -> dict[str, Any]:
-    """What a version's card says: all that `verdict_of` needs, in JSON."""
+    """Metrics for the version's card: everything that `verdict_of` needs, as JSON."""
     metrics = {"metric": GATE_METRIC, **_figures(measured.held_out, "held_out_samples", "held_out_images")}
     if measured.base is not None:
         base = _figures(measured.base, "samples", "images")
@@ -77,7 +77,7 @@ def to_metrics(measured: Measured, base_data: str | None, tolerance: float) -> d
 
 
 def verdict_of(metrics: Mapping[str, Any]) -> Verdict:
-    """Applies the policy to the figures of a card."""
+    """Applies the policy to the metrics of a card."""
     base: Mapping[str, Any] | None = metrics.get("base_validation")
     return judge(
         _measurement(metrics, "held_out_samples", "held_out_images"),

@@ -1,4 +1,4 @@
-"""How fine-tunes are trained: a recipe for each preset, and the training's settings that follow from it."""
+"""Fine-tuning recipes: one per preset, and the training configuration derived from it."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
     from finetune.training.config import Precision, TrainConfig
 
 EMBEDDED_VIEWS = 160
-"""Pictures that a fine-tune embeds more often than once, at most."""
+"""Maximum number of images that a fine-tune embeds more than once."""
 NEVER = 10**9
 """Steps."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a preset is fine-tuned: a few passes over few samples. The defaults are near the paper's."""
+    """Fine-tuning recipe of a preset: a few passes over few samples. Defaults are close to the paper's."""
 
     replay: str | None = None
-    """What it has learned before, mixed in against forgetting; None where that is not at hand."""
+    """Data set of the earlier training, replayed against forgetting; None if not available."""
     validation: str | None = None
-    """Of what it has learned before, what shows that it is not forgotten; None where that is not at hand."""
+    """Validation set of the earlier training, which measures forgetting; None if not available."""
     batch_size: int = 16
-    """Half of it replay, where there is one."""
+    """Half of it is replay, if there is replay data."""
     target_size: int = 512
     learning_rate: float = 1e-4
     decoder_learning_rate: float = 1e-5
-    """0 leaves the mask decoder as it is."""
+    """0 freezes the mask decoder."""
     word_learning_rate: float = 0.0
-    """Of words that the replay does not say; without one, nothing tells which they are, and none learns."""
+    """For words that are absent from the replay data; without replay data, no token embedding is trained."""
     max_gradient_norm: float = 0.1
     iou_prediction: float = 0.0
-    """Weight of the loss that keeps the scores honest."""
+    """Weight of the loss that calibrates the scores."""
     patch: float = 0.0
-    """Weight of the loss that tells the patches where the target is."""
+    """Weight of the loss that locates the target in the patches."""
     presence: float = 0.0
-    """Weight of the presence head's loss. From corrections alone, nearly all of which have a target, it would
-    learn that everything is there: it counts where there is replay."""
+    """Weight of the presence head's loss. Used only with replay data: nearly all corrections have a target,
+    so from them alone the head would learn that everything is present."""
     precision: Precision = "float32"
     replay_fraction: float = 0.5
-    """Of a batch."""
+    """Samples in a batch."""
     most_views: int = 1
-    """Of each sample, when there are few."""
+    """Augmented views of each sample, if there are few samples."""
     steps_per_sample: int = 10
     min_steps: int = 60
     max_steps: int = 600
     patience: int = 4
-    """Measurements without a lower loss, VALIDATE_EVERY steps apart, after which the training ends."""
+    """Early stopping: number of measurements without a lower loss, VALIDATE_EVERY steps apart."""
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps for so many samples."""
+        """Number of optimizer steps, given the number of samples."""
         return min(self.max_steps, max(self.min_steps, self.steps_per_sample * samples))
 
     def views(self, samples: int) -> int:
-        """How often each of so many samples is seen from another side."""
+        """Number of augmented views of each sample, given the number of samples."""
         return max(1, min(self.most_views, EMBEDDED_VIEWS // max(1, samples)))
 
     def settings(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ RECIPES: Mapping[str, Recipe] = {
         batch_size=12, target_size=64, learning_rate=3e-3, decoder_learning_rate=3e-3, max_steps=60
     ),
 }
-"""By preset; others get a plain Recipe."""
+"""By preset; the default Recipe for all others."""
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 20
 """Steps."""
@@ -120,9 +120,9 @@ VALIDATE_EVERY = 20
 
 
 def base_validation(preset: str, settings: Settings) -> str | None:
-    """The data set that shows what the model knew before; None where nobody has named one.
+    """The base validation set, which measures forgetting; None if not configured.
 
-    What ships with the preset is for the weights that ship with it.
+    The preset's default applies only to the weights that ship with it.
     """
     if settings.validation_data:
         return settings.validation_data
@@ -130,7 +130,7 @@ def base_validation(preset: str, settings: Settings) -> str | None:
 
 
 def _recipe(preset: str, settings: Settings) -> Recipe:
-    """The preset's, with what the settings say about data."""
+    """The preset's recipe, with the data sets from the settings."""
     recipe = RECIPES.get(preset, Recipe())
     if settings.weights is not None:
         recipe = replace(recipe, replay=None, validation=None)
@@ -138,7 +138,7 @@ def _recipe(preset: str, settings: Settings) -> Recipe:
 
 
 def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConfig:
-    """How the run is trained, by the recipe of its preset, from the version that serves."""
+    """Training configuration of a run: its preset's recipe, starting from the serving version."""
     from finetune.training.config import TrainConfig
 
     folder, recipe = run_folder(settings.model_dir, run.run_id), _recipe(run.preset, settings)
@@ -161,5 +161,5 @@ def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConf
 
 
 def records_spec(path: Path, images: Path, views: int = 1) -> str:
-    """The name under which `finetune.data.dataset.open_dataset` opens records."""
+    """The data set name with which `finetune.data.dataset.open_dataset` opens records."""
     return f"records:{path}?images={quote(str(images))}&views={views}"

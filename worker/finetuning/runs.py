@@ -1,8 +1,8 @@
-"""Runs: what a fine-tune is made of, frozen when it is decided.
+"""Runs: the frozen input of a fine-tune.
 
-A run is a folder, `<MODEL_DIR>/runs/<run id>/`: what is learned and what is measured on are fixed in it, so
-that a fine-tune that is cut short and started again ends the same. The id is made of the data's digest and
-the version to start from. Once the version is published and judged, the folder goes.
+A run is a folder, `<MODEL_DIR>/runs/<run id>/`. It fixes the training and the held-out data, so a fine-tune
+that is interrupted and restarted ends the same. Its id is derived from the data's digest and the base
+version. The folder is removed once the version is published and judged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.records import records_folder, sample_key
 
 TRAIN_FILE = "train.jsonl"
 STOPPING_FILE = "stopping.jsonl"
-"""Of the training side, what tells when to stop; there is none where there are few labels."""
+"""The part of the training side used for early stopping; absent if there are few labels."""
 HELD_OUT_FILE = "held-out.jsonl"
 RUN_FILE = "run.json"
 SPLIT_FILE = "split.json"
@@ -30,17 +30,17 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Run:
-    """What a fine-tune is about; stored as run.json."""
+    """Description of a fine-tune; stored as run.json."""
 
     run_id: str
     project: int
     preset: str
     base_version: str
-    """Serves now; the training starts from it and has to beat it."""
+    """The serving version: training starts from it, and the candidate must beat it."""
     digest: str
-    """Of all records, of both sides."""
+    """Digest of all records on both sides."""
     samples: tuple[str, ...]
-    """sample_key of every record: what the next fine-tune need not count as new."""
+    """sample_key of every record; the next fine-tune does not count these as new."""
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -54,12 +54,12 @@ class Run:
 
 
 def run_id_for(project: int, digest: str, base_version: str) -> str:
-    """Names a fine-tune by what it is made of; also the id of its job."""
+    """Derives the id of a fine-tune from its input; also the id of its job."""
     return f"{data_id_for(project, digest)}-{base_version}"
 
 
 def data_id_for(project: int, digest: str) -> str:
-    """What the ids of all fine-tunes on the same data begin with."""
+    """Common prefix of the ids of all fine-tunes on the same data."""
     return f"finetune-{project}-{digest[:16]}"
 
 
@@ -68,7 +68,7 @@ def run_folder(model_dir: Path, run_id: str) -> Path:
 
 
 def load_sides(model_dir: Path) -> dict[str, Side]:
-    """Reads which images are held out, from all fine-tunes of all projects: image sha256 -> side."""
+    """Reads the split shared by all fine-tunes of all projects: image sha256 -> side."""
     try:
         text = (records_folder(model_dir) / SPLIT_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -84,14 +84,14 @@ def prepare_run(
     records: Sequence[RefRecord],
     sides: Mapping[str, Side],
 ) -> Run:
-    """Freezes the data of a fine-tune from the version that serves now. Doing it twice changes nothing.
+    """Freezes the data of a fine-tune based on the serving version. Idempotent.
 
     Args:
         model_dir: Root of records and runs.
-        store: Of the versions.
+        store: Version store.
         project: Label Studio's project id.
-        records: All of the project.
-        sides: Of every image of the records; kept for ever.
+        records: All records of the project.
+        sides: Side of every image in the records; stored permanently.
     """
     records_folder(model_dir).mkdir(parents=True, exist_ok=True)
     replace_text(records_folder(model_dir) / SPLIT_FILE, json.dumps(dict(sides)))
@@ -111,23 +111,23 @@ def prepare_run(
 
 
 def find_version(store: VersionStore, run_id: str) -> VersionCard | None:
-    """Returns the version that a run has become, if it has."""
+    """Returns the version that a run published, if any."""
     return next((card for card in store.list() if card.data.get("run") == run_id), None)
 
 
 def last_version(store: VersionStore, project: int) -> VersionCard | None:
-    """Returns the newest version that was made for a project."""
+    """Returns the newest version of a project."""
     cards = [card for card in store.list() if card.data.get("project") == project]
     return cards[-1] if cards else None
 
 
 def last_run(store: VersionStore, project: int) -> Run | None:
-    """Returns what the newest version that was made for a project was made of."""
+    """Returns the run of the newest version of a project."""
     card = last_version(store, project)
     path = None if card is None else store.file(card.version_id, RUN_FILE)
     return None if path is None else Run.read(path.parent)
 
 
 def discard_run(model_dir: Path, run_id: str) -> None:
-    """Removes the folder of a run whose version is published: checkpoints are large."""
+    """Removes the folder of a published run: checkpoints are large."""
     shutil.rmtree(run_folder(model_dir, run_id), ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Performs a run: trains, measures both versions, publishes the candidate, lets the policy judge it.
+"""Performs a run: trains, evaluates both versions, publishes the candidate, applies the policy.
 
 Errors:
-    RunError: nothing is left to learn from, or to measure on.
+    RunError: no usable sample is left for training or for evaluation.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ Progress = Callable[[int, int], None]
 
 
 class RunError(Exception):
-    """A fine-tune that cannot be made; the message says what is missing."""
+    """A fine-tune is impossible; the message names what is missing."""
 
 
 def perform(
     run: Run, store: VersionStore, settings: Settings, progress: Progress | None = None
 ) -> VersionCard:
-    """Trains, measures and publishes; goes on where an earlier attempt was cut short.
+    """Trains, evaluates and publishes; resumes an interrupted attempt.
 
     Args:
-        run: What to do; its folder holds the data.
-        store: Where the version goes.
+        run: The run; its folder holds the data.
+        store: Receives the version.
         settings: Folders and device.
-        progress: Called during the training.
+        progress: Called during training.
 
     Returns:
-        The card of the candidate. It waits for `judge_candidate`.
+        The card of the candidate, to be judged by `judge_candidate`.
 
     Raises:
-        RunError: nothing is left to learn from or to measure on.
-        CheckpointError, DatasetError, NonFiniteLossError, VersionError: as they say.
+        RunError: no usable sample is left for training or for evaluation.
+        CheckpointError, DatasetError, NonFiniteLossError, VersionError: see these classes.
     """
     folder = run_folder(settings.model_dir, run.run_id)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
@@ -81,7 +81,7 @@ def perform(
 
 
 def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
-    """Promotes or rejects a version by the figures on its card; one that was judged stays as it is."""
+    """Promotes or rejects a candidate by the metrics on its card; a judged version is unchanged."""
     if card.status != "candidate":
         return card
     verdict = verdict_of(card.metrics)
@@ -91,7 +91,7 @@ def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
 
 
 def _require_openable(data: str | None, variable: str) -> None:
-    """Finds out before the training that a data set is missing or empty.
+    """Checks before training that a data set exists and is not empty.
 
     Raises:
         RunError: it is.
@@ -110,7 +110,7 @@ def _require_openable(data: str | None, variable: str) -> None:
 
 
 def keep_usable(path: Path, images: Path) -> None:
-    """Takes out records whose picture or phrase cannot be read; the log says which.
+    """Removes records whose image or phrase cannot be read, and logs them.
 
     Raises:
         RunError: none is left.
@@ -126,12 +126,12 @@ def keep_usable(path: Path, images: Path) -> None:
         else:
             usable.append(record)
     if not usable:
-        raise RunError(f"no sample of {path.name} can be used: their pictures or phrases cannot be read")
+        raise RunError(f"no sample of {path.name} can be used: their images or phrases cannot be read")
     write_records(path, usable)
 
 
 def _keep_stopping(path: Path, images: Path) -> None:
-    """What tells when to stop is no loss: without it, the training goes on to its last step."""
+    """Removes unreadable early-stopping records; without any, training runs to its last step."""
     try:
         if path.is_file():
             keep_usable(path, images)
@@ -158,11 +158,11 @@ def _picture_problem(record: RefRecord, images: Path) -> str:
         shape = read_picture(images / record.image_sha256).shape[:2]
     except PictureError as error:
         return str(error)
-    return "" if shape == record.image_hw else f"its picture is {shape} (H, W), not {record.image_hw}"
+    return "" if shape == record.image_hw else f"its image is {shape} (H, W), not {record.image_hw}"
 
 
 def _train(config: TrainConfig, processes: int, progress: Progress | None) -> TrainResult:
-    """Trains in so many processes; with 0, in one for each GPU."""
+    """Trains in the given number of processes; 0 means one per GPU."""
     from finetune.training.launch import train_together
     from finetune.training.train import train
 
@@ -175,7 +175,7 @@ def _train(config: TrainConfig, processes: int, progress: Progress | None) -> Tr
 
 
 def _gpus(device: str) -> int:
-    """How many GPUs a device means; 1 where it is one, or the CPU."""
+    """Number of GPUs that a device setting selects; 1 for a single GPU or the CPU."""
     import torch
 
     return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
@@ -245,14 +245,14 @@ def _publish(
         RUN_FILE: folder / RUN_FILE,
         **write_before_after(folder, measured.held_out, measured.pictures),
     }
-    # Once, also where another worker took this one for dead and performs the same run:
+    # Publishes once, even if another worker considered this one dead and performs the same run:
     card = store.publish(state, card, files, published=lambda: find_version(store, run.run_id))
     log_outcome(config.output_dir, card.version_id, verdict.reason, page, card.metrics)
     return card
 
 
 def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
-    """What was learned from, in numbers."""
+    """Counts of the training and held-out data."""
     train, held_out = read_records(folder / TRAIN_FILE), read_records(folder / HELD_OUT_FILE)
     stopping = folder / STOPPING_FILE
     return {

@@ -1,1 +1,1 @@
-"""All parts on one machine: `up` and `demo`."""
+"""The service on one machine: `up` and `demo`."""

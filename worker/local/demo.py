@@ -1,4 +1,4 @@
-"""The whole loop on one machine: the service, a Label Studio, and a project with pictures to try it on."""
+"""The complete loop on one machine: the service, Label Studio, and a project with sample images."""
 
 import json
 import os
@@ -30,27 +30,27 @@ from worker.local.up import (
 
 PROJECT_TITLE = "Sticker scenes"
 SUGGESTIONS = "suggestions"
-"""Field of the demo's tasks: what to type on that picture."""
+"""Field of the demo's tasks: phrases to type on that image."""
 CONFIG = RECOMMENDED_CONFIG.replace("</Style>", f'</Style>\n  <Header value="${SUGGESTIONS}" size="6"/>', 1)
 PICTURES = 24
 UPLOAD_BATCH = 6
 FINETUNE_AFTER = 8
-"""Corrected masks that start a fine-tune; the service's own default is higher."""
+"""Corrected masks that start a fine-tune; the service's default is higher."""
 EMAIL = "demo@example.com"
 PASSWORD = "password"
-"""Not a secret: printed for the person to type, on a server that only this machine reaches."""
+"""Not a secret: printed for the user, for a server that only this machine can reach."""
 BACKEND_USER = "demo"
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What `sspsam demo` was asked for."""
+    """Options of `sspsam demo`."""
 
     data_dir: Path
     backend_port: int
     label_studio_port: int
     label_studio: Path
-    """The program `label-studio`."""
+    """Path of the `label-studio` executable."""
 
     @property
     def backend_url(self) -> str:
@@ -63,28 +63,28 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoState:
-    """What the demo remembers between two starts."""
+    """State of the demo, kept between starts."""
 
     token: str
-    """Of the user, for the API: legacy tokens have 40 hexadecimal digits."""
+    """The user's API token: legacy tokens have 40 hexadecimal digits."""
     webhook_secret: str
     project: int | None = None
     backend_password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
 
     @property
     def basic_auth(self) -> tuple[str, str]:
-        """What callers of the backend show."""
+        """Password for the backend's HTTP basic authentication."""
         return BACKEND_USER, self.backend_password
 
     @classmethod
     def load(cls, path: Path) -> "DemoState":
-        """Reads the state, or makes a first one."""
+        """Reads the state, or creates it."""
         if path.exists():
             return cls(**json.loads(path.read_text()))
         return cls(token=secrets.token_hex(20), webhook_secret=secrets.token_urlsafe(24))
 
     def save(self, path: Path) -> None:
-        """Writes the state so that only its owner can read it."""
+        """Writes the state, readable only by its owner."""
         path.touch(mode=0o600)
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
@@ -93,10 +93,10 @@ def demo(options: DemoOptions, console: Console) -> None:
     """Runs everything until it is interrupted or a part ends.
 
     Raises:
-        CannotStartError: a port, the folder or Label Studio itself is not to be had; nothing was started.
-        SupervisorError: a part failed; all others have been ended.
-        BackendError: Label Studio did not take the project; all parts have been ended.
-        KeyboardInterrupt: the person ended it; all parts have been ended.
+        CannotStartError: a port, the folder or Label Studio is not available; nothing was started.
+        SupervisorError: a part failed; all others have been stopped.
+        BackendError: Label Studio did not accept the project; all parts have been stopped.
+        KeyboardInterrupt: the user stopped it; all parts have been stopped.
     """
     check(options)
     data_dir = options.data_dir.resolve()
@@ -111,7 +111,7 @@ def demo(options: DemoOptions, console: Console) -> None:
         forget_other_backends(client, project, options.backend_url)
         connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
         connect_project(*connection)
-        probe_webhook(*connection)  # so that the start page knows that corrections arrive
+        probe_webhook(*connection)  # lets the start page show that corrections arrive
         environment = service_environment(options, state)
         with published(data_dir, "demo", instance_variables(environment, redis_url, options.backend_port)):
             console.print(guide(options, state, project, pictures, data_dir))
@@ -119,10 +119,10 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 
 def check(options: DemoOptions) -> None:
-    """Finds out what stands in the way before anything is started.
+    """Checks the preconditions before anything is started.
 
     Raises:
-        CannotStartError: with what to do about it.
+        CannotStartError: one is not met; the message says how to fix it.
     """
     Port(options.backend_port, "backend", "--backend-port").require_free()
     Port(options.label_studio_port, "Label Studio", "--label-studio-port").require_free()
@@ -130,19 +130,19 @@ def check(options: DemoOptions) -> None:
         raise CannotStartError("the backend and Label Studio cannot share a port; see --label-studio-port")
     if not os.access(options.label_studio, os.X_OK):
         raise CannotStartError(
-            f"no Label Studio at {options.label_studio}. It wants a venv of its own: "
-            "run `make install`, or say where it is with --label-studio."
+            f"no Label Studio at {options.label_studio}. It needs its own venv: "
+            "run `make install`, or give its path with --label-studio."
         )
 
 
 def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console) -> str:
-    """Starts all parts, waits until they answer, and returns the address of Redis."""
+    """Starts all parts, waits until they are ready, and returns the URL of Redis."""
     data_dir = options.data_dir.resolve()
     redis_url = start_redis(supervisor, data_dir / "redis", console)
     account = Account(EMAIL, PASSWORD, state.token)
     folder = data_dir / "label-studio"
     if not folder.exists():
-        console.print("Label Studio makes its data base at its first start, which takes about a minute.")
+        console.print("Label Studio creates its database on the first start, which takes about a minute.")
     folder.mkdir(exist_ok=True)
     label_studio = label_studio_part(options.label_studio, options.label_studio_port, folder, account)
     start_service(
@@ -157,7 +157,7 @@ def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, consol
 
 
 def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str]:
-    """The environment of the backend, the worker and the schedule: ours, bound to the demo's own parts."""
+    """The environment of backend, worker and scheduler: ours, pointed at the demo's own parts."""
     own = {
         "LABEL_STUDIO_URL": options.label_studio_url,
         "LABEL_STUDIO_API_KEY": state.token,
@@ -175,7 +175,7 @@ def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str
 def prepare_project(
     client: LabelStudioClient, project: int | None, pictures: Sequence[Picture], console: Console
 ) -> int:
-    """Finds the demo's project or makes it, adds the pictures that are not there yet, and returns its id."""
+    """Finds or creates the demo's project, adds missing images, and returns its id."""
     known = {found["id"] for found in client.projects()}
     if project is None or project not in known:
         fields = {"show_collab_predictions": False, "description": "Type a phrase, get that sticker's mask."}
@@ -188,18 +188,18 @@ def prepare_project(
 def upload_missing(
     client: LabelStudioClient, project: int, pictures: Sequence[Picture], console: Console
 ) -> None:
-    """Uploads pictures that no task of the project shows."""
+    """Uploads the images that no task of the project shows."""
     tasks = list(client.tasks(project))
     missing = [picture.path for picture in pictures if not any(_shows(task, picture) for task in tasks)]
-    with console.status("Adding pictures to the project"):
+    with console.status("Adding images to the project"):
         for first in range(0, len(missing), UPLOAD_BATCH):
             client.upload_images(project, missing[first : first + UPLOAD_BATCH])
     if missing:
-        console.print(f"[green]✓[/green] {len(missing)} pictures added to the project")
+        console.print(f"[green]✓[/green] {len(missing)} images added to the project")
 
 
 def suggest(client: LabelStudioClient, project: int, pictures: Sequence[Picture]) -> None:
-    """Writes into each task what to type, which the labeling config shows above the picture."""
+    """Writes suggested phrases into each task; the labeling config shows them above the image."""
     for task in client.tasks(project):
         data = task["data"]
         shown = next((picture for picture in pictures if _shows(task, picture)), None)
@@ -209,12 +209,12 @@ def suggest(client: LabelStudioClient, project: int, pictures: Sequence[Picture]
 
 
 def _shows(task: Mapping[str, Any], picture: Picture) -> bool:
-    """Whether a task was made of a picture: Label Studio puts a prefix before a file's name."""
+    """Whether a task shows an image: Label Studio prefixes the names of uploaded files."""
     return str(task["data"].get("image", "")).endswith(f"-{picture.path.name}")
 
 
 def forget_other_backends(client: LabelStudioClient, project: int, backend_url: str) -> None:
-    """Removes what an earlier start on another port left: the editor asks the first one, dead or alive."""
+    """Removes the connection of an earlier start on another port: the editor always uses the first one."""
     for backend in client.ml_backends(project):
         if backend["url"] != backend_url:
             client.delete_ml_backend(int(backend["id"]))
@@ -226,7 +226,7 @@ def forget_other_backends(client: LabelStudioClient, project: int, backend_url: 
 def guide(
     options: DemoOptions, state: DemoState, project: int, pictures: Sequence[Picture], data_dir: Path
 ) -> Panel:
-    """What the person does next."""
+    """Instructions for the user."""
     phrases = "\n".join(
         f"         [cyan]{phrase.text}[/cyan]{'' if phrase.targets else '  (which fits nothing)'}"
         for phrase in pictures[0].phrases
@@ -235,15 +235,15 @@ def guide(
     text = f"""\
 [bold]1.[/bold] Open  {options.label_studio_url}/projects/{project}/data
 [bold]2.[/bold] Log in as  [cyan]{EMAIL}[/cyan]  with the password  [cyan]{PASSWORD}[/cyan]
-[bold]3.[/bold] Click the first picture. Below it, switch on [bold]Auto-Annotation[/bold], then
+[bold]3.[/bold] Click the first image. Below it, switch on [bold]Auto-Annotation[/bold], then
    [bold]Auto-Accept Suggestions[/bold].
-[bold]4.[/bold] Type a phrase above the picture and press Enter; every picture says some that suit it:
+[bold]4.[/bold] Type a phrase above the image and press Enter; each image suggests some. For the first one:
 {phrases}
 [bold]5.[/bold] Correct a mask with the brush and press Submit. After {corrections} corrected masks
-   the model is fine-tuned, and serves the new weights if they are better.
+   the model is fine-tuned; the new weights serve if they are better.
 
 The model and its versions: {options.backend_url}
 (log in as  [cyan]{BACKEND_USER}[/cyan]  with the password  [cyan]{state.backend_password}[/cyan])
 Logs: {data_dir / "logs"}
-Ctrl-C ends everything; the next start finds the data again."""
+Ctrl-C stops everything. Data is kept for the next start."""
     return Panel(text, title="SSP-SAM Assist is ready", expand=False)

@@ -1,4 +1,4 @@
-"""The demo's pictures: sticker scenes, the same on every machine, with phrases that fit them."""
+"""The demo's images: sticker scenes, the same on every machine, with suggested phrases."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,41 +16,41 @@ from finetune.data.stickers.vocabulary import also_called
 
 SPLIT = "val"
 FIRST_SEED = 7_000_057
-"""Scenes that neither training nor evaluation draws. The first is one whose phrases the weights that ship
-understand, since a person begins with it; the others are as they come, failures included."""
+"""Scenes that neither training nor evaluation uses. The shipped weights answer the phrases of the first
+scene correctly, since users start with it; the others are uncurated, including failures."""
 SIZE_RANGE_PX = (480, 800)
 WIDTH_PER_HEIGHT = (1.0, 1.7)
-"""Landscape pictures: the editor is wider than high."""
+"""Landscape images: the editor is wider than high."""
 STICKERS = (3, 6)
 LEAST_SIDE = 0.12
-"""Of a sticker, as a part of the picture's shorter side: easy to see, and to paint over."""
+"""Size of a sticker as a fraction of the image's shorter side: easy to see and to paint over."""
 FAMILIES = ("place", "size", "several", "ordinal", "colour", "relation")
-"""Beside a plain name; each picture has phrases of PER_PICTURE of them, in turn."""
+"""In addition to a plain name; each image gets PER_PICTURE of these families, in rotation."""
 PER_PICTURE = 2
 INDEX = "pictures.json"
 
 
 @dataclass(frozen=True)
 class DemoPhrase:
-    """Something to type, and which of the scene's objects it means."""
+    """A suggested phrase and the scene's objects that it refers to."""
 
     text: str
     targets: tuple[int, ...]
-    """Indices of objects; none when nothing fits."""
+    """Indices of objects; empty without a target."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on disk, and what to type: a name, phrases of two other kinds, a thing that is not there."""
+    """An image on disk and suggested phrases: a name, two phrases of other families, one without a target."""
 
     path: Path
     seed: int
-    """`demo_scene(seed)` draws it again, with what is in it."""
+    """`demo_scene(seed)` draws the scene again, with its objects."""
     phrases: tuple[DemoPhrase, ...]
 
 
 def demo_pictures(folder: Path, number: int) -> list[Picture]:
-    """Finds the pictures in the folder, or draws them there."""
+    """Finds the images in the folder, or draws them."""
     index = folder / INDEX
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ def read_picture(folder: Path, entry: Mapping[str, Any]) -> Picture:
 
 
 def demo_scene(seed: int) -> Scene:
-    """The scene of one picture."""
+    """The scene of one image."""
     return make_scene(seed, SPLIT, NOUNS, size_range=SIZE_RANGE_PX, max_stickers=STICKERS[1])
 
 
 def draw_pictures(folder: Path) -> Iterator[Picture]:
-    """Draws one fitting scene after the other."""
+    """Yields suitable scenes."""
     shown = 0
     for seed in count(FIRST_SEED):
         scene = demo_scene(seed)
@@ -89,7 +89,7 @@ def draw_pictures(folder: Path) -> Iterator[Picture]:
 
 
 def fits_the_editor(scene: Scene) -> bool:
-    """Whether a scene is of a good shape, neither empty nor crowded, and nothing in it is tiny."""
+    """Whether a scene has a suitable shape, is neither empty nor crowded, and contains no tiny object."""
     height, width = scene.image.shape[:2]
     shape_fits = WIDTH_PER_HEIGHT[0] <= width / height <= WIDTH_PER_HEIGHT[1]
     least = LEAST_SIDE * min(height, width)
@@ -101,7 +101,7 @@ def fits_the_editor(scene: Scene) -> bool:
 def phrases_for(
     scene: Scene, families: Sequence[str], rng: np.random.Generator
 ) -> tuple[DemoPhrase, ...] | None:
-    """A name in the scene, a phrase of each family, a noun that is not there; None where one is lacking."""
+    """A name in the scene, a phrase of each family and an absent noun; None if one is missing."""
     chosen: dict[tuple[int, ...], ScenePhrase] = {}
     for family in ("noun", *families):
         said = make_phrases(scene, rng, [family], count=4)

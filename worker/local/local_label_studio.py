@@ -1,4 +1,4 @@
-"""A Label Studio of our own, as `sspsam demo` and the tests start it: local, and reporting nothing."""
+"""The local Label Studio started by `sspsam demo` and the tests, without telemetry."""
 
 import os
 from collections.abc import Mapping
@@ -10,31 +10,31 @@ import requests
 from worker.local.supervisor import Part
 
 FIRST_START_S = 900.0
-"""Its first start makes the data base: about a minute on two cores that have nothing else to do."""
+"""The first start creates the database: about a minute on two idle cores."""
 TIMEOUT_S = 5.0
 
 SETTINGS: Mapping[str, str] = {
-    # Nothing is reported, and no newer version is asked for.
+    # No telemetry and no check for newer versions.
     "COLLECT_ANALYTICS": "false",
     "SENTRY_DSN": "",
     "FRONTEND_SENTRY_DSN": "",
     "LATEST_VERSION_CHECK": "false",
-    # Both default to true: models on private addresses are refused, their webhooks silently dropped.
+    # Both default to true, which refuses models on private addresses and silently drops their webhooks.
     "ML_BLOCK_LOCAL_IP": "false",
     "SSRF_PROTECTION_ENABLED": "false",
-    # Read when the organization is made, at the first start: lets the token below sign in.
+    # Read when the organization is created, on the first start: enables the legacy token below.
     "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
     "DISABLE_SIGNUP_WITHOUT_LINK": "true",
 }
-"""Label Studio 1.23 reads every name as LABEL_STUDIO_X, HEARTEX_X or X."""
+"""Label Studio 1.23 accepts every variable as LABEL_STUDIO_X, HEARTEX_X or X."""
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SYSTEMROOT")
-"""All that it gets of our environment, since it would take our HOST, PORT or DEBUG for its own."""
+"""The only variables passed on: it would read our HOST, PORT or DEBUG as its own."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """The user that Label Studio makes at its first start."""
+    """The user that Label Studio creates on its first start."""
 
     email: str
     password: str
@@ -58,13 +58,13 @@ def label_studio_part(executable: Path, port: int, data_dir: Path, account: Acco
 
 
 def label_studio_environment(data_dir: Path, account: Account) -> dict[str, str]:
-    """What Label Studio is told through its environment."""
+    """The environment of Label Studio."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     user = {
         "LABEL_STUDIO_USERNAME": account.email,
         "LABEL_STUDIO_PASSWORD": account.password,
         "LABEL_STUDIO_USER_TOKEN": account.token,
     }
-    # It also keeps a few files outside its data folder, where these two say.
+    # These two locate the few files that it keeps outside its data folder.
     folders = {"XDG_CONFIG_HOME": str(data_dir / "config"), "XDG_DATA_HOME": str(data_dir / "share")}
     return {**kept, **SETTINGS, **user, **folders, "PYTHONUNBUFFERED": "1"}

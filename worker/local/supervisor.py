@@ -1,12 +1,12 @@
-"""Starts the parts of a service as child processes, watches them, and ends them all together.
+"""Starts the parts of a service as child processes, watches them, and stops them together.
 
-Every part gets a session of its own, so that Ctrl-C in the terminal reaches only the supervisor, which then
-ends the parts in order; and a log file of its own, so that what a failed part said last can be shown.
+Every part gets its own session, so Ctrl-C in the terminal reaches only the supervisor, which then stops the
+parts in order; and its own log file, so the last lines of a failed part can be shown.
 
 Errors:
     SupervisorError
-        PartDiedError       a part ended by itself; carries its name, exit status and last log lines
-        PartNotReadyError   a part runs, but did not answer in time; carries its last log lines
+        PartDiedError       a part exited unexpectedly; carries its name, exit status and last log lines
+        PartNotReadyError   a part runs but was not ready in time; carries its last log lines
 """
 
 import logging
@@ -25,22 +25,22 @@ import psutil
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-"""How often the parts are looked at."""
+"""Interval between checks of the parts."""
 GRACE_S = 8.0
-"""How long the parts may take to end by themselves when asked."""
+"""Time for the parts to exit on SIGTERM."""
 TERM_AGAIN_S = 1.5
-"""When SIGTERM is repeated: an RQ worker waits for its job after the first and ends at the second."""
+"""Interval of repeated SIGTERMs: an RQ worker waits for its job after the first, exits at the second."""
 KILL_S = 5.0
-"""How long the system may take to clear away a killed process."""
+"""Time for the system to reap a killed process."""
 LAST_LOG_LINES = 15
 SLOW_S = 30.0
-"""How often a start that takes longer says what it waits for."""
+"""Interval between messages about a slow start."""
 MAX_ERROR_LENGTH = 300
-"""Characters of an error in a message."""
+"""Maximum length of an error in a message."""
 
 
 class SupervisorError(Exception):
-    """Something about a part that the person who started it has to know."""
+    """A failure of a part, to be reported to the user."""
 
     def __init__(self, part: str, what: str, last_lines: Sequence[str]) -> None:
         super().__init__(f"{part} {what}")
@@ -50,7 +50,7 @@ class SupervisorError(Exception):
 
 
 class PartDiedError(SupervisorError):
-    """A part ended although nobody asked it to."""
+    """A part exited unexpectedly."""
 
 
 class PartNotReadyError(SupervisorError):
@@ -64,18 +64,18 @@ class Part:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] | None = None
-    """The whole environment of the process; None inherits ours."""
+    """The complete environment of the process; None inherits ours."""
     ready: Callable[[], bool] | None = None
-    """Asked again and again until True; an exception counts as not yet. None: ready as soon as it runs."""
+    """Polled until True; an exception means not yet. None: ready as soon as it runs."""
     awaits: str = ""
-    """What `ready` looks for, in words: said while the part is not ready."""
+    """Description of what `ready` checks, shown while the part is not ready."""
     ready_within_s: float = 300.0
     stop_last: bool = False
-    """Ended after all others, which need it to end cleanly (Redis)."""
+    """Stopped after all others, which need it for a clean exit (Redis)."""
 
 
 class RunningPart:
-    """A started part and the processes that came from it."""
+    """A started part and its descendant processes."""
 
     def __init__(self, part: Part, log: Path) -> None:
         self.part = part
@@ -86,17 +86,17 @@ class RunningPart:
             self.process = start_in_own_session(part, output)
         self.family: set[psutil.Process] = set()
         self.last_error = ""
-        """Of the readiness question."""
+        """The last exception of the readiness check."""
         self.note_family()
 
     def note_family(self) -> None:
-        """Remembers every descendant seen, since one whose parent died can no longer be found by descent."""
+        """Records every descendant: one whose parent has died can no longer be found through it."""
         with suppress(psutil.NoSuchProcess):
             leader = psutil.Process(self.process.pid)
             self.family |= {leader, *leader.children(recursive=True)}
 
     def survivors(self) -> list[psutil.Process]:
-        """The processes of this part that still run; zombies do not count."""
+        """The processes of this part that are still running; zombies do not count."""
         self.process.poll()
         for member in list(self.family):
             with suppress(psutil.NoSuchProcess):
@@ -104,7 +104,7 @@ class RunningPart:
         return [member for member in self.family if is_running(member)]
 
     def ask_to_end(self) -> None:
-        """SIGTERM to the leader, which passes it on in its own way; without a leader, to all that is left."""
+        """Sends SIGTERM to the leader, which forwards it; without a leader, to all remaining processes."""
         if self.process.poll() is None:
             self.process.terminate()
             return
@@ -113,7 +113,7 @@ class RunningPart:
                 member.terminate()
 
     def kill(self) -> None:
-        """Ends what is left of the part, at once."""
+        """Kills the remaining processes of the part."""
         left = self.survivors()
         for member in left:
             with suppress(psutil.NoSuchProcess):
@@ -122,7 +122,7 @@ class RunningPart:
         self.process.wait()
 
     def is_ready(self) -> bool:
-        """Whether `ready` says yes; an error, such as a refused connection, means not yet."""
+        """Whether `ready` returns True; an error, such as a refused connection, means not yet."""
         if self.part.ready is None:
             return True
         try:
@@ -133,23 +133,23 @@ class RunningPart:
             return False
 
     def why_not_ready(self) -> str:
-        """What is awaited, and the error that came instead, if one did."""
+        """What is awaited, with the last error, if any."""
         awaited = f"waiting for {self.part.awaits}" if self.part.awaits else ""
         return "; ".join(reason for reason in (awaited, self.last_error) if reason)
 
     def last_lines(self) -> list[str]:
-        """The end of the part's log."""
+        """The last lines of the part's log."""
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LOG_LINES:]
 
 
 class Supervisor:
-    """Owns a set of running parts. As a context manager it ends them all on the way out.
+    """Owns a set of running parts. As a context manager, it stops them all on exit.
 
-    Inside, Ctrl-C, SIGTERM or SIGHUP raises KeyboardInterrupt, once; further ones do not disturb the ending.
+    Inside, Ctrl-C, SIGTERM or SIGHUP raises KeyboardInterrupt once; later signals are ignored.
 
     Args:
-        logs: folder of the log files, one `<part>.log` each; the one before is kept as `<part>.previous.log`.
-        grace_s: how long the parts may take to end by themselves when they are asked to.
+        logs: folder of the log files `<part>.log`; the previous log is kept as `<part>.previous.log`.
+        grace_s: time for the parts to exit on SIGTERM.
     """
 
     def __init__(self, logs: Path, grace_s: float = GRACE_S) -> None:
@@ -173,7 +173,7 @@ class Supervisor:
         """Starts parts without waiting for them; `wait_until_ready` does that."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for part in parts:
-            with self.stop_signals.held():  # what has been started must be known, to be ended
+            with self.stop_signals.held():  # every started process must be recorded, to be stopped
                 self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
 
     def wait_until_ready(
@@ -182,15 +182,15 @@ class Supervisor:
         on_ready: Callable[[str, float], None] | None = None,
         on_slow: Callable[[RunningPart, float], None] | None = None,
     ) -> None:
-        """Returns when all of these parts answer.
+        """Returns when all of these parts are ready.
 
         Args:
-            names: of parts that were started.
-            on_ready: called with a part's name and the seconds since the call, when that part is ready.
+            names: started parts.
+            on_ready: called with a part's name and the seconds since the call once that part is ready.
             on_slow: called every `SLOW_S` for each part that is not ready, with the seconds since the call.
 
         Raises:
-            PartDiedError: one of all parts ended meanwhile.
+            PartDiedError: any part exited meanwhile.
             PartNotReadyError: `ready_within_s` of one of them has passed.
         """
         started = time.monotonic()
@@ -216,25 +216,27 @@ class Supervisor:
         self.check()
 
     def check(self) -> None:
-        """Looks at every part once.
+        """Checks every part once.
 
         Raises:
-            PartDiedError: one of them has ended.
+            PartDiedError: one of them has exited.
         """
         for name, running in self.running.items():
             running.note_family()
             status = running.process.poll()
             if status is not None:
-                raise PartDiedError(name, f"ended by itself ({describe_exit(status)})", running.last_lines())
+                raise PartDiedError(
+                    name, f"exited unexpectedly ({describe_exit(status)})", running.last_lines()
+                )
 
     def watch(self) -> None:
-        """Watches until a part ends (PartDiedError) or the person interrupts (KeyboardInterrupt)."""
+        """Watches until a part exits (PartDiedError) or the user interrupts (KeyboardInterrupt)."""
         while True:
             self.check()
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """Ends every part and everything that came from one: asks first, kills after `grace_s`."""
+        """Stops every part and its descendants: SIGTERM first, SIGKILL after `grace_s`."""
         parts = list(self.running.values())
         end([running for running in parts if not running.part.stop_last], self.grace_s)
         end([running for running in parts if running.part.stop_last], self.grace_s)
@@ -242,7 +244,7 @@ class Supervisor:
 
 
 def start_in_own_session(part: Part, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Starts a part's process with its output in `output` and nothing on its input."""
+    """Starts a part's process with its output in `output` and no input."""
     return subprocess.Popen(
         list(part.command),
         env=None if part.environment is None else dict(part.environment),
@@ -254,7 +256,7 @@ def start_in_own_session(part: Part, output: IO[bytes]) -> subprocess.Popen[byte
 
 
 def end(parts: Sequence[RunningPart], grace_s: float) -> None:
-    """Ends parts side by side: SIGTERM, repeated every `TERM_AGAIN_S`, and SIGKILL after `grace_s`."""
+    """Stops parts in parallel: SIGTERM, repeated every `TERM_AGAIN_S`, and SIGKILL after `grace_s`."""
     for running in parts:
         running.note_family()
     started = time.monotonic()
@@ -268,13 +270,13 @@ def end(parts: Sequence[RunningPart], grace_s: float) -> None:
                 running.ask_to_end()
         time.sleep(0.05)
     for running in left:
-        logger.warning("%s did not end when asked and was killed", running.part.name)
+        logger.warning("%s did not exit on SIGTERM and was killed", running.part.name)
     for running in parts:
         running.kill()
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process runs still: a zombie has ended."""
+    """Whether a process is still running; a zombie is not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -282,7 +284,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def not_ready(running: RunningPart) -> PartNotReadyError:
-    """The error about a part that has had its time."""
+    """The error for a part whose time has run out."""
     what = f"was not ready after {running.part.ready_within_s:.0f} s"
     if why := running.why_not_ready():
         what += f" ({why})"
@@ -290,18 +292,18 @@ def not_ready(running: RunningPart) -> PartNotReadyError:
 
 
 def describe_exit(status: int) -> str:
-    """An exit status in words: "exit status 1" or "killed by SIGKILL"."""
+    """Describes an exit status: "exit status 1" or "killed by SIGKILL"."""
     if status >= 0:
         return f"exit status {status}"
     return f"killed by {signal.Signals(-status).name}"
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends the service: Ctrl-C, `kill`, and a closed terminal."""
+"""Signals that stop the service: Ctrl-C, `kill`, and a closed terminal."""
 
 
 class StopRequested(KeyboardInterrupt):
-    """A stop signal came. A KeyboardInterrupt, as everything on the way out treats it like Ctrl-C."""
+    """A stop signal was received. A KeyboardInterrupt, so callers handle it like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -309,17 +311,17 @@ class StopRequested(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, the first stop signal raises StopRequested, and those that follow change nothing.
+    """While entered, the first stop signal raises StopRequested; later ones are ignored.
 
-    Several come together where a whole process group is asked to end: each parent passes its own on.
-    Signals ignored from outside (nohup) stay ignored. Main thread only.
+    Stopping a whole process group sends several at once: each parent forwards its own. Signals already
+    ignored at the start (nohup) stay ignored. Main thread only.
     """
 
     def __init__(self) -> None:
         self._came = False
         self._held = False
         self._waiting: int | None = None
-        """The signal that came while held."""
+        """The signal received while held."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -335,7 +337,7 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A signal that comes inside raises at the end of it."""
+        """Defers a signal received inside the block to its end."""
         self._held = True
         try:
             yield
@@ -346,7 +348,7 @@ class StopSignals:
             raise StopRequested(number)
 
     def ignore(self) -> None:
-        """From now on stop signals change nothing."""
+        """Ignores all further stop signals."""
         self._came = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The parts of the service on one machine: an embedded Redis, the backend, a worker, the schedule."""
+"""The parts of the service on one machine: an embedded Redis, the backend, a worker, the scheduler."""
 
 import fcntl
 import os
@@ -26,43 +26,43 @@ LOOPBACK = "127.0.0.1"
 HTTP_TIMEOUT_S = 2.0
 LOG_LINES_WHEN_SLOW = 3
 SOCKET_PATH_MAX_BYTES = 100
-"""A unix socket's path may have 107 bytes on Linux, 103 on macOS."""
+"""The path of a unix socket is limited to 107 bytes on Linux, 103 on macOS."""
 
 
 class CannotStartError(Exception):
-    """Something stands in the way before anything was started; the message says what to do."""
+    """A precondition is not met and nothing was started; the message says what to do."""
 
 
 class PortTakenError(CannotStartError):
-    """Another program listens where a part wants to."""
+    """Another program listens on a part's port."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """A port that a part will listen on, and the option that chooses another."""
+    """A port that a part listens on, and the option that changes it."""
 
     number: int
     part: str
     option: str
 
     def require_free(self, host: str = LOOPBACK) -> None:
-        """Raises PortTakenError if something listens there."""
+        """Raises PortTakenError if the port is in use."""
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, self.number))
             except OSError as error:
                 raise PortTakenError(
-                    f"port {self.number} on {host}, for the {self.part}, is taken ({error.strerror}). "
-                    f"Stop what listens there, or choose another port with {self.option}."
+                    f"port {self.number} on {host}, for the {self.part}, is in use ({error.strerror}). "
+                    f"Stop the program that listens there, or choose another port with {self.option}."
                 ) from error
 
 
 def redis_part(data_dir: Path) -> tuple[Part, str]:
-    """An embedded Redis on a unix socket, which writes every change to `data_dir`.
+    """An embedded Redis on a unix socket that persists every change in `data_dir`.
 
     Returns:
-        The part, and the URL that reaches it.
+        The part and its URL.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     path = socket_path(data_dir)
@@ -80,7 +80,7 @@ def redis_part(data_dir: Path) -> tuple[Part, str]:
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Where Redis's socket goes: beside its data, or in a short temporary folder if that path is too long."""
+    """Path of Redis's socket: next to its data, or in a temporary folder if that path is too long."""
     path = data_dir.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES:
         return path
@@ -88,20 +88,20 @@ def socket_path(data_dir: Path) -> Path:
 
 
 def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> list[Part]:
-    """The backend, a worker and the schedule, each `sspsam` with one word.
+    """The backend, a worker and the scheduler, each a `sspsam` command.
 
-    The worker leaves one core to those who wait for an answer: two processes with a thread for every core
-    slow each other down many times over, as the threads of one wait for each other.
+    The worker leaves one core to the backend: two processes with one thread per core slow each other down
+    many times over, because the threads of each wait for one another.
 
     Args:
         environment: of all three; HOST, PORT and REDIS_URL are set here.
-        redis_url: the Redis that they share.
+        redis_url: the shared Redis.
         port: of the backend.
     """
     own = {"PORT": str(port), "REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     shared = {"HOST": LOOPBACK, **environment, **own}
     spare_core = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1))}
-    sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: nothing is imported from the current folder
+    sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: no imports from the current folder
     started = datetime.now(UTC)
     return [
         Part(
@@ -123,12 +123,12 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
 
 
 def backend_answers(port: int) -> bool:
-    """Whether the backend answers on this machine."""
+    """Whether the backend responds on this machine."""
     return requests.get(f"http://{LOOPBACK}:{port}/health", timeout=HTTP_TIMEOUT_S).ok
 
 
 def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None:
-    """Waits for parts, showing which are still awaited, and prints a line for each that is ready."""
+    """Waits for parts, showing the remaining ones, and prints a line for each that is ready."""
     waiting = list(names)
     with console.status(f"Starting {', '.join(waiting)}") as status:
 
@@ -149,15 +149,17 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
 
 @contextmanager
 def data_dir_lock(data_dir: Path) -> Iterator[None]:
-    """Holds a data folder for one running service; two would spoil each other's data.
+    """Locks a data folder for one running service; two would corrupt each other's data.
 
     Raises:
-        CannotStartError: another one holds it.
+        CannotStartError: another service holds it.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     ignored = data_dir / ".gitignore"
     if not ignored.exists():
-        ignored.write_text("*\n", encoding="utf-8")  # labels, weights and secrets are no part of a repository
+        ignored.write_text(
+            "*\n", encoding="utf-8"
+        )  # labels, weights and secrets do not belong in a repository
     with (data_dir / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,18 +169,18 @@ def data_dir_lock(data_dir: Path) -> Iterator[None]:
 
 
 def up(data_dir: Path, port: Port, console: Console) -> None:
-    """Runs the service until it is interrupted or a part ends. Label Studio is the user's own.
+    """Runs the service until it is interrupted or a part exits. Label Studio is the user's own.
 
     Args:
         data_dir: Redis's data, the models (unless MODEL_DIR is set) and the logs.
         port: of the backend.
-        console: where the person looks.
+        console: output for the user.
 
     Raises:
-        SettingsError: callers of the backend would have nothing to show; nothing was started.
+        SettingsError: no credentials are configured for the backend's callers; nothing was started.
         CannotStartError: the port or the folder is in use; nothing was started.
-        SupervisorError: a part failed; all others have been ended.
-        KeyboardInterrupt: the person ended it; all parts have been ended.
+        SupervisorError: a part failed; all others have been stopped.
+        KeyboardInterrupt: the user stopped it; all parts have been stopped.
     """
     settings = Settings()
     require_secrets(settings)
@@ -191,16 +193,16 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         else:
             redis_url = start_redis(supervisor, data_dir / "redis", console)
         start_service(supervisor, console, environment, redis_url, port.number)
-        told_redis = os.environ.get("REDIS_URL") or redis_url  # as it is set, for commands to compare
+        told_redis = os.environ.get("REDIS_URL") or redis_url  # as set, since commands compare it
         with published(data_dir, "up", instance_variables(environment, told_redis, port.number)):
             console.print(f"The backend is at http://{LOOPBACK}:{port.number} - logs in {data_dir / 'logs'}")
             console.print("Connect a Label Studio project with: sspsam connect --project ID")
-            console.print("Ctrl-C ends everything.")
+            console.print("Ctrl-C stops everything. Data is kept for the next start.")
             supervisor.watch()
 
 
 def instance_variables(environment: Mapping[str, str], redis_url: str, port: int) -> dict[str, str]:
-    """What commands in other terminals need, to act on a service whose parts have this environment."""
+    """Variables with which commands in other terminals act on the service with this environment."""
     known = {name.upper() for name in Settings.model_fields}
     told = {"HOST": LOOPBACK, **environment, "REDIS_URL": redis_url, "PORT": str(port)}
     return {name.upper(): value for name, value in told.items() if value and name.upper() in known}
@@ -222,7 +224,7 @@ def start_service(
     port: int,
     *more: Part,
 ) -> None:
-    """Starts the backend, the worker, the schedule and any more parts side by side, and waits for them."""
+    """Starts the backend, the worker, the scheduler and any further parts in parallel; waits for them."""
     parts = [*more, *service_parts(environment, redis_url, port)]
     supervisor.start(*parts)
     wait_and_show(supervisor, console, *(part.name for part in parts))

@@ -1,1 +1,1 @@
-"""Whole projects: pre-labeling, prefetching, active learning."""
+"""Batch work on projects: pre-labeling, prefetching, active learning."""

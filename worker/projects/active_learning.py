@@ -1,9 +1,9 @@
-"""The order of the work: unlabeled tasks scored so that Label Studio serves first what teaches most.
+"""Active learning: scores unlabeled tasks so that Label Studio serves the most informative first.
 
 Label Studio's uncertainty sampling serves the task whose prediction has the lowest score, among predictions
-of the project's model_version. Each chunk of tasks is a job that answers them and posts predictions whose
-score is the certainty; when all chunks are done, a last job sees all tasks together, puts near-duplicates
-behind, writes the final scores, and sets the project to that order.
+of the project's model_version. Each chunk of tasks is a job that posts predictions whose score is the
+certainty. Once all chunks are done, a last job ranks all tasks together, moves near-duplicates to the end,
+writes the final scores, and sets the project to that order.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from worker.projects.prelabel import ChunkReport, PhraseSource, answers, each_ta
 
 RANK_TTL_S = 7 * 24 * 3600
 SAMPLING = "Uncertainty sampling"
-"""Label Studio's name for its order by prediction score."""
+"""Label Studio's name for sampling by prediction score."""
 COMMON_PHRASES = 5
-"""Of those that a project's annotators have used most, looked for in tasks that name none themselves."""
+"""Number of a project's most used phrases that serve tasks without phrases of their own."""
 SCORE_DIGITS = 6
 
 Json = dict[str, Any]
@@ -46,18 +46,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known about a task."""
+    """Score and descriptor of a task."""
 
     prediction: int
-    """Label Studio's id of it."""
+    """Id of the prediction in Label Studio."""
     version: str
-    """Who answered."""
+    """Version that made the prediction."""
     score: float | None
-    """That the prediction has now."""
+    """Current score of the prediction."""
     certainty: float
-    """0..1, of the least certain phrase."""
+    """0..1, that of the least certain phrase."""
     descriptor: str
-    """Of its picture: float16, base64."""
+    """Descriptor of its image: float16, base64."""
 
     @property
     def vector(self) -> Floats:
@@ -66,11 +66,11 @@ class Scored:
 
 
 class Scores:
-    """What the jobs of a run have found, in Redis.
+    """Results of a run's jobs, in Redis.
 
     Args:
-        redis: That all workers share.
-        run: Names the run.
+        redis: The Redis shared by all workers.
+        run: Name of the run.
     """
 
     def __init__(self, redis: Redis, run: str) -> None:
@@ -93,7 +93,7 @@ class Scores:
 
 
 def own_phrases(records: Iterable[RefRecord], config: LabelingConfig) -> PhraseSource:
-    """Looks for a task's own phrases; where it has none, for what annotators ask most, or else the labels."""
+    """A task's own phrases; else those that annotators use most; else the labels."""
     asked = Counter(prompt_text.phrase_key(record.phrase) for record in records)
     common = tuple(phrase for phrase, _ in asked.most_common(COMMON_PHRASES))
     labels = tuple(label.written for tag in config.masks for label in tag.labels)
@@ -101,16 +101,16 @@ def own_phrases(records: Iterable[RefRecord], config: LabelingConfig) -> PhraseS
 
 
 class Ranker:
-    """Answers the tasks of a chunk, and notes how certain the answers are.
+    """Segments the tasks of a chunk and records the certainty of the results.
 
     Args:
-        client: To Label Studio.
+        client: Label Studio client.
         assistant: Answers phrases, as for annotators.
-        engine: Describes pictures.
-        images: Fetches them.
-        scores: Where it is noted.
-        project: Of the tasks.
-        source: Of the phrases.
+        engine: Computes image descriptors.
+        images: Fetches images.
+        scores: Stores the results.
+        project: Project of the tasks.
+        source: Source of the phrases.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class Ranker:
         self._source = source
 
     def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
-        """Works on the tasks; yields the report so far after each.
+        """Processes the tasks; yields the report so far after each.
 
         Raises:
-            LabelStudioError: it does not take predictions, or does not answer; what is posted stays.
-            LabelingConfigError: the form has no brush, or no image.
+            LabelStudioError: it rejects predictions or does not respond; posted predictions are kept.
+            LabelingConfigError: the labeling config has no brush or no image.
         """
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("mask", "image")
@@ -187,16 +187,16 @@ class Ranker:
 
 
 def order_tasks(client: LabelStudioClient, scores: Scores, project: int, version: str) -> int:
-    """Writes the final scores of the tasks that a version has answered, and has Label Studio serve by them.
+    """Writes the final scores of the tasks predicted by a version; sets Label Studio to sample by them.
 
     Args:
-        client: To Label Studio.
-        scores: What the chunks have found.
-        project: Of the tasks.
-        version: That serves: answers of others are not compared with its own.
+        client: Label Studio client.
+        scores: Results of the chunks.
+        project: Project of the tasks.
+        version: The serving version; results of other versions are not comparable.
 
     Returns:
-        How many tasks are in order.
+        The number of ranked tasks.
     """
     found = {task: scored for task, scored in scores.all().items() if scored.version == version}
     if not found:
@@ -212,7 +212,7 @@ def order_tasks(client: LabelStudioClient, scores: Scores, project: int, version
             scores.note(task, Scored(**{**asdict(scored), "score": score}))
             ordered += 1
         except LabelStudioNotFound:
-            scores.forget([task])  # the task or its prediction was deleted meanwhile
+            scores.forget([task])  # the task or its prediction has been deleted meanwhile
     if ordered:
         client.update_project(project, sampling=SAMPLING, model_version=version)
     return ordered
@@ -221,25 +221,25 @@ def order_tasks(client: LabelStudioClient, scores: Scores, project: int, version
 Floats = npt.NDArray[np.float32]
 
 MAX_PICKS = 2000
-"""Tasks that are ordered one by one; those behind them are scored by what they would add after these."""
+"""Number of tasks ranked one by one; the rest are scored by their gain after these."""
 
 SAMPLED = 512
-"""Pictures that say how far pictures are apart on the whole."""
+"""Number of images sampled to estimate the median distance."""
 
 ALIKE = 0.5
-"""Of the median distance: pictures that are nearer to an earlier one teach less, in proportion."""
+"""Fraction of the median distance; an image nearer than that to an earlier one counts proportionally less."""
 
 
 def learning_scores(certainties: Floats, descriptors: Floats) -> Floats:
-    """Scores tasks so that, lowest first, they are in the order in which they teach most.
+    """Scores tasks so that ascending scores give the most informative order.
 
-    The next task is always the one of the largest uncertainty times distance to the nearest that was chosen
-    (greedy k-centre, weighted). That product never grows while more are chosen, so that 1 minus it ascends
-    along the order, and near-duplicates of a chosen task come last.
+    The next task always maximizes uncertainty times distance to the nearest chosen task (weighted greedy
+    k-centre). This product never grows as more tasks are chosen, so 1 minus the product ascends along the
+    order, and near-duplicates of a chosen task come last.
 
     Args:
-        certainties: (N,) how good the model's answer probably is, 0..1.
-        descriptors: (N, D) of the tasks' pictures.
+        certainties: (N,) estimated quality of the model's answer, 0..1.
+        descriptors: (N, D) descriptors of the tasks' images.
 
     Returns:
         (N,) in 0..1.
@@ -259,7 +259,7 @@ def learning_scores(certainties: Floats, descriptors: Floats) -> Floats:
 
 
 def _distances(descriptors: Floats, to: Floats, spread: float) -> Floats:
-    """(N,) distance to one picture, 1 from `spread` on; all 1 where pictures do not differ at all."""
+    """(N,) distance to one image, clipped to 1 at `spread`; all 1 if the images are identical."""
     if spread == 0:
         return np.ones(len(descriptors), np.float32)
     apart = np.linalg.norm(descriptors - to, axis=1) / spread
@@ -267,7 +267,7 @@ def _distances(descriptors: Floats, to: Floats, spread: float) -> Floats:
 
 
 def _spread(descriptors: Floats) -> float:
-    """The distance from which on pictures count as different: a part of the median distance."""
+    """The distance at which images count as fully different: a fraction of the median distance."""
     step = max(1, len(descriptors) // SAMPLED)
     some = descriptors[::step]
     if len(some) < 2:

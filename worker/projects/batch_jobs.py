@@ -1,4 +1,4 @@
-"""Jobs for many tasks: queued once, however often somebody asks, and watched until they have ended."""
+"""Batch jobs over tasks: deduplicated when queued, and watched until they end."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 NO_WORKER_S = 20.0
-"""When nobody has taken a job for so long, that is said."""
+"""Time without a worker taking a job, after which a notice is printed."""
 SHOWN_PROBLEMS = 20
 _UNDER_WAY = ("queued", "started", "scheduled", "deferred")
 
 ProjectOption = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)]
 PhrasesOption = Annotated[
     list[str] | None,
-    typer.Option(help="What to look for in every picture; again, or with `;`, for several."),
+    typer.Option(help="Phrase to segment in every image. Repeatable; `;` separates several."),
 ]
 ColumnOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Take the phrases of each task from this field of its data.")
+    str, typer.Option(metavar="NAME", help="Read the phrases of each task from this field of its data.")
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Queue it, and do not wait.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Queue the jobs and do not wait.")]
 
 
 def enqueue_chunks(
     redis: Redis, function: str, run: str, task_ids: Sequence[int], kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """Queues a job for each chunk of tasks, unless it waits or runs already; returns the chunks' names.
+    """Queues a job for each chunk of tasks unless it is queued or running; returns the chunks' names.
 
     Args:
-        redis: That the workers share.
-        function: Of the jobs. It gets `run`, `chunk`, `task_ids`, and the rest.
-        run: Under which progress is noted; a job's id is `<run>-<chunk>`.
-        task_ids: All of them.
-        kwargs: The rest.
+        redis: The Redis shared by all workers.
+        function: Function of the jobs. Called with `run`, `chunk`, `task_ids` and `kwargs`.
+        run: Name under which progress is recorded; a job's id is `<run>-<chunk>`.
+        task_ids: All task ids.
+        kwargs: Further keyword arguments.
     """
     from worker.projects.prelabel import ChunkProgress, chunk_name, chunks_of
     from worker.queueing.queues import prelabel_queue
@@ -60,7 +60,7 @@ def enqueue_chunks(
 def enqueue_once(
     queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], at_front: bool = False
 ) -> bool:
-    """Queues a job, unless it waits or runs already; returns whether it did."""
+    """Queues a job unless it is already queued or running; returns whether it did."""
     from rq.exceptions import NoSuchJobError
     from rq.job import Job
     from rq.serializers import JSONSerializer
@@ -77,7 +77,7 @@ def enqueue_once(
 def enqueue_after(
     queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], jobs: Sequence[str]
 ) -> str:
-    """Queues a job for when others have ended, well or not, in place of one that waits; returns its id."""
+    """Queues a job to run after others have succeeded or failed, replacing a queued one; returns its id."""
     from rq.exceptions import NoSuchJobError
     from rq.job import Dependency, Job
     from rq.serializers import JSONSerializer
@@ -108,7 +108,7 @@ def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any]
 def watch(
     redis: Redis, jobs: Sequence[str], progress: ChunkProgress, chunks: Sequence[str], tasks: int
 ) -> tuple[ChunkReport, list[str]]:
-    """Shows a progress bar until all jobs have ended; returns the report, and why jobs failed."""
+    """Shows a progress bar until all jobs have ended; returns the report and the jobs' errors."""
     from rich import progress as bars
     from rich.console import Console
     from rq.job import Job, JobStatus
@@ -135,14 +135,14 @@ def watch(
             waits = all(state == JobStatus.QUEUED for state in states)
             if waits and not told and time.monotonic() - began_s > NO_WORKER_S:
                 told = True
-                shown.console.print("No worker has taken this yet: is `sspsam worker` running?")
+                shown.console.print("No worker has taken these jobs yet: is `sspsam worker` running?")
             time.sleep(POLL_S)
     finished = zip(found, states, strict=True)
     return report, [_reason(job) for job, state in finished if state != JobStatus.FINISHED]
 
 
 def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
-    """Prints what was done and what was not; ends with 1 if anything was not."""
+    """Prints the results and the problems; exits with 1 if there are problems."""
     problems = report.problems
     for task, reason in list(problems.items())[:SHOWN_PROBLEMS]:
         typer.secho(f"task {task}: {reason}", fg=typer.colors.YELLOW, err=True)
@@ -158,4 +158,4 @@ def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
 def _reason(job: object) -> str:
     latest = job.latest_result() if job is not None else None  # type: ignore[attr-defined]
     lines = (latest.exc_string or "").strip().splitlines() if latest else []
-    return lines[-1] if lines else "a job is gone"
+    return lines[-1] if lines else "a job has disappeared from Redis"

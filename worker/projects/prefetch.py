@@ -1,4 +1,4 @@
-"""Pictures embedded before anybody opens their task: the backend then finds the embedding on disk."""
+"""Embeds images before their tasks are opened; the backend then finds the embeddings on disk."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from backend.shared_redis import PREFETCHED_KEY
 from worker.projects.prelabel import ChunkReport
 
 PREFETCHED_TTL_S = 24 * 3600
-"""After so long without another one, pictures are looked at again: their files may have had to go."""
+"""Expiry of the record after its last change: embedding files may have been evicted by then."""
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 class Prefetched:
-    """Which tasks' pictures have been embedded, in Redis: so that nobody fetches them to find out.
+    """Records in Redis which tasks' images are embedded, so that they need not be fetched to find out.
 
     Args:
-        redis: That all workers share.
-        settings: Which model embeds.
-        project: Of the tasks.
+        redis: The Redis shared by all workers.
+        settings: Select the embedding model.
+        project: Project of the tasks.
     """
 
     def __init__(self, redis: Redis, settings: Settings, project: int) -> None:
@@ -42,7 +42,7 @@ class Prefetched:
         self._key = PREFETCHED_KEY.format(project=project)
 
     def missing(self, tasks: Iterable[Json], config: LabelingConfig) -> list[int]:
-        """Ids of the tasks whose picture nobody has noted."""
+        """Ids of the tasks whose image is not recorded as embedded."""
         noted: dict[bytes, bytes] = self._redis.hgetall(self._key)  # type: ignore[assignment]
         known = {key.decode(): mark.decode() for key, mark in noted.items()}
         return [
@@ -52,7 +52,7 @@ class Prefetched:
         ]
 
     def note(self, task: Task, config: LabelingConfig) -> None:
-        """Keeps that a task's picture is embedded."""
+        """Records that a task's image is embedded."""
         self._redis.hset(self._key, task.task_id, self._mark(task.data, config))
         self._redis.expire(self._key, PREFETCHED_TTL_S)
 
@@ -62,14 +62,14 @@ class Prefetched:
 
 
 class Prefetcher:
-    """Embeds the pictures of tasks.
+    """Embeds the images of tasks.
 
     Args:
-        client: To Label Studio.
-        images: Fetches pictures.
-        engine: Embeds them, and keeps what comes out on disk.
-        prefetched: Where it is noted.
-        project: Of the tasks.
+        client: Label Studio client.
+        images: Fetches images.
+        engine: Embeds images and stores the embeddings on disk.
+        prefetched: Records the embedded tasks.
+        project: Project of the tasks.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Prefetcher:
         self._project = project
 
     def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
-        """Works on the tasks; yields the report so far after each. What was on disk already is skipped.
+        """Processes the tasks; yields the report so far after each. Images already on disk are skipped.
 
         Raises:
-            LabelStudioError: it does not answer.
-            LabelingConfigError: the form has no image.
+            LabelStudioError: it does not respond.
+            LabelingConfigError: the labeling config has no image.
         """
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("image")
@@ -117,5 +117,5 @@ class Prefetcher:
 
 
 def _address(data: Any, config: LabelingConfig) -> Any:
-    """What a task's data says about where its picture is."""
+    """The image reference in a task's data."""
     return data.get(config.image.value) if config.image is not None else None

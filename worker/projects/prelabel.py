@@ -1,9 +1,8 @@
-"""Masks for whole projects: tasks in chunks, each a job, their predictions posted to Label Studio.
+"""Pre-labeling of projects: one job per chunk of tasks posts their predictions to Label Studio.
 
-Everything can be done again: a task that has a prediction of the serving version with the wanted phrases is
-left alone, so a job that was cut short, or a run that is started anew, only does what is missing. To a
-prediction with other phrases, or to an empty one, which Label Studio stores when somebody opens a task, they
-are added.
+Idempotent: a task with a prediction by the serving version for the requested phrases is skipped, so an
+interrupted job or a restarted run only does the missing tasks. If a prediction exists with other phrases, or
+an empty one, which Label Studio stores when a task is opened, the requested phrases are added to it.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from backend.queries import Task, phrases_in
 from backend.shared_redis import PRELABEL_PROGRESS_KEY
 
 CHUNK_TASKS = 100
-"""Tasks of one job: a model is loaded for each."""
+"""Tasks per job: each job loads a model."""
 POST_BATCH = 10
-"""Predictions in one request: a ragged mask of 12 megapixels is some megabytes."""
+"""Predictions per request: a ragged mask of 12 megapixels takes several megabytes."""
 SURELY_READ_BYTES = 74
-"""A CLIP token is a byte at least, and three of 77 are not the phrase's: so short a one need not be counted,
-for which torch would be loaded."""
+"""A CLIP token is at least one byte, and 3 of the 77 are not the phrase's: a phrase this short always fits,
+so torch need not be loaded to count its tokens."""
 PROGRESS_TTL_S = 7 * 24 * 3600
 
 Json = dict[str, Any]
@@ -46,16 +45,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class PhraseSource:
-    """Where the phrases of a task come from."""
+    """Source of a task's phrases."""
 
     kind: Kind
     phrases: tuple[str, ...] = ()
-    """The same for every task; of kind "own", for those that name none themselves."""
+    """Phrases for every task; for kind "own", for the tasks without phrases of their own."""
     column: str = ""
     """A field of the task's data: a phrase, several with semicolons between them, or a list."""
 
     def phrases_of(self, data: Mapping[str, Any], config: LabelingConfig) -> list[str]:
-        """The phrases to look for, without repetitions; none where the task has none."""
+        """The task's distinct phrases; empty if it has none."""
         entries: Iterable[str] = self.phrases
         if self.kind == "column":
             entries = prompt_text.entries(data.get(self.column))
@@ -70,31 +69,33 @@ class PhraseSource:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PhraseSource:
-        """Reads what `to_dict` has written.
+        """Parses the output of `to_dict`.
 
         Raises:
-            PrelabelError: it is something else.
+            PrelabelError: it is invalid.
         """
         kind, phrases, column = (values.get(name) for name in ("kind", "phrases", "column"))
         if kind not in KINDS:
-            raise PrelabelError(f"phrases come from one of {', '.join(KINDS)}, not {kind!r:.40}")
+            raise PrelabelError(
+                f"the kind of phrase source must be one of {', '.join(KINDS)}, not {kind!r:.40}"
+            )
         if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
-            raise PrelabelError("phrases are a list of texts")
+            raise PrelabelError("phrases must be a list of strings")
         return cls(kind, tuple(phrases), str(column or ""))
 
 
 @dataclass
 class ChunkReport:
-    """What became of the tasks of a chunk."""
+    """Results of the tasks of a chunk."""
 
     tasks: int = 0
-    """Done with, one way or another."""
+    """Processed, successfully or not."""
     posted: int = 0
     masks: int = 0
     skipped: int = 0
-    """Had their prediction, or have no phrase."""
+    """Already predicted, or without a phrase."""
     problems: dict[str, str] = field(default_factory=dict)
-    """Task id -> why it got no prediction."""
+    """Task id -> reason why it has no prediction."""
 
     def plus(self, other: ChunkReport) -> ChunkReport:
         return ChunkReport(
@@ -107,11 +108,11 @@ class ChunkReport:
 
 
 class ChunkProgress:
-    """What the jobs of a run have done so far, in Redis.
+    """Progress of a run's jobs, in Redis.
 
     Args:
-        redis: That all workers share.
-        run: Names the run.
+        redis: The Redis shared by all workers.
+        run: Name of the run.
     """
 
     def __init__(self, redis: Redis, run: str) -> None:
@@ -126,7 +127,7 @@ class ChunkProgress:
         self._redis.hdel(self._key, chunk)
 
     def report(self, chunks: Iterable[str]) -> ChunkReport:
-        """Adds up the reports of chunks; those that have not begun count nothing."""
+        """Sums the reports of chunks; chunks that have not started are ignored."""
         total = ChunkReport()
         names = list(chunks)
         values: list[Any] = self._redis.hmget(self._key, names) if names else []
@@ -137,13 +138,13 @@ class ChunkProgress:
 
 
 def run_name(command: str, project: int, source: PhraseSource) -> str:
-    """Names a run by what it asks for: the same command again goes on with it."""
+    """Derives a run's name from its arguments: repeating the command resumes the run."""
     asked = json.dumps(source.to_dict(), sort_keys=True)
     return f"{command}-{project}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
 def each_task(task_ids: Iterable[int], work: Callable[[int], None], report: ChunkReport) -> Iterator[None]:
-    """Works on tasks, and comes back after each; one that was deleted meanwhile is skipped."""
+    """Processes tasks, yielding after each; deleted tasks are skipped."""
     for number in task_ids:
         report.tasks += 1
         try:
@@ -154,26 +155,26 @@ def each_task(task_ids: Iterable[int], work: Callable[[int], None], report: Chun
 
 
 def chunks_of(task_ids: Iterable[int], size: int = CHUNK_TASKS) -> Iterator[list[int]]:
-    """Cuts task ids into chunks, in order."""
+    """Splits task ids into chunks, in order."""
     numbers = iter(task_ids)
     while chunk := list(islice(numbers, size)):
         yield chunk
 
 
 def chunk_name(task_ids: Sequence[int]) -> str:
-    """Names a chunk by the tasks that are in it."""
+    """Derives a chunk's name from its task ids."""
     content = ",".join(map(str, task_ids))
     return f"{task_ids[0]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 class Prelabeler:
-    """Answers the tasks of a chunk and posts the predictions.
+    """Segments the tasks of a chunk and posts the predictions.
 
     Args:
-        client: To Label Studio.
-        assistant: Answers phrases, as for annotators.
-        project: Of the tasks.
-        source: Of the phrases.
+        client: Label Studio client.
+        assistant: Segments phrases, as for annotators.
+        project: Project of the tasks.
+        source: Source of the phrases.
     """
 
     def __init__(
@@ -185,14 +186,14 @@ class Prelabeler:
         self._source = source
         self._waiting: list[Json] = []
         self._version = ""
-        """Whose predictions the tasks have."""
+        """The version of the tasks' predictions."""
 
     def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
-        """Works on the tasks; yields the report so far whenever everything in it has been posted.
+        """Processes the tasks; yields the report so far whenever everything in it has been posted.
 
         Raises:
-            LabelStudioError: it does not take predictions, or does not answer; what is posted stays.
-            LabelingConfigError: the form has no brush, or no image.
+            LabelStudioError: it rejects predictions or does not respond; posted predictions are kept.
+            LabelingConfigError: the labeling config has no brush or no image.
         """
         project = self._client.project(self._project)
         config = LabelingConfig.parse(project["label_config"])
@@ -241,9 +242,9 @@ class Prelabeler:
             self._waiting.append({"task": int(task.task_id), **prediction})
 
     def _replace(self, before: Mapping[str, Any], prediction: Json, report: ChunkReport) -> None:
-        """Label Studio begins an annotation with one of a version's predictions: there is to be one.
+        """Updates the existing prediction: Label Studio uses only one per version to start an annotation.
 
-        The score of one that has been ranked is its place, and stays.
+        The score of a ranked prediction is its rank and is kept.
         """
         fields = {"result": prediction["result"]}
         if before.get("score") is None and "score" in prediction:
@@ -260,24 +261,24 @@ class Prelabeler:
             self._waiting.clear()
 
     def _show(self, project: Json) -> None:
-        """Has Label Studio begin annotations with the predictions, in the stream of all tasks, too."""
+        """Makes Label Studio start annotations from the predictions, also in the "Label All Tasks" stream."""
         shown = {"show_collab_predictions": True, "model_version": self._version}
         if self._version and any(project.get(name) != value for name, value in shown.items()):
             self._client.update_project(self._project, **shown)
 
 
 def check_source(source: PhraseSource, config: LabelingConfig) -> None:
-    """Finds out before anything is queued that phrases cannot be used.
+    """Checks the phrases before anything is queued.
 
     Raises:
-        PrelabelError: there is none, or one that the model cannot read.
+        PrelabelError: there is none, or the model cannot read one.
     """
     if source.kind == "column":
         return
     phrases = source.phrases_of({}, config)
     if not phrases:
-        what = "no label of the project's brushes" if source.kind == "labels" else "an empty phrase"
-        raise PrelabelError(f"nothing to look for: {what}")
+        what = "the project's brushes have no labels" if source.kind == "labels" else "an empty phrase"
+        raise PrelabelError(f"no phrase to segment: {what}")
     if all(len(phrase.encode()) <= SURELY_READ_BYTES for phrase in phrases):
         return
     from sspsam import PhraseError
@@ -292,7 +293,7 @@ def check_source(source: PhraseSource, config: LabelingConfig) -> None:
 def answers(
     prediction: Mapping[str, Any], phrases: Iterable[str], version: str, config: LabelingConfig
 ) -> bool:
-    """Whether a prediction is the version's answer to all of these phrases."""
+    """Whether a prediction by this version covers all of these phrases."""
     if prediction.get("model_version") != version:
         return False
     found = {prompt_text.phrase_key(phrase) for phrase in _phrases_of(prediction, config)}
@@ -300,6 +301,6 @@ def answers(
 
 
 def _phrases_of(prediction: Mapping[str, Any], config: LabelingConfig) -> list[str]:
-    """What a prediction answers, with a mask or without."""
+    """The phrases of a prediction, with or without a mask."""
     masked = [phrase for phrase, _ in region_texts(prediction, config).values() if phrase]
     return [*masked, *no_target_phrases(prediction, config)]

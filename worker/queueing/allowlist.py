@@ -1,6 +1,6 @@
-"""Which jobs a worker runs: public functions of named modules. What lies in Redis is a request, not an order.
+"""Jobs that a worker may run: public functions of the allowed modules. Jobs in Redis are not trusted.
 
-A job that names anything else, another object's method or a callback is refused before anything is imported.
+A job that names anything else, a method of an object, or a callback is refused before anything is imported.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_call
 
 
 def refusal(job: Job, modules: Collection[str]) -> str:
-    """Says why a job is not run; empty when it may be.
+    """Returns why a job is refused; empty if it may run.
 
     Args:
-        job: As it came from Redis.
-        modules: Whose public functions may be jobs.
+        job: The job as read from Redis.
+        modules: Modules whose public functions may be jobs.
     """
     try:
         name, instance = str(job.func_name), job.instance
         arguments = (job.args, job.kwargs)
-    except Exception as error:  # RQ's and the serializer's, which have nothing in common
+    except Exception as error:  # RQ and the serializer share no base class of errors
         return f"refused: it cannot be read as JSON ({type(error).__name__})"
     module, _, function = name.rpartition(".")
     if instance is not None or any(getattr(job, callback, None) for callback in _CALLBACKS):
-        return f"refused: {name[:100]!r} is called on an object, or has callbacks"
+        return f"refused: {name[:100]!r} is a method of an object or has callbacks"
     if module not in modules or not function.isidentifier() or function.startswith("_"):
-        return f"refused: {name[:100]!r} is no job; jobs are the functions of {', '.join(sorted(modules))}"
+        return f"refused: {name[:100]!r} is not a job; jobs are the functions of {', '.join(sorted(modules))}"
     found = getattr(importlib.import_module(module), function, None)
     if not inspect.isroutine(found) or found.__module__ != module:
         return f"refused: there is no job {name!r}"

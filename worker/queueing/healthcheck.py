@@ -1,8 +1,8 @@
-"""Whether workers are alive: the health check `python -m worker.queueing.healthcheck`, and what `sspsam up`
-waits for.
+"""Health of workers: the command `python -m worker.queueing.healthcheck`, and the readiness check of
+`sspsam up`.
 
-A running `sspsam worker` refreshes a file of its own while each of its queues is worked on and Redis answers.
-The check looks at the age of that file and imports nothing else, so that it is cheap on a busy machine.
+A running `sspsam worker` refreshes its own file while each of its queues is served and Redis responds.
+The command checks the age of that file and imports nothing else, so it is cheap on a busy machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 RECENT = timedelta(minutes=3)
-"""A live RQ worker reports to Redis at least this often."""
+"""Maximum interval between a live RQ worker's reports to Redis."""
 HEARTBEAT_MAX_AGE_S = 60.0
-"""Of the file; `worker.queueing.pool` refreshes it far more often."""
+"""Maximum age of the file; `worker.queueing.pool` refreshes it far more often."""
 
 
 class Heartbeat:
-    """The file that one pool of workers refreshes; `remove` it at the end."""
+    """The file refreshed by one pool of workers, which calls `remove` at its end."""
 
     def __init__(self) -> None:
         self._path = heartbeat_folder() / str(os.getpid())
@@ -43,13 +43,13 @@ class Heartbeat:
 
 
 def heartbeat_folder() -> Path:
-    """Of this user's workers on one Redis. REDIS_URL tells apart several services on one machine."""
+    """Folder for this user's workers on one Redis; REDIS_URL distinguishes services on one machine."""
     digest = hashlib.sha256(os.environ.get("REDIS_URL", "").encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"sspsam-{os.getuid()}" / f"workers-{digest}"
 
 
 def heartbeats() -> Iterator[tuple[int, Path]]:
-    """The process id of each pool, and its file. Folders that another user could have made are not read."""
+    """The process id and file of each pool. Folders that another user could have created are not read."""
     folder = heartbeat_folder()
     with suppress(FileNotFoundError):
         status = folder.parent.lstat()
@@ -60,7 +60,7 @@ def heartbeats() -> Iterator[tuple[int, Path]]:
 
 
 def pools_alive() -> bool:
-    """Whether a pool of workers runs on this machine, and each that runs is healthy."""
+    """Whether at least one pool of workers runs on this machine and all running pools are healthy."""
     ages = []
     for pid, path in heartbeats():
         with suppress(FileNotFoundError):
@@ -72,13 +72,13 @@ def pools_alive() -> bool:
 def queues_served(
     redis_url: str, queues: Collection[str], since: datetime, pids: Collection[int] | None = None
 ) -> bool:
-    """Whether each of these queues has a worker that has reported to Redis since then.
+    """Whether each of these queues has a worker that has reported to Redis since `since`.
 
     Args:
-        redis_url: the Redis that the workers share.
+        redis_url: the shared Redis.
         queues: their names.
-        since: with a time zone; older reports do not count: they may be left from a power cut.
-        pids: of the worker processes on this machine to look for; None looks for any worker.
+        since: with a time zone; older reports are ignored: they may stem from before a power cut.
+        pids: only these worker processes on this machine; None accepts any worker.
     """
     from rq import Worker
 
@@ -96,19 +96,19 @@ def queues_served(
 
 
 def all_queues_served(redis_url: str, since: datetime) -> bool:
-    """Whether every queue there is has a worker that has reported to Redis since then."""
+    """Whether every queue has a worker that has reported to Redis since `since`."""
     from backend.shared_redis import QUEUES
 
     return queues_served(redis_url, QUEUES, since)
 
 
 def in_utc(moment: datetime | None) -> datetime:
-    """RQ's times have no zone and mean UTC; a worker that has never reported is older than all others."""
+    """RQ's times are UTC without a zone; a worker that never reported counts as older than all others."""
     return (moment or datetime.min).replace(tzinfo=UTC)
 
 
 def main() -> int:
-    """Exit status 0 if this machine's workers are alive."""
+    """Exits with 0 if this machine's workers are healthy."""
     return 0 if pools_alive() else 1
 
 

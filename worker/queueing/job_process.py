@@ -1,7 +1,7 @@
-"""The process of one job that needs the model: `python -m worker.queueing.job_process WORKER_KEY JOB_ID
+"""Process of one job that needs the model: `python -m worker.queueing.job_process WORKER_KEY JOB_ID
 EXECUTION_ID`.
 
-Started by worker.queueing.workers.ModelWorker, not by people. Where Redis is comes from the environment.
+Started by worker.queueing.workers.ModelWorker, not by users. The environment gives the URL of Redis.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from worker.queueing.workers import MODEL_NICENESS, ModelWorker
 
 
 def main(worker_key: str, job_id: str, execution_id: str) -> None:
-    """Runs a job that its worker has taken; does not return."""
+    """Runs a job taken by its worker; does not return."""
     settings = Settings()
     configure_logging(settings)
     connection = connect(settings.redis_url)
     worker = ModelWorker.find_by_key(worker_key, connection=connection, serializer=JSONSerializer)
     if worker is None:
-        sys.exit(f"no worker {worker_key} in Redis: it ended meanwhile")
+        sys.exit(f"no worker {worker_key} in Redis: it has exited meanwhile")
     assert isinstance(worker, ModelWorker)
     worker.job_modules = settings.job_modules
     job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)

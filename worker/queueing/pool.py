@@ -1,6 +1,6 @@
-"""`sspsam worker`: one process per queue, kept alive together.
+"""`sspsam worker`: one supervised process per queue.
 
-The pool also does what RQ calls scheduling: it moves jobs whose retry has come due back into their queue.
+The pool also runs what RQ calls the scheduler: it moves jobs whose retry is due back into their queue.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 RETRIES_EVERY_S = 1.0
 HEALTH_EVERY_S = 5.0
-"""How often a healthy pool looks at itself."""
+"""Interval of health checks of a healthy pool."""
 HEALTH_AGAIN_S = 1.0
-"""How often one that is not healthy does, such as at its start."""
+"""Interval while it is not healthy, for example at its start."""
 END_S = 6.0
-"""How long workers may take to end when asked, before they are killed."""
+"""Time for workers to exit on SIGTERM before they are killed."""
 ASK_AGAIN_S = 4.0
-"""When SIGTERM is repeated, to cut the job at hand short."""
+"""Time until SIGTERM is repeated, which interrupts the current job."""
 MIN_RESTART_S = 1.0
 MAX_RESTART_S = 30.0
 STABLE_S = 60.0
-"""A worker that ran this long starts again without a longer wait."""
+"""A worker that ran this long is restarted without a longer delay."""
 
 
 @dataclass
@@ -60,11 +60,11 @@ class Member:
 
 
 class Pool:
-    """Runs the workers of some queues until it is told to end.
+    """Runs the workers of some queues until it is stopped.
 
     Args:
         queues: Names of the queues.
-        settings: For the connection to Redis; the workers read their own from the environment.
+        settings: For the connection to Redis; workers read their own from the environment.
     """
 
     def __init__(self, queues: Sequence[str], settings: Settings) -> None:
@@ -77,7 +77,7 @@ class Pool:
         self._next_health_at = 0.0
 
     def run(self) -> None:
-        """Blocks until SIGTERM or SIGINT; every process it started has ended when it returns."""
+        """Blocks until SIGTERM or SIGINT; all its processes have exited when it returns."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
         members = [Member.start(queue) for queue in self.queues]
@@ -102,7 +102,7 @@ class Pool:
         if time.monotonic() - member.started_at > STABLE_S:
             member.restart_in_s = MIN_RESTART_S
         logger.error(
-            "the worker of %r ended (exit status %s); it starts again in %.0f s",
+            "the worker of %r exited (exit status %s); restarting in %.0f s",
             member.queue,
             status,
             member.restart_in_s,
@@ -125,11 +125,11 @@ class Pool:
             self._retries.heartbeat()
             self._retries.enqueue_scheduled_jobs()
         except RedisError as error:
-            logger.warning("retries wait, as Redis does not answer: %s", error)
+            logger.warning("retries are delayed: Redis does not respond: %s", error)
 
     def _report_health(self, members: Sequence[Member]) -> None:
-        """Refreshes the file of `python -m worker.queueing.healthcheck` while every queue is worked on and
-        Redis answers.
+        """Refreshes the file of `python -m worker.queueing.healthcheck` while every queue is served and
+        Redis responds.
         """
         if time.monotonic() < self._next_health_at:
             return
@@ -137,24 +137,24 @@ class Pool:
         try:
             healthy = queues_served(self._redis_url, self.queues, datetime.now(UTC) - RECENT, pids)
         except RedisError as error:
-            logger.warning("the health check fails, as Redis does not answer: %s", error)
+            logger.warning("the health check fails: Redis does not respond: %s", error)
             healthy = False
         try:
             if healthy:
                 self._heartbeat.beat()
         except OSError as error:
-            logger.warning("the health check fails, as its file cannot be written: %s", error)
+            logger.warning("the health check fails: its file cannot be written: %s", error)
         self._next_health_at = time.monotonic() + (HEALTH_EVERY_S if healthy else HEALTH_AGAIN_S)
 
     def _give_up_retries(self) -> None:
         try:
             self._retries.stop()
         except RedisError as error:
-            logger.warning("Redis does not answer: %s", error)
+            logger.warning("Redis does not respond: %s", error)
 
 
 def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to end, asks again, and kills what is left after END_S."""
+    """Sends SIGTERM to processes, repeats it, and kills the remaining ones after END_S."""
     started = time.monotonic()
     for process in processes:
         process.terminate()
@@ -170,7 +170,7 @@ def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         time.sleep(POLL_S / 4)
     for process in processes:
         if process.poll() is None:
-            logger.warning("process %d did not end and is killed", process.pid)
+            logger.warning("process %d did not exit and is killed", process.pid)
             process.kill()
             process.wait()
 
@@ -191,7 +191,7 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
     """
     follow_parent(ask_self_to_end)
     if queue == EVENTS:
-        # Its jobs are forks of this process: what is imported here, none of them imports again.
+        # Jobs are forks of this process, so modules imported here need not be imported by each job.
         for module in settings.job_modules:
             importlib.import_module(module)
     member = make_worker(queue, connect(settings.redis_url), settings.job_modules)

@@ -1,4 +1,4 @@
-"""Redis: the connection, the queues, and the names of all keys that the worker uses."""
+"""Redis: availability check, queues and locks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PRELABEL_TIMEOUT_S = 4 * 3600
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 14 * 24 * 3600
 LOCK_TTL_S = 30
-"""How long a lock outlives a holder that was killed; a live holder renews it."""
+"""Lifetime of a lock after its holder was killed; a live holder renews it."""
 
 
 logger = logging.getLogger(__name__)
 
 
 def require_redis(redis_url: str) -> None:
-    """Checks that Redis is there before anything starts.
+    """Checks that Redis is available before anything starts.
 
     Raises:
-        QueueUnavailableError: it does not answer, or refuses us.
+        QueueUnavailableError: it does not respond, or refuses the connection.
     """
     try:
         with connect(redis_url) as connection:
@@ -42,7 +42,7 @@ def require_redis(redis_url: str) -> None:
         parts = urlsplit(redis_url)
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without a password
         raise QueueUnavailableError(
-            f"Redis does not answer at {where} ({error}): start it, or set REDIS_URL"
+            f"Redis does not respond at {where} ({error}): start it, or set REDIS_URL"
         ) from error
 
 
@@ -63,10 +63,10 @@ def prelabel_queue(connection: Redis) -> Queue:
 
 
 def queue_named(name: str, connection: Redis) -> Queue:
-    """One of QUEUES.
+    """Returns one of QUEUES.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: no queue has this name.
     """
     makers = {EVENTS: events_queue, TRAINING: training_queue, PRELABEL: prelabel_queue}
     return makers[name](connection)
@@ -74,14 +74,14 @@ def queue_named(name: str, connection: Redis) -> Queue:
 
 @contextmanager
 def redis_lock(connection: Redis, name: str, wait_s: float, owner: str | None = None) -> Iterator[bool]:
-    """Holds a lock of that name for the block, and renews it meanwhile.
+    """Holds a named lock for the block and renews it meanwhile.
 
     Args:
-        connection: To the Redis that all workers share.
+        connection: Connection to the shared Redis.
         name: Key of the lock.
-        wait_s: How long to wait for another holder; 0 tries once.
-        owner: Who holds it, where only one can be of that name: then what a killed process of that owner left
-            held is taken over at once, instead of after LOCK_TTL_S.
+        wait_s: Maximum wait for another holder; 0 tries once.
+        owner: Unique name of the holder, if any: a lock left by a killed process of the same owner is then
+        taken over at once instead of after LOCK_TTL_S.
 
     Yields:
         Whether the lock is held. The block decides what to do without it.
@@ -123,7 +123,7 @@ def _renew(lock: Lock, done: Event) -> None:
 
 
 def _release(lock: Lock) -> None:
-    """Gives the lock back. Jobs are safe to run twice, so a lock that expired meanwhile is only noted."""
+    """Releases the lock. Jobs are safe to run twice, so a lock that has expired is only logged."""
     try:
         lock.release()
     except LockError as error:

@@ -1,8 +1,8 @@
-"""`sspsam schedule`: small jobs at fixed intervals.
+"""`sspsam schedule`: enqueues small jobs at fixed intervals.
 
-RQ's cron enqueues; it neither locks nor knows of other schedulers. So what it enqueues are checks that are
-safe to run twice and take their own lock. Jobs that no worker takes within their interval expire, so that
-a queue without a worker does not fill up.
+RQ's cron neither locks nor knows of other schedulers, so it only enqueues checks that are safe to run twice
+and take their own lock. Jobs that no worker takes within their interval expire, so a queue without a worker
+does not fill up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 logger = logging.getLogger(__name__)
 
 REDIS_AGAIN_S = 2.0
-"""Between two tries to reach a Redis that went away."""
+"""Delay between attempts to reconnect to Redis."""
 CHECK_EVERY_S = 60
 RECONCILE_EVERY_S = 15 * 60
 PREFETCH_EVERY_S = 60
@@ -34,11 +34,11 @@ SCHEDULE: Mapping[str, int] = {
     "worker.jobs.reconcile_projects": RECONCILE_EVERY_S,
     "worker.jobs.prefetch_projects": PREFETCH_EVERY_S,
 }
-"""Job, by name -> seconds between two runs. Each runs once at the start, too."""
+"""Job name -> seconds between runs. Each job also runs once at the start."""
 
 
 class EventsCronJob(CronJob):
-    """A cron job whose arguments are written as JSON; RQ's own would pickle them."""
+    """A cron job whose arguments are serialized as JSON; RQ's own pickles them."""
 
     def enqueue(self, connection: Redis) -> Job:
         return events_queue(connection).enqueue(self.func_name, **self.job_options)
@@ -48,8 +48,8 @@ class Schedule(CronScheduler):
     """RQ's cron loop over SCHEDULE. `start` blocks until SIGTERM or SIGINT.
 
     Args:
-        connection: To Redis; the first command is sent by `start`.
-        intervals: Name of a job -> seconds.
+        connection: Connection to Redis; first used by `start`.
+        intervals: Job name -> seconds.
     """
 
     def __init__(self, connection: Redis, intervals: Mapping[str, int] = SCHEDULE) -> None:
@@ -62,7 +62,7 @@ class Schedule(CronScheduler):
 
 
 def run_schedule(redis_url: str, intervals: Mapping[str, int] = SCHEDULE) -> None:
-    """Keeps the schedule until SIGTERM or SIGINT; starts anew when Redis comes back."""
+    """Runs the scheduler until SIGTERM or SIGINT; restarts it when Redis is available again."""
     try:
         while True:
             try:
@@ -70,7 +70,7 @@ def run_schedule(redis_url: str, intervals: Mapping[str, int] = SCHEDULE) -> Non
                 cron.start()
                 return
             except RedisError as error:
-                logger.warning("Redis does not answer (%s); again in %.0f s", error, REDIS_AGAIN_S)
+                logger.warning("Redis does not respond (%s); retrying in %.0f s", error, REDIS_AGAIN_S)
                 time.sleep(REDIS_AGAIN_S)
-    except StopRequested:  # RQ's handler for the signals, which raises wherever we are
+    except StopRequested:  # raised by RQ's signal handler, at any point
         return

@@ -1,11 +1,11 @@
-"""RQ workers as processes: they end soon when asked to, and lose no job when they do.
+"""RQ worker processes that stop promptly and lose no job.
 
 `EventsWorker` forks for each job: cheap, and fine for jobs that touch no GPU. `ModelWorker` starts a fresh
-interpreter for each job, so that CUDA starts clean and all memory comes back; unlike RQ's own SpawnWorker it
+interpreter for each job, so CUDA starts clean and all memory is released; unlike RQ's own SpawnWorker, it
 keeps the Redis password off the command line.
 
-On SIGTERM a worker takes no further job. The job at hand may go on for `grace_s`; then, or at a second
-SIGTERM, its process is killed and the job goes back to the front of its queue. Jobs are safe to run again.
+On SIGTERM a worker takes no further job. The current job may continue for `grace_s`; then, or at a second
+SIGTERM, its process is killed and the job returns to the front of its queue. Jobs are safe to run again.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from worker.queueing.allowlist import refusal
 logger = logging.getLogger(__name__)
 
 WORKER_TTL_S = 75
-"""RQ waits 15 s less than this for a job, then does its maintenance."""
+"""RQ waits 15 s less than this for a job, then runs its maintenance."""
 MAINTENANCE_INTERVAL_S = 60
-"""How often jobs of workers that died without a word are looked for."""
+"""Interval of the search for jobs of dead workers."""
 HEARTBEAT_S = 10
 EVENTS_GRACE_S = 3.0
 MODEL_GRACE_S = 0.0
-"""A fine-tune goes on from its checkpoint, and of a chunk of tasks what is posted is posted."""
+"""Short: a fine-tune resumes from its checkpoint, and posted tasks of a chunk are kept."""
 MODEL_NICENESS = 5
-"""Annotators wait for the backend on the same machine; nobody waits for a fine-tune or a whole project."""
+"""Lower priority than the backend on the same machine, on which annotators wait interactively."""
 PARENT_POLL_S = 1.0
 
 
 class StoppableWorker(Worker):
-    """An RQ worker that puts a job it cannot finish back in its queue."""
+    """An RQ worker that returns an interrupted job to its queue."""
 
     grace_s = EVENTS_GRACE_S
     job_modules: Collection[str] = JOB_MODULES
-    """Whose public functions it runs."""
+    """Modules whose public functions it runs."""
     _cut_short = False
 
     def handle_warm_shutdown_request(self) -> None:
-        self.log.info("worker %s ends; its job may go on for %.0f s", self.name, self.grace_s)
+        self.log.info("worker %s is stopping; its job may continue for %.0f s", self.name, self.grace_s)
         timer = Timer(self.grace_s, self._cut_job_short)
         timer.daemon = True
         timer.start()
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Handles the second SIGTERM: the job's process goes now, the worker as soon as that is noted."""
+        """Handles the second SIGTERM: kills the job's process; the worker exits once that is recorded."""
         self._cut_job_short()
 
     def handle_job_failure(
@@ -75,7 +75,7 @@ class StoppableWorker(Worker):
         if not self._cut_short:
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
             return
-        logger.info("job %s was cut short and goes back to the queue %s", job.id, queue.name)
+        logger.info("job %s was interrupted and returns to the queue %s", job.id, queue.name)
         with self.connection.pipeline() as pipeline:
             queue.enqueue_job(job, pipeline=pipeline, at_front=True)
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
@@ -83,7 +83,7 @@ class StoppableWorker(Worker):
         queue.intermediate_queue.remove(job.id)
 
     def perform_job(self, job: Job, queue: Queue, *rest: Any) -> bool:
-        """Runs a job, if it is one; a refused one has failed, and is not tried again."""
+        """Runs a job if it is allowed; a refused one fails and is not retried."""
         reason = refusal(job, self.job_modules)
         if not reason:
             return bool(super().perform_job(job, queue, *rest))
@@ -103,7 +103,7 @@ class StoppableWorker(Worker):
         self._cut_short = True
         with suppress(ProcessLookupError):
             group = os.getpgid(pid)
-            if group == os.getpgrp():  # just forked, not yet in a group of its own
+            if group == os.getpgrp():  # just forked, not yet in its own group
                 os.kill(pid, signal.SIGKILL)
             else:
                 os.killpg(group, signal.SIGKILL)
@@ -114,7 +114,7 @@ class EventsWorker(StoppableWorker):
 
 
 class ModelWorker(StoppableWorker):
-    """Starts a fresh interpreter for each job; see worker.queueing.job_process for its other end."""
+    """Starts a fresh interpreter for each job; worker.queueing.job_process is its entry point."""
 
     grace_s = MODEL_GRACE_S
 
@@ -143,10 +143,10 @@ WORKERS: dict[str, type[StoppableWorker]] = {
 def make_worker(
     queue_name: str, connection: Redis, job_modules: Collection[str] = JOB_MODULES
 ) -> StoppableWorker:
-    """Makes the worker of a queue; nothing runs yet.
+    """Creates the worker of a queue without running it.
 
     Raises:
-        ValueError: there is no such queue.
+        ValueError: no such queue.
     """
     if queue_name not in WORKERS:
         raise ValueError(f"no queue {queue_name!r}, expected one of: {', '.join(QUEUES)}")
@@ -163,7 +163,7 @@ def make_worker(
 
 
 def follow_parent(end: Callable[[], None]) -> None:
-    """Calls `end` once the process that started this one is gone, however it went."""
+    """Calls `end` once the parent process has exited for any reason."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -175,7 +175,7 @@ def follow_parent(end: Callable[[], None]) -> None:
 
 
 def kill_own_group() -> None:
-    """Ends this process, which leads its group, and all it started."""
+    """Kills this process, which leads its group, and all its children."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

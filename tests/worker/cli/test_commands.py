@@ -37,7 +37,7 @@ def test_finetune_says_what_the_worker_decides(
             label_studio.save(number, number, region("a", "the ring", mask))
         done = CliRunner().invoke(app, ["finetune", "--project", str(PROJECT), "--now"])
         assert done.exit_code == 0, done.output
-        assert "asked for, with 2 new corrected masks" in done.output
+        assert "requested, with 2 new corrected masks" in done.output
         worker.terminate()
     assert training_queue(services.redis).count == 1
 

@@ -100,7 +100,7 @@ def test_pycocotools_gives_back_every_pixel(
         app, ["export", "--project", str(PROJECT), "--format", "coco", "--out", str(out)]
     )
     assert done.exit_code == 0, done.output
-    assert "masks: 6, images: 1, phrases that nothing fits: 0" in done.output
+    assert "masks: 6, images: 1, phrases without a target: 0" in done.output
     assert [path.name for path in tmp_path.glob("*.json*")] == ["labels.json"]
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -131,7 +131,7 @@ def test_a_fine_tune_that_a_worker_is_just_taking_is_not_started_again(services:
     assert StartedJobRegistry(queue=queue).get_job_ids() == []
     decision = maybe_start_finetune(services, PROJECT, "start-training")
     assert not decision.start
-    assert f"already waits or runs: {job.id}" in decision.reason
+    assert f"already queued or running: {job.id}" in decision.reason
     assert finetunes(services) == []
 
 
@@ -139,7 +139,7 @@ def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet
     services = with_quiet_hours
     decision = maybe_start_finetune(services, PROJECT, "start-training", IN_QUIET_HOURS)
     assert decision.deferred
-    assert "put off to 2026-03-02 18:00 UTC" in decision.reason
+    assert "deferred to 2026-03-02 18:00 UTC" in decision.reason
     assert wanted(services) == b"start-training"
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_QUIET_HOURS).deferred
     assert finetunes(services) == []

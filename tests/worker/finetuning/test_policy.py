@@ -47,7 +47,7 @@ SOON = replace(ENOUGH, last_ended=datetime(2026, 3, 2, 9, 0, tzinfo=UTC), min_in
         pytest.param(
             replace(ENOUGH, new_corrected_masks=1, trigger="start-training"),
             True,
-            "asked for",
+            "requested",
             id="person asked",
         ),
         pytest.param(
@@ -59,7 +59,7 @@ SOON = replace(ENOUGH, last_ended=datetime(2026, 3, 2, 9, 0, tzinfo=UTC), min_in
         pytest.param(
             replace(ENOUGH, trained_as="m-0002", trigger="now"),
             False,
-            "already trained, as m-0002",
+            "already used to train m-0002",
             id="same data",
         ),
         pytest.param(
@@ -74,7 +74,7 @@ SOON = replace(ENOUGH, last_ended=datetime(2026, 3, 2, 9, 0, tzinfo=UTC), min_in
         pytest.param(
             replace(ENOUGH, training_images=0, trigger="now"),
             False,
-            "to learn from",
+            "to train on",
             id="nothing to learn from",
         ),
     ],
@@ -94,30 +94,30 @@ TOO_SOON = "at least 60 minutes lie between two fine-tunes (FINETUNE_INTERVAL_MI
     [
         pytest.param(
             QUIET,
-            "8 of 8 new corrected masks; put off to 2026-03-02 18:00 CET: "
+            "8 of 8 new corrected masks; deferred to 2026-03-02 18:00 CET: "
             f"{IN_QUIET_HOURS} 08:00-18:00 (Europe/Berlin)",
             id="quiet hours",
         ),
         pytest.param(
             replace(QUIET, trigger="start-training", new_corrected_masks=2),
-            "asked for, with 2 new corrected masks; put off to 2026-03-02 18:00 CET: "
+            "requested, with 2 new corrected masks; deferred to 2026-03-02 18:00 CET: "
             f"{IN_QUIET_HOURS} 08:00-18:00 (Europe/Berlin)",
             id="also when asked for",
         ),
         pytest.param(
             SOON,
-            f"8 of 8 new corrected masks; put off to 2026-03-02 10:00 UTC: {TOO_SOON}",
+            f"8 of 8 new corrected masks; deferred to 2026-03-02 10:00 UTC: {TOO_SOON}",
             id="interval",
         ),
         pytest.param(
             replace(SOON, quiet_hours=QuietHours.parse(("09:45-11:00",), "UTC")),
-            "8 of 8 new corrected masks; put off to 2026-03-02 11:00 UTC: "
+            "8 of 8 new corrected masks; deferred to 2026-03-02 11:00 UTC: "
             f"{TOO_SOON}, and {IN_QUIET_HOURS} 09:45-11:00 (UTC)",
             id="an interval that ends in quiet hours",
         ),
         pytest.param(
             replace(ENOUGH, running="finetune-1-ab"),
-            "a fine-tune already waits or runs: finetune-1-ab",
+            "a fine-tune is already queued or running: finetune-1-ab",
             id="another runs",
         ),
     ],
@@ -251,13 +251,13 @@ def test_the_reason_tells_the_rule_for_few_images_and_what_was_not_measured() ->
     reason = judge(held_out(0.612, 0.745, images=2), None, 0.02).reason
     assert reason == (
         "gIoU 0.612 -> 0.745 (+0.133) on 20 corrected masks of 2 held-out images; at least +0.020 is needed, "
-        "as fewer than 5 images are held out. What it knew before was not measured: set VALIDATION_DATA"
+        "as fewer than 5 images are held out. Forgetting was not measured: set VALIDATION_DATA"
     )
 
 
 def test_the_reason_tells_that_the_base_figure_is_not_defined() -> None:
     reason = judge(held_out(0.612, 0.745), base(None, None), 0.02).reason
     assert reason.endswith(
-        "on 240 phrases of the base validation set is not defined, so nothing shows what it has forgotten"
+        "on 240 phrases of the base validation set is undefined, so forgetting cannot be measured"
     )
     assert "VALIDATION_DATA" not in reason

@@ -83,7 +83,7 @@ def test_ends_descendants_whose_parent_was_killed(tmp_path: Path) -> None:
         supervisor.wait_until_ready("parent")
         supervisor.check()
         supervisor.running["parent"].process.kill()
-        assert watch_until_death(supervisor).what == "ended by itself (killed by SIGKILL)"
+        assert watch_until_death(supervisor).what == "exited unexpectedly (killed by SIGKILL)"
     assert has_ended(int(pid_file.read_text()))
 
 
@@ -110,7 +110,7 @@ def test_waiting_for_one_part_notices_the_death_of_another(tmp_path: Path) -> No
         supervisor.start(
             python("slow", SLEEPER, ready=lambda: False), python("broken", "raise SystemExit(3)")
         )
-        with pytest.raises(PartDiedError, match=r"broken ended by itself \(exit status 3\)"):
+        with pytest.raises(PartDiedError, match=r"broken exited unexpectedly \(exit status 3\)"):
             supervisor.wait_until_ready("slow")
 
 
