@@ -1,1 +1,1 @@
-"""Data sets of pictures with phrases and masks, each known by a public name and a split."""
+"""Data sets of images with phrases and masks, each opened by name and split."""

@@ -15,11 +15,11 @@ from finetune.data.sample import Dataset, DatasetError, DatasetFileError, Datase
 
 RECORDS_PREFIX = "records:"
 JOINT = " + "
-"""Between the names of data sets that are read one after the other."""
+"""Separates the names of concatenated data sets."""
 
 
 class JointDataset:
-    """Several data sets, one after the other."""
+    """Concatenation of several data sets."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = parts
@@ -41,11 +41,11 @@ def open_dataset(spec: str) -> Dataset:
 
     Args:
         spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
-            needed, for `count` pictures with `phrases` samples each; a published data set's name and split
-            such as `refcoco/testA`, with `root=<folder>` in place of SSPSAM_DATA, `without=refcoco/val,...`
-            to leave out the pictures of other splits; or `records:<file.jsonl>?images=<folder>`,
-            with `views=N` to have each sample N times (`finetune.data.augmentation.VariedDataset`).
-            Several, with " + " between them, are one.
+            needed, for `count` images with `phrases` samples each; a published data set's name and split
+            such as `refcoco/testA`, with `root=<folder>` instead of SSPSAM_DATA, `without=refcoco/val,...`
+            to leave out the images of other splits; or `records:<file.jsonl>?images=<folder>`,
+            with `views=N` for N views of each sample (`finetune.data.augmentation.VariedDataset`).
+            Several names separated by " + " are concatenated.
 
     Raises:
         DatasetNameError: no such name, split or option.
@@ -54,7 +54,9 @@ def open_dataset(spec: str) -> Dataset:
     if JOINT in spec:
         return JointDataset([open_dataset(part.strip()) for part in spec.split(JOINT)])
     name, _, query = spec.partition("?")
-    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # refcoco+ is a name
+    options = dict(
+        parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
+    )  # "+" is part of the name refcoco+
     if name.startswith(RECORDS_PREFIX):
         return _open_records(spec, Path(name.removeprefix(RECORDS_PREFIX)), options)
     family, _, split = name.partition("/")
@@ -71,9 +73,9 @@ def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
     views = _integer(spec, options, "views") or 1
     _refuse_unknown(spec, options)
     if not path.is_file():
-        raise DatasetFileError(f"there is no file of records {path}")
+        raise DatasetFileError(f"no such file of records: {path}")
     if images == Path() or not images.is_dir():
-        raise DatasetFileError(f"{spec!r}: images=<folder> must name the folder of pictures, got '{images}'")
+        raise DatasetFileError(f"{spec!r}: images=<folder> must name the folder of images, got '{images}'")
     try:
         return VariedDataset(RecordDataset(read_records(path), images), views)
     except RecordFormatError as error:
@@ -148,7 +150,7 @@ PUBLISHED = (
     "grefcoco",
     "phrasecut",
 )
-"""Names of data sets that are read from disk in their published layout."""
+"""Names of the data sets read from disk in their published layout."""
 
 _OPENERS: dict[str, Callable[[str, str, dict[str, str]], Dataset]] = {
     "stickers": _open_stickers,

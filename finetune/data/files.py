@@ -1,4 +1,4 @@
-"""Where published data sets lie on disk, and what is said when a part of one is not there."""
+"""Locates and reads the files of published data sets; errors name missing parts and their source."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ DEFAULT_DATA_ROOT = "data"
 
 
 def data_root(option: str | None) -> Path:
-    """The folder of published data sets: the option, else `SSPSAM_DATA`, else `data` here."""
+    """The folder of published data sets: the option, else `SSPSAM_DATA`, else `./data`."""
     return Path(option or os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT)
 
 
 def find(candidates: Sequence[Path], what: str, source: str, exists: Callable[[Path], bool]) -> Path:
-    """The first of some places that is there.
+    """Returns the first existing path.
 
     Args:
-        candidates: Where to look, in this order.
-        what: Name of the thing, for the message.
-        source: Where a person gets it, for the message.
+        candidates: Paths to check, in this order.
+        what: What is searched for; used in the message.
+        source: Where to get it; used in the message.
         exists: `Path.is_file` or `Path.is_dir`.
 
     Raises:
-        DatasetFileError: it is in none of the places.
+        DatasetFileError: none of the paths exists.
     """
     for candidate in candidates:
         if exists(candidate):
@@ -50,14 +50,14 @@ def find(candidates: Sequence[Path], what: str, source: str, exists: Callable[[P
 
 
 def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON file one by one, so that a large file never lies in memory whole.
+    """Streams the objects of a JSON file, so a large file is never in memory as a whole.
 
     Args:
         path: The file.
-        prefix: Where they are: `item` in a list, `annotations.item` in that list of an object.
+        prefix: Location of the objects: `item` for a list, `annotations.item` for a list inside an object.
 
     Raises:
-        DatasetFileError: it is no JSON, or no list of objects.
+        DatasetFileError: it is not JSON, or not a list of objects.
     """
     with path.open("rb") as file:
         try:
@@ -66,39 +66,39 @@ def stream_json(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
                     raise DatasetFileError(f"{path}: expected objects at {prefix}, got {value!r:.40}")
                 yield value
         except ijson.JSONError as error:
-            raise DatasetFileError(f"{path} is damaged or is no JSON: {error}") from error
+            raise DatasetFileError(f"{path} is damaged or not JSON: {error}") from error
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """Reads a pickle of plain values (dict, list, tuple, text, numbers, None) without running code from it.
+    """Reads a pickle of plain values (dict, list, tuple, string, number, None) without executing its code.
 
-    Files written by Python 2 (protocols 0 to 2) hold byte strings where text is meant: they are read as
-    UTF-8, or as Latin-1 where they are none.
+    Files written by Python 2 (protocols 0 to 2) hold text as byte strings, which are decoded as UTF-8, else
+    as Latin-1.
 
     Raises:
-        DatasetFileError: it is damaged, or names a class or a function.
+        DatasetFileError: it is damaged, or refers to a class or a function.
     """
     for encoding in ("utf-8", "latin-1"):
         try:
-            # From memory: a read from a file makes room for as much as the pickle says that there is.
+            # From memory: reading from a file would allocate whatever size the pickle claims.
             return _PlainUnpickler(BytesIO(path.read_bytes()), encoding=encoding).load()
         except UnicodeDecodeError:
             continue
         except _NotPlainError as error:
             raise DatasetFileError(f"{path} was not read: {error}") from error
         except Exception as error:  # a damaged pickle can raise anything
-            raise DatasetFileError(f"{path} is damaged or is no pickle: {error}") from error
-    raise DatasetFileError(f"{path} holds text of no known encoding")
+            raise DatasetFileError(f"{path} is damaged or not a pickle: {error}") from error
+    raise DatasetFileError(f"{path} holds text in an unknown encoding")
 
 
 class _NotPlainError(pickle.UnpicklingError):
-    """A pickle that asks for more than plain values."""
+    """A pickle holds more than plain values."""
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Makes the values that opcodes alone make: without a class or a function no code can run.
+    """Builds only values that need no class or function, so no code can run.
 
-    The one in Python: that in C makes room for as many objects as a file says that it will remember.
+    The pure Python unpickler: the one in C allocates a memo of whatever size the file claims.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -113,13 +113,13 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def read_shown_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Reads a picture as people see it, EXIF orientation applied: what masks of an export were drawn on.
+    """Reads an image as displayed, with EXIF orientation applied: the frame of exported masks.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        DatasetFileError: missing, damaged or no picture.
+        DatasetFileError: missing, damaged or not an image.
     """
     try:
         return read_picture(path)
@@ -128,18 +128,18 @@ def read_shown_picture(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_stored_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Reads a picture as it is stored: published masks were drawn on the pixels as they lie in the file.
+    """Reads an image as stored, ignoring EXIF orientation: the frame of published masks.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        DatasetFileError: missing, damaged or no picture.
+        DatasetFileError: missing, damaged or not an image.
     """
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert("RGB"), dtype=np.uint8)
     except FileNotFoundError as error:
-        raise DatasetFileError(f"there is no picture {path}") from error
+        raise DatasetFileError(f"no such image: {path}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetFileError(f"{path} cannot be read as a picture: {error}") from error
+        raise DatasetFileError(f"{path} cannot be read as an image: {error}") from error

@@ -17,13 +17,13 @@ from sspsam.images.masks import MaskFormatError
 
 
 class RecordDataset:
-    """Labels made by annotators: records of phrases and masks, with the pictures' bytes in a folder.
+    """Annotators' labels: records of phrases and masks, with the image files in a folder.
 
-    Records of one picture are brought together, in the order of their first appearance.
+    Records are grouped by image, in the order of their first appearance.
     """
 
     def __init__(self, records: Sequence[RefRecord], images: Path) -> None:
-        """Takes records, and the folder whose files are pictures named by the sha256 of their bytes."""
+        """Takes records and the folder of image files, each named by the sha256 of its bytes."""
         first_seen = {record.image_sha256: at for at, record in reversed(list(enumerate(records)))}
         self.records = sorted(records, key=lambda record: first_seen[record.image_sha256])
         self.images = images

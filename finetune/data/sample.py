@@ -1,4 +1,4 @@
-"""A sample: an image, a phrase and the mask it refers to. What every data set yields."""
+"""The sample type of all data sets: an image, a phrase, and the mask of its referent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BoxXyxy = tuple[float, float, float, float]
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be opened or read as asked. The message says what was expected."""
+    """A data set cannot be opened or read as requested. The message says what was expected."""
 
 
 class DatasetNameError(DatasetError):
@@ -23,30 +23,30 @@ class DatasetNameError(DatasetError):
 
 
 class DatasetFileError(DatasetError):
-    """A file of the data set is missing or is not what its record says: restore the file."""
+    """A file of the data set is missing or does not match its record: restore the file."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One phrase on one picture."""
+    """One phrase on one image."""
 
     sample_id: str
-    """Unique in its data set, and stable between runs."""
+    """Unique in its data set, and stable across runs."""
     image_id: str
-    """The same for all samples of one picture."""
+    """Equal for all samples of one image."""
     image: npt.NDArray[np.uint8]
     """(H, W, 3) RGB, original frame."""
     phrase: str
     mask: npt.NDArray[np.bool_]
-    """(H, W), what the phrase refers to; all False when nothing in the picture fits it."""
+    """(H, W), the referent of the phrase; all False without a target."""
     family: str = ""
-    """Kind of phrase ("noun", "ordinal", ...), for figures by family; empty where there are no kinds."""
+    """Type of phrase ("noun", "ordinal", ...), for metrics by family; empty if the data set has none."""
     all_objects: npt.NDArray[np.bool_] | None = None
-    """(H, W), every object of the picture at once, where the data set knows them: a trivial baseline."""
+    """(H, W), the union of all objects in the image, if known: a trivial baseline."""
     box_xyxy: BoxXyxy | None = None
-    """The published box of the target, px, where the data set has one that need not be the mask's."""
+    """The published box of the target, px, if any; it may differ from the mask's box."""
     label: str = ""
-    """Of the object, for figures by label; empty where the data set has none."""
+    """Label of the object, for metrics by label; empty if the data set has none."""
 
     @property
     def true_box_xyxy(self) -> BoxXyxy:
@@ -55,12 +55,12 @@ class Sample:
 
     @property
     def has_target(self) -> bool:
-        """Whether the phrase refers to anything in the picture."""
+        """Whether the phrase refers to anything in the image."""
         return bool(self.mask.any())
 
 
 class Dataset(Protocol):
-    """Samples by position. Those of one picture follow each other, so that it is read and embedded once."""
+    """Samples by position. Those of one image are contiguous, so it is read and embedded once."""
 
     def __len__(self) -> int: ...
 
@@ -68,11 +68,11 @@ class Dataset(Protocol):
 
 
 def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -> Iterator[list[Sample]]:
-    """Yields the samples of one picture at a time, as long as they follow each other.
+    """Yields groups of contiguous samples of the same image.
 
     Args:
-        dataset: Where they come from.
-        positions: Which of its samples; all when None.
+        dataset: Source of the samples.
+        positions: Positions of the samples; all if None.
     """
     group: list[Sample] = []
     for index in range(len(dataset)) if positions is None else positions:

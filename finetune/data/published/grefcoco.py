@@ -1,6 +1,6 @@
-"""gRefCOCO, as https://github.com/henghuiding/gRefCOCO lays it out: phrases with several targets, or none.
+"""gRefCOCO in the layout of https://github.com/henghuiding/gRefCOCO: phrases with several targets or none.
 
-`<root>/grefcoco/instances.json` holds pictures and regions, `<root>/grefcoco/grefs(unc).json` the phrases.
+`<root>/grefcoco/instances.json` holds images and regions, `<root>/grefcoco/grefs(unc).json` the phrases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "grefcoco"
 SPLITS = ("train", "val", "testA", "testB")
 SOURCE = "https://github.com/henghuiding/gRefCOCO"
 NO_TARGET = -1
-"""Annotation id of a phrase that nothing in its picture fits."""
+"""Annotation id for a phrase without a target."""
 
 
 def open_grefcoco(split: str, root: Path) -> ReferringDataset:
@@ -38,8 +38,8 @@ def open_grefcoco(split: str, root: Path) -> ReferringDataset:
         root: Folder that holds `grefcoco` and `images`.
 
     Raises:
-        DatasetNameError: there is no such split.
-        DatasetFileError: a file is missing or is not what it should be.
+        DatasetNameError: no such split.
+        DatasetFileError: a file is missing or invalid.
     """
     check_split(NAME, split, SPLITS)
     folder = root / NAME
@@ -63,12 +63,12 @@ def _references(
     for ref in refs:
         image_id = ref["image_id"]
         if image_id not in instances.file_names:
-            raise DatasetFileError(f"{path}: reference {ref['ref_id']} is on an unknown picture {image_id}")
+            raise DatasetFileError(f"{path}: reference {ref['ref_id']} is on an unknown image {image_id}")
         place = f"{path}, reference {ref['ref_id']}"
         named = [instances.get(annotation, place) for annotation in _annotations(ref)]
         if strangers := [instance.image_id for instance in named if instance.image_id != image_id]:
-            raise DatasetFileError(f"{place}: its region lies on picture {strangers[0]}, expected {image_id}")
-        # The published evaluation leaves crowds out; a phrase about nothing but a crowd keeps its target.
+            raise DatasetFileError(f"{place}: its region is on image {strangers[0]}, expected {image_id}")
+        # The published evaluation omits crowds; a phrase that refers only to a crowd keeps its target.
         targets = [instance for instance in named if not instance.crowd] or named
         region = union([target.region for target in targets], instances.sizes[image_id])
         box = enclose([target.box_xyxy for target in targets if target.box_xyxy is not None])

@@ -1,6 +1,6 @@
-"""PhraseCut, as https://github.com/ChenyunWu/PhraseCutDataset lays it out.
+"""PhraseCut in the layout of https://github.com/ChenyunWu/PhraseCutDataset.
 
-`<root>/VGPhraseCut_v0/refer_<split>.json` holds phrases and polygons, `.../images/<id>.jpg` the pictures.
+`<root>/VGPhraseCut_v0/refer_<split>.json` holds phrases and polygons, `.../images/<id>.jpg` the images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetune.data.sample import DatasetFileError
 
 NAME = "phrasecut"
 SPLITS = ("train", "val", "test", "miniv", "val_miniv")
-"""`miniv` is the small part of the validation set that `val` leaves out; `val_miniv` is all of it."""
+"""`miniv` is a small part of the validation set, `val` the rest; `val_miniv` is all of it."""
 FOLDERS = ("VGPhraseCut_v0", "data/VGPhraseCut_v0", "PhraseCutDataset/data/VGPhraseCut_v0", "phrasecut")
 SOURCE = "https://github.com/ChenyunWu/PhraseCutDataset (python download_dataset.py -s {})"
 
@@ -38,8 +38,8 @@ def open_phrasecut(split: str, root: Path) -> ReferringDataset:
         root: Folder that holds `VGPhraseCut_v0`.
 
     Raises:
-        DatasetNameError: there is no such split.
-        DatasetFileError: a file is missing or is not what it should be.
+        DatasetNameError: no such split.
+        DatasetFileError: a file is missing or invalid.
     """
     check_split(NAME, split, SPLITS)
     source, folders = SOURCE.format(split), [root / folder for folder in FOLDERS]
@@ -48,7 +48,7 @@ def open_phrasecut(split: str, root: Path) -> ReferringDataset:
         for part in split.split("_")
     ]
     images = find(
-        [folder / "images" for folder in folders], "PhraseCut's folder of pictures", source, Path.is_dir
+        [folder / "images" for folder in folders], "PhraseCut's folder of images", source, Path.is_dir
     )
     return ReferringDataset(reference for file in files for reference in _references(file, split, images))
 
@@ -82,6 +82,6 @@ def _reference(task: dict[str, Any], split: str, images: Path) -> Reference:
 
 
 def _polygon(corners: Sequence[Sequence[float]]) -> npt.NDArray[np.int32]:
-    """(N, 2) whole corners: the published evaluation cuts their fractions off."""
+    """(N, 2) integer corners: the published evaluation truncates fractions."""
     whole: npt.NDArray[np.int32] = np.trunc(np.asarray(corners, dtype=float)).astype(np.int32)
     return whole.reshape(-1, 2)

@@ -1,6 +1,6 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and ReferIt, as https://github.com/lichengunc/refer lays them out.
+"""RefCOCO, RefCOCO+, RefCOCOg and ReferIt in the layout of https://github.com/lichengunc/refer.
 
-`<root>/<name>/instances.json` holds pictures and regions, `<root>/<name>/refs(<authors>).p` the phrases.
+`<root>/<name>/instances.json` holds images and regions, `<root>/<name>/refs(<authors>).p` the phrases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAIAPR_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12", "referit/images")
 
 @dataclass(frozen=True)
 class Publication:
-    """One set of phrases and how it was split."""
+    """One published set of phrases and its splits."""
 
     folder: str
     authors: str
@@ -62,8 +62,8 @@ def open_refcoco(name: str, split: str, root: Path) -> ReferringDataset:
         root: Folder that holds `refcoco`, `refclef`, ... and `images`.
 
     Raises:
-        DatasetNameError: it has no such split.
-        DatasetFileError: a file is missing or is not what it should be.
+        DatasetNameError: no such split.
+        DatasetFileError: a file is missing or invalid.
     """
     publication = PUBLICATIONS[name]
     check_split(name, split, publication.splits)
@@ -85,7 +85,7 @@ def open_refcoco(name: str, split: str, root: Path) -> ReferringDataset:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One annotated region of a picture."""
+    """One annotated region of an image."""
 
     image_id: int
     region: RleRegion
@@ -95,27 +95,27 @@ class Instance:
 
 @dataclass(frozen=True)
 class Instances:
-    """What is needed of `instances.json`."""
+    """The required content of `instances.json`."""
 
     by_id: dict[int, Instance]
     file_names: dict[int, str]
-    """Picture id -> name of its file."""
+    """Image id -> file name."""
     sizes: dict[int, Hw]
     as_shown: frozenset[int] = frozenset()
-    """Pictures whose regions were drawn on them as people see them; our own exports say so."""
+    """Images whose regions are in the displayed frame, as our own exports declare."""
 
     def get(self, annotation: int, sample_id: str) -> Instance:
-        """Raises DatasetFileError where there is none."""
+        """Raises DatasetFileError if there is none."""
         if annotation not in self.by_id:
             raise DatasetFileError(f"{sample_id}: instances.json has no annotation {annotation}")
         return self.by_id[annotation]
 
 
 def read_instances(path: Path, wanted: set[int]) -> Instances:
-    """Reads the wanted annotations of an `instances.json` and the names of the pictures.
+    """Reads the requested annotations and the image names from an `instances.json`.
 
     Raises:
-        DatasetFileError: it is damaged, or an annotation is not what it should be.
+        DatasetFileError: it is damaged, or an annotation is invalid.
     """
     file_names: dict[int, str] = {}
     sizes: dict[int, Hw] = {}
@@ -137,11 +137,11 @@ def read_instances(path: Path, wanted: set[int]) -> Instances:
 
 
 def image_locator(root: Path, folders: Sequence[str], name: str, source: str) -> Callable[[str], Path]:
-    """Finds the folder of pictures, and says where a picture lies in it.
+    """Finds the folder of images; returns a function from a file name to its path.
 
-    The original ReferIt archive keeps pictures in numbered folders (`19/images/19579.jpg`), others do not.
+    The original ReferIt archive has numbered subfolders (`19/images/19579.jpg`), others do not.
     """
-    folder = find([root / place for place in folders], f"{name}'s folder of pictures", source, Path.is_dir)
+    folder = find([root / place for place in folders], f"{name}'s folder of images", source, Path.is_dir)
 
     def locate(file_name: str) -> Path:
         path = folder / file_name
@@ -159,7 +159,7 @@ def check_split(name: str, split: str, splits: Sequence[str]) -> None:
 
 
 def in_split(ref: Any, split: str, path: Path) -> bool:
-    """Whether a reference belongs to a split; ReferIt has some that belong to two (`testAB`)."""
+    """Whether a reference belongs to a split; in ReferIt, some belong to two (`testAB`)."""
     if not isinstance(ref, dict) or not {"ref_id", "ann_id", "image_id", "split", "sentences"} <= ref.keys():
         raise DatasetFileError(f"{path}: expected references with ids, split and sentences, got {ref!r:.80}")
     own = str(ref["split"])
@@ -189,8 +189,7 @@ def _references(
         image_id = ref["image_id"]
         if instance.image_id != image_id:
             raise DatasetFileError(
-                f"{path}: reference {ref['ref_id']} is on picture {image_id}, "
-                f"its region on {instance.image_id}"
+                f"{path}: reference {ref['ref_id']} is on image {image_id}, its region on {instance.image_id}"
             )
         image, as_shown = locate(instances.file_names[image_id]), image_id in instances.as_shown
         region, box = instance.region, instance.box_xyxy

@@ -1,7 +1,6 @@
-"""References to regions of pictures on disk: what the published data sets have in common.
+"""References to regions of images on disk: the common part of the published data sets.
 
-Masks are kept compressed and drawn when a sample is asked for; of the pictures only the last one is in
-memory.
+Masks are kept compressed and rendered when a sample is requested; only the last image is in memory.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ BoolMask = npt.NDArray[np.bool_]
 Hw = tuple[int, int]
 
 MIN_POLYGON_NUMBERS = 6
-"""Three corners; pycocotools would take four numbers for a box."""
+"""Coordinates of three corners; pycocotools would interpret four numbers as a box."""
 
 
 class Region(Protocol):
-    """Some pixels of a picture."""
+    """A region of an image."""
 
     def draw(self, hw: Hw) -> BoolMask:
-        """(H, W) mask on a picture of that size; raises ValueError where it does not belong to one."""
+        """(H, W) mask for an image of that size; raises ValueError if the size does not match."""
 
 
 @dataclass(frozen=True, slots=True)
 class RleRegion:
-    """The union of compressed COCO masks; none of them: nothing."""
+    """The union of compressed COCO masks; empty without any."""
 
     hw: Hw
     counts: tuple[bytes, ...]
 
     def draw(self, hw: Hw) -> BoolMask:
         if hw != self.hw:
-            raise ValueError(f"the picture is {hw} (H, W), its mask was drawn on {self.hw}")
+            raise ValueError(f"the image is {hw} (H, W), its mask was drawn on {self.hw}")
         if not self.counts:
             return np.zeros(hw, dtype=bool)
         parts = [{"size": list(hw), "counts": counts} for counts in self.counts]
@@ -51,7 +50,7 @@ class RleRegion:
 
 @dataclass(frozen=True, slots=True)
 class PolygonRegion:
-    """The union of polygons with whole corners, their outline included."""
+    """The union of polygons with integer corners, including their outlines."""
 
     polygons: tuple[npt.NDArray[np.int32], ...]
     """Each (N, 2) x, y."""
@@ -66,7 +65,7 @@ class PolygonRegion:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One phrase on one picture, before anything was read or drawn."""
+    """One phrase on one image; nothing is read or rendered yet."""
 
     sample_id: str
     image_id: str
@@ -76,11 +75,11 @@ class Reference:
     box_xyxy: BoxXyxy | None
     family: str = ""
     as_shown: bool = False
-    """The region was drawn on the picture as people see it, not on its pixels as they are stored."""
+    """The region is in the displayed frame (EXIF orientation applied), not in that of the stored pixels."""
 
 
 class ReferringDataset:
-    """References as a data set. Those of one picture follow each other, in the order of its first one."""
+    """References as a data set, grouped by image in the order of each image's first reference."""
 
     def __init__(self, references: Iterable[Reference]) -> None:
         by_image: dict[str, list[Reference]] = {}
@@ -110,7 +109,7 @@ class ReferringDataset:
         )
 
     def without(self, other: ReferringDataset) -> ReferringDataset:
-        """The references on pictures that another data set does not have."""
+        """The references on images that are not in the other data sets."""
         held_out = {reference.image_id for reference in other.references}
         return ReferringDataset(
             reference for reference in self.references if reference.image_id not in held_out
@@ -125,12 +124,12 @@ class ReferringDataset:
 
 
 def segmentation_to_region(segmentation: Any, hw: Hw) -> RleRegion:
-    """Compresses COCO's `segmentation`, in every form that is published.
+    """Compresses COCO's `segmentation`, in every published form.
 
     Args:
         segmentation: A list of polygons `[x, y, x, y, ...]`, one such polygon, an RLE (its counts text or a
             list), or a list of RLEs. Several parts are one region.
-        hw: Size of the picture.
+        hw: Size of the image.
 
     Raises:
         ValueError: it is none of these, or of another size.
@@ -151,7 +150,7 @@ def segmentation_to_region(segmentation: Any, hw: Hw) -> RleRegion:
 
 
 def union(regions: Sequence[RleRegion], hw: Hw) -> RleRegion:
-    """One region of several on the same picture; nothing, if there are none."""
+    """The union of regions on the same image; empty without any."""
     return RleRegion(hw, tuple(counts for region in regions for counts in region.counts))
 
 
@@ -162,7 +161,7 @@ def xywh_to_xyxy(box: Sequence[float]) -> BoxXyxy:
 
 
 def enclose(boxes: Sequence[BoxXyxy]) -> BoxXyxy | None:
-    """The box around boxes; None around nothing."""
+    """The bounding box of boxes; None without any."""
     if not boxes:
         return None
     x0, y0, x1, y1 = zip(*boxes, strict=True)
@@ -172,7 +171,7 @@ def enclose(boxes: Sequence[BoxXyxy]) -> BoxXyxy | None:
 def _compress_rle(rle: Mapping[str, Any], hw: Hw) -> bytes:
     size, counts = rle.get("size"), rle.get("counts")
     if list(size or ()) != list(hw):
-        raise ValueError(f"an RLE is of size {size}, the picture {list(hw)}")
+        raise ValueError(f"an RLE is of size {size}, the image {list(hw)}")
     if isinstance(counts, list):
         if sum(counts) != hw[0] * hw[1]:
             raise ValueError(f"the counts of an RLE add up to {sum(counts)}, expected {hw[0] * hw[1]}")

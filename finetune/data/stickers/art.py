@@ -1,4 +1,4 @@
-"""The sticker art: one sheet of pictures per drawing style, read from the atlas when first needed."""
+"""The sticker art: one sheet per drawing style, read from the atlas on first use."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ ART_PX = 122
 COLUMNS = 16
 """Cells in a row of a sheet."""
 LEVELS = 4
-"""Sizes that a picture is kept in: 128, 64, 32 and 16 px, so that reducing it does not alias."""
+"""Mipmap levels of 128, 64, 32 and 16 px, so that reducing a sticker does not alias."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Art:
     """One noun in one style.
 
     Attributes:
-        levels: premultiplied RGBA pictures, uint8, (128, 128, 4) and then half as large each time.
+        levels: premultiplied RGBA images, uint8, (128, 128, 4) and then half as large each time.
         size_hw: height and width of the drawn part in the first of them, px.
     """
 
@@ -49,7 +49,7 @@ def _read_sheet(style: str) -> tuple[Picture, ...]:
 
 @cache
 def read_art(noun: str, style: str) -> Art:
-    """Finds the pictures of a noun in a style.
+    """Returns the art of a noun in a style.
 
     Raises:
         ValueError: the atlas has no such noun or style.

@@ -1,4 +1,4 @@
-"""What stickers lie on: plain colours, gradients and patterns, drawn anew for each scene."""
+"""Backgrounds of scenes: plain colours, gradients and patterns, generated for each scene."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +20,14 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Pixels
 
 
 def _colour(rng: np.random.Generator) -> Colour:
-    """A colour with a bias to what pictures have: light rather than dark, pale rather than vivid."""
+    """A random colour, biased as in photographs: light rather than dark, pale rather than vivid."""
     value = rng.uniform(150, 255) if rng.random() < 0.6 else rng.uniform(25, 255)
     vividness = rng.choice((0.08, 0.3, 0.8), p=(0.45, 0.4, 0.15))
     return np.asarray(value * (1 - vividness * rng.random(3)))
 
 
 def _second_colour(rng: np.random.Generator, first: Colour) -> Colour:
-    """Another colour, or more often a shade of the first."""
+    """A random second colour: mostly a shade of the first."""
     if rng.random() < 0.35:
         return _colour(rng)
     return np.asarray(np.clip(first + rng.uniform(-60, 60) + rng.uniform(-15, 15, 3), 0, 255))
@@ -86,7 +86,7 @@ def _checks(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """Cloudy noise: random fields of a few coarsenesses, added up."""
+    """Cloudy noise: the sum of random fields at several scales."""
     total = np.zeros((height, width), np.float32)
     for cells in rng.choice((3, 6, 12, 25, 60), size=3, replace=False):
         total += _enlarge(rng.random((cells, cells), dtype=np.float32), height, width, cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Names for the colours that people would give to what they see."""
+"""Colour names as people use them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,15 @@ CONFUSABLE = {
     "grey": {"white", "black"},
     "black": {"grey", "brown"},
 }
-"""Colours that some people would call by the other name."""
+"""Colours with disputed borders: some people use the other name."""
 
 _UNCLEAR = len(COLOURS)
-"""What a pixel is called that lies between two colours."""
+"""Index of a pixel between two colours."""
 _HUES = (
     (0, "red"), (12, ""), (18, "orange"), (38, ""), (45, "yellow"), (62, ""), (78, "green"), (158, ""),
     (188, "blue"), (248, ""), (262, "purple"), (288, ""), (300, "pink"), (334, ""), (348, "red"),
 )  # fmt: skip
-"""Degrees from which on a vivid colour has a name, or none."""
+"""Hues in degrees at which the ranges of vivid colours begin, including unnamed ranges."""
 _HUE_FROM = np.array([degrees for degrees, _ in _HUES[1:]], np.float32)
 _HUE_NAMES = np.array([COLOURS.index(name) if name else _UNCLEAR for _, name in _HUES])
 _PINK, _BROWN, _WHITE, _GREY, _BLACK = (
@@ -35,14 +35,14 @@ _PINK, _BROWN, _WHITE, _GREY, _BLACK = (
 
 
 PREVAILS = 0.5
-"""Share of what shows of a thing from which on it has a colour."""
+"""Minimum fraction of an object's visible part in a colour for it to have that colour."""
 
 
 def colour_shares(pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """How much of some pixels (N, 3) RGB has each colour.
+    """Fraction of pixels (N, 3) RGB in each colour.
 
     Returns:
-        A share for each of COLOURS; what is missing to 1 is of no clear colour.
+        A fraction for each of COLOURS; the remainder to 1 has no clear colour.
     """
     names = _name_pixels(pixels.astype(np.float32))
     shares = np.bincount(names, minlength=len(COLOURS) + 1) / max(len(names), 1)
@@ -75,7 +75,7 @@ def _name_pixels(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
 def _hue(
     pixels: npt.NDArray[np.float32], brightest: npt.NDArray[np.float32], chroma: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Hue in degrees, 0 to 360; 0 where there is none."""
+    """Hue in degrees, 0 to 360; 0 for greys."""
     red, green, blue = pixels.T
     spread = np.maximum(chroma, 1)
     sector = np.where(

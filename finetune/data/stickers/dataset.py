@@ -1,4 +1,4 @@
-"""The data set `stickers`: scenes made of sticker art, drawn when asked for, with phrases about them."""
+"""The data set `stickers`: scenes of sticker art, drawn on demand, with phrases about them."""
 
 from collections.abc import Sequence
 
@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 SCENES_PER_SEED = 1_000_000
-"""Scenes of one seed of a data set do not run into those of the next."""
+"""Distance between the scene numbers of consecutive seeds, so that they do not overlap."""
 SPARE_SCENES = 8
-"""How many scenes a data set looks at for one that it can say enough about."""
+"""Maximum number of scenes tried to find one with enough phrases."""
 CACHED_SCENES = 4
 
 
 class StickerDataset:
-    """Scenes with a fixed number of phrases each. Sample `i` is always the same for the same arguments."""
+    """Scenes with a fixed number of phrases each. Sample `i` is determined by the arguments."""
 
     def __init__(
         self,
@@ -62,29 +62,27 @@ class StickerDataset:
         phrases_per_scene: int = 8,
         size_range: tuple[int, int] = SIZE_RANGE_PX,
     ) -> None:
-        """Describes a data set; scenes are drawn when they are asked for.
+        """Describes a data set; scenes are drawn on demand.
 
         Args:
             split: "train", "val" or "test"; they share no scene.
             count: Number of scenes.
-            seed: Which scenes of the split.
-            families: Kinds of phrases; all when None.
-            nouns: What may be in the scenes, or names of groups (see `select_nouns`).
-            styles: Drawing styles; all when None.
-            phrases_per_scene: Samples made of one scene, which follow each other.
+            seed: Selects scenes of the split.
+            families: Phrase families; all if None.
+            nouns: Nouns that may appear in the scenes, or names of groups (see `select_nouns`).
+            styles: Drawing styles; all if None.
+            phrases_per_scene: Number of contiguous samples per scene.
             size_range: Shortest and longest side of the canvases, px.
 
         Raises:
             ValueError: an unknown split, family, noun or style.
         """
         if split not in SPLITS:
-            raise ValueError(f"there is no split {split!r}; known: {', '.join(SPLITS)}")
+            raise ValueError(f"no split {split!r}; known: {', '.join(SPLITS)}")
         for chosen, known, what in ((families, FAMILIES, "family"), (styles, STYLES, "style")):
             strange = set(chosen or ()) - set(known)
             if strange:
-                raise ValueError(
-                    f"there is no {what} {', '.join(sorted(strange))}; known: {', '.join(known)}"
-                )
+                raise ValueError(f"no {what} {', '.join(sorted(strange))}; known: {', '.join(known)}")
         self.split = split
         self.count = count
         self.seed = seed
@@ -115,11 +113,11 @@ class StickerDataset:
         )
 
     def scene(self, number: int) -> tuple[Scene, list[ScenePhrase]]:
-        """Scene `number` and the phrases that the samples are made of."""
+        """Scene `number` and the phrases of its samples."""
         return self._read(number)[:2]
 
     def _read(self, number: int) -> tuple[Scene, list[ScenePhrase], Mask]:
-        """Draws a scene, or finds it among the last ones."""
+        """Draws a scene, or returns it from the cache of recent ones."""
         if number not in self._drawn:
             while len(self._drawn) >= CACHED_SCENES:
                 del self._drawn[next(iter(self._drawn))]
@@ -127,7 +125,7 @@ class StickerDataset:
         return self._drawn[number]
 
     def _draw(self, number: int) -> tuple[Scene, list[ScenePhrase], Mask]:
-        """Finds the first scene at a number's place that enough can be said about."""
+        """Finds the first scene for a number that allows enough phrases."""
         wanted = self.phrases_per_scene
         best: tuple[Scene, list[ScenePhrase]] | None = None
         for spare in range(SPARE_SCENES):
@@ -143,20 +141,20 @@ class StickerDataset:
         scene, phrases = best
         if not phrases:
             raise ValueError(
-                f"{self.split} scene {number}: nothing to say with families {', '.join(self.families)}"
+                f"{self.split} scene {number}: no phrases possible with families {', '.join(self.families)}"
             )
         repeated = [phrases[turn % len(phrases)] for turn in range(wanted)]
         return scene, repeated, scene.mask_of(range(len(scene.objects)))
 
 
 def render_crop(noun: str, style: str, rng: np.random.Generator, size: int = 96) -> tuple[Picture, Mask]:
-    """Draws one sticker on a background of its own, for learning to recognise things.
+    """Draws one sticker on a background, for training object recognition.
 
     Args:
-        noun: What to draw.
+        noun: Noun to draw.
         style: One of STYLES.
-        rng: Where size, turn, place, colours and grain come from.
-        size: Side of the picture, px.
+        rng: Source of size, rotation, position, colours and grain.
+        size: Side of the image, px.
 
     Returns:
         (size, size, 3) uint8 RGB, and the (size, size) mask of the sticker.

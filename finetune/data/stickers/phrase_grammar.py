@@ -1,4 +1,4 @@
-"""The words for what is in a scene, and the choices between the ways to speak of it."""
+"""The words for the objects of a scene, and random choices between wordings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from finetune.data.stickers.vocabulary import also_called, kinds, vocabulary
 Option = TypeVar("Option")
 
 TRIES = 10
-"""How often a family looks for something to say about a scene before it gives up."""
+"""Maximum number of attempts of a family to make a phrase for a scene."""
 
 _NO_ARTICLE = frozenset(
     ["bread", "cheese", "meat", "bacon", "popcorn", "spaghetti", "sushi", "chocolate", "milk", "wine", "food"]
@@ -24,7 +24,7 @@ _NO_ARTICLE = frozenset(
 
 @dataclass(frozen=True)
 class Word:
-    """A word, and the objects of a scene that it names."""
+    """A word and the objects of a scene that it denotes."""
 
     name: str
     plural: str
@@ -32,7 +32,7 @@ class Word:
 
 
 class PhraseGrammar:
-    """What can be said about one scene: its words, and the choices between them."""
+    """Vocabulary of one scene, and random choices between wordings."""
 
     def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
         self.scene = scene
@@ -65,7 +65,7 @@ class PhraseGrammar:
         return bool(self.rng.random() < probability)
 
     def word(self, at_least: int = 1, at_most: int | None = None, anything: float = 0.0) -> Word | None:
-        """Picks a word that names so many objects: mostly a noun, at times a kind or, if asked, "object"."""
+        """Picks a word for a number of objects: mostly a noun, sometimes a kind or, if allowed, "object"."""
         if self.chance(anything):
             words = [self.everything]
         else:
@@ -78,27 +78,27 @@ class PhraseGrammar:
         return self.pick(words) if words else None
 
     def mostly_repeated(self, anything: float = 0.0) -> Word | None:
-        """Picks a word that rather names more than one object, so that more has to be said."""
+        """Picks a word that preferably denotes several objects, so that the phrase must be more specific."""
         return self.word(2, anything=anything) if self.chance(0.75) else self.word(anything=anything)
 
     def the(self, text: str) -> str:
         return f"the {text}" if self.chance(0.5) else text
 
     def a(self, name: str) -> str:
-        """A name with the indefinite article, or without where it takes none."""
+        """A name with its indefinite article, if it takes one."""
         if name in _NO_ARTICLE or (name.endswith("s") and not name.endswith(("ss", "us", "bus"))):
             return name
         return f"an {name}" if name[0] in "aeiou" and name != "unicorn" else f"a {name}"
 
     def write(self, text: str) -> str:
-        """Varies the case as people do."""
+        """Varies upper and lower case as users do."""
         style = self.rng.random()
         if style < 0.8:
             return text
         return text.upper() if style > 0.95 else text[0].upper() + text[1:]
 
     def place(self) -> SpatialPredicate:
-        """A claim about places in the picture."""
+        """A predicate about positions in the image."""
         choice = self.rng.random()
         if choice < 0.55:
             return spatial_predicates.on_side(self.scene, self.pick(list(SIDES)))
@@ -109,13 +109,13 @@ class PhraseGrammar:
         return spatial_predicates.in_middle(self.scene)
 
     def colour(self, of: Word) -> SpatialPredicate:
-        """A claim about a colour: mostly one that something of this name has."""
+        """A predicate about a colour: mostly one that an object of this name has."""
         seen = [self.scene.objects[index].colour for index in of.indices]
         known = [name for name in seen if name is not None]
         return spatial_predicates.has_colour(self.scene, self.pick(known) if known else self.pick(COLOURS))
 
     def relation(self, of: Word) -> SpatialPredicate | None:
-        """A claim about where things are to another one, with that one's name in it."""
+        """A predicate about positions relative to another object, whose name it includes."""
         anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
         single = [word for word in anchors if len(word.indices) == 1]
         choice = self.rng.random()
@@ -131,7 +131,7 @@ class PhraseGrammar:
         return _name_anchor(claim, self.the(anchor.name))
 
     def apart(self, of: Word) -> SpatialPredicate | None:
-        """A claim about what is away from all things of another name."""
+        """A predicate about distance from all objects of another name."""
         anchors = [word for word in self.nouns if not set(word.indices) & set(of.indices)]
         if not anchors:
             return None
@@ -154,7 +154,7 @@ class PhraseGrammar:
         return _name_anchor(claim, f"the {one.name} and the {other.name}")
 
     def absent_word(self) -> tuple[str, str] | None:
-        """Name and plural of something that is not there, rather of a category that is."""
+        """Name and plural of an absent noun, preferably of a category that is present."""
         if self.chance(0.08):
             away = [kind for kind in kinds() if not (kind.members | kind.doubtful) & self.present]
             away = [kind for kind in away if kind.members & set(self.scene.nouns)]

@@ -1,7 +1,7 @@
-"""Referring expressions for sticker scenes, each true of exactly the objects it comes with.
+"""Referring expressions for sticker scenes, each true of exactly the objects it refers to.
 
-There is one function per family. It picks something to say about a scene and gives up (None) where that would
-be unclear; the margins of places, relations and colours are in `claims`, those of sizes and orders here.
+One function per family generates a phrase for a scene, or returns None if it would be ambiguous. The margins
+for positions, relations and colours are in `spatial_predicates`, those for sizes and orders here.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from finetune.data.stickers.scenes import Scene
 from finetune.data.stickers.spatial_predicates import SIDES, SpatialPredicate
 
 Said = tuple[str, tuple[int, ...]]
-"""What is said, and the indices of the objects that it is true of."""
+"""The phrase, and the indices of the objects that it refers to."""
 
 ORDER_GAP = 0.06
-"""Things that are told apart by their order are this far apart, as a part of the picture's side."""
+"""Minimum distance of objects distinguished by their order, as a fraction of the image's side."""
 SIZE_RATIO = 1.6
-"""The biggest of some things has at least this many times the visible area of the next."""
+"""Minimum ratio of the visible areas of the biggest object and the next."""
 PLAIN_SIZE_RATIO = 2.5
-"""The same for one that is simply called big or small."""
+"""The same for an object simply called big or small."""
 NEAREST_RATIO = 2.0
-"""The nearest of some things is at least this many times nearer than the next."""
+"""Minimum ratio of the distances of the second nearest and the nearest object."""
 NEAREST_GAP = 0.12
-"""And nearer by this part of the short side."""
+"""Minimum difference of these distances, as a fraction of the short side."""
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 _ORDINALS = (("first", "1st"), ("second", "2nd"), ("third", "3rd"), ("fourth", "4th"), ("fifth", "5th"))
 _EXTREMES = {
@@ -44,32 +44,32 @@ _SIZES = {
         ("small {}", "little {}", "tiny {}"),
     ),
 }
-"""Size -> how one says it of the most extreme of several, of one of two, and where it is plain to see."""
+"""Size -> wordings for the extreme of several, for one of two, and for an obvious difference."""
 
 
 @dataclass(frozen=True)
 class ScenePhrase:
-    """Something said about a scene."""
+    """A phrase about a scene."""
 
     phrase: str
     family: str
     targets: tuple[int, ...]
-    """Indices of the objects that it refers to; none when nothing in the scene fits it."""
+    """Indices of the objects that it refers to; empty without a target."""
 
 
 def make_phrases(
     scene: Scene, rng: np.random.Generator, families: Sequence[str] | None = None, count: int | None = None
 ) -> list[ScenePhrase]:
-    """Says different things about a scene, turning to one family after the other.
+    """Generates distinct phrases about a scene, cycling through the families.
 
     Args:
-        scene: What to speak of.
-        rng: Where the choices come from.
-        families: Which to use; all when None.
-        count: How many phrases; one for each family that has something to say when None.
+        scene: The scene.
+        rng: Source of random choices.
+        families: Families to use; all if None.
+        count: Number of phrases; if None, one for each family that applies.
 
     Returns:
-        At most `count` phrases, no two with the same words; fewer where there is not enough to say.
+        At most `count` distinct phrases; fewer if the scene does not allow more.
 
     Raises:
         ValueError: an unknown family, or none.
@@ -92,7 +92,7 @@ def make_phrases(
 
 
 def _say(grammar: PhraseGrammar, family: str) -> ScenePhrase | None:
-    """Tries to say something of a family."""
+    """Tries to generate a phrase of a family."""
     for _ in range(TRIES):
         said = _SPEAKERS[family](grammar)
         if said is not None:
@@ -144,7 +144,7 @@ def _say_place(grammar: PhraseGrammar) -> Said | None:
 
 
 def _say_claim(grammar: PhraseGrammar, word: Word, claim: SpatialPredicate) -> Said | None:
-    """Says a claim that singles out one of the objects of a name."""
+    """Generates a phrase from a predicate that singles out one object of a name."""
     targets = claim.true_of(word.indices)
     if targets is None or len(targets) != 1:
         return None
@@ -152,7 +152,7 @@ def _say_claim(grammar: PhraseGrammar, word: Word, claim: SpatialPredicate) -> S
 
 
 def _in_order(grammar: PhraseGrammar, word: Word, side: str) -> tuple[list[int], list[bool]]:
-    """The objects of a name counted from a side, and for each whether it is clear of the one before it."""
+    """The objects of a name ordered from a side, and for each whether it is clear of its predecessor."""
     scene = grammar.scene
     order = spatial_predicates.ranked(
         scene, word.indices, lambda thing: spatial_predicates.distance_from(scene, thing, side)
@@ -194,7 +194,7 @@ def _count_from(grammar: PhraseGrammar, name: str, rank: int, side: str) -> str:
 
 
 def _in_row(grammar: PhraseGrammar, word: Word, side: str) -> bool:
-    """Whether objects are side by side rather than one above the other; along the axis of the side."""
+    """Whether objects are arranged along the axis of the side rather than across it."""
     axis = SIDES[side][0]
     middles = np.array([grammar.scene.objects[index].centre for index in word.indices])
     spread = np.ptp(middles, axis=0)
@@ -213,7 +213,7 @@ def _say_relation(grammar: PhraseGrammar) -> Said | None:
 
 
 def _say_nearest(grammar: PhraseGrammar, word: Word) -> Said | None:
-    """Says which of some objects is nearest to another."""
+    """Generates a phrase for the object nearest to another."""
     scene = grammar.scene
     anchors = [other for other in grammar.nouns if len(other.indices) == 1 and other.name != word.name]
     if len(word.indices) < 2 or not anchors:
@@ -273,7 +273,7 @@ def _say_all(grammar: PhraseGrammar) -> Said | None:
 
 
 def _say_pair(grammar: PhraseGrammar) -> Said | None:
-    """Says two different things at once."""
+    """Joins phrases for two different objects."""
     words = [word for word in grammar.nouns if len(word.indices) == 1]
     if len(words) < 2:
         return None
@@ -300,7 +300,7 @@ def _say_none(grammar: PhraseGrammar) -> Said | None:
 
 
 def _say_absent(grammar: PhraseGrammar) -> str | None:
-    """Names something that is not in the scene, as simply or as elaborately as one names what is."""
+    """Names an absent object, with the same variety of wordings as for present ones."""
     absent = grammar.absent_word()
     if absent is None:
         return None
@@ -324,7 +324,7 @@ def _say_absent(grammar: PhraseGrammar) -> str | None:
 
 
 def _say_untrue(grammar: PhraseGrammar) -> str | None:
-    """Says something of what is in the scene that is true of none of it."""
+    """Generates a phrase about present objects that is true of none of them."""
     word = grammar.word()
     if word is None:
         return None

@@ -1,8 +1,7 @@
-"""Scenes made of stickers: pictures of everyday things whose masks are known exactly.
+"""Synthetic scenes of stickers: images of everyday objects with exact masks.
 
-A scene is drawn from a seed and nothing else. Stickers are laid from the front to the back, so that what
-covers a sticker is known when it is laid: its mask is the part that shows, and one that would show less than
-half is left out.
+A scene is determined by its seed. Stickers are placed front to back, so what covers a sticker is known when
+it is placed: its mask is its visible part, and a sticker that would be less than half visible is left out.
 """
 
 from collections.abc import Sequence
@@ -25,31 +24,31 @@ Picture = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
-"""Each split draws from random streams of its own: no scene is in two of them."""
+"""Random stream of each split: no scene is in two splits."""
 
 SIZE_RANGE_PX = (320, 1024)
 STICKER_RANGE = (0.05, 0.45)
-"""Longest side of a sticker, as a part of the canvas's short side."""
+"""Longest side of a sticker, as a fraction of the canvas's short side."""
 MAX_ANGLE_DEG = 25.0
 MAX_STICKERS = 12
 MIN_VISIBLE = 0.5
-"""Share of a sticker that has to show."""
+"""Minimum visible fraction of a sticker."""
 WHOLE = 0.97
-"""The same where stickers are not crowded, and for those up to SMALL_STICKER."""
+"""The same in uncrowded scenes, and for stickers up to SMALL_STICKER."""
 SMALL_STICKER = 0.12
 PLACES_TRIED = 12
-"""Places looked at for a sticker before it is left out."""
+"""Positions tried for a sticker before it is left out."""
 SOLID_ALPHA = 128
-"""A pixel belongs to a sticker from this alpha on."""
+"""Minimum alpha of a pixel that belongs to a sticker."""
 
 _COUNT_SHARES = (0.06, 0.10, 0.14, 0.16, 0.15, 0.12, 0.09, 0.06, 0.05, 0.03, 0.02, 0.02)
 RECOLOURED = frozenset(["vehicle", "clothing", "object", "place", "tool", "music", "sport"])
-"""Categories of which things come in any colour; a blue banana would teach the wrong thing."""
+"""Categories whose objects exist in any colour; a blue banana would be wrong training data."""
 
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """A sticker in a scene, as far as it shows."""
+    """The visible part of a sticker in a scene."""
 
     noun: str
     plural: str
@@ -58,36 +57,36 @@ class SceneObject:
     mask: Mask
     """(H, W), the visible part."""
     box_xyxy: tuple[int, int, int, int]
-    """Around the visible part, px; x1 and y1 are the first column and row beyond it."""
+    """Box of the visible part, px; x1 and y1 are exclusive."""
     area_px: int
-    """Of the visible part."""
+    """Area of the visible part, px."""
     colours: dict[str, float]
-    """Colour name -> share of the visible part that has it."""
+    """Colour name -> fraction of the visible part in that colour."""
 
     @property
     def centre(self) -> tuple[float, float]:
-        """(x, y) of the middle of the box, px."""
+        """(x, y) of the box's centre, px."""
         x0, y0, x1, y1 = self.box_xyxy
         return (x0 + x1) / 2, (y0 + y1) / 2
 
     @property
     def colour(self) -> str | None:
-        """The colour that most of it has, or None where no colour prevails."""
+        """Its dominant colour, or None."""
         name = max(self.colours, key=self.colours.__getitem__)
         return name if self.colours[name] >= PREVAILS else None
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and what is in it."""
+    """An image and its objects."""
 
     scene_id: str
     image: Picture
     """(H, W, 3) RGB."""
     objects: tuple[SceneObject, ...]
-    """From the front to the back."""
+    """Ordered front to back."""
     nouns: tuple[str, ...] = field(repr=False)
-    """The nouns that the scene was drawn from."""
+    """The nouns from which the scene was drawn."""
 
     @cached_property
     def by_noun(self) -> dict[str, tuple[int, ...]]:
@@ -98,7 +97,7 @@ class Scene:
         return {noun: tuple(indices) for noun, indices in found.items()}
 
     def mask_of(self, indices: Sequence[int]) -> Mask:
-        """(H, W) union of the visible parts of some objects."""
+        """(H, W) union of the visible parts of the given objects."""
         union = np.zeros(self.image.shape[:2], bool)
         for index in indices:
             union |= self.objects[index].mask
@@ -116,15 +115,15 @@ def make_scene(
     """Draws a scene. The same arguments always give the same scene.
 
     Args:
-        seed: Which of the split's scenes.
+        seed: Selects a scene of the split.
         split: "train", "val" or "test".
-        nouns: What may be in it, or names of groups (see `select_nouns`); all but the novel nouns when None.
-        styles: Drawing styles to use; all when None.
+        nouns: Nouns that may appear, or names of groups (see `select_nouns`); None: all but the novel ones.
+        styles: Drawing styles to use; all if None.
         size_range: Shortest and longest side of the canvas, px.
-        max_stickers: At most this many stickers.
+        max_stickers: Maximum number of stickers.
 
     Raises:
-        ValueError: an unknown split, noun or style, or a range that is empty.
+        ValueError: an unknown split, noun or style, or an empty range.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
@@ -145,7 +144,7 @@ def make_scene(
 def draw_sticker(
     noun: str, style: str, longest_px: float, angle_deg: float = 0.0, mirror: bool = False
 ) -> Picture:
-    """Draws one sticker as large as asked, turned, in the smallest picture that holds it.
+    """Renders one sticker, scaled and rotated, in the smallest image that contains it.
 
     Returns:
         (h, w, 4) uint8, premultiplied RGBA.
@@ -168,7 +167,7 @@ def draw_sticker(
 
 
 def tint(rng: np.random.Generator, sticker: Picture, recolour: bool) -> Picture:
-    """Changes the colours of a sticker: a little, or with `recolour` sometimes to another hue."""
+    """Varies the colours of a sticker: slightly, or with `recolour` sometimes to another hue."""
     matrix = np.eye(4, dtype=np.float32)
     if recolour and rng.random() < 0.3:
         matrix[:3, :3] = _hue_rotation(rng.uniform(50, 310))
@@ -183,7 +182,7 @@ def tint(rng: np.random.Generator, sticker: Picture, recolour: bool) -> Picture:
 
 
 def _hue_rotation(degrees: float) -> Matrix:
-    """Matrix that turns RGB colours around the grey axis."""
+    """Matrix that rotates RGB colours around the grey axis."""
     turn = np.deg2rad(degrees)
     third, root = 1 / 3, np.sqrt(1 / 3)
     same = np.cos(turn) + third * (1 - np.cos(turn))
@@ -195,7 +194,7 @@ def _hue_rotation(degrees: float) -> Matrix:
 def _plan(
     rng: np.random.Generator, nouns: Sequence[str], styles: Sequence[str], max_stickers: int
 ) -> list[tuple[str, str]]:
-    """Chooses what is in the scene: often some of the same noun, else different ones; front first."""
+    """Chooses the nouns of a scene, front first: often several of the same noun, else different ones."""
     shares = np.array(_COUNT_SHARES[:max_stickers])
     count = 1 + int(rng.choice(len(shares), p=shares / shares.sum()))
     different = [nouns[index] for index in rng.permutation(len(nouns))[:count]]
@@ -219,14 +218,14 @@ def _plan(
 
 
 def overlap(hw: tuple[int, ...], left: int, top: int, window_hw: tuple[int, ...]) -> tuple[Any, Any]:
-    """Index of the part of a window that is on a canvas: as seen by the canvas, and by the window."""
+    """Overlap of a window and a canvas, as an index into the canvas and one into the window."""
     y0, y1 = max(top, 0), max(min(top + window_hw[0], hw[0]), 0)
     x0, x1 = max(left, 0), max(min(left + window_hw[1], hw[1]), 0)
     return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def paste(canvas: Picture, sticker: Picture, left: int, top: int) -> None:
-    """Paints a sticker (premultiplied RGBA) on a canvas (RGB), in place; it may reach over the edge."""
+    """Paints a sticker (premultiplied RGBA) onto a canvas (RGB) in place, clipped at the edges."""
     on_canvas, in_sticker = overlap(canvas.shape, left, top, sticker.shape)
     # Premultiplied alpha: colour plus what the canvas lets through. Blending unmultiplied pixels would
     # bleed the colour of transparent ones into antialiased edges.
@@ -236,14 +235,14 @@ def paste(canvas: Picture, sticker: Picture, left: int, top: int) -> None:
 
 
 def _darken(canvas: Picture, where: Any, alpha: Picture) -> None:
-    """Lets so much less of a canvas through, 255 for nothing at all."""
+    """Reduces a canvas's transmittance by a given amount, 255 for fully opaque."""
     through = cv2.merge([255 - alpha] * 3)
     canvas[where] = cv2.multiply(canvas[where], through, scale=1 / 255)
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedSticker:
-    """A sticker in its place."""
+    """A sticker at its position."""
 
     noun: str
     style: str
@@ -251,11 +250,11 @@ class PlacedSticker:
     left: int
     top: int
     shows: Mask
-    """(h, w) of the sticker: its pixels that are solid, on the canvas and not covered."""
+    """(h, w) mask of the sticker's pixels that are solid, on the canvas and not covered."""
 
 
 class StickerStack:
-    """Stickers laid on a canvas from the front to the back, and then painted from the back to the front."""
+    """Stickers placed on a canvas front to back, then painted back to front."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng = rng
@@ -269,11 +268,11 @@ class StickerStack:
         self.line = rng.uniform(0.3, 0.7)
 
     def _choose_shadow(self) -> tuple[float, float, float]:
-        """(dx, dy, strength), offsets as parts of the sticker's side."""
+        """(dx, dy, strength), offsets as fractions of the sticker's side."""
         return self.rng.uniform(-0.07, 0.07), self.rng.uniform(0.01, 0.08), self.rng.uniform(0.2, 0.5)
 
     def lay(self, noun: str, style: str) -> None:
-        """Lays a sticker behind the others where enough of it shows, or not at all."""
+        """Places a sticker behind the others if enough of it is visible there."""
         rng = self.rng
         part = float(np.clip(self.typical * np.exp(rng.normal(0, 0.35)), *STICKER_RANGE))
         angle = rng.uniform(-MAX_ANGLE_DEG, MAX_ANGLE_DEG) if rng.random() < 0.6 else 0.0
@@ -289,22 +288,22 @@ class StickerStack:
         self.taken[on_canvas] |= solid[in_window]
 
     def _find_place(self, solid: Mask, share: float) -> tuple[int, int, Mask] | None:
-        """Tries places: (left, top, visible part (h, w)) of the first where such a share of it shows."""
+        """Returns (left, top, visible part (h, w)) of the first tried position that shows enough, or None."""
         whole = int(solid.sum())
         for _ in range(PLACES_TRIED):
             left, top = self._propose(*solid.shape)
             on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
             shows = np.zeros_like(solid)
-            # Front to back: what is taken already hides this one, so visible masks need no second pass.
+            # Front to back: occupied pixels hide this one, so visible masks need no second pass.
             shows[in_window] = solid[in_window] & ~self.taken[on_canvas]
             if shows.sum() >= share * whole:
                 return left, top, shows
         return None
 
     def _propose(self, height: int, width: int) -> tuple[int, int]:
-        """A random place, whose middle is on the canvas; on a line across it in a row."""
+        """A random position with the centre on the canvas; on a horizontal line if arranged in a row."""
         rng = self.rng
-        # In crowded scenes up to half of a sticker may reach over the edge, as in cropped photographs.
+        # In crowded scenes, up to half of a sticker may lie beyond the edge, as in cropped photographs.
         slack = 0.5 if self.crowded else 0.92
         reach_w, reach_h = self.hw[1] - width * slack, self.hw[0] - height * slack
         x = (1 - slack) * width / -2 + rng.random() * reach_w
@@ -334,7 +333,7 @@ class StickerStack:
         _darken(canvas, on_canvas, np.asarray(shade[in_shade], np.uint8))
 
     def objects(self, image: Picture) -> tuple[SceneObject, ...]:
-        """What was laid, with the colours it has in the finished picture."""
+        """The placed objects, with their colours in the finished image."""
         return tuple(self._object(image, laid) for laid in self.laid)
 
     def _object(self, image: Picture, laid: PlacedSticker) -> SceneObject:
@@ -344,7 +343,7 @@ class StickerStack:
         mask[on_canvas] = shows[in_window]
         x, y, w, h = cv2.boundingRect(shows.view(np.uint8))
         step = max(1, max(shows.shape) // 24)
-        # Colours are read from the finished picture, where tint and shadow have changed them; a sample of the
+        # Colours are read from the finished image, where tint and shadow have changed them; a sample of the
         # pixels is enough to name them.
         seen = image[on_canvas][::step, ::step][shows[in_window][::step, ::step]]
         word = vocabulary()[laid.noun]
@@ -361,7 +360,7 @@ class StickerStack:
 
 
 def _develop(rng: np.random.Generator, image: Picture) -> Picture:
-    """Gives the picture the flaws that pictures have: light, blur, grain, compression."""
+    """Applies photographic defects: exposure, blur, grain, compression."""
     if rng.random() < 0.35:
         brightness = np.arange(256) * rng.uniform(0.75, 1.15) + rng.uniform(-15, 25)
         image = np.asarray(cv2.LUT(image, np.clip(brightness, 0, 255).astype(np.uint8)), np.uint8)

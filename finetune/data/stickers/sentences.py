@@ -1,4 +1,4 @@
-"""Sentences about nouns, for learning words without pictures: what each is about, and what it mentions."""
+"""Sentences about nouns for text-only training, with their subject and the nouns they mention."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from finetune.data.stickers.vocabulary import kinds, vocabulary
 from sspsam.phrases import token_ids
 
 KIND_SHARE = 0.12
-"""How often a word for many nouns ("animal") stands in the place of a noun."""
+"""Probability that a word for many nouns ("animal") replaces a noun."""
 OBJECT_SHARE = 0.02
-"""How often "object" does, which is every noun."""
+"""Probability that "object", which covers every noun, replaces it."""
 TEMPLATES = (
     "{noun}", "the {noun}", "a {noun}", "{noun}", "the {noun}", "{plural}", "the {plural}", "all {plural}",
     "all the {plural}", "each {noun}", "every {noun}", "both {plural}", "the {number} {plural}",
@@ -30,7 +30,7 @@ TEMPLATES = (
     "the {noun} that is not next to the {other}", "{noun} between the {other} and the {third}",
     "the {noun} in between the two {others}",
 )  # fmt: skip
-"""What a thing's name stands in: the noun that comes first is the one that counts."""
+"""Sentence templates; the first noun is the subject."""
 FILLERS = {
     "number": ("two", "three", "four", "five"),
     "side": ("left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"),
@@ -54,26 +54,26 @@ FILLERS = {
         "away from",
     ),
 }  # fmt: skip
-"""What else a template may be filled with."""
+"""Values of the other placeholders."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A noun, or a word for several, in a sentence."""
+    """A mention of a noun, or of a word for several nouns, in a sentence."""
 
     nouns: tuple[str, ...]
-    """What it may mean."""
+    """The nouns that it may denote."""
     token: int
-    """Position of the token that it ends with."""
+    """Position of its last token."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence and what it speaks of."""
+    """A sentence, its subject and its mentions."""
 
     text: str
     head: tuple[str, ...]
-    """What it is about: one noun, or those that a word such as "animal" covers."""
+    """The subject: one noun, or the nouns covered by a word such as "animal"."""
     mentions: tuple[Mention, ...]
 
 
@@ -85,7 +85,7 @@ class _Name:
 
 
 def make_sentence(nouns: Sequence[str], rng: np.random.Generator) -> Sentence:
-    """Makes a sentence about one of the nouns, or a kind of them."""
+    """Generates a sentence about one of the nouns, or about a kind of noun."""
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     names = {role: _choose_name(nouns, rng) for role in ("noun", "other", "third")}
     text, mentions = "", []
@@ -101,7 +101,7 @@ def make_sentence(nouns: Sequence[str], rng: np.random.Generator) -> Sentence:
 
 
 def spoken_tokens(nouns: Sequence[str]) -> list[int]:
-    """Ids of all tokens that sentences about the nouns may have, in order."""
+    """Sorted ids of all tokens that can occur in sentences about the nouns."""
     literals = [" ".join(literal for literal, *_ in Formatter().parse(template)) for template in TEMPLATES]
     fillers = [option for options in FILLERS.values() for option in options]
     names = [word for noun in nouns for word in (noun, vocabulary()[noun].plural)]

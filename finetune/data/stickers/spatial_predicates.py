@@ -1,7 +1,7 @@
-"""What can be said of the objects of a scene, and whether it is true.
+"""Predicates about the objects of a scene.
 
-A claim has a verdict for each object: True, False, or None where people could disagree. The constants are
-where the doubt begins and ends.
+A predicate has a verdict for each object: True, False, or None if people could disagree. The constants
+delimit the doubtful range.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,35 +15,35 @@ from finetune.data.stickers.scenes import Scene, SceneObject
 Verdict = bool | None
 
 ON_SIDE = 0.4
-"""A thing is on the left if its middle is within this part of the width, and is not from NOT_ON_SIDE on."""
+"""An object is on the left if its centre is within this fraction of the width, not from NOT_ON_SIDE on."""
 NOT_ON_SIDE = 0.58
 IN_MIDDLE = 0.13
-"""A thing is in the middle if it is this close to it in both directions, and is not beyond NOT_IN_MIDDLE."""
+"""An object is in the middle if it is this close to it on both axes; beyond NOT_IN_MIDDLE, it is not."""
 NOT_IN_MIDDLE = 0.24
 BESIDE_GAP = 0.08
-"""A thing is left of another if their middles are this far apart, as a part of the width."""
+"""An object is left of another if their centres are this far apart, as a fraction of the width."""
 NOT_BESIDE_GAP = -0.03
 SAME_DIRECTION = 0.7
-"""Across is at most this much more along than up or down; else "left of" is not how one would say it."""
+"""Maximum ratio of the offset across the direction to that along it; beyond, "left of" is unnatural."""
 NEAR = 0.10
-"""Things are next to each other if this part of the short side or less is between them."""
+"""Objects are next to each other if their gap is at most this fraction of the short side."""
 NOT_NEAR = 0.32
 LACKS_COLOUR = 0.12
-"""A thing is not red if less of it than this is, and not much of it is nearly red."""
+"""An object is not red if less than this fraction of it is, and not much of it is nearly red."""
 
 SIDES = {"left": (0, 1.0), "right": (0, -1.0), "top": (1, 1.0), "bottom": (1, -1.0)}
-"""Side -> axis (0 for x), and the sign of going away from it."""
+"""Side -> axis (0 for x), and the sign of the direction away from it."""
 
 
 @dataclass(frozen=True)
 class SpatialPredicate:
-    """Something true of some objects: ways to say it with `{}` for what it is said of, and the verdicts."""
+    """A predicate: its wordings, with `{}` for the subject, and a verdict per object."""
 
     sayings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
 
     def true_of(self, indices: Sequence[int]) -> tuple[int, ...] | None:
-        """Those of some objects that it is true of; None if it is doubtful for one of them."""
+        """The given objects of which it is true; None if it is doubtful for one of them."""
         verdicts = [self.verdicts[index] for index in indices]
         if None in verdicts:
             return None
@@ -63,14 +63,14 @@ def _both(one: Verdict, other: Verdict) -> Verdict:
 
 
 def distance_from(scene: Scene, thing: SceneObject, side: str) -> float:
-    """How far the middle of a thing is from a side of the picture, 0 to 1."""
+    """Distance of an object's centre from a side of the image, 0 to 1."""
     axis, sign = SIDES[side]
     along: float = thing.centre[axis] / scene.image.shape[1 - axis]
     return along if sign > 0 else 1 - along
 
 
 def on_side(scene: Scene, side: str) -> SpatialPredicate:
-    """Whether things are in the left, right, top or bottom part of the picture."""
+    """Whether objects are in the left, right, top or bottom part of the image."""
     said = {
         "left": ("{} on the left", "{} at the left", "{} on the left side", "left {}"),
         "right": ("{} on the right", "{} at the right", "{} on the right side", "right {}"),
@@ -86,7 +86,7 @@ def _on_side(scene: Scene, side: str) -> tuple[Verdict, ...]:
 
 
 def in_corner(scene: Scene, rows: str, columns: str) -> SpatialPredicate:
-    """Whether things are in the part of the picture at the top or bottom and the left or right."""
+    """Whether objects are in a corner of the image: top or bottom, and left or right."""
     both = zip(_on_side(scene, rows), _on_side(scene, columns), strict=True)
     level = {"top": "upper", "bottom": "lower"}[rows]
     said = (
@@ -99,7 +99,7 @@ def in_corner(scene: Scene, rows: str, columns: str) -> SpatialPredicate:
 
 
 def in_middle(scene: Scene) -> SpatialPredicate:
-    """Whether things are in the middle of the picture."""
+    """Whether objects are in the middle of the image."""
     verdicts = []
     for thing in scene.objects:
         off = max(abs(distance_from(scene, thing, side) - 0.5) for side in ("left", "top"))
@@ -108,7 +108,7 @@ def in_middle(scene: Scene) -> SpatialPredicate:
 
 
 def has_colour(scene: Scene, name: str) -> SpatialPredicate:
-    """Whether things are of a colour."""
+    """Whether objects have a colour."""
     spelled = ("grey", "gray") if name == "grey" else (name,)
     said = tuple(
         saying for word in spelled for saying in (f"{word} {{}}", f"{word} {{}}", f"{{}} that is {word}")
@@ -125,7 +125,7 @@ def _has_colour(thing: SceneObject, name: str) -> Verdict:
 
 
 def beside(scene: Scene, anchor: int, side: str) -> SpatialPredicate:
-    """Whether things are left of, right of, above or below another."""
+    """Whether objects are left of, right of, above or below another."""
     said = {
         "left": ("{} left of {anchor}", "{} to the left of {anchor}"),
         "right": ("{} right of {anchor}", "{} to the right of {anchor}"),
@@ -151,7 +151,7 @@ def _beside(scene: Scene, thing: SceneObject, other: SceneObject, side: str) -> 
 
 
 def gap_between(scene: Scene, one: SceneObject, other: SceneObject) -> float:
-    """Space between the boxes of two things, as a part of the picture's short side; 0 where they overlap."""
+    """Gap between the boxes of two objects, as a fraction of the image's short side; 0 if they overlap."""
     a, b = one.box_xyxy, other.box_xyxy
     across = max(a[0] - b[2], b[0] - a[2], 0)
     down = max(a[1] - b[3], b[1] - a[3], 0)
@@ -160,13 +160,13 @@ def gap_between(scene: Scene, one: SceneObject, other: SceneObject) -> float:
 
 
 def near(scene: Scene, anchors: Sequence[int]) -> SpatialPredicate:
-    """Whether things are next to one of some others."""
+    """Whether objects are next to any of the given others."""
     said = ("{} next to {anchor}", "{} beside {anchor}", "{} near {anchor}", "{} close to {anchor}")
     return SpatialPredicate(said, tuple(_near(scene, thing, anchors) for thing in scene.objects))
 
 
 def far(scene: Scene, anchors: Sequence[int]) -> SpatialPredicate:
-    """Whether things are away from all of some others."""
+    """Whether objects are away from all of the given others."""
     said = ("{} that is not next to {anchor}", "{} not near {anchor}", "{} away from {anchor}")
     verdicts = (_near(scene, thing, anchors) for thing in scene.objects)
     return SpatialPredicate(said, tuple(None if verdict is None else not verdict for verdict in verdicts))
@@ -177,7 +177,7 @@ def _near(scene: Scene, thing: SceneObject, anchors: Sequence[int]) -> Verdict:
 
 
 def between(scene: Scene, one: int, other: int) -> SpatialPredicate:
-    """Whether things are between two others."""
+    """Whether objects are between two others."""
     start, end = (np.array(scene.objects[index].centre) for index in (one, other))
     span = end - start
     length = max(float(np.hypot(*span)), 1.0)
@@ -194,5 +194,5 @@ Ranking = Callable[[SceneObject], float]
 
 
 def ranked(scene: Scene, indices: Sequence[int], key: Ranking) -> list[int]:
-    """Some objects, the one with the least key first."""
+    """Objects in ascending order of a key."""
     return sorted(indices, key=lambda index: key(scene.objects[index]))

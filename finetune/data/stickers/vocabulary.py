@@ -1,7 +1,7 @@
-"""The things that stickers show: their names, and which names can be mistaken for each other.
+"""The vocabulary of stickers: names of objects, and which names are confusable.
 
-The table is `atlas/vocabulary.tsv`. Its split says what a model may have seen: `core` and `base` are trained
-on, `novel` never is, in any style; those are what corrections teach.
+The table is `atlas/vocabulary.tsv`. Its split separates the nouns of training, `core` and `base`, from
+`novel` ones, which are never trained on in any style and serve to test learning from corrections.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ ATLAS_DIR = Path(__file__).parents[1] / "atlas"
 
 @dataclass(frozen=True)
 class Noun:
-    """One row of the table: how a thing is called, and where its art is."""
+    """One row of the table: the name of an object, and the location of its art."""
 
     icon: str
     name: str
@@ -25,10 +25,10 @@ class Noun:
 
 @dataclass(frozen=True)
 class Kind:
-    """A word for things of several nouns, such as "fruit".
+    """A word that covers several nouns, such as "fruit".
 
-    `doubtful` are nouns that some people would count and others would not; a phrase with the word is not made
-    for a scene that shows one of them.
+    `doubtful` nouns are counted by some people but not by others; phrases with the word are not generated for
+    scenes that contain one of them.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _names(listed: str) -> frozenset[str]:
 
 @cache
 def vocabulary() -> dict[str, Noun]:
-    """All nouns by name, in the order of the cells of the atlas."""
+    """All nouns by name, in the order of the atlas's cells."""
     lines = (ATLAS_DIR / "vocabulary.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (Noun(*line.split("\t")) for line in lines)
     return {noun.name: noun for noun in rows}
@@ -51,7 +51,7 @@ def vocabulary() -> dict[str, Noun]:
 
 @cache
 def nouns(*splits: str) -> tuple[str, ...]:
-    """Names of the nouns of some splits; `nouns("core", "base")` is all that training may show."""
+    """Names of the nouns of the given splits; `nouns("core", "base")` are all nouns allowed in training."""
     return tuple(noun.name for noun in vocabulary().values() if noun.split in splits)
 
 
@@ -60,7 +60,7 @@ FIRST_NOUNS = (
     "cake", "car", "bus", "airplane", "bike", "house", "tree", "sun", "drum", "basketball", "shirt", "key",
     "gift",
 )  # fmt: skip
-"""Everyday core nouns that look unlike each other in every style: what the first weights are trained on."""
+"""Everyday core nouns that look distinct in every style: the nouns of the first weights."""
 
 
 def _in_category(category: str) -> frozenset[str]:
@@ -73,7 +73,7 @@ _DRINKS = _names("milk, wine, beer, cocktail")
 
 @cache
 def kinds() -> tuple[Kind, ...]:
-    """The words for more than one noun that phrases use."""
+    """The words for several nouns that phrases use."""
     return (
         Kind("animal", "animals", _in_category("animal"), _names("snowman, fishing rod")),
         Kind("bird", "birds", _BIRDS, _names("bat")),
@@ -178,9 +178,9 @@ _COVERS = {
 
 @cache
 def also_called(noun: str) -> frozenset[str]:
-    """Nouns that some people would call by this one too, or that are drawn so alike that a name is a guess.
+    """Nouns confusable with this one: some people use its name for them, or they look too similar.
 
-    A phrase with the noun is not made while one of them is in the scene: whether it is true of it is unclear.
+    Phrases with the noun are not generated for scenes that contain one of them: their truth would be unclear.
     """
     alike = [group for group in _LOOK_ALIKES if noun in group]
     covered: frozenset[str] = _COVERS.get(noun, frozenset())
@@ -188,16 +188,16 @@ def also_called(noun: str) -> frozenset[str]:
 
 
 def select_nouns(names: Iterable[str]) -> tuple[str, ...]:
-    """Expands a choice of nouns: each is a noun, or "first", "core", "base" or "novel" for all of those.
+    """Expands a selection of nouns: each entry is a noun, or "first", "core", "base" or "novel" for a group.
 
     Raises:
-        ValueError: a name is neither, or there is none.
+        ValueError: an entry is neither, or the selection is empty.
     """
     chosen: dict[str, None] = {}
     for name in names:
         group = FIRST_NOUNS if name == "first" else nouns(name)
         if not group and name not in vocabulary():
-            raise ValueError(f"{name!r} is not a noun of the vocabulary, nor first, core, base or novel")
+            raise ValueError(f"{name!r} is neither a noun of the vocabulary nor first, core, base or novel")
         chosen.update(dict.fromkeys(group or (name,)))
     if not chosen:
         raise ValueError("no nouns were given")

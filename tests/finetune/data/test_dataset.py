@@ -154,7 +154,7 @@ def test_a_wrong_name_says_what_is_known(spec: str, message: str) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetFileError, match="no file of records"):
+    with pytest.raises(DatasetFileError, match="no such file of records"):
         open_dataset(f"records:{tmp_path}/none.jsonl?images={tmp_path}")
     (tmp_path / "some.jsonl").write_text("no record")
     with pytest.raises(DatasetFileError, match="line 1"):

@@ -213,7 +213,7 @@ def test_pictures_are_taken_as_they_are_stored(root: Path) -> None:
         ("refcoco/instances.json", r"file of regions is missing: .*instances\.json; get it from https://"),
         (
             "images",
-            "folder of pictures is missing: .*mscoco.* and .*train2014; get it from https://cocodataset",
+            "folder of images is missing: .*mscoco.* and .*train2014; get it from https://cocodataset",
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_missing_picture_is_named_when_it_is_needed(root: Path) -> None:
     dataset = open_dataset("refcoco/testA")
     (root / "images/mscoco/images/train2014" / coco_name(SECOND)).unlink()
     assert dataset[0].phrase
-    with pytest.raises(DatasetFileError, match=f"there is no picture .*{coco_name(SECOND)}"):
+    with pytest.raises(DatasetFileError, match=f"no such image: .*{coco_name(SECOND)}"):
         dataset[3]
 
 
@@ -290,7 +290,7 @@ def test_a_reference_without_its_region_is_named(root: Path) -> None:
 
 def test_a_region_on_another_picture_is_refused(root: Path) -> None:
     write_refs(root / "refcoco/refs(unc).p", [ref(5, SECOND, 1, ["dog"], "testA")])
-    with pytest.raises(DatasetFileError, match=f"on picture {SECOND}, its region on {FIRST}"):
+    with pytest.raises(DatasetFileError, match=f"on image {SECOND}, its region on {FIRST}"):
         open_dataset("refcoco/testA")
 
 
@@ -366,11 +366,11 @@ def test_a_picture_without_any_annotation_has_its_phrases(grefcoco: Path) -> Non
 @pytest.mark.parametrize(
     ("refs", "message"),
     [
-        ("[{", "is damaged or is no JSON"),
+        ("[{", "is damaged or not JSON"),
         ('[{"ref_id": 1}]', "expected references with ids"),
         (json.dumps([ref(0, FIRST, [77], ["dog"], "testB")]), "no annotation 77"),
-        (json.dumps([ref(0, 12, [-1], ["dog"], "testB")]), "unknown picture 12"),
-        (json.dumps([ref(0, SECOND, [1], ["dog"], "testB")]), f"on picture {FIRST}, expected {SECOND}"),
+        (json.dumps([ref(0, 12, [-1], ["dog"], "testB")]), "unknown image 12"),
+        (json.dumps([ref(0, SECOND, [1], ["dog"], "testB")]), f"on image {FIRST}, expected {SECOND}"),
         ("[1]", "expected objects"),
     ],
 )

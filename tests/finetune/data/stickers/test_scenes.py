@@ -123,7 +123,7 @@ def test_novel_nouns_are_never_drawn_unasked():
     ("arguments", "message"),
     [
         ({"split": "dev"}, "split is 'dev'"),
-        ({"nouns": ["dog", "griffin"]}, "'griffin' is not a noun"),
+        ({"nouns": ["dog", "griffin"]}, "'griffin' is neither a noun"),
         ({"nouns": []}, "no nouns"),
         ({"styles": ["crayon"]}, "no .* in style 'crayon'"),
         ({"size_range": (200, 100)}, "size_range"),
