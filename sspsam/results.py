@@ -1,4 +1,4 @@
-"""What is asked about a picture, what is answered, and what an answer is worth."""
+"""Types of questions about an image, answers, and their scores."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from sspsam.images.frames import BoolMask, ClipFrame, Hw
 
 STABILITY_OFFSET = 1.0
-"""Logits by which the threshold is moved to see whether the mask stays, as in segment_anything."""
+"""Offset of the threshold, in logits, for the stability score, as in segment_anything."""
 NO_TARGET_MIN_FRACTION = 50 / 512**2
-"""A mask covering less of the picture than this means that nothing fits (the paper: 50 px of 512 x 512)."""
+"""A mask covering a smaller fraction of the image means no target (the paper: 50 px of 512 x 512)."""
 
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """What depends on the image alone."""
+    """Embedding of an image, independent of phrases."""
 
     original_hw: Hw
     image_embedding: Tensor
     """(1, C, h, w): SAM's image encoder."""
     patch_features: Tensor
-    """(1, G*G, D): CLIP's patches."""
+    """(1, G*G, D): CLIP's patch features."""
     clip_frame: ClipFrame
 
     @property
@@ -34,11 +34,11 @@ class ImageEmbedding:
 
     @property
     def descriptor(self) -> npt.NDArray[np.float32]:
-        """(D,) mean of CLIP's patches: what pictures can be compared by."""
+        """(D,) mean of CLIP's patch features, for comparing images."""
         return np.asarray(self.patch_features.mean(dim=1)[0].float().cpu().numpy(), np.float32)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """In half precision on the CPU, as it is kept on disk; `Predictor.from_tensors` is the inverse."""
+        """Half-precision CPU tensors, as stored on disk; `Predictor.from_tensors` is the inverse."""
         return {
             "image_embedding": self.image_embedding.cpu().half(),
             "patch_features": self.patch_features.cpu().half(),
@@ -48,11 +48,11 @@ class ImageEmbedding:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a picture."""
+    """A question about an image."""
 
     embedding: ImageEmbedding
     phrase: str
-    """A referring expression of at most 77 CLIP tokens; empty for what is pointed at without one."""
+    """A referring expression of at most 77 CLIP tokens; empty for clicks or a box alone."""
     points: npt.ArrayLike | None = None
     """(N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame."""
     boxes: npt.ArrayLike | None = None
@@ -60,12 +60,12 @@ class Question:
 
     @property
     def has_clicks(self) -> bool:
-        """Whether there is anything beside the phrase."""
+        """Whether there are clicks or a box."""
         return self.points is not None or self.boxes is not None
 
     @property
     def has_positive_click(self) -> bool:
-        """Whether somebody says that there is something: with a box, or with a point that is part of it."""
+        """Whether a box or a positive click asserts that the object exists."""
         if self.boxes is not None:
             return True
         if self.points is None:
@@ -75,7 +75,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the networks say to a question, still in SAM's frame."""
+    """Network outputs for a question, still in SAM's frame."""
 
     question: Question
     mask_logits: Tensor
@@ -85,35 +85,35 @@ class Decoded:
     box_cxcywh: Tensor | None
     """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
     presence: float | None = None
-    """How probable it is that anything fits, 0..1; None without a phrase, or without the presence head."""
+    """Probability that a target exists, 0..1; None without a phrase, or without the presence head."""
 
 
 @dataclass(frozen=True)
 class Referent:
-    """What a phrase refers to."""
+    """The referent of a phrase."""
 
     phrase: str
     mask: BoolMask
-    """(H, W) in the original frame; all False when nothing fits."""
+    """(H, W) in the original frame; all False without a target."""
     score: float
     """The decoder's estimate of the mask's IoU, 0..1."""
     box_xyxy: tuple[float, float, float, float]
-    """The REC head's answer, px of the original frame; without the head, the box around the mask."""
+    """The REC head's box, px of the original frame; without that head, the box of the mask."""
     no_target: bool
-    """Nothing in the picture fits the phrase."""
+    """The phrase has no target in the image."""
     stability: float = 1.0
     """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
 
     @property
     def certainty(self) -> float:
-        """How good the answer probably is, 0..1: estimated IoU times stability, for an empty answer too."""
+        """Estimated quality of the answer, 0..1: estimated IoU times stability, also for an empty answer."""
         return self.score * self.stability
 
 
 def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:
-    """SAM's stability score, 0..1: IoU of what lies STABILITY_OFFSET above and below the threshold.
+    """SAM's stability score, 0..1: IoU of the masks at STABILITY_OFFSET above and below the threshold.
 
-    1 where nothing does: an answer that is surely empty.
+    1 if both masks are empty: the answer is certainly empty.
 
     Source: Kirillov et al., Segment Anything (arXiv 2304.02643), B.
     """
@@ -126,7 +126,7 @@ def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> floa
 def is_no_target(
     mask: BoolMask, presence: float | None, min_presence: float, has_positive_click: bool
 ) -> bool:
-    """Whether an answer says that nothing fits; what somebody points at is there, however small."""
+    """Whether an answer means no target; an object with a positive click or box exists, however small."""
     if has_positive_click:
         return not mask.any()
     is_absent = presence is not None and presence < min_presence

@@ -1,9 +1,9 @@
-"""Answers to phrases: from what is on an annotator's form to what Label Studio shows next.
+"""Answers phrases: from the content of an annotator's form to the prediction that Label Studio shows.
 
-Interactive answers never fail: Label Studio hides errors from the annotator, so what went wrong is written on
-the form. A phrase that got a mask leaves the prompt box and lives under its region. One that nothing fits
-stays in the box, plain: saved like this, it is a label. One that could not be answered stays with the reason
-behind it, and is asked again with the next phrase. Clicks and boxes are `backend.assistant.interactive`'s.
+Interactive answers never fail: Label Studio hides errors from the annotator, so errors are written on the
+form. A phrase with a mask moves from the prompt box to its region. One without a target stays in the box
+unchanged: saved like this, it is a label. One that could not be answered stays with the reason behind it and
+is retried with the next phrase. Clicks and boxes are handled by `backend.assistant.interactive`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from sspsam import mask_to_coco_rle
 Prediction = dict[str, Any]
 
 BATCH_PART = 0.85
-"""Of the time that Label Studio gives a whole batch; tasks not reached by then are asked for again."""
+"""Fraction of Label Studio's timeout for a batch; tasks not reached by then are requested again."""
 PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
-"""Errors that may be gone at the next try: a batch then stores nothing, so that there is one."""
+"""Transient errors: a batch then stores nothing, so that Label Studio retries."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
 SHOWN_CHARACTERS = 60
 
@@ -63,20 +63,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What became of the phrases of one task."""
+    """Outcome of the phrases of one task."""
 
     version: str
     regions: list[ProposedRegion] = field(default_factory=list)
     no_match: list[str] = field(default_factory=list)
     certainties: dict[str, float] = field(default_factory=dict)
-    """Phrase -> how good its answer probably is, 0..1; also of those that nothing fits."""
+    """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Phrase -> why it could not be answered."""
+    """Phrase -> reason why it could not be answered."""
     passing: bool = False
-    """The failure may be gone at the next try."""
+    """The failure is transient."""
 
     def message(self) -> str:
-        """What to tell the annotator; empty when every phrase has its mask."""
+        """Message for the annotator; empty if every phrase has a mask."""
         said = [f"Nothing here fits “{phrase}”." for phrase in self.no_match]
         said += [_not_looked_for(phrase, reason) for phrase, reason in self.failed.items()]
         return " ".join(said)
@@ -87,8 +87,8 @@ class Assistant:
 
     Args:
         engine: Runs the model.
-        images: Fetches the pictures.
-        redis_store: What was answered before.
+        images: Fetches images.
+        redis_store: Stores earlier answers.
         metrics: Counts phrases.
         timeout_s: How long Label Studio waits for an answer.
     """
@@ -104,7 +104,7 @@ class Assistant:
         self._refiner = Refiner(engine, images, redis_store, metrics)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
-        """Answers every task, in order, with one prediction, or with none: an empty list."""
+        """Returns at most one prediction per task, in order, or an empty list for all."""
         try:
             config = LabelingConfig.parse(query.label_config)
         except LabelingConfigError as error:
@@ -127,9 +127,9 @@ class Assistant:
         ]
 
     def report_failure(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
-        """Answers in place of `answer` when that, or writing its answer as JSON, has failed.
+        """Answers instead of `answer` if that, or encoding its answer as JSON, has failed.
 
-        Annotators read the reason in their form. A batch gets no predictions: Label Studio asks again.
+        Annotators see the reason in their form. A batch gets no predictions, so Label Studio retries.
         """
         if query.context is None:
             return [[] for _ in query.tasks]
@@ -157,14 +157,14 @@ class Assistant:
 
     @property
     def version(self) -> str:
-        """The version that answers."""
+        """The serving version."""
         return self._engine.version
 
     def _answer_annotator(
         self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
     ) -> Prediction:
         prompt = _result_of(context, config.prompt.name if config.prompt else None)
-        if prompt is None:  # clicks, something else on the form, or the call that follows every submit
+        if prompt is None:  # clicks, other changes of the form, or the call after each submit
             interactions = read_interactions(context, config)
             if not interactions:
                 return {"result": []}
@@ -181,14 +181,14 @@ class Assistant:
         )
         answer = _written(outcome, kept, prompt, context, config)
         box = _result_of(answer["result"], config.prompt.name if config.prompt else None)
-        if box is not None and config.status is None:  # then a click's failure is told in the box
+        if box is not None and config.status is None:  # a click's failure is then shown in the box
             self._redis_store.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
         return answer
 
     def _answer_blank(
         self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
     ) -> Prediction:
-        """An empty prompt box is nothing to answer; a blank phrase in it is something to say."""
+        """An empty prompt box needs no answer; a blank phrase in it gets a message."""
         value = prompt.get("value")
         if not isinstance(value, Mapping) or not value.get("text"):
             return {"result": []}
@@ -207,7 +207,7 @@ class Assistant:
                 answers.append(self._prelabel(query.project_id, task, phrases, config, caller))
                 continue
             answers.append(prediction([], self._engine.version))
-            if len(query.tasks) == 1:  # it has been opened, so that phrases will follow
+            if len(query.tasks) == 1:  # the task was opened, so phrases will follow
                 self._embed_ahead(task, config)
         return answers
 
@@ -220,7 +220,7 @@ class Assistant:
         return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
 
     def _embed_ahead(self, task: Task, config: LabelingConfig) -> None:
-        """Begins to embed a task's picture, in the background."""
+        """Starts embedding a task's image in the background."""
         if config.image is None:
             return
         value = task.data.get(config.image.value)
@@ -234,7 +234,7 @@ class Assistant:
     def write_prediction(
         self, project: str, task: Task, outcome: Outcome, config: LabelingConfig
     ) -> Prediction:
-        """Writes what became of a task's phrases as a prediction, and keeps what it proposes."""
+        """Writes the outcome of a task's phrases as a prediction, and records the proposed masks."""
         self._note(project, task, outcome)
         return _written(outcome, [], {"id": fresh_id()}, [], config)
 
@@ -246,7 +246,7 @@ class Assistant:
         config: LabelingConfig,
         caller: Caller = NOBODY,
     ) -> Outcome:
-        """Looks for phrases in a task's picture; whatever goes wrong is in the outcome."""
+        """Segments phrases in a task's image; errors are reported in the outcome."""
         try:
             outcome = self._find(project, task, phrases, config, caller)
         except BackendError as error:
@@ -254,7 +254,7 @@ class Assistant:
             self._redis_store.note_problem(project, task.task_id, str(error))
             reasons = dict.fromkeys(phrases, str(error))
             outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
-        except Exception:  # an annotator sees no other sign of it than the one that we write
+        except Exception:  # our message is the only sign that an annotator sees
             logger.exception("project %s, task %s", project, task.task_id)
             self._redis_store.note_problem(project, task.task_id, internal_error())
             reasons = dict.fromkeys(phrases, internal_error())
@@ -285,7 +285,7 @@ class Assistant:
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:
-        """Keeps the masks that go out: for the worker, which looks for corrections, and for clicks."""
+        """Records the served masks, for the worker's detection of corrections and for clicks."""
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
         self._redis_store.note_served(project, task.task_id, proposed, outcome.version)
@@ -296,7 +296,7 @@ class Assistant:
         self._redis_store.note_shown(project, task.task_id, shown)
 
     def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
-        """Phrases that were answered with nothing before: here, or in a saved annotation."""
+        """Phrases answered as without a target before: here, or in a saved annotation."""
         known = self._redis_store.unmatched(project, task.task_id)
         for annotation in task.annotations:
             known |= {prompt_text.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
@@ -304,7 +304,7 @@ class Assistant:
 
 
 def _valid_text(text: str) -> str:
-    """The text with each lone surrogate, which JSON can hold and UTF-8 cannot, as a question mark."""
+    """Replaces each lone surrogate, valid in JSON but not in UTF-8, by a question mark."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -315,18 +315,18 @@ def _not_looked_for(phrase: str, reason: str) -> str:
 
 
 def _newest(prompt: Mapping[str, Any]) -> set[str]:
-    """Keys of the phrases that were entered last, with semicolons between them."""
+    """Keys of the phrases entered last, separated by semicolons."""
     return set(prompt_text.distinct(prompt_text.entries(prompt["value"]["text"])[-1:]))
 
 
 def _split_entries(
     entries: Sequence[str], newest: Container[str], known_unmatched: Container[str]
 ) -> tuple[list[str], list[str]]:
-    """Splits what is in the prompt box.
+    """Splits the content of the prompt box.
 
     Returns:
-        The phrases to look for: the newest first, then earlier ones whose answer was lost or failed; and the
-        ones to keep as they are, since nothing fitted them. Both plain, in order, without repetitions.
+        The phrases to segment: the newest first, then earlier ones whose answer was lost or failed; and the
+        ones to keep, which have no target. Both plain, in order, and distinct.
     """
     phrases = prompt_text.distinct(entries)
     failed = {prompt_text.phrase_key(entry) for entry in entries if prompt_text.has_failed(entry)}
@@ -357,7 +357,7 @@ def _written(
 
 
 def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:
-    """The status line, when there is something to say, or something said before to take back."""
+    """The status line, if there is a message to show or an earlier one to remove."""
     if config.status is None:
         return []
     shown = _result_of(context, config.status.name)

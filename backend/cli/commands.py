@@ -17,7 +17,7 @@ LEGACY_TOKEN_BYTES = 20
 
 @app.command()
 def serve(sam_encoder: SamEncoderOption = None) -> None:
-    """Run the backend that Label Studio asks for masks. Settings come from the environment."""
+    """Run the ML backend for Label Studio. Settings come from the environment."""
     from backend.settings import Settings
     from backend.web.serve import serve as run
 
@@ -30,11 +30,11 @@ def secrets(
         bool,
         typer.Option(
             "--label-studio",
-            help="Also those of the compose file's own Label Studio, and the profile that starts it.",
+            help="Include those of the compose file's Label Studio, and the profile that starts it.",
         ),
     ] = False,
 ) -> None:
-    """Print new secrets for the environment or .env: letters and digits alone, which need no quoting."""
+    """Print new secrets for the environment or .env: letters and digits only, so no quoting is needed."""
     from secrets import token_hex
 
     typer.echo("BASIC_AUTH_USER=sspsam")
@@ -49,19 +49,23 @@ def secrets(
 @app.command()
 def connect(
     project: Annotated[int, typer.Option(help="Id of the Label Studio project: the number in its URL.")],
-    check: Annotated[bool, typer.Option("--check", help="Only say what is missing; change nothing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only list what is missing; change nothing.")
+    ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Add the tags that the labeling config lacks without asking.")
+        bool, typer.Option("--yes", "-y", help="Add missing tags to the labeling config without asking.")
     ] = False,
     url: Annotated[
         str,
-        typer.Option(help="The backend, as Label Studio reaches it. Default: PUBLIC_URL, or HOST and PORT."),
+        typer.Option(
+            help="URL of the backend as seen from Label Studio. Default: PUBLIC_URL, or HOST and PORT."
+        ),
     ] = "",
     data_dir: DataDirOption = None,
 ) -> None:
     """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
 
-    Can be run again: what is there stays. A labeling config is only added to, after showing what.
+    Idempotent: existing settings are kept. Additions to a labeling config are shown before they are made.
     """
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio import setup as connecting
@@ -83,7 +87,7 @@ def connect(
             client, project, backend_url, secret, settings.basic_auth, typer.echo, may_change_config
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
-    for line in lines or [f"project {project} has all that it needs"]:
+    for line in lines or [f"project {project} is fully connected"]:
         typer.echo(line)
     if check and lines:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Settings of the commands that act on a service, and the line in which they say on which."""
+"""Settings of commands that act on a service, and the line that names the service."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sspsam.instance import find_target
 
 
 def service_settings(data_dir: Path | None) -> Settings:
-    """For a command that needs a running service: its Redis, its Label Studio.
+    """Settings for a command that needs a running service, such as its Redis or Label Studio.
 
     Args:
-        data_dir: What --data-dir says.
+        data_dir: Value of --data-dir.
 
     Raises:
-        InstanceError: that names no running instance, or several run.
-        SettingsError: a variable holds something that it cannot mean.
+        InstanceError: it names no running instance, or several are running.
+        SettingsError: a variable has an invalid value.
     """
     target = find_target({}, data_dir)
     settings = Settings.of(target.variables)
@@ -33,11 +33,11 @@ def service_settings(data_dir: Path | None) -> Settings:
 
 
 def versions_settings(data_dir: Path | None, options: Mapping[str, object]) -> Settings:
-    """For a command about the versions, of an instance that runs or has stopped.
+    """Settings for a command on the versions of a running or stopped instance.
 
     Args:
-        data_dir: What --data-dir says.
-        options: Variables that the command line gives; None for those that it does not.
+        data_dir: Value of --data-dir.
+        options: Variables given on the command line; None for the others.
 
     Raises:
         InstanceError, SettingsError: as for `service_settings`.

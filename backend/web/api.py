@@ -1,4 +1,4 @@
-"""The routes: Label Studio's ML backend protocol, and what people and Prometheus read."""
+"""The routes: Label Studio's ML backend protocol, pages for users, and Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def service() -> Service:
-    """The parts of the app that answers this request."""
+    """The services of the current app."""
     parts: Service = current_app.extensions["sspsam"]
     return parts
 
@@ -38,7 +38,7 @@ def health() -> Response:
 
 @routes.get("/ready")
 def ready() -> tuple[Response, int]:
-    """For load balancers: 503 until the model has been loaded. /health answers from the start."""
+    """Readiness for load balancers: 503 until the model is loaded. /health responds from the start."""
     state = service().engine.status().state
     return jsonify(model_state=state), 200 if state == "ready" else 503
 
@@ -56,7 +56,7 @@ def predict() -> Response:
     assistant = service().assistant
     try:
         return jsonify(results=assistant.answer(query))
-    except Exception:  # Label Studio hides the status from annotators: their form has to say what happened
+    except Exception:  # Label Studio hides the HTTP status from annotators: their form must show the error
         logger.exception("project %s: no answer", query.project_id)
         return jsonify(results=assistant.report_failure(query))
 
@@ -70,13 +70,13 @@ def webhook() -> tuple[Response, int]:
 
 @routes.get("/webhook")
 def last_event() -> Response:
-    """When the webhook of `?project=` last arrived: `sspsam connect` tries whether it does."""
+    """Time of the last webhook of `?project=`; `sspsam connect` uses it to test the webhook."""
     return jsonify(last_event=service().redis_store.get_last_webhook_time(request.args.get("project", "")))
 
 
 @routes.get("/versions")
 def versions() -> Response:
-    """The version in service first, then the others that may serve, newest first."""
+    """The serving version first, then the others that may serve, newest first."""
     return jsonify(versions=service().version_ids())
 
 
@@ -93,7 +93,7 @@ def metrics() -> Response:
 
 @routes.get("/")
 def index() -> str | Response:
-    """The start page for a browser; whoever does not ask for a page gets what /health says."""
+    """The start page for browsers; other clients get the response of /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
         return health()
     page = start_page(service())
@@ -102,7 +102,7 @@ def index() -> str | Response:
 
 @routes.get("/reports/<version_id>/<name>")
 def report(version_id: str, name: str) -> Response:
-    """A file that a fine-tune has left. Phrases stand in it: no script of it is run."""
+    """A file of a fine-tune. It contains users' phrases, so the browser must run no script in it."""
     path = shown_file(service().versions, version_id, name)
     if path is None:
         abort(404, f"{version_id} has no {name} to show")
@@ -111,7 +111,7 @@ def report(version_id: str, name: str) -> Response:
 
 
 def _body() -> Any:
-    """The request's JSON, whatever its content type says; None when it is none, or nested without end."""
+    """The request's JSON, regardless of its content type; None if it is invalid or nested too deeply."""
     try:
         return request.get_json(force=True, silent=True)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""The Flask app: routes, access, errors, metrics. Making it opens nothing; `Engine.start` loads the model."""
+"""The Flask app: routes, access, errors, metrics. `Engine.start`, not its creation, loads the model."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
-"""With every answer that has none of its own; the pages have a style of their own and no script."""
+"""Default headers of every response; pages have inline styles and no scripts."""
 
 
 class FastJSON(DefaultJSONProvider):
-    """Writes the long lists of numbers that brush RLE is in a tenth of the standard library's time."""
+    """JSON by msgspec: ten times as fast as the standard library for the long number lists of brush RLE."""
 
     def dumps(self, obj: Any, **options: Any) -> str:
         return msgspec.json.encode(obj, enc_hook=_plain_number).decode()
 
 
 def _plain_number(value: object) -> object:
-    """Converts a NumPy scalar; called for values that msgspec has no encoding of.
+    """Converts a NumPy scalar; called for values that msgspec cannot encode.
 
     Raises:
         NotImplementedError: any other type.
@@ -61,18 +61,18 @@ logger = logging.getLogger(__name__)
 def create_app(
     settings: Settings, redis: Redis | None = None, predictor: SwappablePredictor | None = None
 ) -> Flask:
-    """Makes the app.
+    """Creates the app.
 
     Args:
-        settings: What the environment says.
-        redis: In place of the one at REDIS_URL.
-        predictor: In place of the preset's.
+        settings: Settings from the environment.
+        redis: Replaces the connection to REDIS_URL.
+        predictor: Replaces the preset's predictor.
 
     Returns:
         An app whose parts are a `backend.service.Service` in `app.extensions["sspsam"]`.
 
     Raises:
-        SettingsError: callers would have nothing to show, and OPEN_ACCESS does not allow that.
+        SettingsError: no credentials for callers are configured, and OPEN_ACCESS is off.
     """
     require_secrets(settings)
     gate = Gate(settings)
@@ -123,12 +123,12 @@ def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
 
 
 def _answer_half_character(error: UnicodeEncodeError) -> tuple[Response, int]:
-    """JSON can hold one half of a pair of code units, which no text that is kept anywhere can."""
-    return _answer_error(RequestError("the body holds a character that is none (a lone surrogate)"))
+    """Rejects lone surrogates: valid in JSON, but not encodable in UTF-8 and therefore not storable."""
+    return _answer_error(RequestError("the body contains an invalid character (a lone surrogate)"))
 
 
 def _answer_bug(error: Exception) -> tuple[Response, int]:
-    """A traceback is for the log."""
+    """Logs the traceback and hides it from the caller."""
     logger.error("%s %s", request.method, request.path, exc_info=error)
-    message = "an error inside the backend: its log says more"
+    message = "an error inside the backend: see its log"
     return jsonify(error=message, request_id=request_id.get()), 500

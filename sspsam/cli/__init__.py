@@ -23,7 +23,7 @@ DISTRIBUTION = "ssp-sam-assist"
 COMMANDS_GROUP = "sspsam.commands"
 
 SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
-"""Prevents imports from the current folder, where a `worker.py` may be anything."""
+"""Prevents imports from the current folder, where a `worker.py` may be an unrelated file."""
 
 FAILED = 1
 ASKED_WRONGLY = 2
@@ -66,7 +66,7 @@ def build_app() -> typer.Typer:
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether the user can fix the error: one of our packages' own kinds, or the operating system's."""
+    """Whether the user can fix the error: one defined by our packages, or by the operating system."""
     return isinstance(error, OSError) or _package(type(error)) in _our_packages()
 
 

@@ -1,4 +1,4 @@
-"""`sspsam predict`: masks for phrases from the shell. Also what other commands share: opening a predictor."""
+"""`sspsam predict`: masks for phrases from the shell. Also opens the predictor for other commands."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ app.add_typer(weights_app, name="weights")
 DEFAULT_PRESET = "ssp-sam-demo"
 
 PresetOption = Annotated[
-    str | None, typer.Option(envvar="PRESET", help=f"Variant of the model; else {DEFAULT_PRESET}.")
+    str | None, typer.Option(envvar="PRESET", help=f"Variant of the model; default: {DEFAULT_PRESET}.")
 ]
 SamEncoderOption = Annotated[
     str | None,
     typer.Option(
         envvar="SAM_ENCODER",
         metavar="NAME",
-        help="Another SAM image encoder than the preset's: `mobile` for MobileSAM's; vit_b, vit_l, vit_h.",
+        help="SAM image encoder that replaces the preset's: `mobile` (MobileSAM), vit_b, vit_l or vit_h.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(envvar="DEVICE", help="auto, cpu, cuda or cuda:<number>.")]
@@ -37,8 +37,8 @@ VersionOption = Annotated[
     typer.Option(
         "--version",
         metavar="ID|FILE",
-        help="A fine-tuned version by its id, `current` for the one that serves, or a .safetensors file of "
-        "fine-tuned tensors. Without it: the weights that ship with the preset.",
+        help="Fine-tuned version: its id, `current` for the serving one, or a .safetensors file of "
+        "fine-tuned tensors. Default: the weights that ship with the preset.",
     ),
 ]
 WeightsOption = Annotated[
@@ -47,14 +47,14 @@ WeightsOption = Annotated[
         envvar="WEIGHTS",
         metavar="FILE",
         dir_okay=False,
-        help="The preset's weights, as `sspsam weights convert` writes them; else those in the package.",
+        help="The preset's weights, as written by `sspsam weights convert`; default: those in the package.",
     ),
 ]
 ModelDirOption = Annotated[
     Path | None,
     typer.Option(
         file_okay=False,
-        help="Folder of the fine-tuned versions; else MODEL_DIR, else the running instance's.",
+        help="Folder of the fine-tuned versions; default: MODEL_DIR, else the running instance's.",
     ),
 ]
 DataDirOption = Annotated[
@@ -62,8 +62,8 @@ DataDirOption = Annotated[
     typer.Option(
         "--data-dir",
         file_okay=False,
-        help="Act on the `sspsam up` or `sspsam demo` of this data folder. Without it: on what the "
-        "environment says (REDIS_URL, MODEL_DIR, ...), else on the one that is running.",
+        help="Act on the `sspsam up` or `sspsam demo` with this data folder. Default: the instance given by "
+        "the environment (REDIS_URL, MODEL_DIR, ...), else the running one.",
     ),
 ]
 
@@ -72,10 +72,11 @@ DataDirOption = Annotated[
 def predict(
     image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
     phrases: Annotated[
-        list[str], typer.Argument(metavar="PHRASE...", help="What to look for in it.", show_default=False)
+        list[str], typer.Argument(metavar="PHRASE...", help="Phrases to segment.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write the picture here, with the masks drawn on it.", dir_okay=False)
+        Path | None,
+        typer.Option(help="Write the image with the masks drawn on it to this file.", dir_okay=False),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: per phrase score, box (xyxy, px) and COCO RLE mask.")
@@ -87,7 +88,7 @@ def predict(
     model_dir: ModelDirOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Find what each PHRASE means in a picture.
+    """Segment the object that each PHRASE refers to in an image.
 
     Example: sspsam predict street.jpg "the dog on the left" --out seen.png
     """
@@ -113,19 +114,19 @@ def open_predictor(
     weights: Path | None = None,
     sam_encoder: str | None = None,
 ) -> Predictor:
-    """Loads a preset, and the fine-tuned tensors of a version where one is asked for.
+    """Loads a preset and, if requested, the fine-tuned tensors of a version.
 
     Args:
-        preset: Name of the variant; None for that of the versions, or the one that ships.
-        device: As the predictor takes it.
-        version: Id in the store of versions, `current`, or a path of a safetensors file; None for the base.
-        model_dir: root of the store of versions; None for what the environment says, or the running instance.
-        weights: the preset's own; None for those in the package.
-        sam_encoder: in place of the preset's own.
+        preset: Name of the variant; None for that of the versions, or the default.
+        device: Device of the predictor.
+        version: Id in the version store, `current`, or path of a safetensors file; None for the base weights.
+        model_dir: Root of the version store; None for that of the environment, or of the running instance.
+        weights: The preset's weights; None for those in the package.
+        sam_encoder: Replaces the preset's SAM image encoder.
 
     Raises:
         typer.BadParameter: no such preset, encoder, device or file.
-        CheckpointError, VersionError: weights that are missing, damaged or do not fit.
+        CheckpointError, VersionError: weights are missing, damaged or do not match.
     """
     from sspsam import Predictor
     from sspsam.checkpoints.load import read_tensors
@@ -159,7 +160,7 @@ def open_predictor(
 def _versions_target(
     preset: str | None, model_dir: Path | None, weights: Path | None, sam_encoder: str | None
 ) -> dict[str, str]:
-    """Variables of the versions that are meant; says where they are."""
+    """Variables that locate the selected versions; prints the location."""
     from sspsam.instance import default_model_dir, find_target
 
     options = {"MODEL_DIR": model_dir, "PRESET": preset, "SAM_ENCODER": sam_encoder, "WEIGHTS": weights}
@@ -173,7 +174,7 @@ def _versions_target(
 
 
 def referent_to_dict(referent: Referent) -> dict[str, Any]:
-    """Plain values, ready for JSON; the mask as compressed COCO RLE, None when nothing fits."""
+    """Plain values for JSON; the mask as compressed COCO RLE, None without a target."""
     from sspsam.images.masks import mask_to_coco_rle
 
     return {
@@ -188,7 +189,7 @@ def referent_to_dict(referent: Referent) -> dict[str, Any]:
 def _print_referents(referents: Sequence[Referent]) -> None:
     for referent in referents:
         if referent.no_target:
-            typer.echo(f"{referent.phrase}: nothing in the picture fits")
+            typer.echo(f"{referent.phrase}: nothing in the image matches")
         else:
             share = 100 * referent.mask.mean()
-            typer.echo(f"{referent.phrase}: {share:.1f} % of the picture, score {referent.score:.2f}")
+            typer.echo(f"{referent.phrase}: {share:.1f} % of the image, score {referent.score:.2f}")

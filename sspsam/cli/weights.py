@@ -25,7 +25,7 @@ ModelDir = Annotated[
     Path | None,
     typer.Option(
         envvar="MODEL_DIR",
-        help="Downloads lie in its folder `weights`. Default: `models` here if it is there, else "
+        help="Downloads are stored in its folder `weights`. Default: `./models` if it exists, else "
         "~/.local/share/sspsam/models.",
         file_okay=False,
     ),
@@ -146,7 +146,7 @@ def convert(
         typer.Option(
             envvar="SAM_ENCODER",
             metavar="NAME",
-            help="SAM image encoder that replaces the preset's, such as `mobile`; its file is needed, too.",
+            help="SAM image encoder that replaces the preset's, such as `mobile`; its file is required too.",
         ),
     ] = None,
     for_training: Annotated[
@@ -170,7 +170,7 @@ def convert(
         typer.echo(f"  {source.tensors} from {source.file} ({source.layout}; {source.licence})")
     typer.echo(f"Card: {card_path(out)}")
     if card.complete:
-        typer.echo(f'Try it: sspsam predict PICTURE "PHRASE" --preset {preset} --weights {out}')
+        typer.echo(f'Try it: sspsam predict IMAGE "PHRASE" --preset {preset} --weights {out}')
 
 
 def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:

@@ -69,7 +69,7 @@ def test_the_command_connects_and_can_be_run_twice(project: Project) -> None:
     assert "a webhook event arrived" in first
     assert "<BrushLabels" not in second
     assert "a webhook event arrived" in second
-    assert "has all that it needs" in sspsam(project, *connect, "--check")
+    assert "is fully connected" in sspsam(project, *connect, "--check")
     fields = client.project(number)
     assert fields["label_config"].strip() == RECOMMENDED_CONFIG.strip()
     assert fields["show_collab_predictions"] is False
