@@ -1,14 +1,14 @@
-"""Does it learn? Corrected masks of a thing that the demo weights have never seen, and what follows.
+"""Active learning end to end: corrected masks of a class that the demo weights were not trained on.
 
-For each of some novel nouns, annotators correct masks of it in a real Label Studio: they type the noun, and
-save the true mask under it. Webhook, collection, fine-tune, gate and swap follow as in service. Then fresh
-scenes are asked for the noun, before and after, and the base validation set as well.
+For each of several novel nouns, simulated annotators in a real Label Studio type the noun and save the true
+mask. Webhook, collection, fine-tune, gate and swap follow as in production. Versions before and after are
+evaluated on fresh scenes with the noun and on the base validation set.
 
     python benchmarks/active_learning.py [--nouns koala,guitar,...] [--corrections 20,40]
     python benchmarks/active_learning.py --inner     # the fine-tunes alone, without Label Studio
 
-With `--keep FILE` each lesson is added to a file, and one that is there is not measured again: the curve may
-be measured in pieces, and begun anew where it was broken off.
+With `--keep FILE`, each result is appended to a file and never measured again, so the curve can be measured
+in parts, and an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ TITLE = "Learning from corrections"
 TITLE_INNER = "Learning from corrections: fine-tunes alone"
 
 Teach = Callable[[Sequence[NovelScene]], VersionCard]
-"""Makes a judged version out of corrections."""
+"""Produces a judged version from corrections."""
 Subject = tuple[str, int]
-"""A noun, and how many corrections of it."""
+"""A noun and its number of corrections."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What corrections of one noun have changed; mIoU and gIoU in 0..1."""
+    """Effect of the corrections of one noun; mIoU and gIoU in 0..1."""
 
     noun: str
     corrections: int
@@ -96,11 +96,11 @@ class Lesson:
 
 
 class Pupil:
-    """Measures versions on fresh scenes.
+    """Evaluates versions on fresh scenes.
 
     Args:
         fresh: Scenes for each noun.
-        results: Where lessons are kept.
+        results: Stores the results.
     """
 
     def __init__(self, fresh: int, results: Results) -> None:
@@ -110,7 +110,7 @@ class Pupil:
         self._base = self._predictor.trainable_state()
 
     def learn(self, noun: str, corrections: int, store: VersionStore, teach: Teach) -> None:
-        """Lets a noun be taught, measures what came of it, and keeps that."""
+        """Teaches a noun, evaluates the version, and stores the result."""
         fresh = NovelDataset(list(islice(novel_scenes(noun, FRESH_SPLIT), self._fresh)))
         before = self._score(fresh)
         since_s = time.monotonic()
@@ -138,7 +138,7 @@ class Pupil:
 
 
 def teach_directly(settings: Settings, store: VersionStore) -> Teach:
-    """The worker's code alone: records, fine-tune, gate."""
+    """Only the worker's code: records, fine-tune, gate."""
 
     def teach(scenes: Sequence[NovelScene]) -> VersionCard:
         records = [as_record(number, scene, settings) for number, scene in enumerate(scenes, start=1)]
@@ -150,7 +150,7 @@ def teach_directly(settings: Settings, store: VersionStore) -> Teach:
 
 
 def as_record(number: int, scene: NovelScene, settings: Settings) -> RefRecord:
-    """What collection would make of a correction; keeps the picture."""
+    """The record that collection would make of a correction; stores the image."""
     data = png(scene)
     digest = hashlib.sha256(data).hexdigest()
     settings.images_dir.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def png(scene: NovelScene) -> bytes:
 
 @dataclass(frozen=True)
 class Service:
-    """A Label Studio, and all that belongs to us."""
+    """Label Studio and all parts of the service."""
 
     client: AnnotatorClient
     url: str
@@ -178,7 +178,7 @@ class Service:
     model_dir: Path
 
     def teach(self, scenes: Sequence[NovelScene]) -> VersionCard:
-        """Annotates as people do, starts the training, and waits until a version was judged and serves."""
+        """Annotates like a user, starts the training, and waits until a version is judged and serves."""
         client, store = self.client, VersionStore(self.model_dir, PRESET)
         project = int(client.create_project("Lesson", RECOMMENDED_CONFIG)["id"])
         with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +201,7 @@ class Service:
         return card
 
     def _correct(self, backend: int, task: int, scene: NovelScene) -> None:
-        """Types the phrase, and saves the true mask: over the one that came, or drawn by hand."""
+        """Types the phrase and saves the true mask, replacing the proposed one or drawn by hand."""
         prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
         context = {"result": [{**prompt, "value": {"text": [scene.phrase]}}]}
         drawn = self.client.interactive_predict(backend, task, context)["data"]["result"]
@@ -210,7 +210,7 @@ class Service:
         self.client.create_annotation(task, results)
 
     def forget(self) -> None:
-        """Goes back to the weights that ship."""
+        """Returns to the shipped weights."""
         store = VersionStore(self.model_dir, PRESET)
         while store.current() != store.base_version:
             store.rollback()
@@ -253,7 +253,7 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> None:
 
 
 def through_label_studio(pupil: Pupil, wanted: Sequence[Subject]) -> None:
-    """Every lesson by the whole path, one after the other, each from the weights that ship."""
+    """All lessons through the complete service, one after the other, each from the shipped weights."""
     with tempfile.TemporaryDirectory(prefix="sspsam-") as folder, service(Path(folder)) as started:
         store = VersionStore(started.model_dir, PRESET)
         for noun, corrections in wanted:
@@ -271,7 +271,7 @@ def directly(pupil: Pupil, wanted: Sequence[Subject]) -> None:
 
 
 def medians(lessons: Sequence[Lesson], counts: Sequence[int]) -> list[list[str]]:
-    """A row for each number of corrections."""
+    """One row per number of corrections."""
     rows = []
     for count in counts:
         some = [lesson for lesson in lessons if lesson.corrections == count]
@@ -292,11 +292,13 @@ def medians(lessons: Sequence[Lesson], counts: Sequence[int]) -> list[list[str]]
 def main() -> None:
     """Measures and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nouns", default=NOUNS, help="of the novel ones, with commas between them")
+    parser.add_argument("--nouns", default=NOUNS, help="novel nouns, separated by commas")
     parser.add_argument("--corrections", default="20")
-    parser.add_argument("--fresh", type=int, default=40, help="scenes that are measured on, for each noun")
+    parser.add_argument("--fresh", type=int, default=40, help="scenes for the evaluation of each noun")
     parser.add_argument("--inner", action="store_true", help="the fine-tunes alone, without Label Studio")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="of lessons; those in it are not repeated")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="file of results; those in it are not measured again"
+    )
     options = parser.parse_args()
     counts = [int(count) for count in options.corrections.split(",")]
     subjects = [(noun, count) for noun in options.nouns.split(",") for count in counts]

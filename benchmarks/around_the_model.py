@@ -1,7 +1,7 @@
-"""What a warm /predict spends around the model: parsing, cache, masks, RLE, Redis, JSON.
+"""Overhead of a warm /predict outside the model: parsing, cache, masks, RLE, Redis, JSON.
 
-ssp-sam-224 with random weights on the CPU (speed does not depend on them), SAM's image encoder left out,
-since a warm request does not use it. The whole app with a real Redis, asked through Flask's test client.
+ssp-sam-224 with random weights on the CPU (speed does not depend on them), without SAM's image encoder,
+which a warm request does not use. The complete app with a real Redis, called through Flask's test client.
 
     python benchmarks/around_the_model.py [--requests 21] [--preset ssp-sam-224]
 """
@@ -34,11 +34,11 @@ from sspsam.results import Decoded, Question
 SIZES = {"1 megapixel": (1000, 1000), "12 megapixels": (3000, 4000)}
 MOST = {"1 megapixel": 0.10, "12 megapixels": 0.20}
 BLOBS = 12
-"""Cells along a side of the noise that the masks come from: ragged, with holes and parts."""
+"""Cells per side of the noise from which the masks are made: ragged, with holes and several parts."""
 
 
 class NoEncoder(nn.Module):
-    """Stands where SAM's image encoder does."""
+    """Replaces SAM's image encoder."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class NoEncoder(nn.Module):
 
 
 class Timed(Predictor):
-    """Adds up the time in the networks; answers with a ragged mask, which random weights may not give."""
+    """Sums the time in the networks; returns a ragged mask, which random weights may not produce."""
 
     model_s = 0.0
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=21)
     parser.add_argument("--preset", default="ssp-sam-224")
-    parser.add_argument("--profile", action="store_true", help="say where the time around the model goes")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the overhead")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = build_model(options.preset)

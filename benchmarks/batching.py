@@ -1,8 +1,8 @@
-"""Phrases a second with and without micro-batching, for 1 to 64 annotators, and how evenly they are served.
+"""Phrases per second with and without micro-batching, for 1 to 64 annotators, and fairness.
 
-Two times `sspsam serve` with the weights that ship, one with MAX_BATCH=1, asked in turn; pictures are
-embedded before anything is measured. Each client has a task of its own and sends its next phrase when the
-last one is answered. Clients and server share this machine's cores.
+Two `sspsam serve` with the shipped weights, one with MAX_BATCH=1, are measured in turn; images are embedded
+beforehand. Each client has its own task and sends its next phrase once the last one is answered. Clients and
+servers share this machine's cores.
 
     python benchmarks/batching.py [--seconds 4] [--rounds 2] [--clients 1 4 16 32 64]
 """
@@ -22,20 +22,20 @@ from common.serving import Scenes, ask, metric, serving
 BATCH = 16
 PICTURE = "docs/images/batching.png"
 AT = 32
-"""Clients at which the ratio is stated."""
+"""Number of clients for the reported ratio."""
 
 
 @dataclass
 class Load:
-    """What some clients measured."""
+    """Measurements of the clients."""
 
     seconds: float = 0.0
     took_s: list[list[float]] = field(default_factory=list)
-    """Of each client's answers."""
+    """Number of answers per client."""
     errors: list[str] = field(default_factory=list)
     phrases: float = 0.0
     passes: float = 0.0
-    """In how many forward passes they were answered."""
+    """Number of forward passes."""
 
     @property
     def rate(self) -> float:
@@ -46,18 +46,18 @@ class Load:
 
     @property
     def fairness(self) -> float:
-        """The least served client's answers, as a part of the most served one's."""
+        """Answers of the least served client divided by those of the most served."""
         counts = [len(one) for one in self.took_s]
         return min(counts) / max(counts)
 
     @property
     def batch(self) -> float:
-        """Phrases in a forward pass, on average."""
+        """Average number of phrases per forward pass."""
         return self.phrases / max(self.passes, 1)
 
 
 def measure(load: Load, url: str, shown: Scenes, clients: int, seconds: float) -> None:
-    """Lets clients ask for some seconds, and adds what they measured."""
+    """Runs clients for some seconds and adds their measurements."""
     load.seconds += seconds
     load.took_s = load.took_s or [[] for _ in range(clients)]
     before = [metric(url, f"sspsam_batch_size_{what}") for what in ("sum", "count")]
@@ -86,7 +86,7 @@ def measure(load: Load, url: str, shown: Scenes, clients: int, seconds: float) -
 
 
 def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[dict[int, Load], dict[int, Load]]:
-    """What clients measured without and with batching, by their number; the two take turns."""
+    """Measurements without and with batching by number of clients, taken in turn."""
     limit = str(2 * max(counts))
     with (
         serving(max(counts), MAX_BATCH="1", QUEUE_LIMIT=limit) as alone,
@@ -94,7 +94,7 @@ def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[dict[in
         requests.Session() as session,
     ):
         for url, shown in (alone, together):
-            for task, phrases in shown.phrases.items():  # so that nothing waits for the encoder
+            for task, phrases in shown.phrases.items():  # embeds the images beforehand
                 ask(session, url, shown.server.tasks[task], phrases[0])
         loads: tuple[dict[int, Load], dict[int, Load]] = ({}, {})
         for _ in range(rounds):
@@ -105,7 +105,7 @@ def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[dict[in
 
 
 def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
-    """Throughput and latency against clients."""
+    """Plots throughput and latency against the number of clients."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -123,7 +123,7 @@ def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
                 color=colour,
                 label=f"{name}, p{percent}",
             )
-    rates.set(ylabel="phrases a second", ylim=(0, None))
+    rates.set(ylabel="phrases per second", ylim=(0, None))
     waits.set(ylabel="seconds", yscale="log")
     for axes in (rates, waits):
         axes.set(xlabel="clients", xscale="log", xticks=list(alone))
@@ -137,7 +137,7 @@ def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
 def main() -> None:
     """Measures both servers and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4, help="for each number of clients in each round")
+    parser.add_argument("--seconds", type=float, default=4, help="per number of clients and round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, AT, 64])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Label Studio's brush RLE against label-studio-sdk's converter: the same bytes, how much faster.
+"""Brush RLE codec against label-studio-sdk's converter: identical bytes, and the speed-up.
 
 python benchmarks/brush_rle.py [--repeats 3]
 """
@@ -23,7 +23,7 @@ LEAST = {"encode": 5.0, "decode": 20.0}
 
 
 def ragged_mask() -> npt.NDArray[np.bool_]:
-    """Noise, blurred a little: some 1.7 million bytes of RLE."""
+    """Slightly blurred noise: about 1.7 million bytes of RLE."""
     noise = np.random.default_rng(0).random((HEIGHT, WIDTH), dtype=np.float32)
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 3.6) > 0.5)
 

@@ -1,7 +1,7 @@
-"""What clicks do to the answers of the weights that ship: mean IoU after each, with and without the phrase.
+"""Effect of clicks on the answers of the shipped weights: mean IoU after each, with and without the phrase.
 
-Every click goes where an annotator would put it: into the middle of the largest fault, on what is missing or
-on what is too much. Scenes are unseen ones of the core nouns.
+Every click is placed like an annotator's: in the middle of the largest error, positive on a missing part,
+negative on a surplus. The scenes are unseen ones of the core nouns.
 
     python benchmarks/clicks.py [--scenes 60] [--clicks 3]
 """
@@ -22,7 +22,7 @@ PHRASES_PER_SCENE = 4
 
 
 def click_on_fault(mask: BoolMask, truth: BoolMask) -> tuple[int, int, int]:
-    """x, y and label of the point deepest inside the largest fault."""
+    """x, y and label of the point deepest inside the largest error."""
     faults = np.pad((mask != truth).astype(np.uint8), 1)
     depth = cv2.distanceTransform(faults, cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)

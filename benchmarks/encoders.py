@@ -1,7 +1,7 @@
-"""SAM's image encoders side by side: seconds of one picture and peak memory, against stock code and ViT-H.
+"""SAM's image encoders: seconds per image and peak memory, against stock code and ViT-H.
 
-Random weights, float32, 1024 px, each in a process of its own; "stock" is segment_anything's own
-code for the same module. Speed does not hang on what the weights are.
+Random weights, float32, 1024 px, each in its own process; "stock" is segment_anything's code for the same
+module. Speed does not depend on the weights.
 
     python benchmarks/encoders.py [--repeats 2] [--device cuda]
 """
@@ -24,7 +24,7 @@ NAMES = ("mobile", "vit_b", "vit_l", LARGEST, f"{STOCK}vit_b", f"{STOCK}{LARGEST
 
 
 def measure(name: str, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of a forward pass, and what it needs beside the weights, MiB."""
+    """Median seconds of a forward pass, and its memory without the weights, MiB."""
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
@@ -60,7 +60,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures each in a process of its own and writes the section."""
+    """Measures each in its own process and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu")

@@ -1,8 +1,7 @@
-"""A project's labels as COCO, against label-studio-sdk and pycocotools, region by region.
+"""Export of a project's labels as COCO, against label-studio-sdk and pycocotools region by region.
 
-Regions as annotators leave them on pictures of 640 x 480 px, read from a Label Studio whose answers are made
-as they are asked for: what is compared begins with them, and ends with a file of the same masks. Seconds of
-the processor.
+Realistic regions on images of 640 x 480 px, read from a fake Label Studio that generates its responses: both
+ways start from these and end with a file of the same masks. CPU seconds.
 
     python benchmarks/export.py [--regions 100000] [--one-by-one 500]
 """
@@ -36,13 +35,13 @@ SHAPES = 40
 """Different masks; the regions repeat them."""
 REGIONS_PER_TASK = 10
 LEAST = 3.0
-"""So many times as fast it has to be."""
+"""Minimum speed-up."""
 MOST_MB = 40
-"""Of memory that may come with the regions after the first tenth."""
+"""Maximum growth of memory after the first tenth of the regions."""
 
 
 def shapes() -> list[BoolMask]:
-    """Blobs of several parts with holes and uneven outlines, 1 to 20 % of the picture."""
+    """Blobs of several parts with holes and uneven outlines, 1 to 20 % of the image."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(SHAPES):
@@ -55,7 +54,7 @@ def shapes() -> list[BoolMask]:
 
 
 class Project:
-    """Answers as `LabelStudioClient` does for what an export asks."""
+    """Implements the methods of `LabelStudioClient` that an export uses."""
 
     url = "http://label-studio"
 
@@ -82,7 +81,7 @@ class Project:
 
 
 def one_by_one(project: Project, file: IO[str]) -> None:
-    """What a short script does."""
+    """The baseline: a short script."""
     for task in project.tasks(1, 1):
         for result in task["annotations"][0]["result"]:
             if result["type"] != "brushlabels":
@@ -102,7 +101,7 @@ def main() -> None:
     """Measures both and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--regions", type=int, default=100_000)
-    parser.add_argument("--one-by-one", type=int, default=300, help="as slow as they are, a part will do")
+    parser.add_argument("--one-by-one", type=int, default=300, help="regions for the slow baseline")
     options = parser.parse_args()
     process, resident = psutil.Process(), list[int]()
     with tempfile.TemporaryDirectory(prefix="sspsam-") as name:
@@ -124,7 +123,7 @@ def main() -> None:
         found = json.loads(whole.read_text())["annotations"][: len(expected)]
     assert summary.masks == options.regions
     for one, other in zip(found, expected, strict=False):
-        assert {key: one[key] for key in other} == other, "the two do not say the same"
+        assert {key: one[key] for key in other} == other, "the two outputs differ"
     warm = len(resident) // 10
     grown_mb = (max(resident[warm:]) - max(resident[:warm])) / 1e6
     rows = [

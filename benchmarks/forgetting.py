@@ -1,11 +1,11 @@
-"""What a fine-tune of the demo weights forgets: the base validation set before and after it.
+"""Forgetting by fine-tunes of the demo weights: the base validation set before and after.
 
-Corrected masks of things that the weights have never seen, one fine-tune for each thing, as the worker
-performs it, with the preset's own recipe: its replay, its 40 scenes of 6 phrases from before, and its gate.
+One fine-tune per class that the weights were not trained on, performed like in the worker with the preset's
+recipe: its replay, its base validation set of 40 scenes with 6 phrases, and its gate.
 
     python benchmarks/forgetting.py [--nouns koala,guitar,umbrella] [--corrections 20] [--keep FILE]
 
-With `--keep FILE` each result is added to a file, and one that is there is not measured again.
+With `--keep FILE`, each result is appended to a file and never measured again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from worker.finetuning.training import perform
 PRESET = "ssp-sam-demo"
 PROJECT = 1
 SCENES = "stickers/test?nouns={noun},core&families=noun&phrases=6&count=2000&seed=77"
-"""Neither the weights nor what they are measured on have anything to do with these."""
+"""Seeds used neither for the weights nor for their evaluation."""
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What one fine-tune has changed: gIoU in 0..1, before and after it."""
+    """Effect of one fine-tune: gIoU in 0..1, before and after."""
 
     noun: str
     corrections: int
@@ -52,7 +52,7 @@ class Forgotten:
     base_before: float
     base_after: float
     interval: tuple[float, float]
-    """95 %, of the change on the base validation set."""
+    """95 % interval of the change on the base validation set."""
     steps: int
     minutes: float
 
@@ -69,11 +69,13 @@ class Forgotten:
 
 
 def main() -> None:
-    """Fine-tunes for each noun and prints what was lost."""
+    """Fine-tunes for each noun and prints the losses."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nouns", default="koala,guitar,umbrella", help="of the novel ones")
+    parser.add_argument("--nouns", default="koala,guitar,umbrella", help="novel nouns, separated by commas")
     parser.add_argument("--corrections", type=int, default=20)
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="of results; those in it are not repeated")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="file of results; those in it are not measured again"
+    )
     options = parser.parse_args()
     results = Results(options.keep, fine_tuning(PRESET), ("noun", "corrections"))
     subjects = [(noun, options.corrections) for noun in options.nouns.split(",")]
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def medians(found: Sequence[Forgotten]) -> list[str]:
-    """The last row: the median of each column, so that a change is not the difference of two medians."""
+    """The last row: the median of each column; a change is thus not the difference of two medians."""
 
     def median(of: Callable[[Forgotten], float]) -> float:
         return float(np.median([of(one) for one in found]))
@@ -136,13 +138,13 @@ def measure(noun: str, corrections: int) -> Forgotten:
 
 
 def correct(noun: str, count: int, images: Path) -> list[RefRecord]:
-    """Hand-drawn masks of a thing, one on each of so many pictures, and the pictures' files."""
+    """Hand-drawn masks of a class, one per image, and the image files."""
     images.mkdir(parents=True, exist_ok=True)
     return [as_record(number, sample, images) for number, sample in enumerate(islice(named(noun), count))]
 
 
 def named(noun: str) -> Iterator[Sample]:
-    """Samples of different pictures that are called by the noun."""
+    """Samples of different images whose phrase is the noun."""
     data, seen = open_dataset(SCENES.format(noun=noun)), set()
     for index in range(len(data)):
         sample = data[index]
@@ -152,7 +154,7 @@ def named(noun: str) -> Iterator[Sample]:
 
 
 def as_record(number: int, sample: Sample, images: Path) -> RefRecord:
-    """A sample as it lies after its annotation was collected."""
+    """A sample as stored after its annotation is collected."""
     data = BytesIO()
     Image.fromarray(sample.image).save(data, "PNG")
     digest = hashlib.sha256(data.getvalue()).hexdigest()

@@ -1,7 +1,7 @@
-"""What IMAGE_PRECISION=bfloat16 changes in masks: IoU with those of float32, on photographs.
+"""Effect of IMAGE_PRECISION=bfloat16 on masks: IoU with those of float32, on photographs.
 
-Clicks on a grid over each of scikit-image's photographs, by default with the weights that ship.
-These were trained on drawn scenes: what counts is not whether a mask is right, but whether it stays the same.
+Clicks on a grid over each of scikit-image's photographs, by default with the shipped weights. These were
+trained on drawn scenes: the benchmark checks whether masks change, not whether they are correct.
 
     python benchmarks/half_precision.py [--grid 6] [--device cuda] [--preset ssp-sam-224 --weights FILE]
 """
@@ -22,7 +22,7 @@ from sspsam.predictor import ImagePrecision
 
 
 def photographs() -> dict[str, UInt8Image]:
-    """Name -> (H, W, 3) RGB; those that come with scikit-image."""
+    """Name -> (H, W, 3) RGB photographs from scikit-image."""
     return {
         "astronaut": data.astronaut(),
         "cat": data.chelsea(),
@@ -35,7 +35,7 @@ def photographs() -> dict[str, UInt8Image]:
 
 
 def masks(predictor: Predictor, image: UInt8Image, grid: int) -> list[BoolMask]:
-    """What each click of a grid gives."""
+    """The mask of each click on a grid."""
     embedding = predictor.embed(image)
     height, width = image.shape[:2]
     places = (np.arange(grid) + 0.5) / grid
@@ -44,7 +44,7 @@ def masks(predictor: Predictor, image: UInt8Image, grid: int) -> list[BoolMask]:
 
 
 def iou(one: BoolMask, other: BoolMask) -> float:
-    """1 where both are empty."""
+    """IoU; 1 if both are empty."""
     union = np.count_nonzero(one | other)
     return float(np.count_nonzero(one & other) / union) if union else 1.0
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", type=int, default=6)
     parser.add_argument("--preset", default="ssp-sam-demo")
-    parser.add_argument("--weights", type=Path, help="in place of what ships")
+    parser.add_argument("--weights", type=Path, help="replaces the shipped weights")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     predictors = [

@@ -1,7 +1,7 @@
-"""Fine-tuning with SAM's image embeddings kept, against encoding the pictures in every step.
+"""Fine-tuning with cached SAM image embeddings, against encoding the images in every step.
 
-The same steps three times, each in a process of its own: without keeping embeddings, keeping them, and with
-what the second kept. Random weights where none ship; speed does not hang on them.
+The same steps three times, each in its own process: without a cache, filling it, and with the filled cache.
+Random weights if none ship; speed does not depend on them.
 
     python benchmarks/kept_embeddings.py [--presets ssp-sam-demo ssp-sam-224-with-vit_b] [--steps 4]
 """
@@ -20,11 +20,11 @@ from pathlib import Path
 from common.sections import table, write_section
 
 PRESETS = {"ssp-sam-demo": 32, "ssp-sam-224-with-vit_b": 2}
-"""Preset -> samples of a step."""
+"""Preset -> samples per step."""
 
 
 def random_weights(preset: str, folder: Path) -> Path | None:
-    """A file of them; None where the preset's own ship."""
+    """A file of weights; None if the preset's own ship."""
     from sspsam import build_image_encoder, build_model
     from sspsam.checkpoints.bundles import packaged_weights
     from sspsam.checkpoints.load import write_tensors
@@ -68,7 +68,7 @@ def measure(preset: str, steps: int, embeddings: Path | None, weights: Path | No
 
 
 def child(preset: str, steps: int, embeddings: Path | None, weights: Path | None) -> dict[str, float]:
-    """The same in a process of its own."""
+    """The same in its own process."""
     command = [sys.executable, __file__, "--presets", preset, "--steps", str(steps), "--one"]
     command += ["--embeddings", str(embeddings)] if embeddings else []
     command += ["--weights", str(weights)] if weights else []

@@ -1,8 +1,8 @@
-"""Uncertain tasks first, or any order? mIoU of a thing never seen against the number of labels, simulated.
+"""Uncertain tasks first against random order: mIoU of a new class by number of labels, simulated.
 
-A pool of scenes, each asked for one new noun. In every round an order chooses tasks; their true
-masks are learned from, together with all chosen before, from the weights that ship, and fresh scenes are
-asked. Both orders see the same pool, settings and fresh scenes; the first round is drawn at random for both.
+A pool of scenes with one new noun. In every round, an order chooses tasks; the shipped weights are fine-tuned
+on the true masks of all tasks chosen so far and evaluated on fresh scenes. Both orders share the pool, the
+settings, the fresh scenes and a random first round.
 
     python benchmarks/labelling_order.py [--seeds 5] [--pool 30] [--rounds 3] [--labels 5] [--steps 30]
 """
@@ -40,22 +40,22 @@ RECIPE = RECIPES[PRESET]
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A task of the pool, its picture embedded."""
+    """A task of the pool with its image embedding."""
 
     scene: NovelScene
     embedding: ImageEmbedding
 
 
 class Simulation:
-    """One pool, on which both orders are tried.
+    """One pool, for both orders.
 
     Args:
-        predictor: With the weights that ship; has them again afterwards.
-        replay: What they have learned before.
-        seed: Chooses the noun, the pool's order and the first round.
-        pool: Scenes in it.
-        fresh: Scenes that are measured on.
-        steps: Of each fine-tune.
+        predictor: Predictor with the shipped weights, which are restored afterwards.
+        replay: Data set of the earlier training.
+        seed: Selects the noun, the pool's order and the first round.
+        pool: Number of scenes in the pool.
+        fresh: Number of scenes for the evaluation.
+        steps: Steps of each fine-tune.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Simulation:
         self.steps = steps
 
     def curves(self, rounds: int, labels: int) -> tuple[list[float], list[float]]:
-        """MIoU after each round, in our order and in any; the first round is the same for both."""
+        """Returns the mIoU after each round, in our order and in random order; both share the first round."""
         first = [self.learn(self.order[:labels])]
         learned = self.predictor.trainable_state()
         ours = first + self.go_on(True, rounds, labels)
@@ -82,7 +82,7 @@ class Simulation:
         return ours, others
 
     def go_on(self, uncertain: bool, rounds: int, labels: int) -> list[float]:
-        """MIoU after each of the rounds that follow the first."""
+        """Returns the mIoU after each round but the first."""
         chosen, scores = self.order[:labels], []
         for _ in range(rounds - 1):
             left = [place for place in self.order if place not in chosen]
@@ -91,7 +91,7 @@ class Simulation:
         return scores
 
     def most_uncertain(self, places: Sequence[int]) -> list[int]:
-        """As `sspsam rank` puts them."""
+        """Order of `sspsam rank`."""
         asked = [self.pool[place] for place in places]
         answers = [self.predictor.predict(one.embedding, [one.scene.phrase])[0] for one in asked]
         certainties = np.array([answer.certainty for answer in answers], np.float32)
@@ -99,7 +99,7 @@ class Simulation:
         return [places[place] for place in scores.argsort(kind="stable").tolist()]
 
     def learn(self, places: Sequence[int]) -> float:
-        """Fine-tunes the weights that ship, with the worker's settings; returns the mIoU from then on."""
+        """Fine-tunes the shipped weights with the worker's settings; returns the resulting mIoU."""
         self.predictor.load_trainable(self.base)
         scenes = NovelDataset([self.pool[place].scene for place in places])
         with tempfile.TemporaryDirectory() as folder:
@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pool", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--labels", type=int, default=5, help="of each round")
-    parser.add_argument("--steps", type=int, default=30, help="of each fine-tune")
+    parser.add_argument("--labels", type=int, default=5, help="labels per round")
+    parser.add_argument("--steps", type=int, default=30, help="steps per fine-tune")
     parser.add_argument("--fresh", type=int, default=30)
     options = parser.parse_args()
     predictor = KeepingPredictor.from_preset(PRESET, "cpu")

@@ -1,7 +1,7 @@
-"""First phrases on new pictures, with and without prefetch; and whether any of them waited for the encoder.
+"""First phrases on new images with and without prefetch, and whether any of them waited for the encoder.
 
-A real backend and a real worker with the weights that ship, Redis, and a Label Studio over HTTP. Half of the
-tasks are prefetched by `sspsam prefetch` and a worker; then somebody opens each task and types a phrase.
+A real backend and a real worker with the shipped weights, Redis, and a fake Label Studio over HTTP. Half of
+the tasks are prefetched by `sspsam prefetch` and a worker; then a phrase is sent for each task.
 
     python benchmarks/prefetch.py [--tasks 12]
 """
@@ -42,7 +42,7 @@ def main() -> None:
         session = stack.enter_context(requests.Session())
 
         def first_phrases(tasks: range) -> tuple[list[float], dict[str, float]]:
-            """Seconds, and where embeddings came from."""
+            """Seconds, and the sources of embeddings."""
             before = {one: metric(url, f'sspsam_embeddings_total{{source="{one}"}}') for one in SOURCES}
             took_s = []
             for task in tasks:

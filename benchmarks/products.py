@@ -1,5 +1,4 @@
-"""Products of float32 matrices on the CPU by oneDNN, as `sspsam.runtime.onednn` has them computed, against
-MKL's.
+"""float32 matrix products on the CPU: oneDNN, as used by `sspsam.runtime.onednn`, against MKL.
 
 python benchmarks/products.py [--rounds 30]
 """
@@ -21,12 +20,12 @@ LAYERS = {
     "ViT-B, tokens of an image": (4096, 768, 3072),
     "ViT-H, tokens of an image": (4096, 1280, 5120),
 }
-"""Whose layer it is -> rows, inputs, outputs."""
+"""Layer -> rows, inputs, outputs."""
 BY_MKL, BY_ONEDNN = "MKL", "oneDNN"
 
 
 def took_s(layer: tuple[int, int, int], rounds: int) -> dict[str, float]:
-    """Median seconds, in turn. What is written into a given matrix goes to MKL in any case."""
+    """Median seconds, in turn. Products with a given output matrix always use MKL."""
     rows, inputs, outputs = layer
     cells, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs).t()
     result = torch.empty(rows, outputs)
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     if not use_onednn_matmul():
-        raise SystemExit("PyTorch has no oneDNN for this processor: products are as they were")
+        raise SystemExit("PyTorch has no oneDNN for this processor: products are unchanged")
     rows, failed = [], []
     for name, layer in LAYERS.items():
         by = took_s(layer, options.rounds)
@@ -59,7 +58,7 @@ def main() -> None:
         table(["layer", BY_MKL, BY_ONEDNN, "speed-up"], rows),
     )
     if failed:
-        raise SystemExit(f"slower than by MKL: {', '.join(failed)}")
+        raise SystemExit(f"slower than MKL: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How quickly /health, /setup and /webhook answer while annotators keep the model busy.
+"""Latency of /health, /setup and /webhook while annotators keep the model busy.
 
-Label Studio gives /health and a webhook event one second, /setup three, and makes people wait meanwhile. The
-backend runs as `sspsam serve` runs it, with the weights that ship. It is asked while nobody annotates, and
-while annotators ask without a pause. Everything shares this machine's cores, so the times are upper bounds.
+Label Studio's timeout is one second for /health and webhook events and three for /setup, and users wait
+meanwhile. `sspsam serve` with the shipped weights is measured idle, and while annotators send phrases without
+a pause. Everything shares this machine's cores, so the times are upper bounds.
 
     python benchmarks/protocol.py [--seconds 8] [--annotators 4]
 """
@@ -28,7 +28,7 @@ from sspsam import mask_to_brush_rle
 
 LIMIT_MS = 50
 EVERY_S = 0.02
-"""Between two requests of one kind: far more than Label Studio sends."""
+"""Interval between requests of one kind: far shorter than Label Studio's."""
 LARGE_HW = (700, 900)
 PARSES = 20
 
@@ -37,7 +37,7 @@ Times = dict[str, list[float]]
 
 
 def large_event() -> bytes:
-    """A saved annotation with a ragged mask, which comes twice: some megabytes."""
+    """Event of a saved annotation with a ragged mask, included twice: several megabytes."""
     rle = mask_to_brush_rle(np.random.default_rng(0).random(LARGE_HW) > 0.5)
     region = {"id": "a", "from_name": "mask", "type": "brushlabels", "value": {"rle": rle}}
     annotation = {"id": 3, "task": 4, "project": 5, "result": [region, region]}
@@ -46,7 +46,7 @@ def large_event() -> bytes:
 
 
 def probes(url: str) -> dict[str, Callable[[requests.Session], requests.Response]]:
-    """What is measured: name -> one request."""
+    """Measured requests: name -> request."""
     small, large = b'{"action": "PROJECT_UPDATED", "project": {"id": 5}}', large_event()
     setup = {"project": "5.1", "schema": RECOMMENDED_CONFIG, "hostname": url, "access_token": ""}
     return {
@@ -58,7 +58,7 @@ def probes(url: str) -> dict[str, Callable[[requests.Session], requests.Response
 
 
 def measure(url: str, seconds: float) -> Times:
-    """Asks each in turn."""
+    """Sends each request in turn."""
     sends = probes(url)
     took_ms: Times = {name: [] for name in sends}
     until_s = time.monotonic() + seconds
@@ -74,7 +74,7 @@ def measure(url: str, seconds: float) -> Times:
 
 @contextmanager
 def annotators(url: str, shown: Scenes) -> Iterator[list[float]]:
-    """Somebody at each task types phrase after phrase inside the block; yields when each was answered."""
+    """Sends phrases without a pause on each task during the block; yields the times of the answers."""
     ended, answered = threading.Event(), list[float]()
 
     def annotate(task: int) -> None:
@@ -97,7 +97,7 @@ def annotators(url: str, shown: Scenes) -> Iterator[list[float]]:
 
 
 def parse_ratio() -> float:
-    """How much longer `json.loads` takes than reading only ids from the large event; medians, in turn."""
+    """Time of `json.loads` relative to reading only ids from the large event; medians, in turn."""
     body, took_s = large_event(), {json.loads: list[float](), read_event: list[float]()}
     for _ in range(PARSES):
         for parse, times in took_s.items():
@@ -108,7 +108,7 @@ def parse_ratio() -> float:
 
 
 def rows_of(idle: Times, busy: Times) -> list[list[str]]:
-    """Median and 99th percentile of each, and how many were in time."""
+    """Median and 99th percentile of each, and the fraction within the limit."""
     return [
         [
             name,
@@ -122,8 +122,10 @@ def rows_of(idle: Times, busy: Times) -> list[list[str]]:
 def main() -> None:
     """Measures the idle backend, then the busy one, and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8, help="for each of the two measurements")
-    parser.add_argument("--annotators", type=int, default=4, help="who ask without a pause")
+    parser.add_argument("--seconds", type=float, default=8, help="per measurement")
+    parser.add_argument(
+        "--annotators", type=int, default=4, help="number of annotators that send phrases without a pause"
+    )
     options = parser.parse_args()
     with serving(options.annotators) as (url, shown):
         idle = measure(url, options.seconds)

@@ -1,11 +1,11 @@
-"""Mixed traffic for half an hour: unexpected errors, and whether memory, files and threads stay flat.
+"""Mixed traffic for half an hour: unexpected errors, and growth of memory, files and threads.
 
     python benchmarks/soak.py [--plot docs/images/soak.png]   # 30 minutes; SOAK_MINUTES or --minutes for less
 
-A real `sspsam serve` with a real Redis, and a Label Studio over HTTP that gives out pictures. Phrases,
-clicks, webhooks, batches and pages come from several threads; 1 % of the requests are bad. Halfway a
-fine-tune runs in a process of its own, and its weights are promoted while the traffic goes on. Printed are
-slopes after the warm-up, per hour, with twice their standard error.
+A real `sspsam serve` with a real Redis, and a fake Label Studio over HTTP that serves images. Phrases,
+clicks, webhooks, batches and pages come from several threads; 1 % of the requests are invalid. Halfway, a
+fine-tune runs in its own process, and its weights are promoted under traffic. The output gives slopes per
+hour after the warm-up, with twice their standard error.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ SECRET = "soak-secret-of-this-run"
 PRESET = os.environ.get("SOAK_PRESET", "ssp-sam-test")
 CLIENTS = 4
 BURST = 64
-"""Phrases at once at the very beginning: the server then has all the threads that it will have."""
+"""Concurrent phrases at the start, so that the server creates all its threads."""
 PAUSE_S = 0.05
-"""Between two requests of a client, on average."""
+"""Average interval between a client's requests."""
 PICTURES = 60
 WARM_UP = 0.3
-"""Of the time: caches fill, allocators find their size."""
+"""Fraction of the time: caches fill and allocators settle."""
 BAD = 0.01
 SAMPLE_S = 1.0
 EXPECTED = {"good": {200, 201}, "bad": {200, 400, 401, 404, 405, 413, 415, 422}}
 UNITS = {"memory": "MiB", "files": "", "threads": ""}
 MOST_PER_HOUR = {"memory": 40.0, "files": 5.0, "threads": 5.0}
-"""Slopes above these, beyond their error, are a leak."""
+"""Slopes above these, beyond their error, count as leaks."""
 JUDGED_MINUTES = 15
-"""In a shorter run, one more connection that is kept looks like dozens an hour."""
+"""Minimum length for a verdict: in a shorter run, one more open connection looks like dozens per hour."""
 HEADERS = {"Content-Type": "application/json"}
 
 
 @dataclass
 class Tally:
-    """What was asked and answered; shared between threads."""
+    """Requests and responses; shared between threads."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Tally:
 
 @dataclass
 class Samples:
-    """The backend's process over time."""
+    """Resources of the backend's process over time."""
 
     at_s: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Samples:
         self.threads.append(sum(one.num_threads() for one in family))
 
     def slope(self, name: str) -> tuple[float, float]:
-        """Per hour after the warm-up, and twice its standard error.
+        """Slope per hour after the warm-up, and twice its standard error.
 
         Samples of one minute are averaged: neighbours are not independent.
         """
@@ -120,7 +120,7 @@ class Samples:
 
 
 class Traffic:
-    """Makes requests as Label Studio and its people would."""
+    """Sends requests like Label Studio and its users."""
 
     def __init__(self, url: str, label_studio: LabelStudioServer, tally: Tally) -> None:
         self._url, self._tally = url, tally
@@ -146,7 +146,7 @@ class Traffic:
                 self._tally.unexpected.append(f"{kind}: {type(error).__name__}")
 
     def phrase(self, seed: int) -> None:
-        """Asks for one phrase."""
+        """Sends one phrase."""
         self._phrase(random.Random(seed))
 
     def _phrase(self, draw: random.Random) -> requests.Response:
@@ -247,7 +247,7 @@ def redis_at(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def backend_with(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A running backend whose model is loaded."""
+    """Runs a backend; yields once its model is loaded."""
     command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "serve"]
     url = f"http://127.0.0.1:{environment['PORT']}"
     with subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL) as process:
@@ -267,7 +267,7 @@ def wait_for(condition: Callable[[], bool], patience_s: float = 180.0) -> None:
         except (requests.RequestException, RedisError):
             pass
         time.sleep(0.1)
-    raise TimeoutError("it did not come up")
+    raise TimeoutError("the backend did not start")
 
 
 FINETUNE = """
@@ -283,7 +283,7 @@ print(train(config).weights)
 
 
 def finetune_and_promote(store: VersionStore, folder: Path, steps: int) -> str:
-    """What the worker does, without the gate; returns what serves from then on."""
+    """Fine-tunes like the worker, without the gate; returns the version that serves afterwards."""
     from sspsam.checkpoints.load import read_tensors
 
     command = [sys.executable, "-c", FINETUNE, PRESET, str(folder), str(steps)]
@@ -305,7 +305,7 @@ def add_pictures(label_studio: LabelStudioServer) -> None:
 
 
 def soak(minutes: float) -> tuple[Samples, Tally, str]:
-    """Runs it; returns what was seen, and the version that was promoted halfway."""
+    """Runs the traffic; returns the measurements and the version promoted halfway."""
     samples, tally, stop = Samples(), Tally(), Event()
     promoted = ""
     with ExitStack() as stack:
@@ -326,7 +326,7 @@ def soak(minutes: float) -> tuple[Samples, Tally, str]:
             "DEVICE": "cpu",
             "PORT": str(port),
             "REQUESTS_PER_MINUTE": "1000000",
-            "EMBEDDING_CACHE_BYTES": str(2**22),  # so small that pictures leave it again
+            "EMBEDDING_CACHE_BYTES": str(2**22),  # small enough to cause evictions
             "OMP_NUM_THREADS": "1",
         }
         process = psutil.Process(stack.enter_context(backend_with(environment)).pid)
@@ -373,15 +373,15 @@ def plot(samples: Samples, path: Path) -> None:
         axis.axvline(minutes[-1] / 2, color="grey", linestyle="--", linewidth=1)
         axis.set_ylabel(f"{name} ({unit})" if unit else name)
         axis.set_ylim(0, 1.2 * max(getattr(samples, name)))
-    axes[-1].set_xlabel("minutes; dotted: warm-up ends, dashed: the fine-tune begins")
+    axes[-1].set_xlabel("minutes; dotted: end of warm-up, dashed: start of the fine-tune")
     figure.savefig(path, dpi=110)
 
 
 def main() -> int:
-    """Prints what was seen; the exit status says whether it is good."""
+    """Prints the results; exits with 1 if they are not acceptable."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "30")))
-    parser.add_argument("--plot", type=Path, default=PICTURE, help="where to draw the curves")
+    parser.add_argument("--plot", type=Path, default=PICTURE, help="file for the curves")
     options = parser.parse_args()
     samples, tally, promoted = soak(options.minutes)
     plot(samples, options.plot)
@@ -397,7 +397,7 @@ def main() -> int:
         slope, error = samples.slope(name)
         flat = slope - error <= MOST_PER_HOUR[name]
         good &= flat or not judged
-        verdict = "" if flat else ": it grows" if judged else ": the run was too short to tell"
+        verdict = "" if flat else ": it grows" if judged else ": the run was too short for a verdict"
         print(f"{name}: {slope:+.2f} ± {error:.2f} {unit} per hour{verdict}")
     return 0 if good else 1
 

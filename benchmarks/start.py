@@ -1,9 +1,8 @@
-"""How soon things are there: the command line, the backend, a first phrase and the next; and how much memory.
+"""Startup time of the command line and the backend, latency of first and further phrases, and memory.
 
-`sspsam --help`; then `sspsam serve` with the weights that ship, from its start to the first answer of /health
-and to the first mask; then phrases on new pictures of 640 px and further ones on the same. Seconds on the
-clock, and those of the processor that the process itself took: on a machine that does other work, the second
-say more.
+`sspsam --help`; then `sspsam serve` with the shipped weights, from its start to the first response of /health
+and to the first mask; then phrases on new images of 640 px and further ones on the same images. Wall-clock
+seconds, and the process's CPU seconds, which are more reliable on a machine under other load.
 
     python benchmarks/start.py [--pictures 8] [--repeats 5]
 """
@@ -46,7 +45,7 @@ CUDA = re.compile(
 
 @dataclass
 class Took:
-    """Seconds of something."""
+    """Wall-clock and CPU seconds."""
 
     clock_s: float
     processor_s: float
@@ -72,29 +71,29 @@ def help_once() -> Took:
 
 
 class Served:
-    """A backend's processes: the server, and the one that holds the model."""
+    """A backend's processes: the master, and the one that holds the model."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._since_s = time.perf_counter()
 
     def processor_s(self) -> float:
-        """Seconds of the processor until now."""
+        """CPU seconds so far."""
         times = [one.cpu_times() for one in self._all()]
         return sum(one.user + one.system for one in times)
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident, of the process that holds the model; and how much of it are CUDA's libraries."""
+        """Resident memory of the process that holds the model, and the part taken by CUDA's libraries."""
         holder = max(self._all(), key=lambda one: one.memory_info().rss)
         cuda = sum(part.rss for part in holder.memory_maps() if CUDA.search(Path(part.path).name))
         return holder.memory_info().rss / 1e6, cuda / 1e6
 
     def took(self) -> Took:
-        """Since it was started."""
+        """Time since its start."""
         return Took(time.perf_counter() - self._since_s, self.processor_s())
 
     def time(self, action: Callable[[], object]) -> Took:
-        """What something asked of it took."""
+        """Time of a request to it."""
         before_s, since_s = self.processor_s(), time.perf_counter()
         action()
         return Took(time.perf_counter() - since_s, self.processor_s() - before_s)
@@ -104,13 +103,13 @@ class Served:
 
 
 def until(action: Callable[[], bool]) -> None:
-    """Tries until it works."""
+    """Retries until it succeeds."""
     until_s = time.monotonic() + START_S
     while time.monotonic() < until_s:
         try:
             if action():
                 return
-        except (requests.ConnectionError, RuntimeError):  # not there yet, or still loading
+        except (requests.ConnectionError, RuntimeError):  # not listening yet, or still loading
             pass
         time.sleep(0.02)
     raise SystemExit("the backend did not start")
@@ -120,7 +119,7 @@ def main() -> None:
     """Measures and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3, help="of `sspsam --help`")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of `sspsam --help`")
     options = parser.parse_args()
     help_once()
     helped = middle([help_once() for _ in range(options.repeats)])
@@ -168,7 +167,7 @@ def main() -> None:
     )
     measured = zip(MOST_S.values(), (helped, health, mask, middle(firsts), middle(nexts)), strict=True)
     if memory_mb - cuda_mb > MOST_MB or any(took.processor_s > most_s for most_s, took in measured):
-        raise SystemExit("slower, or larger, than its target")
+        raise SystemExit("a target for time or memory is missed")
 
 
 if __name__ == "__main__":

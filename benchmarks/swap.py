@@ -1,7 +1,7 @@
-"""Weights swapped under load: failed requests, mixed answers, the slowest answers meanwhile, memory.
+"""Weight swaps under load: failed requests, mixed answers, latency, memory.
 
-A real backend with the weights that ship, and a second version whose masks are the complement of theirs, so
-that an answer shows whose it is. Clients ask without a pause; promotions and rollbacks take turns.
+A real backend with the shipped weights and a second version whose masks are their complement, so an answer
+shows which version made it. Clients send phrases without a pause; promotions and rollbacks alternate.
 
     python benchmarks/swap.py [--clients 32] [--swaps 10] [--seconds 5]
 """
@@ -32,25 +32,25 @@ from sspsam.version_store.store import VersionCard
 
 PRESET = "ssp-sam-demo"
 LAST = "sam.mask_decoder.output_hypernetworks_mlps.0.layers.2."
-"""What the mask's logits are linear in."""
+"""Tensor in which the mask's logits are linear."""
 MOST_APART = 0.05
-"""Shares of a picture that the same version's masks may differ by: phrases that share a pass, rounding."""
+"""Tolerated difference of one version's masks, as a fraction of the image: batching and rounding."""
 AROUND_S = 1.0
-"""Before and after a promotion: answers that were under way then count as during the swap."""
+"""Time before and after a promotion within which requests in flight count as during the swap."""
 
 
 @dataclass
 class Answers:
-    """What clients were told."""
+    """Answers received by the clients."""
 
     began_s: list[float] = field(default_factory=list)
     took_s: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     shares: dict[tuple[int, bool], list[float]] = field(default_factory=dict)
-    """Task and whether the base version answered -> how much of the picture each of its masks covered."""
+    """(task, whether the base version answered) -> covered fraction of the image for each mask."""
 
     def between(self, times_s: Sequence[float], inside: bool) -> list[float]:
-        """How long the answers took that were, or were not, under way around one of the times."""
+        """Latencies of the answers that were, or were not, in flight around any of the times."""
         near = [
             any(began - AROUND_S <= at <= began + took + AROUND_S for at in times_s)
             for began, took in zip(self.began_s, self.took_s, strict=True)
@@ -59,7 +59,7 @@ class Answers:
 
 
 def share_of(prediction: dict[str, Any]) -> float:
-    """Of the picture, that the mask covers; 0 without one."""
+    """Fraction of the image covered by the mask; 0 without one."""
     for one in prediction["result"]:
         if one["type"] == "brushlabels":
             mask = brush_rle_to_mask(one["value"]["rle"], one["original_height"], one["original_width"])
@@ -74,7 +74,7 @@ def inverted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Running:
-    """A backend that serves the base version, with another one in its store."""
+    """A backend that serves the base version, with a second one in its store."""
 
     url: str
     redis_url: str
@@ -84,7 +84,7 @@ class Running:
     process: psutil.Process
 
     def annotate(self, task: int, answers: Answers, stop: threading.Event) -> None:
-        """Asks the same phrase without a pause; whose mask it is follows from how much it covers."""
+        """Sends the same phrase without a pause; the covered fraction identifies the version."""
         scene, phrase = self.shown.server.tasks[task], self.shown.phrases[task][0]
         with requests.Session() as session:
             while not stop.is_set():
@@ -100,7 +100,7 @@ class Running:
                 answers.shares.setdefault((task, is_base), []).append(share)
 
     def swap(self, back: bool) -> None:
-        """Promotes the other version, or goes back, and tells."""
+        """Promotes the second version or rolls back, and notifies the backend."""
         if back:
             self.store.rollback()
         else:
@@ -111,7 +111,7 @@ class Running:
 
 @contextmanager
 def running(clients: int) -> Iterator[Running]:
-    """Starts it, with a picture for each client, embedded."""
+    """Starts it, with an embedded image per client."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sspsam-")))
         shown = stack.enter_context(scenes(folder / "pictures", clients))
@@ -131,7 +131,7 @@ def running(clients: int) -> Iterator[Running]:
 
 
 def mixed(answers: Answers) -> int:
-    """Answers that are not what their version says of the picture at other times."""
+    """Answers that differ from the other answers of their named version for the same image."""
     count = 0
     for shares in answers.shares.values():
         count += int((np.abs(np.array(shares) - np.median(shares)) > MOST_APART).sum())
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--swaps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5, help="between two swaps")
+    parser.add_argument("--seconds", type=float, default=5, help="time between two swaps")
     options = parser.parse_args()
     answers, stop = Answers(), threading.Event()
     swapped_s: list[float] = []

@@ -1,7 +1,7 @@
-"""A phrase on a picture that is embedded already, against the whole path; eight at once, against one by one.
+"""A phrase on an embedded image against the uncached path; a batch of eight against eight single phrases.
 
-Random weights, float32, on the CPU: speed does not hang on what the weights are. SAM's image encoder takes no
-part: its embedding is there in both. What is compared runs in turn, on all cores.
+Random weights, float32, on the CPU: speed does not depend on the weights. SAM's image encoder is excluded:
+its embedding is given in both. Alternatives are measured in turn, on all cores.
 
     python benchmarks/warm.py [--rounds 9] [--presets ssp-sam-demo ssp-sam-224 ssp-sam-336]
 """
@@ -32,11 +32,11 @@ MOST = {
     "ssp-sam-224": {WARM: 0.50, AT_ONCE: 0.85},
     "ssp-sam-336": {WARM: 0.20, AT_ONCE: 0.85},
 }
-"""Preset -> what may take which part of what it is compared with."""
+"""Preset -> maximum ratio of each alternative to its baseline."""
 
 
 def measure(preset: str, rounds: int) -> dict[str, float]:
-    """Median seconds of each."""
+    """Median seconds of each alternative."""
     torch.manual_seed(0)
     model = build_model(preset)
     predictor = Predictor(model, nn.Identity(), preset, "cpu")

@@ -1,6 +1,6 @@
 """Draws the sticker atlas that ships in `finetune/data/atlas` from the published art sets.
 
-Run once when the vocabulary or the art changes; nothing at run time needs it:
+Run once when the vocabulary or the art changes; not needed at run time:
 
     npm install --ignore-scripts @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji \
         @iconify-json/fluent-emoji-flat @lobehub/fluent-emoji-3d
@@ -8,7 +8,7 @@ Run once when the vocabulary or the art changes; nothing at run time needs it:
     python tools/build_atlas.py node_modules finetune/data/atlas
 
 It writes `<style>.webp`, one per style: a sheet of 128 px cells in the order of vocabulary.tsv, row by row,
-the alpha channel without loss; and `atlas.json`, which says how to read the sheets and where the art is from.
+with a lossless alpha channel; and `atlas.json`, which describes the sheets and the sources of the art.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MARGIN_PX = 3
 """Clear border of a cell, so that neither resampling nor compression mixes neighbours."""
 COLUMNS = 16
 DRAWN_PX = 512
-"""Side at which an SVG is drawn before it is trimmed and reduced."""
+"""Side of a rendered SVG before it is trimmed and reduced."""
 COLOUR_QUALITY = 84
 
 SVG_SETS = {
@@ -36,7 +36,7 @@ SVG_SETS = {
 }
 RENDER_SETS = {"fluent-3d": "@lobehub/fluent-emoji-3d"}
 BORROWED = {("fluent-3d", "paperclip"): "fluent"}
-"""Cells drawn from another sheet: that render shows a character which its holder keeps as a trademark."""
+"""Cells drawn from another sheet, because this render shows a trademarked character."""
 
 
 def draw_svg(icons: dict[str, Any], icon: str) -> Image.Image:
@@ -54,7 +54,7 @@ def draw_svg(icons: dict[str, Any], icon: str) -> Image.Image:
 
 
 def fit_cell(art: Image.Image) -> Image.Image:
-    """Trims the clear border and fits what is left into the middle of a cell."""
+    """Trims the clear border and centres the rest in a cell."""
     solid = art.getchannel("A").point(lambda alpha: 255 if alpha >= 16 else 0)
     art = art.crop(solid.getbbox())
     room = CELL_PX - 2 * MARGIN_PX

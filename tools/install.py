@@ -1,8 +1,8 @@
-"""Installs locked requirements into a virtual environment, with few lines of progress in place of pip's many.
+"""Installs locked requirements into a virtual environment, with brief progress instead of pip's output.
 
     python tools/install.py .venv "the service" requirements-torch.lock requirements.lock
 
-What pip says goes to VENV/install.log; where it fails, its last lines are shown.
+pip's output goes to VENV/install.log; on failure, its last lines are shown.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ENTRY = re.compile(r"^[a-z0-9][\w-]*==", re.MULTILINE)
 SEEN = re.compile(
     r"(?:Collecting|Processing|Requirement already satisfied:|Ignoring) (?:\S*/)?(?P<name>[A-Za-z]\w*)"
 )
-"""How pip begins with a package."""
+"""Line with which pip starts on a package."""
 
 
 def run_pip(python: Path, arguments: list[str], log: Path, what: str, total: int) -> None:
-    """Runs pip, and says now and then how far it is among `total` packages.
+    """Runs pip and prints periodic progress out of `total` packages.
 
     Raises:
         SystemExit: pip failed.
@@ -53,7 +53,7 @@ def run_pip(python: Path, arguments: list[str], log: Path, what: str, total: int
             if total and line.startswith("Installing collected packages"):
                 print(f"  {what}: unpacking", flush=True)
     if pipe.wait() != 0:
-        sys.exit(f"{''.join(tail)}pip could not install {what}; all that it said is in {log}")
+        sys.exit(f"{''.join(tail)}pip could not install {what}; its full output is in {log}")
 
 
 def main() -> None:
@@ -61,9 +61,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("venv", type=Path)
-    parser.add_argument("what", help="what it is, for people")
+    parser.add_argument("what", help="description for the output")
     parser.add_argument("locks", nargs="*", help="requirement files with hashes")
-    parser.add_argument("--project", action="store_true", help="then this repository, editable")
+    parser.add_argument("--project", action="store_true", help="also install this repository, editable")
     arguments = parser.parse_args()
     python, log = arguments.venv / "bin/python", arguments.venv / LOG
     files = [f"--requirement={lock}" for lock in arguments.locks]

@@ -1,15 +1,15 @@
-"""Locks what pyproject.toml asks for, with hashes, for every supported Python and platform: `make lock`.
+"""Locks the requirements of pyproject.toml with hashes for every supported Python and platform: `make lock`.
 
 | file | holds |
 |---|---|
 | requirements-torch.lock | PyTorch and CUDA: servers without a GPU take them from another index |
-| requirements.lock | the rest of what the service needs |
-| requirements-extras.lock | in addition, every extra of the project |
-| requirements-dev.lock | in addition, what tests, linters and benchmarks need |
-| requirements-label-studio.lock | Label Studio, for a virtual environment of its own |
+| requirements.lock | the other requirements of the service |
+| requirements-extras.lock | in addition, the requirements of all extras |
+| requirements-dev.lock | in addition, those of tests, linters and benchmarks |
+| requirements-label-studio.lock | Label Studio, for its own virtual environment |
 
-The first four are one resolution: a distribution has the same version wherever it is installed. The head of
-each file holds a digest of what it was made from, so that a test can tell when pyproject.toml has changed.
+The first four are one resolution: a distribution has the same version in all of them. The head of each file
+holds a digest of its input, with which a test detects changes of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PYPROJECT = ROOT / "pyproject.toml"
 OLDEST_PYTHON = "3.11"
 PLATFORMS = " and (sys_platform == 'darwin' or sys_platform == 'linux')"
 EVERYWHERE = f" ; python_full_version < '3.15'{PLATFORMS}"
-"""What uv adds to each entry for `environments` in pyproject.toml. Without it pip refuses other Pythons and
-platforms for want of a file, in place of installing nothing."""
+"""Marker that uv adds to each entry for `environments` in pyproject.toml. Without it, pip fails on other
+Pythons and platforms because a file is missing."""
 ENTRY = re.compile(r"^[a-z0-9][^\n]*\\\n(?:    --hash[^\n]*\n?)+", re.MULTILINE)
 TORCH = re.compile(r"(torch|torchvision|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 DIGEST = "# pyproject.toml: "
@@ -45,7 +45,7 @@ LOCKS = {
 
 
 def requirements_digest() -> str:
-    """Digest of all that pyproject.toml says about requirements."""
+    """Digest of all requirements in pyproject.toml."""
     document = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     project = document["project"]
     relevant = {
@@ -61,7 +61,7 @@ def requirements_digest() -> str:
 
 
 def compile_requirements(uv: str, *sources: str, constraints: list[str], preferred: str) -> list[str]:
-    """Resolves sources; the versions that `preferred` has stay where they can."""
+    """Resolves sources; keeps the versions in `preferred` if possible."""
     build = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["build-system"]["requires"]
     command = [
         uv,
@@ -88,7 +88,7 @@ def main() -> None:
     """Writes the lock files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--uv", default="uv", help="the program")
-    parser.add_argument("--keep", action="store_true", help="change no version that need not change")
+    parser.add_argument("--keep", action="store_true", help="change versions only if necessary")
     arguments = parser.parse_args()
     for name, entries in resolve(arguments.uv, arguments.keep).items():
         write_lock(name, entries)

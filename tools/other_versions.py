@@ -1,7 +1,7 @@
-"""Installs other versions than the locked ones into .venv-newest or .venv-lowest, for `make newest lowest`.
+"""Installs versions other than the locked ones into .venv-newest or .venv-lowest, for `make newest lowest`.
 
 `newest` is the newest version of everything that pyproject.toml allows. `lowest` is the lower bound of every
-requirement and extra; what these need, and the development tools, are as new as the bounds allow.
+requirement and extra, with the newest allowed versions of their dependencies and of the development tools.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHOWN = ("numpy", "redis", "rq", "torch")
 
 
 def main() -> None:
-    """Makes the virtual environment, in place of an earlier one."""
+    """Creates the virtual environment, replacing an earlier one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +38,7 @@ def install(program: Path, interpreter: str, venv: Path, lowest: bool) -> None:
             sys.exit(f"{done.stdout}failed: uv {' '.join(words)}")
         return done.stdout
 
-    print(f"Installing into {venv.name}: some minutes", flush=True)
+    print(f"Installing into {venv.name}: takes several minutes", flush=True)
     uv("venv", "--quiet", "--clear", "--python", interpreter, str(venv))
     python, everything = f"--python={venv}", ["--requirement=pyproject.toml", "--all-extras", "--group=dev"]
     if lowest:

@@ -1,9 +1,9 @@
-"""Records what the authors' code answers, for tests/golden: `python -m tools.record_golden CHECKOUT VARIANT`.
+"""Records outputs of the authors' code for tests/golden: `python -m tools.record_golden CHECKOUT VARIANT`.
 
-VARIANT is `ssp-sam-224`, `ssp-sam-336`, or `ablations`: those of ssp-sam-224 that have a file of their own.
-CHECKOUT is a clone of https://github.com/WayneTomas/SSP-SAM, whose code runs; its weights are not needed.
-Every tensor is made from its name and the inputs from a seed, as tests/sspsam/golden.py does it. SAM's image
-encoder takes no part: its output is an input.
+VARIANT is `ssp-sam-224`, `ssp-sam-336`, or `ablations`: those of ssp-sam-224 that have their own file.
+CHECKOUT is a clone of https://github.com/WayneTomas/SSP-SAM, whose code is run; its weights are not needed.
+Tensors are generated from their names and inputs from a seed, as in tests/sspsam/golden.py. SAM's image
+encoder is not run: its output is an input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.sspsam.golden import GOLDEN_FOLDER, golden_checkpoint, golden_inputs,
 ENCODER = "encoder."
 UNUSED = "img2img_attn.pos_"
 RECORDED_FIRST = "ssp-sam-224"
-"""Its phrases, tokens and points are those of every variant."""
+"""The variant whose phrases, tokens and points all others use."""
 ABLATIONS = {
     "verification-gaussian": "wo_gaussian",
     "rec-head": "single_task",
@@ -33,11 +33,11 @@ ABLATIONS = {
     "visual-adapter": "only_LAD_Q_token",
     "linguistic-adapter-without-visual-adapter": "only_Q_token",
 }
-"""What is left out -> the authors' file, models/ablation/ssp_sam_224_<name>.py."""
+"""Ablated part -> the authors' file, models/ablation/ssp_sam_224_<name>.py."""
 
 
 class NoEncoder(nn.Module):
-    """Stands for SAM's image encoder, of which only the size is asked."""
+    """Replaces SAM's image encoder, of which only the size is used."""
 
     def __init__(self, img_size: int, **_options: object) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class NoEncoder(nn.Module):
 
 
 def main(checkout: Path, variant: str) -> None:
-    """Runs the authors' code and writes what it answers."""
+    """Runs the authors' code and writes its outputs."""
     prepare(checkout)
     record = record_ablations() if variant == "ablations" else record_variant(variant)
     (GOLDEN_FOLDER / f"{variant}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def record_variant(variant: str) -> dict[str, Any]:
-    """What a variant was asked, and what it answers, inside and in the end."""
+    """Inputs of a variant, with its intermediate and final outputs."""
     preset, first = get_preset(variant), golden_record(RECORDED_FIRST)
     clip, embedding = preset.clip, IMAGE_ENCODERS[preset.image_encoder]
     grid = embedding.image_size // embedding.patch_size
@@ -72,12 +72,12 @@ def record_variant(variant: str) -> dict[str, Any]:
 
 
 def record_ablations() -> dict[str, Any]:
-    """What each ablation answers to the inputs of RECORDED_FIRST."""
+    """Outputs of each ablation for the inputs of RECORDED_FIRST."""
     record = golden_record(RECORDED_FIRST)
     answers = {}
     for part, file in ABLATIONS.items():
         model: Any = build(f"ablation.ssp_sam_224_{file}", RECORDED_FIRST, "visual-adapter" not in part)
-        if file.startswith("only_"):  # these exchange batch and tokens, for an earlier version of their SAM
+        if file.startswith("only_"):  # these swap batch and tokens, for an earlier version of their SAM
             model.sam.register_forward_pre_hook(
                 lambda _module, inputs: ({**inputs[0], "prompts": inputs[0]["prompts"].transpose(0, 1)},)
             )
@@ -86,7 +86,7 @@ def record_ablations() -> dict[str, Any]:
 
 
 def prepare(checkout: Path) -> None:
-    """Lets the authors' code be imported, without SAM's image encoder."""
+    """Makes the authors' code importable, without SAM's image encoder."""
     sys.path[:0] = [str(checkout), str(checkout / "segment-anything")]
     sys.modules["pkg_resources"] = ModuleType("pkg_resources")
     sys.modules["pkg_resources"].packaging = import_module("packaging")  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def prepare(checkout: Path) -> None:
 
 
 def build(file: str, variant: str, surgery: bool = True) -> nn.Module:
-    """The model in one of the authors' files with the golden tensors, in evaluation mode."""
+    """The model of one of the authors' files with the golden tensors, in evaluation mode."""
     clip_state = {
         k.removeprefix(ENCODER): v for k, v in golden_checkpoint(variant).items() if k.startswith(ENCODER)
     }
@@ -113,7 +113,7 @@ def build(file: str, variant: str, surgery: bool = True) -> nn.Module:
 
 
 def listen(model: Any) -> dict[str, list[Any]]:
-    """Keeps what some modules will answer."""
+    """Records the outputs of some modules."""
     seen: dict[str, list[Any]] = {}
     taps = {
         "image": model.encoder.visual, "words": model.encoder.ln_final, "phrase": model.phrase_attn,
@@ -146,7 +146,7 @@ def ask(model: Any, seen: dict[str, list[Any]], record: dict[str, Any]) -> dict[
 
 
 def _listener(outputs: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    """Keeps what a module answers; the decoder is asked picture by picture."""
+    """Records a module's output; the decoder is called image by image."""
     return lambda _module, _inputs, output: outputs.append(output)
 
 

@@ -1,4 +1,4 @@
-"""Draws the logs in docs/images/demo-training, one picture of all stages; first adds a run that went on.
+"""Plots the logs in docs/images/demo-training, one image for all stages; optionally adds a continued run.
 
 python tools/training_curves.py [--add runs/further/further/log.jsonl --stage ssp]
 """
@@ -20,11 +20,11 @@ from matplotlib import pyplot
 LOGS = Path(__file__).parents[1] / "docs/images/demo-training"
 STAGES = ("clip", "sam", "rec", "ssp")
 FRAME = ("step", "lr", "elapsed_s", "left_s", "total", "image")
-"""What is not drawn: not a loss term, or the sum of others."""
+"""Columns that are not plotted: not a loss term, or the sum of others."""
 
 
 def add_run(stage: str, log: Path) -> None:
-    """Appends a run's log to that of its stage, steps counted on and times left out."""
+    """Appends a run's log to that of its stage, with continued step numbers and without times."""
     kept = LOGS / f"{stage}.jsonl"
     before = read_log(kept)[-1]["step"]
     rows = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_log(log)]
@@ -34,7 +34,7 @@ def add_run(stage: str, log: Path) -> None:
 
 
 def beginnings(rows: list[dict[str, Any]]) -> list[float]:
-    """Steps at which the learning rate turns to rise again: where another run went on."""
+    """Steps at which the learning rate rises again, where another run continued."""
     turns = zip(rows, rows[1:], rows[2:], strict=False)
     return [b["step"] for a, b, c in turns if a["lr"] >= b["lr"] < c["lr"]]
 

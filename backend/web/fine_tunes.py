@@ -142,7 +142,7 @@ def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
 
 
 def _pairs(path: Path) -> list[Pair]:
-    """Entries of the picture list; none if it is unreadable."""
+    """Entries of the image list; empty if it is unreadable."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         return [

@@ -1,4 +1,4 @@
-"""What several benchmarks share; importing it lets them use what the tests have."""
+"""Code shared by benchmarks; importing it makes the tests' helpers importable."""
 
 import sys
 from pathlib import Path

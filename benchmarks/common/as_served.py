@@ -1,4 +1,4 @@
-"""Importing this, before torch, makes the process what `sspsam serve` makes its own."""
+"""Applies the process settings of `sspsam serve`. Import it before torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the same in every round of a benchmark: made once, and kept in memory."""
+"""In-memory caches for data that is equal in every round of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT_BYTES = 2 * 2**30
 
 
 class KeepingPredictor(Predictor):
-    """Embeds a picture once: fine-tuning leaves the encoders of images as they are."""
+    """Embeds each image once: fine-tuning freezes the image encoders."""
 
     def embed(self, image: UInt8Image) -> ImageEmbedding:
         key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
@@ -31,7 +31,7 @@ class KeepingPredictor(Predictor):
 
 
 class KeptDataset:
-    """A data set whose samples are drawn or read once."""
+    """A data set whose samples are drawn or read only once."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._samples: Sequence[Sample] = [dataset[index] for index in range(len(dataset))]

@@ -1,4 +1,4 @@
-"""Scenes with a thing that the weights which ship have never seen, and phrases that name it."""
+"""Scenes with an object that the shipped weights were not trained on, and phrases that name it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from finetune.data.stickers.scenes import Mask, Picture, Scene, make_scene
 from finetune.data.stickers.vocabulary import also_called, nouns, select_nouns
 
 COMPANY = 11
-"""Known nouns that a scene is drawn from, besides the new one."""
+"""Known nouns from which a scene is drawn, besides the new one."""
 SIZE_RANGE_PX = (320, 640)
 FRESH_SPLIT = "test"
-"""Of the scenes that are measured on; neither corrections nor the weights have anything to do with it."""
+"""Split of the evaluation scenes; used neither for corrections nor for the weights."""
 CORRECTED_SPLIT = "val"
 FIRST_SEED = 9_000_000
-"""Scenes that nothing else draws."""
+"""Seeds that nothing else uses."""
 PER_NOUN = 100_000
 PHRASES_TRIED = 12
 
 
 @dataclass(frozen=True, eq=False)
 class NovelScene:
-    """A scene with one thing of a new noun in it."""
+    """A scene with one object of a new noun."""
 
     image: Picture
     """(H, W, 3) RGB."""
     phrase: str
-    """Names the thing."""
+    """Phrase that names the object."""
     mask: Mask
-    """(H, W): where it shows."""
+    """(H, W): its visible part."""
 
 
 def novel_scenes(noun: str, split: str) -> Iterator[NovelScene]:
-    """Draws scenes with a noun, the same ones every time.
+    """Draws scenes with a noun, deterministically.
 
     Args:
-        noun: Of the vocabulary.
+        noun: Noun of the vocabulary.
         split: CORRECTED_SPLIT or FRESH_SPLIT; they share no scene.
     """
     first = FIRST_SEED + PER_NOUN * select_nouns(["core", "base", "novel"]).index(noun)
@@ -57,7 +57,7 @@ def novel_scenes(noun: str, split: str) -> Iterator[NovelScene]:
 
 
 def name_of(scene: Scene, noun: str, rng: np.random.Generator) -> NovelScene | None:
-    """Names the thing of a noun, if there is one, and one only."""
+    """Returns a phrase for the object of a noun, if there is exactly one."""
     if len(scene.by_noun.get(noun, ())) != 1:
         return None
     for said in make_phrases(scene, rng, ["noun"], PHRASES_TRIED):
@@ -67,7 +67,7 @@ def name_of(scene: Scene, noun: str, rng: np.random.Generator) -> NovelScene | N
 
 
 class NovelDataset:
-    """Some of these scenes, as a data set."""
+    """These scenes as a data set."""
 
     def __init__(self, scenes: Sequence[NovelScene]) -> None:
         self.scenes = scenes

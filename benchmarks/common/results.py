@@ -1,4 +1,4 @@
-"""Results that take long to measure, kept in a file as they come: a benchmark goes on where it was ended."""
+"""Results of long measurements, appended to a file so that an interrupted benchmark can be resumed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Result = Mapping[str, Any]
 
 
 class Results:
-    """Results by what was measured, one line of JSON each. Those of other conditions stay, and do not count.
+    """Results, one line of JSON each. Results under other conditions are kept but ignored.
 
     Args:
-        path: Of the file; without one, results are kept in memory alone.
-        conditions: What results depend on beside their key, such as the weights.
-        key: The fields of a result that say what was measured.
+        path: The file; if None, results are only kept in memory.
+        conditions: Conditions that affect results beside their key, such as the weights.
+        key: The fields that identify a result.
     """
 
     def __init__(self, path: Path | None, conditions: Mapping[str, object], key: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class Results:
         return self._found[key]
 
     def add(self, result: Result) -> None:
-        """Keeps a result; it is in the file when this returns."""
+        """Stores a result; it is in the file on return."""
         self._note(result)
         if self._path is not None:
             line = json.dumps({"conditions": self._conditions, **result})
@@ -54,23 +54,23 @@ class Results:
 
 
 def fine_tuning(preset: str) -> dict[str, object]:
-    """What the figures of a fine-tune depend on: the weights that ship, and the recipe."""
+    """Conditions of a fine-tune's results: the shipped weights and the recipe."""
     recipe = hashlib.sha256(repr(RECIPES[preset]).encode()).hexdigest()
     return {"weights": frozen_weights(preset), "recipe": recipe}
 
 
 def _read(path: Path) -> list[Result]:
-    """The lines that are whole: one may have been cut off when the last run was ended.
+    """The complete lines: the last one may be truncated by an interrupted run.
 
     Raises:
-        SystemExit: the file holds something else.
+        SystemExit: the file holds other content.
     """
     if not path.exists():
         return []
     results = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.startswith("{"):
-            raise SystemExit(f"{path}, line {number}: expected a result, a JSON object, got {line:.40}")
+            raise SystemExit(f"{path}, line {number}: expected a result (a JSON object), got {line:.40}")
         with suppress(ValueError):
             results.append(json.loads(line))
     return results

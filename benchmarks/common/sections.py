@@ -18,7 +18,7 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless")
 
 
 def write_section(title: str, *paragraphs: str) -> None:
-    """Prints a section, and writes it to the page with command, machine and date.
+    """Prints a section and writes it to the page with command, machine and date.
 
     All other sections, such as the hand-written summary, stay as they are.
 

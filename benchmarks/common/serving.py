@@ -1,4 +1,4 @@
-"""A running backend with a real Redis, and a Label Studio over HTTP whose tasks are sticker scenes."""
+"""A running backend with a real Redis, and a fake Label Studio over HTTP whose tasks are sticker scenes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ ANSWER_S = 300.0
 
 @dataclass
 class Scenes:
-    """A Label Studio with one project."""
+    """A fake Label Studio with one project."""
 
     server: LabelStudioServer
     phrases: dict[int, list[str]]
-    """Task -> phrases that fit its picture."""
+    """Task -> phrases with a target in its image."""
 
 
 @contextmanager
 def scenes(folder: Path, count: int) -> Iterator[Scenes]:
-    """Serves a project of `count` tasks, each with a picture of its own."""
+    """Serves a project of `count` tasks, each with its own image."""
     with LabelStudioServer() as server:
         server.add_project(PROJECT)
         found = {}
@@ -62,10 +62,10 @@ def redis_at(folder: Path) -> Iterator[str]:
 
 
 def environment(label_studio_url: str, redis_url: str, models: Path, **more: str) -> dict[str, str]:
-    """What backend and worker are told."""
+    """Environment of backend and worker."""
     return {
         **os.environ,
-        "OPEN_ACCESS": "true",  # nobody but this process calls
+        "OPEN_ACCESS": "true",  # only this process calls
         "LABEL_STUDIO_URL": label_studio_url,
         "LABEL_STUDIO_API_KEY": KEY,
         "REDIS_URL": redis_url,
@@ -78,7 +78,7 @@ def environment(label_studio_url: str, redis_url: str, models: Path, **more: str
 
 @contextmanager
 def backend(told: Mapping[str, str]) -> Iterator[str]:
-    """A running `sspsam serve`; yields its address when its model is loaded."""
+    """Runs `sspsam serve`; yields its URL once its model is loaded."""
     port = free_port()
     process = subprocess.Popen(
         sspsam("serve"), cwd=ROOT, env={**told, "HOST": "127.0.0.1", "PORT": str(port)}
@@ -95,7 +95,7 @@ def backend(told: Mapping[str, str]) -> Iterator[str]:
 
 @contextmanager
 def serving(count: int, **more: str) -> Iterator[tuple[str, Scenes]]:
-    """All of it together."""
+    """Runs all of it."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sspsam-")))
         shown = stack.enter_context(scenes(folder / "pictures", count))
@@ -110,13 +110,13 @@ def sspsam(*arguments: str) -> list[str]:
 
 
 def ask(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str) -> list[dict[str, Any]]:
-    """Sends what the editor sends for a phrase; returns the regions' results."""
+    """Sends a phrase like the editor; returns the regions' results."""
     prediction = predict(session, url, scene, phrase)
     return [one for one in prediction["result"] if one["type"] == "brushlabels"]
 
 
 def predict(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str) -> dict[str, Any]:
-    """Sends what the editor sends for a phrase; returns the whole prediction."""
+    """Sends a phrase like the editor; returns the complete prediction."""
     entry = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
     body = {
         "tasks": [{"id": scene["id"], "data": scene["data"]}],
@@ -134,7 +134,7 @@ def predict(session: requests.Session, url: str, scene: Mapping[str, Any], phras
 
 
 def metric(url: str, name: str) -> float:
-    """A line of /metrics, such as `sspsam_embeddings_total{source="disk"}`; 0 where there is none."""
+    """Value of a line of /metrics, such as `sspsam_embeddings_total{source="disk"}`; 0 if absent."""
     for line in requests.get(f"{url}/metrics", timeout=ANSWER_S).text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.rpartition(" ")[2])
@@ -143,7 +143,7 @@ def metric(url: str, name: str) -> float:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ends a process after the block."""
+    """Stops a process after the block."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Seconds of things that are compared, measured in turn."""
+"""Timing of alternatives, measured in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 def medians_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; every round goes through all of them, so that none has the quieter time."""
+    """Median seconds of each alternative; every round runs all of them, so load affects them equally."""
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -1,8 +1,8 @@
-"""How much of what the demo learns carries over to a style of drawing that it was not trained on.
+"""Generalization of the demo weights to an unseen drawing style.
 
-Runs the recipe of the demo weights from nothing with one style left out, in fewer steps, and measures the
-result on scenes of the other styles and on scenes of that one. Takes hours; stopped, it goes on when started
-again with the same folder. Not part of `make bench`.
+Runs the recipe of the demo weights from scratch without one style, in fewer steps, and evaluates the result
+on scenes of the other styles and of that one. Takes hours; an interrupted run resumes when started again with
+the same folder. Not part of `make bench`.
 
     python benchmarks/long/unseen_style.py --folder runs/unseen [--style fluent-flat] \
         [--steps clip=1400,sam=700,rec=700,ssp=1600] [--scenes 300]
@@ -31,7 +31,7 @@ from sspsam import Predictor
 
 
 def main() -> None:
-    """Trains what is not trained yet, measures it, and prints both tables as one."""
+    """Trains the missing stages, evaluates the result, and prints both tables as one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--style", choices=STYLES, default="fluent-flat")
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train_without(style: str, steps: dict[str, int], folder: Path) -> Path:
-    """The bundle of the recipe's stages without a style, in so many steps each."""
+    """The weights bundle of the recipe's stages without one style, with the given steps per stage."""
     configs = [without(config, style, steps[config.stage]) for config in demo_stages(folder)]
     files = [train(config, show_progress(config)).weights for config in configs]
     bundle = folder / BUNDLE_NAME
@@ -63,7 +63,7 @@ def train_without(style: str, steps: dict[str, int], folder: Path) -> Path:
 
 
 def without(config: TrainConfig, style: str, steps: int) -> TrainConfig:
-    """A stage whose pictures are of the other styles."""
+    """A stage restricted to the other styles."""
     others = ",".join(other for other in STYLES if other != style)
 
     def narrow(data: str) -> str:
@@ -74,13 +74,13 @@ def without(config: TrainConfig, style: str, steps: int) -> TrainConfig:
 
 
 def measure(predictor: Predictor, styles: list[str], scenes: int) -> EvaluationResult:
-    """Figures on unseen scenes in some styles."""
+    """Metrics on unseen scenes in the given styles."""
     data = f"stickers/val?count={scenes}&phrases=8&nouns=core&styles={','.join(styles)}"
     return evaluate(predictor, open_dataset(data))
 
 
 def rows(seen: EvaluationResult, unseen: EvaluationResult) -> list[tuple[str, ...]]:
-    """A row for each family, and one for all."""
+    """One row per family, and one for all."""
     made = []
     for family in [*seen.by_family, "all"]:
         here, there = (r.overall if family == "all" else r.by_family[family] for r in (seen, unseen))

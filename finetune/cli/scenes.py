@@ -1,4 +1,4 @@
-"""`sspsam scenes`: sticker scenes as picture files."""
+"""`sspsam scenes`: sticker scenes as image files."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A library leaves them alone: the entry points of the service and of training app
 turns that off. Matrix products are in `sspsam.runtime.onednn`.
 
 By default glibc returns large freed blocks to the system at once, and the next computation takes them again,
-page by page, each cleared by the kernel: up to a third of the time of a batch, or of a large picture's mask.
+page by page, each cleared by the kernel: up to a third of the time of a batch, or of a large image's mask.
 
 By default GNU OpenMP's threads spin for milliseconds before they sleep, each on a core that other threads
 need meanwhile. The next operation of a forward pass comes within microseconds.
