@@ -196,7 +196,7 @@ class RefCocoWriter(CocoWriter):
         super().__init__(folder / "instances.json", reader)
         self._split = split
         self._grefs = ListFile(self._aside, "grefs")
-        self._refs: list[Json] = []
+        self._refs = PickledList(self._aside / "refs")
 
     def add_expression(
         self, image: LabelledImage, entry: Mapping[str, Any], phrase: str, named: list[Json]
@@ -230,13 +230,34 @@ class RefCocoWriter(CocoWriter):
         whole = self._aside / "grefs.json"
         with whole.open("w", encoding="utf-8") as file:
             self._grefs.copy_to(file)
-        refs = self._aside / "refs.p"
-        with refs.open("wb") as pickled:
-            pickle.dump(self._refs, pickled, PICKLE_PROTOCOL)
+        self._refs.close()
         os.replace(whole, self._path.with_name("grefs(unc).json"))
-        os.replace(refs, self._path.with_name("refs(unc).p"))
+        os.replace(self._refs.path, self._path.with_name("refs(unc).p"))
         super().close()
 
     def discard(self) -> None:
         self._grefs.close()
+        self._refs.close()
         super().discard()
+
+
+class PickledList:
+    """A pickle of a list of plain values, written value by value.
+
+    `pickle.dump` of the whole list would hold it and its memo in memory, 90 MB for 100,000 references. So
+    each value is pickled by itself, without the two bytes of protocol 2 before it and the STOP after it, and
+    an APPEND puts it on the list.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._file.write(pickle.PROTO + bytes([PICKLE_PROTOCOL]) + pickle.EMPTY_LIST)
+
+    def append(self, value: Json) -> None:
+        self._file.write(pickle.dumps(value, PICKLE_PROTOCOL)[2:-1] + pickle.APPEND)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.write(pickle.STOP)
+            self._file.close()

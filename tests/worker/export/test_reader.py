@@ -34,7 +34,7 @@ from sspsam.images.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_brus
 from tests.terminal import Terminal
 from tests.worker.label_studio_server import KEY, LabelStudioServer, prompt, region
 from worker.cli.commands import app
-from worker.export.coco import CocoWriter, RefCocoWriter
+from worker.export.coco import CocoWriter, PickledList, RefCocoWriter
 from worker.export.reader import ProjectReader, Selection
 from worker.export.reader import export as write
 from worker.services import Services
@@ -352,6 +352,16 @@ def test_refcocos_layout_is_read_back_to_the_pixel(
             np.testing.assert_array_equal(sample.image, image)
             if sample.has_target:
                 assert sample.box_xyxy == mask_to_box_xyxy(expected[phrase])
+
+
+def test_a_list_is_pickled_value_by_value(tmp_path: Path) -> None:
+    values: list[Any] = [{"a": [1, -1, None], "b": {"c": "é" * 300}}, {}, {"a": "b", "b": "b"}]
+    for count in (0, 1, 3):
+        pickled = PickledList(tmp_path / "refs")
+        for value in values[:count]:
+            pickled.append(value)
+        pickled.close()
+        assert pickle.loads((tmp_path / "refs").read_bytes()) == values[:count]
 
 
 def test_pictures_of_masks(
