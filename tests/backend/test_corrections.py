@@ -7,6 +7,8 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from backend.corrections import CorrectionLog, ProjectTally, Tally, merged
+from tests.backend.parts import BASE
+from tests.html_page import Page
 
 CATS = Tally("v1", "cat", accepted=2, edited=1, iou=2.5)
 DOGS = Tally("v2", "dog", deleted=1, added=3)
@@ -70,12 +72,10 @@ def test_metrics_show_them(client: FlaskClient, log: CorrectionLog) -> None:
 
 
 def test_the_start_page_shows_them(client: FlaskClient, log: CorrectionLog) -> None:
-    assert "No annotations submitted yet" in client.get("/").text
-    base = "ssp-sam-test-base"
-    log.note(7, 1, [Tally(base, "cat", accepted=3, edited=1, iou=3.5), Tally(base, "dog", added=1)])
+    log.note(7, 1, [Tally(BASE, "cat", accepted=3, edited=1, iou=3.5), Tally(BASE, "dog", added=1)])
 
-    page = " ".join(client.get("/").text.split())
+    cells = Page(client.get("/").text).texts("td")
 
-    assert '3 <span class="quiet">(60 %)</span>' in page
-    assert "87.5 %" in page
-    assert "<td>dog</td>" in page
+    assert cells[-18:-12] == [BASE, "3 (60 %)", "1", "0", "1", "87.5 %"], "both labels"
+    assert cells[-12:-6] == ["cat", "3 (75 %)", "1", "0", "0", "87.5 %"]
+    assert cells[-6:] == ["dog", "0 (0 %)", "0", "0", "1", "–"]

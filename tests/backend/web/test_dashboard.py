@@ -22,8 +22,10 @@ from backend.web.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES
 from finetune.training.loop import LOG_NAME
 from sspsam.version_store.store import VersionCard, VersionStore
 from tests.backend.editor import ask, click, prompt, task
-from tests.backend.parts import service_of
+from tests.backend.parts import BASE, service_of
 from tests.backend.web_server import Web
+from tests.facts import untold
+from tests.html_page import Page
 from tests.waiting import wait_until
 
 CARD = VersionCard(
@@ -45,13 +47,16 @@ def publish(versions: VersionStore, card: VersionCard, shift: int) -> str:
     return versions.publish({"shift": torch.tensor(shift)}, card, {}).version_id
 
 
-def test_at_first_it_says_how_to_connect(client: FlaskClient) -> None:
-    page = client.get("/").text
+def opened(client: FlaskClient) -> Page:
+    return Page(client.get("/").text)
 
-    assert "ssp-sam-test-base" in page
-    assert "Base weights of the preset" in page
-    assert "sspsam connect --project ID" in page
-    assert "&lt;BrushLabels" in page, "a labeling config to copy"
+
+def test_at_first_it_says_how_to_connect(client: FlaskClient) -> None:
+    page = opened(client)
+
+    assert page.text_of("serving") == BASE
+    assert "sspsam connect --project ID" in page.texts("code")
+    assert page.text_of("recommended") == " ".join(RECOMMENDED_CONFIG.split()), "a labeling config to copy"
 
 
 def test_versions_come_with_the_figure_that_decided(app: Flask, client: FlaskClient) -> None:
@@ -62,16 +67,13 @@ def test_versions_come_with_the_figure_that_decided(app: Flask, client: FlaskCli
     versions.reject(worse, "not <better>")
     wait_until(lambda: service_of(app).engine.version == better, "the better one serves")
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert f'<strong id="serving">{better}</strong>' in page
-    assert "mIoU 51.2 % &rarr; 60.4 %" in page
-    assert "14 held-out labels" in page
-    assert "mIoU 0.512 -&gt; 0.604: better" in page
-    assert "not &lt;better&gt;" in page
-    assert client.get("/versions").json == {"versions": [better, "ssp-sam-test-base"]}, (
-        "none that was rejected"
-    )
+    assert page.text_of("serving") == better
+    row = page.row(better)
+    assert untold(row, "mIoU", "51.2 %", "60.4 %", "14", "promoted", "mIoU 0.512 -> 0.604: better") == []
+    assert untold(page.row(worse), "rejected", "not <better>") == []
+    assert client.get("/versions").json == {"versions": [better, BASE]}, "none that was rejected"
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def tuned(app: Flask) -> str:
     )
     card = replace(
         CARD,
-        parent="ssp-sam-test-base",
+        parent=BASE,
         data={"project": 7, "trained_on": 23},
         config={"steps": 400, "batch_size": 12, "learning_rate": 3e-4},
     )
@@ -104,24 +106,21 @@ def tuned(app: Flask) -> str:
 def test_fine_tunes_come_with_curve_and_pictures(app: Flask, client: FlaskClient, tuned: str) -> None:
     bare = publish(service_of(app).versions, replace(CARD, parent=tuned), 2)
 
-    page = " ".join(client.get("/").text.split())
+    page = opened(client)
 
-    assert page.count('class="fine-tune"') == 2
-    assert page.index(f"<h3>{bare}") < page.index(f"<h3>{tuned}"), "the newest first"
-    assert (
-        "Fine-tuned from ssp-sam-test-base on 23 labels of project 7, "
-        "400 steps of 12 samples at a learning rate of 0.0003." in page
-    )
-    assert "Loss 8 &rarr; 4.01 in 399 steps" in page
-    (points,) = re.findall(r'<polyline points="([^"]+)"', page)
+    assert [title.split()[0] for title in page.texts("h3")] == [bare, tuned], "the newest first"
+    assert untold(page.text, BASE, "23 labels", "project 7", "400 steps", "12 samples", "0.0003") == []
+    assert untold(page.text, "8", "4.01", "399 steps") == [], "the loss"
+    (points,) = page.values("polyline", "points")
     places = [tuple(map(float, pair.split(","))) for pair in points.split()]
     assert places[0] == (0, 0)
     assert places[-1] == CURVE_WH
     assert len(places) <= CURVE_POINTS + 1
-    assert 'a &lt;b&gt;cup&lt;/b&gt; <span class="quiet">IoU 41 % &rarr; 84 %</span>' in page
-    assert "elsewhere.jpg" not in page, "it is no file of the version"
+    (caption,) = page.texts("figcaption")
+    assert untold(caption, "a <b>cup</b>", "IoU", "41 %", "84 %") == []
+    assert page.values("img", "src") == [f"reports/{tuned}/before-after-1.jpg"], "others are no files of it"
+    assert f"reports/{tuned}/report.html" in page.values("a", "href")
     for name, start in (("before-after-1.jpg", b"\xff\xd8"), ("report.html", b"<p>its")):
-        assert f"reports/{tuned}/{name}" in page
         response = client.get(f"/reports/{tuned}/{name}")
         assert response.status_code == 200
         assert response.data.startswith(start)
@@ -138,14 +137,11 @@ def test_weights_and_strange_files_are_not_given_out(client: FlaskClient, tuned:
 
 
 def test_how_the_serving_version_was_trained(app: Flask, client: FlaskClient, tuned: str) -> None:
-    assert 'id="training"' not in client.get("/").text, "the weights that ship"
+    assert opened(client).text_of("training") is None, "the weights that ship"
     service_of(app).versions.promote(tuned)
     wait_until(lambda: service_of(app).engine.version == tuned, "it serves")
 
-    assert (
-        '<p class="quiet" id="training">Fine-tuned from ssp-sam-test-base on 23 labels'
-        in client.get("/").text
-    )
+    assert untold(opened(client).text_of("training") or "", BASE, "23 labels", "400 steps") == []
 
 
 def test_a_damaged_log_shows_the_curve_up_to_there(app: Flask, client: FlaskClient) -> None:
@@ -153,7 +149,10 @@ def test_a_damaged_log_shows_the_curve_up_to_there(app: Flask, client: FlaskClie
     files = {LOG_NAME: "\n".join(lines)}
     service_of(app).versions.publish({"shift": torch.tensor(1)}, CARD, files)
 
-    assert "Loss 3 &rarr; 2 in 2 steps" in client.get("/").text
+    page = opened(client)
+
+    assert page.values("polyline", "points") == [f"0.0,0.0 {CURVE_WH[0]:.1f},{CURVE_WH[1]:.1f}"], "2 steps"
+    assert page.texts("figcaption") == []
 
 
 @pytest.mark.parametrize(
@@ -163,10 +162,10 @@ def test_a_damaged_list_of_pictures_shows_none(app: Flask, client: FlaskClient, 
     files = {PICTURES: listed, "report.html": "<p>its report</p>"}
     service_of(app).versions.publish({"shift": torch.tensor(1)}, CARD, files)
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert 'class="fine-tune"' in page
-    assert "<img" not in page
+    assert len(page.texts("h3")) == 1
+    assert "img" not in page.tags
 
 
 def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskClient) -> None:
@@ -175,21 +174,21 @@ def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskC
     versions.promote(wrong)
     wait_until(lambda: wrong in service_of(app).engine.status().refused, "it was refused")
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert f"{wrong} was promoted but could not be loaded" in page
-    assert '<strong id="serving">ssp-sam-test-base</strong>' in page
+    assert any(wrong in warning for warning in page.texts("p", "warning"))
+    assert page.text_of("serving") == BASE
 
 
 def test_links_lead_to_label_studio_as_browsers_reach_it(
     settings: Settings, redis_server: Redis, app: Flask, client: FlaskClient
 ) -> None:
     client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
-    assert f'href="{settings.label_studio_url}/projects/7/data"' in client.get("/").text
+    assert f"{settings.label_studio_url}/projects/7/data" in opened(client).values("a", "href")
 
     app.extensions["sspsam"].settings.label_studio_host = "https://label.example/"
 
-    assert 'href="https://label.example/projects/7/data"' in client.get("/").text
+    assert "https://label.example/projects/7/data" in opened(client).values("a", "href")
 
 
 def test_projects_say_what_they_lack(client: FlaskClient) -> None:
@@ -198,13 +197,12 @@ def test_projects_say_what_they_lack(client: FlaskClient) -> None:
     client.post("/setup", json={"project": "8.1", "schema": RECOMMENDED_CONFIG})
     client.post("/setup", json={"project": "9.1", "schema": "<View>"})
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert "Project 7" in page
-    assert "there is no &lt;BrushLabels&gt;" in page
-    assert "toName=&#34;photo&#34;" in page
-    assert "labeling config is not XML" in page
-    assert page.count("Required in the labeling config") == 2, "the prompt and the brush of project 7"
+    assert untold(page.text, "project 7", "project 8", "<BrushLabels>", "not XML") == []
+    additions = [tag for tag in page.texts("pre") if 'toName="photo"' in tag]
+    assert {tag.split()[0] for tag in additions} >= {"<TextArea", "<BrushLabels"}, "of project 7"
+    assert len(page.texts("div", "warning")) == 2, "it needs these two; others are advice"
 
 
 def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Redis) -> None:
@@ -218,10 +216,10 @@ def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Red
     redis_server.set("sspsam:decision:7", json.dumps(decision))
     redis_server.set("sspsam:progress:7", json.dumps({"run": "r", "step": 20, "steps": 300}))
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert "No fine-tune, after an annotation was saved, 2026-05-01 13:00 UTC: 3 of 8 corrected masks" in page
-    assert "step 20 of 300" in page
+    told = ("No fine-tune", "annotation", "2026-05-01 13:00 UTC", "3 of 8 corrected masks", "20 of 300")
+    assert untold(page.text, *told) == []
 
 
 def test_a_decision_stored_by_the_version_before_is_shown(client: FlaskClient, redis_server: Redis) -> None:
@@ -229,25 +227,25 @@ def test_a_decision_stored_by_the_version_before_is_shown(client: FlaskClient, r
     for old, verdict in (({"go": True}, "Fine-tune"), ({"go": False, "put_off": True}, "Not yet")):
         decision = {"at": "2026-11-18T08:30:00+00:00", "trigger": "now", "reason": "r", **old}
         redis_server.set("sspsam:decision:7", json.dumps(decision))
-        assert f"{verdict}, " in client.get("/").text
+        assert f"{verdict}, " in opened(client).text
 
 
 def test_what_waits_and_what_has_arrived_is_shown(client: FlaskClient, redis_server: Redis) -> None:
     client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
     redis_server.rpush("rq:queue:prelabel", "a", "b")
-    before = " ".join(client.get("/").text.split())
+    before = opened(client)
     for number, title in ((7, "Streets & cars"), (8, "Elsewhere")):
         event = {"action": "PROJECT_UPDATED", "project": {"id": number, "title": title}}
         client.post("/webhook", json=event)
-    after = client.get("/").text
+    after = opened(client)
 
-    assert "Waiting jobs: events 0, training 0, prelabel 2." in before
-    assert "No webhook received yet" in before
-    assert "Last webhook:" in after
-    assert "Project 7" in before
-    assert "Streets &amp; cars" in after
-    assert "Elsewhere" not in after, "not connected"
-    assert "No webhook received yet" not in after
+    assert untold(before.text_of("queues") or "", "events 0", "training 0", "prelabel 2") == []
+    (warning,) = before.texts("p", "warning")
+    assert untold(warning, "webhook", "sspsam connect --project 7", "SSRF_PROTECTION_ENABLED=false") == []
+    assert after.texts("p", "warning") == []
+    assert "Project 7" in before.texts("a")
+    assert "Streets & cars" in after.texts("a")
+    assert "Elsewhere" not in after.text, "not connected"
 
 
 def test_what_annotators_could_not_get_is_shown_to_the_lead(
@@ -256,19 +254,20 @@ def test_what_annotators_could_not_get_is_shown_to_the_lead(
     client.post("/setup", json={"project": "2.1", "schema": RECOMMENDED_CONFIG})
     client.post("/setup", json={"project": "3.1", "schema": RECOMMENDED_CONFIG})
     ask(client, prompt("very " * 90))
-    assert "Recent errors" not in client.get("/").text, "a phrase is the annotator's"
+    assert opened(client).texts("li") == [], "a phrase is the annotator's"
     for number in range(PROBLEMS_KEPT + 1):
         ask(client, prompt("the red square"), one=task(40 + number, f"/data/{number}.png"))
     label_studio.answers["/data/broken.png"] = Response(b"no picture")
     ask(client, click(3, 3, "1"), one=task(50, "/data/broken.png"))
 
-    page = client.get("/").text
+    page = opened(client)
 
-    assert page.count("Recent errors") == 1, "of the project that it is about"
-    assert re.findall(r"data\?task=(\d+)", page) == ["50", "45", "44", "43", "42"], "the last first"
-    assert "not an image" in page
-    assert "answers 404" in page
-    assert re.search(r"UTC, request [0-9a-f]{12}<", page)
+    links = [link.partition("/projects/")[2] for link in page.values("a", "href") if "task=" in link]
+    assert links == [f"2/data?task={number}" for number in (50, 45, 44, 43, 42)], "the last first"
+    first, *others = page.texts("li")
+    assert "not an image" in first
+    assert all("404" in one for one in others)
+    assert re.search(r"UTC, request [0-9a-f]{12}$", first)
     assert 0 < redis_server.ttl("sspsam:problems:2") <= PROBLEMS_S
 
 
@@ -280,15 +279,15 @@ def test_an_unreadable_store_does_not_close_the_page(app: Flask, client: FlaskCl
     response = client.get("/")
 
     assert response.status_code == 200
-    assert "Cannot read the version store" in response.text
+    assert any("version store" in warning for warning in Page(response.text).texts("p", "warning"))
 
 
 def test_a_missing_key_is_a_warning(app: Flask, client: FlaskClient) -> None:
-    assert "No API key for Label Studio" not in client.get("/").text
+    assert "LABEL_STUDIO_API_KEY" not in opened(client).text
     settings: Settings = service_of(app).settings
     settings.label_studio_api_key = type(settings.label_studio_api_key)("")
 
-    assert "No API key for Label Studio" in client.get("/").text
+    assert "LABEL_STUDIO_API_KEY" in opened(client).text
 
 
 @pytest.mark.parametrize(
