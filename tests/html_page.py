@@ -36,7 +36,7 @@ class Page(HTMLParser):
         assert [element.tag for element in self._open] == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._everything.data.append(" ")
+        self.handle_data(" ")
         self.elements.append(Element(tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self._open.append(self.elements[-1])
