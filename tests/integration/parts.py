@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import requests
 from redis import Redis, RedisError
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from tests.integration.conftest import LOOPBACK, free_port
+from tests.integration.conftest import free_port
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import LabelStudioServer
 from worker.local.redis_program import redis_program
@@ -52,12 +51,6 @@ class FixedLabelStudio(LabelStudioServer):
     """A Label Studio that comes back at the same address."""
 
     port: int = field(default_factory=free_port)
-
-    def make_server(self) -> ThreadingHTTPServer:
-        from tests.worker.label_studio_server import _Handler
-
-        handler = type("Handler", (_Handler,), {"label_studio": self})
-        return ThreadingHTTPServer((LOOPBACK, self.port), handler)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from open_clip import SimpleTokenizer
 
 import sspsam
-from sspsam import phrases
 from sspsam.checkpoints.load import CheckpointError
 from sspsam.images import frames
 from sspsam.images.frames import UInt8Image
@@ -264,9 +264,10 @@ def test_a_phrase_is_tokenised_once(
     predictor: sspsam.Predictor, image: UInt8Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    tokenizer = phrases._tokenizer()
-    encode = tokenizer.encode
-    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    encode = SimpleTokenizer.encode
+    monkeypatch.setattr(
+        SimpleTokenizer, "encode", lambda tokenizer, text: encoded.append(text) or encode(tokenizer, text)
+    )
     for phrase in ("a phrase of this test", " A phrase  of this TEST"):
         tokenize([phrase])
         predictor.predict(predictor.embed(image), [phrase])

@@ -80,10 +80,11 @@ class LabelStudioServer(Loopback):
     requests: list[str] = field(default_factory=list)
     clock: int = 0
     """Minutes, for updated_at."""
+    port: int = 0
 
     def make_server(self) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"label_studio": self})
-        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        return ThreadingHTTPServer(("127.0.0.1", self.port), handler)
 
     def add_project(self, project: int, label_config: str = RECOMMENDED_CONFIG) -> None:
         title = f"Project {project}"

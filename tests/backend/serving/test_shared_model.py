@@ -173,12 +173,13 @@ def test_too_many_are_told_that_the_model_is_busy(
 ) -> None:
     predictor = Held()
     predictor.may_embed.set()
-    engine = make_engine(lambda: predictor, queue_limit=2)
+    engine = make_engine(lambda: predictor, queue_limit=2, max_batch=1)
 
     with ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(engine.predict, "a", picture, ["red"], Caller(str(n))) for n in range(2)]
-        wait_until(lambda: engine._model._entrance.inside == 2, "two are inside")
-        with pytest.raises(ModelBusyError, match="busy, 2 requests wait"):
+        assert predictor.answering.wait(20)
+        wait_until(lambda: engine.waiting()["phrases"] == 1, "one is answered, one waits")
+        with pytest.raises(ModelBusyError, match="2"):
             engine.predict("a", picture, ["red"], Caller("3"))
         predictor.may_answer.set()
         for one in inside:

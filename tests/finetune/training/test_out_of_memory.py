@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from finetune.data.dataset import open_dataset
-from finetune.training.batches.examples import Batch
 from finetune.training.loop import TrainingLoop
 from finetune.training.stages.pretrain_sam import SAMStage
 from finetune.training.stages.ssp import SSPStage
 from sspsam import Predictor
+from sspsam.modeling.prompts import Prompts
 from tests.finetune.training.test_loop import STREAM, WINDOWS, config_for, loop_for, losses
 
 SAMPLES = 8
@@ -38,11 +38,11 @@ class SmallMemory(SSPStage):
     room = SAMPLES
     error = staticmethod(gpu_error)
 
-    def _terms(self, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
-        terms = super()._terms(batch, totals)
-        if len(batch.sample_ids) > self.room and torch.is_grad_enabled():
+    def patch_logits(self, prompts: Prompts) -> Tensor | None:
+        """Comes late in a pass: by then random numbers have been drawn."""
+        if len(prompts.prompt_tokens) > self.room and torch.is_grad_enabled():
             raise self.error()
-        return terms
+        return super().patch_logits(prompts)
 
 
 def small_loop(folder: Path, room: int, error: Any = gpu_error, **settings: Any) -> TrainingLoop:

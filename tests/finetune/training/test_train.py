@@ -159,7 +159,9 @@ def test_a_fresh_prompt_encoder_attends_to_the_target(config: TrainConfig) -> No
     first = generator.layers[0].self_attn
     batch = stage.batch(0)
     with torch.no_grad():
-        patches = predictor.model.fuse(batch.patch_features, stage._encode(batch))
+        patches = predictor.model.fuse(
+            batch.patch_features, predictor.model.adapt_phrase(batch.text, batch.tokens)
+        )
         position = generator.position.weight[-patches.shape[1] :]
         logits = (patches + position) @ first.in_proj_weight[first.embed_dim]
     covered = torch.nn.functional.adaptive_avg_pool2d(batch.masks, 4).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sspsam
-from sspsam.caching.feature_cache import FeatureCache
+from sspsam.caching.feature_cache import Encode, FeatureCache
 from sspsam.images.frames import UInt8Image
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.presets import ABLATIONS
@@ -115,11 +115,15 @@ def tensors(encoded: EncodedPhrase) -> list[Tensor]:
     return [encoded.sentence_feature, *(one for one in encoded.phrase if one is not None)]
 
 
+def at_once(encode: Encode, phrases: Sequence[str]) -> list[EncodedPhrase]:
+    return list(encode(phrases))
+
+
 def test_only_so_much_is_kept(predictor: sspsam.Predictor) -> None:
     embeddings = [predictor.embed(picture(number)).image_embedding for number in range(3)]
     with torch.inference_mode():
         one = embeddings[0].nbytes + predictor.model.sam.project(embeddings[0]).nbytes
-        reuse = FeatureCache(predictor.model, predictor._share, image_bytes=2 * one, phrase_bytes=0)
+        reuse = FeatureCache(predictor.model, at_once, image_bytes=2 * one, phrase_bytes=0)
         for embedding in embeddings:
             reuse.project(embedding)
         reuse.encode_phrases(["the dog"])

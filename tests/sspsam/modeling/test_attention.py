@@ -8,6 +8,7 @@ from torch import nn
 
 import sspsam
 from sspsam.modeling.attention import attend
+from sspsam.modeling.clip import TextFeatures
 from sspsam.phrases import tokenize
 
 PHRASES = ["the dog", "the second of the three small brown dogs from the left", "dogs"]
@@ -41,15 +42,18 @@ def test_it_forgets_in_training_alone() -> None:
 @pytest.mark.parametrize("learning", [False, True])
 def test_phrases_are_read_as_the_whole_gru_reads_them(learning: bool) -> None:
     torch.manual_seed(0)
-    adapter = sspsam.build_model("ssp-sam-test").train(learning).linguistic_adapter
-    tokens = tokenize(PHRASES)
-    words = torch.randn(*tokens.shape, 32, requires_grad=learning)
-    padding = tokens == 0
-    found = adapter._read_both_ways(words, padding)
-    expected, _ = adapter.gru(words)
-    longest = int((~padding).sum(1).max())
-    assert found.shape[1] == longest < 77
-    torch.testing.assert_close(found, expected[:, :longest], rtol=1e-4, atol=1e-5)
+    model = sspsam.build_model("ssp-sam-test").train(learning)
+    adapter, tokens = model.linguistic_adapter, tokenize(PHRASES)
+    words = torch.randn(*tokens.shape, model.preset.clip.text_width, requires_grad=learning)
+    found = adapter(TextFeatures(words, torch.randn(len(words), 8)), tokens)
+
+    projected = adapter.word_projection(words)
+    scores = adapter.attention_score(adapter.gru(projected)[0]).squeeze(-1)
+    attention = scores.masked_fill(tokens == 0, -torch.inf).softmax(dim=-1)
+    phrase = torch.einsum("bl,bld->bd", attention, projected)
+
+    torch.testing.assert_close(found.attention, attention, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.phrase, phrase, rtol=1e-4, atol=1e-5)
     if learning:
-        gradients = [torch.autograd.grad(one[:, :longest].sum(), words)[0] for one in (found, expected)]
+        gradients = [torch.autograd.grad(one.square().sum(), words)[0] for one in (found.phrase, phrase)]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

@@ -207,14 +207,16 @@ from worker.finetuning.training import perform
 meeting, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 class MeetingStore(VersionStore):
-    \"\"\"Whoever is about to publish waits until the other is.\"\"\"
+    \"\"\"Waits, with its ID chosen, until the other has chosen one.\"\"\"
 
-    def _next_id(self):
-        version_id = super()._next_id()
-        (meeting / me).touch()
-        while not (meeting / other).exists():
-            time.sleep(0.01)
-        return version_id
+    def publish(self, state, card, files, published):
+        def meet():
+            (meeting / me).touch()
+            while not (meeting / other).exists():
+                time.sleep(0.01)
+            return published()
+
+        return super().publish(state, card, files, meet)
 
 settings = Settings()
 run = Run.read(run_folder(settings.model_dir, sys.argv[4]))
