@@ -1,4 +1,4 @@
-"""Label Studio's API as its editor and its pages use it, for tests and benchmarks that act as a person."""
+"""Client for Label Studio's API as its editor and pages use it, for tests and benchmarks acting as users."""
 
 from __future__ import annotations
 

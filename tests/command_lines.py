@@ -1,4 +1,4 @@
-"""Command lines that documents and deployment files hold: whether they would be understood."""
+"""Checks that command lines in documents and deployment files are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share: a real Redis on a socket of its own, and the app on it."""
+"""Shared fixtures: a real Redis on its own socket, and the app on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server on a free port of this machine, for as long as a `with` block lasts."""
+"""An HTTP server on a free local port for the duration of a `with` block."""
 
 from __future__ import annotations
 

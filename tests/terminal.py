@@ -1,4 +1,4 @@
-"""An `sspsam` command in a terminal, as a person sees it."""
+"""An `sspsam` command in a pseudo-terminal."""
 
 from __future__ import annotations
 

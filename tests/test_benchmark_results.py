@@ -1,4 +1,4 @@
-"""What benchmarks keep of what they have measured."""
+"""Stored benchmark results."""
 
 from __future__ import annotations
 

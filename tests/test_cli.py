@@ -1,4 +1,4 @@
-"""The command line: what it is made of, how fast it starts, what it says when something is wrong."""
+"""The command line: commands, start time, and error messages."""
 
 from __future__ import annotations
 

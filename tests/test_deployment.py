@@ -1,4 +1,4 @@
-"""The deployment files fit the code: commands, options, variables, folders, limits. It needs no engine."""
+"""The deployment files match the code: commands, options, variables, folders, limits. Needs no engine."""
 
 import re
 import shlex

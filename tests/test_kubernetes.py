@@ -1,4 +1,4 @@
-"""Kubernetes manifests are valid by the published schemas, and every name in them exists; none is applied."""
+"""Kubernetes manifests match the published schemas and name only existing things; none is applied."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Numbers that leave the packages are Python's own, whichever NumPy is installed."""
+"""Numbers returned by the packages are Python's own with every NumPy version."""
 
 from __future__ import annotations
 

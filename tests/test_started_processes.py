@@ -1,4 +1,4 @@
-"""Processes that tests start react to signals and are ended, however the tests themselves were started."""
+"""Processes started by tests react to signals and are stopped, regardless of how the tests were started."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What is deployed is pinned and hashed, and the containers can do little."""
+"""Deployed components are pinned and hashed, and containers have minimal privileges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A predictor that can be seen through: a phrase means the pixels of the colour that it names."""
+"""A predictor with predictable answers: a phrase means the pixels of the colour that it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app with pictures over HTTP, as Label Studio gives them out."""
+"""The app with images served over HTTP, as by Label Studio."""
 
 from __future__ import annotations
 

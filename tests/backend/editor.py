@@ -1,4 +1,4 @@
-"""What the editor sends to a backend, and what it makes of the answer."""
+"""Requests as sent by the editor, and its interpretation of the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of corrections: every annotation once, however often it is collected."""
+"""Counts of corrections: every annotation counts once, even if collected repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quiet hours: when it is some, and until when, in the zone of those who want the quiet."""
+"""Quiet hours: whether a time falls within them, and when they end, in the configured time zone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the environment may say."""
+"""Valid and invalid values of environment variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask, and what webhook events become."""
+"""Authorization of webhooks, and the jobs enqueued for their events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small HTTP server whose answers a test writes down, and that keeps what it was asked."""
+"""A small HTTP server with responses set by a test and a record of its requests."""
 
 from __future__ import annotations
 

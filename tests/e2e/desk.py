@@ -1,4 +1,4 @@
-"""Projects beside the demo's, whose tasks all show one picture that the model understands well."""
+"""Projects besides the demo's, whose tasks all show one image that the model answers well."""
 
 import itertools
 from collections.abc import Iterator, Sequence

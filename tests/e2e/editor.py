@@ -1,4 +1,4 @@
-"""Label Studio's pages as a person uses them; every step waits for what it causes."""
+"""Label Studio's pages as operated by users; every step waits for its effect."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Answers that get lost, since the editor loads a task anew while they are on their way or before a save."""
+"""Answers lost because the editor reloads a task while they are in flight or before a save."""
 
 import re
 

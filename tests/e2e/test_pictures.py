@@ -1,4 +1,4 @@
-"""Pictures as a browser shows them, beside what our model gets to see."""
+"""Images as displayed by a browser, compared with the model's input."""
 
 import base64
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tasks that were pre-labelled, as annotators meet them, and predictions that a lead asks for."""
+"""Pre-labelled tasks as annotators see them, and predictions requested by a project lead."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the demo's pictures show, and what Label Studio has saved of them."""
+"""True masks of the demo's images, and the annotations saved in Label Studio."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Starts processes as `accelerate launch` and torchrun do: each with its rank in the environment."""
+"""Starts processes like `accelerate launch` and torchrun, each with its rank in the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets in their published layouts, written as their authors wrote them."""
+"""Small data sets in their published layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accumulators against plain definitions, on random masks and on the cases that papers argue about."""
+"""The accumulators against plain definitions, on random masks and on cases that papers treat differently."""
 
 from __future__ import annotations
 

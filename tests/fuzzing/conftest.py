@@ -1,4 +1,4 @@
-"""How long these tests look: FUZZ_EXAMPLES of each; a bounded number by default, the same ones every time."""
+"""Number of examples: FUZZ_EXAMPLES per test; by default a bounded, deterministic number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every codec and parser on what nobody meant to write: an answer, or the error that its docstring names."""
+"""Every codec and parser on arbitrary input: a result, or the error named in its docstring."""
 
 from __future__ import annotations
 

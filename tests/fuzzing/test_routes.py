@@ -1,4 +1,4 @@
-"""Every route on real payloads with something changed in them: never a 500, never anything but JSON."""
+"""Every route on mutated real payloads: never a 500, always JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies: JSON as nobody sends it, and real payloads with something changed in them."""
+"""Strategies: arbitrary JSON, and mutated real payloads."""
 
 from __future__ import annotations
 

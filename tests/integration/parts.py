@@ -1,4 +1,4 @@
-"""Parts of a service that tests end and start again: a Redis, a Label Studio, a backend."""
+"""Parts of a service that tests stop and restart: Redis, Label Studio, backend."""
 
 from __future__ import annotations
 

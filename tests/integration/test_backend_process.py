@@ -1,4 +1,4 @@
-"""The backend as a process of its own, and its key and pictures on a real Label Studio."""
+"""The backend as a separate process, with its key and images in a real Label Studio."""
 
 from __future__ import annotations
 

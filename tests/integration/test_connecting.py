@@ -1,4 +1,4 @@
-"""Connecting projects of a real Label Studio, also of one whose settings stand in the way."""
+"""Connecting projects of a real Label Studio, including one with conflicting settings."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What breaks, what people see of it, and that nothing is lost: docs/reliability.md has the table."""
+"""Faults, their visible effects, and no loss of data: the table is in docs/reliability.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures from wherever a real Label Studio has them: local files, buckets, other hosts, the task itself."""
+"""Images from all sources of a real Label Studio: local files, buckets, other hosts, data URIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks before anybody asks, in a real Label Studio: whole projects, and tasks that are opened or chosen."""
+"""Predictions ahead of annotation in a real Label Studio: whole projects, and opened or selected tasks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Weights swapped under load: no request fails, no answer mixes versions, and bad versions change nothing."""
+"""Weight swaps under load: no failed request, no answer with mixed versions, no effect of bad versions."""
 
 from __future__ import annotations
 

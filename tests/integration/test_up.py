@@ -1,4 +1,4 @@
-"""`sspsam up` as a process: starts, is found alive, keeps its data, and leaves nothing behind."""
+"""`sspsam up` as a process: starts, becomes healthy, keeps its data, and leaves no process behind."""
 
 import os
 import signal

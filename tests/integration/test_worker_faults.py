@@ -1,4 +1,4 @@
-"""Workers that break while they collect, train or publish, and what they depend on: nothing is lost."""
+"""Workers that fail while they collect, train or publish, and failing dependencies: nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes checkpoint files as others publish them, at the test preset's size: same names, same containers."""
+"""Writes checkpoint files in published formats at the test preset's size: same names, same containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawn masks: what is tinted, what is left alone, and that the legend fits."""
+"""Drawn masks: tinted and unchanged pixels, and a legend that fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are replaced: whole, or as they were, whoever else writes them."""
+"""Atomic replacement of files, also with concurrent writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which service a command acts on: options, --data-dir, environment, the running instance, defaults."""
+"""Selection of a command's service: options, --data-dir, environment, running instance, defaults."""
 
 from __future__ import annotations
 

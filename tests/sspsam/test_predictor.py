@@ -1,4 +1,4 @@
-"""Predictor: what it answers, what it refuses, and that batching and swapping change nothing else."""
+"""Predictor: answers, refusals, and no side effects of batching and swapping."""
 
 from __future__ import annotations
 

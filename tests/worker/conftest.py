@@ -1,4 +1,4 @@
-"""A Label Studio that answers over HTTP, and what the worker is told of it and of the real Redis."""
+"""A fake Label Studio over HTTP, and the worker's settings for it and the real Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of the tiny preset whose answers differ in how certain they are; its own are certain of nothing."""
+"""Weights of the tiny preset whose answers differ in certainty; the preset's own are uncertain throughout."""
 
 from __future__ import annotations
 

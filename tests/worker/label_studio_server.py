@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as Label Studio 1.23.2 does, for the few requests that we make."""
+"""A small HTTP server that responds like Label Studio 1.23.2 to the few requests that we make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that a small model learns quickly."""
+"""Images that a small model learns quickly."""
 
 from __future__ import annotations
 

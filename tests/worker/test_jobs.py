@@ -1,4 +1,4 @@
-"""Collecting and deciding: jobs against a real Redis and a Label Studio over HTTP."""
+"""Collecting and deciding: jobs against a real Redis and a fake Label Studio over HTTP."""
 
 from __future__ import annotations
 

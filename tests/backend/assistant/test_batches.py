@@ -1,4 +1,4 @@
-"""Tasks without an annotator: opened, or selected in the Data Manager. One result each, in order."""
+"""Batch requests (tasks opened or selected in the Data Manager): one result per task, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What annotators and operators see when many ask at once, and what opening a task begins."""
+"""Messages and metrics under concurrent load, and the work started when a task is opened."""
 
 from __future__ import annotations
 

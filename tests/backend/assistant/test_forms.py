@@ -1,4 +1,4 @@
-"""Phrases on forms with other tags than the recommended one: other names, several brushes, parts missing."""
+"""Phrases with labeling configs unlike the recommended one: names, several brushes, missing tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an annotator types: masks, no match, and what went wrong, each told on the form."""
+"""Phrases typed by annotators: masks, no match, and errors, each reported on the form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be fetched: hosts, addresses behind their names, redirects, limits, and who sees our key."""
+"""SSRF rules for fetched images: hosts, resolved addresses, redirects, limits, and who receives our key."""
 
 from __future__ import annotations
 

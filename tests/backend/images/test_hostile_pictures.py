@@ -1,4 +1,4 @@
-"""Files made to hurt who decodes them: an error in words, bounded memory, and the service lives on."""
+"""Malicious image files: a clear error, bounded memory, and a service that keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture as large as is read, from its address to the mask on it."""
+"""An image of the maximum size, from its URL to its mask."""
 
 from __future__ import annotations
 

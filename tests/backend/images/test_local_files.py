@@ -1,4 +1,4 @@
-"""Pictures that are files of this machine: below the roots that the operator names, and nowhere else."""
+"""Images from local files: only below the roots set by the operator."""
 
 from __future__ import annotations
 

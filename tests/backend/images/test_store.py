@@ -1,4 +1,4 @@
-"""Fetching pictures: where from, with which key, within which limits, and what their pixels are."""
+"""Fetching of images: sources, keys, limits, and pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label Studio's API: keys, pages and errors, against an HTTP server that answers as it does."""
+"""Label Studio's API: keys, pages and errors, against an HTTP server that responds like it."""
 
 from __future__ import annotations
 

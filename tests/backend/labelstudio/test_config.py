@@ -1,4 +1,4 @@
-"""Which tag of a labeling config plays which part."""
+"""Roles of the tags in a labeling config."""
 
 from __future__ import annotations
 

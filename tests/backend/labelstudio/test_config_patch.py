@@ -1,4 +1,4 @@
-"""Labeling configs get the parts that they lack, and lose nothing."""
+"""Patches of labeling configs add missing tags and remove nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clicks and boxes, as the editor sends them."""
+"""Clicks and boxes as sent by the editor."""
 
 from __future__ import annotations
 

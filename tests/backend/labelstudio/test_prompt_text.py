@@ -1,4 +1,4 @@
-"""What is written behind a phrase, and that it comes off again."""
+"""Messages appended to a phrase, and their removal."""
 
 from __future__ import annotations
 

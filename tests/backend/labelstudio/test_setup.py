@@ -1,4 +1,4 @@
-"""Connecting a project, against an HTTP server that keeps what it is told as Label Studio does."""
+"""Connecting a project, against an HTTP server that stores settings like Label Studio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: callers take turns, pieces that come together are done together, nothing is done for nobody."""
+"""Batch queues: fair between callers, batched when concurrent, and without work for abandoned requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of embeddings stays within its bytes, and drops what was not used for longest."""
+"""The embedding cache stays within its size limit and evicts by LRU."""
 
 from __future__ import annotations
 

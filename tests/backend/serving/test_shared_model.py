@@ -1,4 +1,4 @@
-"""One model for many: phrases share passes, pictures go beside phrases, and who is turned away."""
+"""One model for many callers: phrases are batched, images in parallel, excess requests are refused."""
 
 from __future__ import annotations
 

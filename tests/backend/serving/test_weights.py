@@ -1,4 +1,4 @@
-"""Weights of the operator's own, in the backend and at the command line."""
+"""The operator's own weights, in the backend and on the command line."""
 
 from __future__ import annotations
 

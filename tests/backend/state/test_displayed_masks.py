@@ -1,4 +1,4 @@
-"""Which mask a click or a box is meant for, and what several say together."""
+"""The mask that a click or a box refers to, and the combination of several."""
 
 from __future__ import annotations
 

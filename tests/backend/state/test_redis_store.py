@@ -1,4 +1,4 @@
-"""What is kept in Redis, and that its absence costs little."""
+"""State in Redis, and graceful degradation without it."""
 
 from __future__ import annotations
 

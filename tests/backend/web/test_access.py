@@ -1,4 +1,4 @@
-"""Who may start the backend open, how often one address may ask, and that no log tells a secret."""
+"""Access: open access, rate limits per address, and logs without secrets."""
 
 from __future__ import annotations
 

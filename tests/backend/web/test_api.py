@@ -1,4 +1,4 @@
-"""The routes beside masks: what they say, and what they refuse."""
+"""The routes other than masks: responses and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as JSON: every number is written, and an answer that cannot be written is an error in the form."""
+"""Answers as JSON: all numbers are encoded, and an encoding failure becomes an error on the form."""
 
 from __future__ import annotations
 

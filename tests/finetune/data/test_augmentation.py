@@ -1,4 +1,4 @@
-"""Mirrored samples: what lay on the left lies on the right, and is called so."""
+"""Mirrored samples: left and right are swapped in image and phrase."""
 
 from __future__ import annotations
 

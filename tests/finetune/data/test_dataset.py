@@ -1,4 +1,4 @@
-"""Records as a data set, and data sets by name; the pictures are real files."""
+"""Records as a data set, and data sets by name; the images are real files."""
 
 from __future__ import annotations
 

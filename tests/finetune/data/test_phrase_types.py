@@ -1,4 +1,4 @@
-"""Phrases of people are sorted as those of scenes are."""
+"""Human phrases are classified like the phrases of scenes."""
 
 from __future__ import annotations
 

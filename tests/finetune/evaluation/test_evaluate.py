@@ -1,4 +1,4 @@
-"""Evaluation of the real model at its smallest preset, and of answers that are known beforehand."""
+"""Evaluation of the real model with its smallest preset, and of known answers."""
 
 from __future__ import annotations
 

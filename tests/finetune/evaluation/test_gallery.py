@@ -1,4 +1,4 @@
-"""The gallery: what the model answered, framed by whether that is right."""
+"""The gallery: the model's answers, framed by correctness."""
 
 from __future__ import annotations
 

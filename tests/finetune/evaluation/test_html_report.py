@@ -1,4 +1,4 @@
-"""The page of a fine-tune: changes found, grouped and drawn; nothing loaded, phrases escaped."""
+"""The report page of a fine-tune: changes are grouped and drawn, no external resources, phrases escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports: what is written can be read, and comparisons say how sure they are."""
+"""Reports: they can be read back, and comparisons state their confidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ablations train from scratch, by the preset's name alone, on converted CLIP and SAM."""
+"""Ablations train from scratch by preset name, on converted CLIP and SAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training in several processes: the same result as in one, and no process left when one fails."""
+"""Training in several processes: the same result as in one, and no process left after a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model learns a few scenes by heart: adapters, prompts, decoder, losses, metrics work together."""
+"""A small model overfits a few scenes: adapters, prompts, decoder, losses and metrics work together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: parts, processes, resuming, curves; and what it does when numbers break."""
+"""The training loop: gradient accumulation, processes, resuming, curves, and non-finite numbers."""
 
 from __future__ import annotations
 

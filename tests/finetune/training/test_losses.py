@@ -1,4 +1,4 @@
-"""Loss terms against values worked out by hand, and what takes part in which of them."""
+"""Loss terms against hand-computed values, and the samples that each term includes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory is taken in smaller parts, and teaches the same."""
+"""A batch that exceeds memory is processed in smaller parts with the same gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's recipes: they parse, they name what exists, and they say what the paper says."""
+"""The paper's recipes: they parse, all names exist, and the values are the paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping early: the best weights are kept; a run that was cut short stops where an unbroken one does."""
+"""Early stopping: the best weights are kept; a resumed run stops at the same step as an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes exactly, and it refuses what cannot work."""
+"""Training: it learns, resumes exactly, and refuses invalid configurations."""
 
 from __future__ import annotations
 

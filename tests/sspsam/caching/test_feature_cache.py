@@ -1,4 +1,4 @@
-"""What is kept between two questions: computed once, bounded, and never from other weights."""
+"""Features cached between questions: computed once, bounded, and never from other weights."""
 
 from __future__ import annotations
 

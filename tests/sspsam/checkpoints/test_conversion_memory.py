@@ -1,4 +1,4 @@
-"""Weights are never in memory twice: peak resident memory of a process of its own, on files of 200 MB."""
+"""Weights are never in memory twice: peak resident memory of a separate process, with files of 200 MB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion: every published form becomes the same bundle, and nothing else does."""
+"""Conversion: every published format gives the same bundle; all others are refused."""
 
 from __future__ import annotations
 

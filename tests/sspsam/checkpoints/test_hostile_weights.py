@@ -1,4 +1,4 @@
-"""Weights made to hurt who loads them: refused with a reason, no code run, memory bounded."""
+"""Malicious weight files: refused with a reason, without executing code, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads: resumed, checked, and never half in place. Against a real HTTP server."""
+"""Downloads: resumed, verified, and atomic. Against a real HTTP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: every form that exists loads, and nothing else does."""
+"""Checkpoints: every published format loads; all others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: what goes into the model's squares comes back to where it was."""
+"""Frames: coordinates and masks survive the round trip through the model's squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and writing picture files."""
+"""Reading and writing image files."""
 
 from __future__ import annotations
 

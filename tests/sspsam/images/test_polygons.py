@@ -1,4 +1,4 @@
-"""Polygons give back every pixel of the mask that they came from."""
+"""Polygons reproduce every pixel of their mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specks: small parts and small holes go, everything else keeps its edge."""
+"""Removal of small parts and holes; all other edges are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ablations: what each leaves out, that nothing unused is built, and that what is left learns."""
+"""Ablations: the omitted parts, no unused parameters, and trainability."""
 
 from __future__ import annotations
 

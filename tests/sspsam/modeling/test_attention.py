@@ -1,4 +1,4 @@
-"""Our attention against PyTorch's, and the phrase's two reading directions against its GRU, same weights."""
+"""Our attention against PyTorch's, and our bidirectional GRU against PyTorch's, with the same weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned words: what they change, what they leave alone, and which are refused."""
+"""Learned tokens: their effect, the unchanged rest, and refused words."""
 
 from __future__ import annotations
 

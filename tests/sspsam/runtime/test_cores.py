@@ -1,4 +1,4 @@
-"""Rows of a batch side by side: in order, each with its share of the cores, and with the same answers."""
+"""Parallel rows of a batch: in order, each with its share of the cores, with unchanged answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of matrices by oneDNN: the same sums, however the matrices lie in memory."""
+"""Matrix products by oneDNN: equal results for every memory layout."""
 
 from __future__ import annotations
 

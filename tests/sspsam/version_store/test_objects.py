@@ -1,4 +1,4 @@
-"""Versions in S3 and in Google Cloud Storage: real clients, servers on this machine that speak their APIs."""
+"""Versions in S3 and Google Cloud Storage: real clients against local servers with their APIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions in folders and in object stores: the same steps, and what a crash at any point leaves."""
+"""Versions in folders and object stores: the same operations, and the state after a crash at any point."""
 
 from __future__ import annotations
 

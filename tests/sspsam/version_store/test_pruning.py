@@ -1,4 +1,4 @@
-"""Which versions go, which stay and why; and that what is gone leaves nothing behind."""
+"""Pruning: which versions are removed or kept, why, and no leftover files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store of fine-tuned versions: what is written, what a crash or a second writer can do to it."""
+"""The version store: contents, crashes, and concurrent writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's commands from the shell, with a real worker at the other end."""
+"""The worker's commands from the shell, with a real worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sspsam versions`: what a person reads, and what backends hear."""
+"""`sspsam versions`: its output, and notifications to backends."""
 
 from __future__ import annotations
 

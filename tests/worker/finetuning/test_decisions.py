@@ -1,4 +1,4 @@
-"""Triggers that come at once, at the wrong time, or while a fine-tune runs: one fine-tune, and none lost."""
+"""Concurrent, early and repeated triggers: one fine-tune, and no lost request."""
 
 from __future__ import annotations
 

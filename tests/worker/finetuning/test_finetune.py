@@ -1,4 +1,4 @@
-"""Corrected labels to new weights, for real: worker processes, the tiny preset, a few steps."""
+"""From corrected labels to new weights: real worker processes, the tiny preset, a few steps."""
 
 from __future__ import annotations
 

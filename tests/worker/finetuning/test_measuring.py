@@ -1,4 +1,4 @@
-"""Both versions asked about both data sets, for real: what the gate decides by, what card and page say."""
+"""Evaluation of both versions on both data sets: input of the gate, content of card and page."""
 
 from __future__ import annotations
 

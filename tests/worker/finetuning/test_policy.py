@@ -1,4 +1,4 @@
-"""The written-down rules: when to fine-tune, what is held out, what may serve."""
+"""The policy: when to fine-tune, what to hold out, what to promote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs: frozen data, what is left out, and going on after a crash. The training itself: test_finetune.py."""
+"""Runs: frozen data, excluded samples, and resuming after a crash. The training itself: test_finetune.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's pictures: the same everywhere, of things that the weights know, with phrases that are true."""
+"""The demo's images: equal on every machine, of known nouns, with true phrases."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The Redis that comes with the package."""
+"""The Redis server packaged with the project."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The supervisor, with real processes: readiness, deaths, last words, and that nothing stays behind."""
+"""The supervisor with real processes: readiness, crashes, last log lines, and no process left behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What `sspsam up` and `sspsam demo` check before they start, and where they put things."""
+"""`sspsam up` and `sspsam demo`: checks before the start, and locations of files."""
 
 import os
 import socket

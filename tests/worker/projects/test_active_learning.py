@@ -1,4 +1,4 @@
-"""The order of the work: with the tiny model, a real Redis, a real worker and a Label Studio over HTTP."""
+"""Active learning with the tiny model, a real Redis, a real worker and a fake Label Studio over HTTP."""
 
 from __future__ import annotations
 

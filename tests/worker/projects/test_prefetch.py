@@ -1,4 +1,4 @@
-"""Pictures embedded ahead: with the tiny model, a real Redis, a real worker and a Label Studio over HTTP."""
+"""Prefetching with the tiny model, a real Redis, a real worker and a fake Label Studio over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks for whole projects: with the tiny model, a real Redis and a Label Studio over HTTP."""
+"""Pre-labeling with the tiny model, a real Redis and a fake Label Studio over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders on arrays whose right order is plain to see."""
+"""Ranking of arrays whose correct order is obvious."""
 
 from __future__ import annotations
 

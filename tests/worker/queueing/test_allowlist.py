@@ -1,4 +1,4 @@
-"""What lies in Redis is a request: which of them a worker runs, and with which arguments."""
+"""Untrusted jobs in Redis: which functions a worker runs, and with which arguments."""
 
 from __future__ import annotations
 

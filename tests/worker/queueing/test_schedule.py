@@ -1,4 +1,4 @@
-"""The schedule: what it puts into the queue, when, and in which form."""
+"""The scheduler: which jobs it enqueues, when, and in which format."""
 
 from __future__ import annotations
 

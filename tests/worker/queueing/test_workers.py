@@ -1,4 +1,4 @@
-"""Worker processes: they end soon, lose nothing, restart, and leave nobody behind."""
+"""Worker processes: they stop promptly, lose nothing, restart, and leave no process behind."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Stands in for the package that hosts models, which cannot be installed beside everything else."""
+"""Stand-in for the package that hosts models, which conflicts with our dependencies."""

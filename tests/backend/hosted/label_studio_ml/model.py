@@ -1,4 +1,4 @@
-"""What a hosted model sees of its base class: a store of texts by project, and what is called when."""
+"""Stand-in for a hosted model's base class: a store of strings by project, and a record of calls."""
 
 from __future__ import annotations
 

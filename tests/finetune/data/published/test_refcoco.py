@@ -1,4 +1,4 @@
-"""RefCOCO and its kin, gRefCOCO and PhraseCut, from the files that their authors publish."""
+"""RefCOCO and its variants, gRefCOCO and PhraseCut, in their published file formats."""
 
 from __future__ import annotations
 

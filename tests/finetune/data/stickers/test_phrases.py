@@ -1,4 +1,4 @@
-"""Phrases about scenes: what they say is looked up again in the masks, by other means than they were made."""
+"""Phrases about scenes, verified against the masks by independent means."""
 
 from __future__ import annotations
 

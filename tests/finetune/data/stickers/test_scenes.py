@@ -1,4 +1,4 @@
-"""Sticker scenes: the same for the same seed, with masks that say exactly what shows."""
+"""Sticker scenes: deterministic by seed, with exact masks of the visible parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences for learning words: what they are about is what they say."""
+"""Sentences for text-only training: their subject matches their words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clicks on the faults of an answer."""
+"""Clicks on the errors of an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image embeddings on disk: made once, found again, never taken for another picture's or encoder's."""
+"""Image embeddings on disk: computed once, reused, never mixed up between images or encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streamed batches: every sample once an epoch, varied, resumable, shared among processes."""
+"""Streamed batches: every sample once per epoch, augmented, resumable, sharded across processes."""
 
 from __future__ import annotations
 

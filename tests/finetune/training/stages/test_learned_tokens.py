@@ -1,4 +1,4 @@
-"""New words: which learn in a training, and what stays as it was."""
+"""New words: which embeddings are trained, and which stay unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CLIP stage learns from, besides what test_train shows of it."""
+"""Inputs of the CLIP stage, in addition to test_train."""
 
 from __future__ import annotations
 

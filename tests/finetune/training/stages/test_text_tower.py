@@ -1,4 +1,4 @@
-"""The text tower of a model that is made from nothing: when it learns, and what is kept of it."""
+"""The text tower of a model trained from scratch: when it is trained, and which tensors are stored."""
 
 from __future__ import annotations
 
