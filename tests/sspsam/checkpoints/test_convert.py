@@ -167,7 +167,8 @@ def test_missing_and_unexpected_tensors_are_listed(bundle: Tensors, tmp_path: Pa
     with pytest.raises(CheckpointError) as error:
         convert([tmp_path / "ssp.pth"], PRESET, tmp_path / "bundle.safetensors")
     for part in (
-        "ssp.pth (ssp-sam) do not make up ssp-sam-test",
+        "ssp.pth",
+        "ssp-sam-test",
         "missing: clip.towers.visual.proj, fusion.bias",
         "unexpected: surprise",
         "of another shape: prompt_generator.norm.weight (5,) for (32,)",
@@ -178,7 +179,7 @@ def test_missing_and_unexpected_tensors_are_listed(bundle: Tensors, tmp_path: Pa
 
 def test_the_preset_that_a_checkpoint_belongs_to_is_named(bundle: Tensors, tmp_path: Path) -> None:
     torch.save(reference_state(bundle), tmp_path / "ssp.pth")
-    with pytest.raises(CheckpointError, match="do not make up ssp-sam-demo: it is one of ssp-sam-test; "):
+    with pytest.raises(CheckpointError, match=r"ssp-sam-demo.*ssp-sam-test"):
         convert([tmp_path / "ssp.pth"], "ssp-sam-demo", tmp_path / "bundle.safetensors")
 
 
@@ -191,9 +192,9 @@ def test_what_a_lone_checkpoint_lacks_is_named(bundle: Tensors, tmp_path: Path) 
 def test_wrong_files_are_refused(bundle: Tensors, files: dict[str, Path], tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.ones(1)}, tmp_path / "other.pth")
     out = tmp_path / "bundle.safetensors"
-    with pytest.raises(CheckpointError, match=r"other.pth: not the tensors of SSP-SAM.* layer.weight"):
+    with pytest.raises(CheckpointError, match=r"other\.pth.* layer\.weight"):
         convert([tmp_path / "other.pth"], PRESET, out)
-    with pytest.raises(CheckpointError, match="expected one file per layout, got several of clip"):
+    with pytest.raises(CheckpointError, match=r"\sclip\b"):
         convert([files["open_clip.pt"], files["ViT-B-16.pt"]], PRESET, out)
     with pytest.raises(ValueError, match=r"named \.safetensors"):
         convert([files["open_clip.pt"]], PRESET, tmp_path / "bundle.pth")
@@ -205,7 +206,7 @@ def test_wrong_files_are_refused(bundle: Tensors, files: dict[str, Path], tmp_pa
 def test_a_bundle_of_another_preset_is_refused(bundle: Tensors, tmp_path: Path) -> None:
     path = tmp_path / "bundle.safetensors"
     write_tensors(path, bundle, {"preset": "ssp-sam-224"})
-    with pytest.raises(CheckpointError, match="was made for ssp-sam-224, expected ssp-sam-test"):
+    with pytest.raises(CheckpointError, match=r"ssp-sam-224.*ssp-sam-test"):
         sspsam.Predictor.from_preset(PRESET, "cpu", path)
 
 
@@ -238,5 +239,5 @@ def test_parts_load_strictly(bundle: Tensors) -> None:
 
 def test_a_pickle_that_needs_code_is_explained(tmp_path: Path) -> None:
     torch.save({"model": {"tf_scale": torch.ones(1)}, "args": Path("a")}, tmp_path / "ssp.pth")
-    with pytest.raises(CheckpointError, match=r"ssp.pth contains more than.* needs pathlib.*never run"):
+    with pytest.raises(CheckpointError, match=r"ssp\.pth.* pathlib"):
         read_tensors(tmp_path / "ssp.pth")

@@ -58,7 +58,7 @@ def test_a_broken_connection_is_resumed(server: FileServer, tmp_path: Path, sha2
 def test_a_later_call_goes_on(server: FileServer, tmp_path: Path) -> None:
     target = tmp_path / "w.pt"
     server.files["/w.pt"] = Behaviour(CONTENT, breaks_after=[SOME + 1] + [0] * ATTEMPTS)
-    with pytest.raises(DownloadError, match=f"failed {ATTEMPTS} times in a row, {SOME} bytes are stored"):
+    with pytest.raises(DownloadError, match=rf"{ATTEMPTS} times.* {SOME} bytes"):
         download(f"{server.url}/w.pt", target, SHA256, pause_s=0)
     assert not target.exists()
     assert part_of(target).read_bytes() == CONTENT[:SOME]
@@ -103,14 +103,14 @@ def test_what_lay_there_may_be_anything(server: FileServer, tmp_path: Path, left
 def test_the_wrong_content_is_not_kept(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"as before")
     server.files["/w.pt"] = Behaviour(OTHER)
-    with pytest.raises(WrongContentError, match=f"sha256 {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}"):
+    with pytest.raises(WrongContentError, match=f"{hashlib.sha256(OTHER).hexdigest()}.*{SHA256}"):
         download(f"{server.url}/w.pt", tmp_path / "w.pt", SHA256)
     assert (tmp_path / "w.pt").read_bytes() == b"as before"
     assert not part_of(tmp_path / "w.pt").exists()
 
 
 def test_what_is_not_there_is_said_at_once(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"/none.pt was refused: 404"):
+    with pytest.raises(DownloadError, match=r"/none\.pt.*404"):
         download(f"{server.url}/none.pt", tmp_path / "w.pt", SHA256)
     assert len(server.asked) == 1
     assert not (tmp_path / "w.pt").exists()
@@ -120,16 +120,16 @@ def test_a_busy_server_is_asked_again(server: FileServer, tmp_path: Path) -> Non
     server.files["/w.pt"] = Behaviour(CONTENT, failures=[503, 429])
     download(f"{server.url}/w.pt", tmp_path / "w.pt", SHA256, pause_s=0)
     server.files["/w.pt"] = Behaviour(CONTENT, failures=[500] * ATTEMPTS)
-    with pytest.raises(DownloadError, match="the server answered 500"):
+    with pytest.raises(DownloadError, match="500"):
         download(f"{server.url}/w.pt", tmp_path / "w2.pt", SHA256, pause_s=0)
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with FileServer() as server:
         url = server.url
-    with pytest.raises(DownloadError, match="failed 5 times"):
+    with pytest.raises(DownloadError, match=f"{ATTEMPTS} times"):
         download(f"{url}/w.pt", tmp_path / "w.pt", SHA256, pause_s=0)
-    with pytest.raises(DownloadError, match="cannot be requested"):
+    with pytest.raises(DownloadError, match=r"weights\.example\.com"):
         download("weights.example.com/w.pt", tmp_path / "w.pt", SHA256)
 
 
@@ -153,7 +153,7 @@ def test_one_process_at_a_time(server: FileServer, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_before(server: FileServer, tmp_path: Path) -> None:
     server.files["/w.pt"] = Behaviour(CONTENT)
-    with pytest.raises(DownloadError, match=r"GB free, 1000000000.0 GB are needed"):
+    with pytest.raises(DownloadError, match=r"1000000000\.0 GB"):
         download(f"{server.url}/w.pt", tmp_path / "w.pt", SHA256, size_bytes=10**18)
     assert server.asked == []
 
@@ -165,6 +165,6 @@ def test_copies_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "mirror.pt").write_bytes(OTHER)
     with pytest.raises(WrongContentError):
         place_copy(tmp_path / "mirror.pt", tmp_path / "here" / "w2.pt", SHA256)
-    with pytest.raises(DownloadError, match=r"the mirror has no none.pt"):
+    with pytest.raises(DownloadError, match=r"none\.pt"):
         place_copy(tmp_path / "none.pt", tmp_path / "here" / "w2.pt", SHA256)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["w.pt"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
+from tests.facts import untold
 from tests.worker.label_studio_server import LabelStudioServer, region
 from worker.cli.commands import app
 from worker.queueing.queues import training_queue
@@ -31,7 +32,7 @@ def test_finetune_says_what_the_worker_decides(
     with subprocess.Popen(command, env=environment) as worker:
         done = CliRunner().invoke(app, ["finetune", "--project", str(PROJECT), "--now"])
         assert done.exit_code == 1
-        assert "0 corrected masks on 0 images so far: at least 2 images are needed" in done.output
+        assert untold(done.output, "0 corrected masks", "0 images", "2 images") == []
         for number in (1, 2):
             label_studio.add_task(number, PROJECT, image // number)
             label_studio.save(number, number, region("a", "the ring", mask))

@@ -17,6 +17,7 @@ from rq.registry import StartedJobRegistry
 from backend.shared_redis import WANTED_KEY
 from backend.state.redis_store import KnownProject
 from sspsam.version_store.store import VersionCard
+from tests.facts import untold
 from tests.worker.finetuning.test_runs import PROJECT, record
 from worker import jobs
 from worker.finetuning.decisions import maybe_start_finetune
@@ -71,12 +72,14 @@ DECIDE_OFTEN = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from backend.settings import Settings
-from worker.finetuning.decisions import consider
+from worker.finetuning.decisions import maybe_start_finetune
 from worker.services import Services
 print("ready", flush=True)
 sys.stdin.readline()
 with ThreadPoolExecutor(5) as pool:
-    list(pool.map(lambda _: consider(Services(Settings()), int(sys.argv[1]), sys.argv[2]), range(5)))
+    asked = (maybe_start_finetune, Services(Settings()), int(sys.argv[1]), sys.argv[2])
+    futures = [pool.submit(*asked) for _ in range(5)]
+[future.result() for future in futures]
 """
 
 
@@ -131,7 +134,7 @@ def test_a_fine_tune_that_a_worker_is_just_taking_is_not_started_again(services:
     assert StartedJobRegistry(queue=queue).get_job_ids() == []
     decision = maybe_start_finetune(services, PROJECT, "start-training")
     assert not decision.start
-    assert f"already queued or running: {job.id}" in decision.reason
+    assert job.id in decision.reason
     assert finetunes(services) == []
 
 
@@ -139,7 +142,7 @@ def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet
     services = with_quiet_hours
     decision = maybe_start_finetune(services, PROJECT, "start-training", IN_QUIET_HOURS)
     assert decision.deferred
-    assert "deferred to 2026-03-02 18:00 UTC" in decision.reason
+    assert "2026-03-02 18:00 UTC" in decision.reason
     assert wanted(services) == b"start-training"
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_QUIET_HOURS).deferred
     assert finetunes(services) == []
@@ -210,5 +213,5 @@ def test_two_fine_tunes_lie_apart_and_the_wish_for_the_second_is_kept(services: 
     ended = datetime.fromisoformat(services.store.get(card.version_id).created_at)
     early = maybe_start_finetune(apart, PROJECT, "start-training", ended + timedelta(minutes=29))
     assert early.deferred
-    assert "at least 30 minutes lie between two fine-tunes (FINETUNE_INTERVAL_MIN)" in early.reason
+    assert untold(early.reason, "30 minutes", "FINETUNE_INTERVAL_MIN") == []
     assert maybe_start_finetune(apart, PROJECT, "schedule", ended + timedelta(minutes=30)).start

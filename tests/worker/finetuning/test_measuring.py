@@ -11,6 +11,7 @@ from finetune.data.dataset import open_dataset
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.report import compare
 from sspsam import Predictor
+from tests.facts import untold
 from tests.worker.finetuning.test_runs import prepare
 from worker.finetuning.measuring import (
     BASE_TITLE,
@@ -85,7 +86,7 @@ def test_the_gate_judges_by_the_base_figures_of_the_card(measured: Measured) -> 
         known = {"incumbent": {"gIoU": before}, "candidate": {"gIoU": after}}
         verdict = verdict_of(metrics | better | {"base_validation": metrics["base_validation"] | known})
         assert verdict.promote is promote, verdict.reason
-        assert "on 6 phrases of the base validation set" in verdict.reason
+        assert "6 phrases" in verdict.reason
 
 
 def test_without_a_base_set_that_is_said(measured: Measured) -> None:
@@ -111,5 +112,5 @@ def test_a_fine_tune_in_two_processes_measures_and_reports_what_was_known_before
     assert "validation total" in page
     assert page.index(HELD_OUT_TITLE) < page.index(BASE_TITLE)
     verdict = verdict_of(services.store.get(card.version_id).metrics)
-    assert "on 6 phrases of the base validation set; -0.000 is allowed" in verdict.reason
+    assert untold(verdict.reason, "6 phrases", "-0.000") == []
     assert run_folder(settings.model_dir, run.run_id).is_dir(), "until it is judged"
