@@ -45,8 +45,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         running.start()
         yield running
     finally:
-        if running.process is not None and running.process.poll() is None:
-            running.end()
+        running.end_whatever_happens()
+
+
+@pytest.fixture(autouse=True)
+def end_started_processes() -> None:
+    """Replaces the suite's: a demo that a test has restarted serves later tests, until `demo` ends it."""
 
 
 @pytest.fixture(scope="session")

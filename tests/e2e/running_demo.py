@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sysconfig
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.annotator_client import AnnotatorClient
 from worker.local.demo import EMAIL, PASSWORD, DemoState
@@ -118,6 +121,18 @@ class Demo:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(END_WITHIN_S)
+
+    def end_whatever_happens(self) -> None:
+        """Ends the demo, if it runs; kills what is left of it."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        try:
+            self.end()
+        finally:
+            for process in [self.process, *family]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _screen_file(self) -> Path:
         return self.folder / "screen.txt"
