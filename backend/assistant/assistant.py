@@ -44,7 +44,7 @@ from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
-from backend.serving.shared_model import NOBODY, ReadImage
+from backend.serving.shared_model import ANONYMOUS, ReadImage
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
@@ -244,7 +244,7 @@ class Assistant:
         task: Task,
         phrases: list[str],
         config: LabelingConfig,
-        caller: Caller = NOBODY,
+        caller: Caller = ANONYMOUS,
     ) -> Outcome:
         """Segments phrases in a task's image; errors are reported in the outcome."""
         try:

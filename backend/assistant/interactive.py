@@ -33,7 +33,7 @@ from backend.metrics import Metrics
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
-from backend.serving.shared_model import NOBODY
+from backend.serving.shared_model import ANONYMOUS
 from backend.state.displayed_masks import DisplayedMask, new_mask, seen_by, target_of
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
@@ -77,7 +77,7 @@ class Refiner:
         task: Task,
         interactions: Sequence[Interaction],
         config: LabelingConfig,
-        caller: Caller = NOBODY,
+        caller: Caller = ANONYMOUS,
     ) -> Prediction:
         """Answers the gestures of one request; never raises.
 

@@ -20,7 +20,7 @@ from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
 from backend.serving.shared_model import (
-    NOBODY,
+    ANONYMOUS,
     Clicks,
     FindImage,
     ReadImage,
@@ -151,7 +151,7 @@ class Engine:
         return self._model.waiting()
 
     def predict(
-        self, image_key: str, read_image: ReadImage, phrases: Sequence[str], caller: Caller = NOBODY
+        self, image_key: str, read_image: ReadImage, phrases: Sequence[str], caller: Caller = ANONYMOUS
     ) -> Answer:
         """Segments the referents of phrases in an image.
 
@@ -181,7 +181,7 @@ class Engine:
         read_image: ReadImage,
         phrase: str,
         clicks: Clicks,
-        caller: Caller = NOBODY,
+        caller: Caller = ANONYMOUS,
     ) -> Answer:
         """Segments with clicks: the referent of a phrase, or plain SAM for an empty phrase.
 
@@ -202,7 +202,7 @@ class Engine:
             raise refusal
         return Answer(*self._model.ask(image_key, read_image, [phrase], clicks, caller))
 
-    def embed(self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY) -> EmbeddingOrigin:
+    def embed(self, image_key: str, read_image: ReadImage, caller: Caller = ANONYMOUS) -> EmbeddingOrigin:
         """Makes sure that an image's embedding is cached; returns its source.
 
         Raises:
@@ -212,7 +212,7 @@ class Engine:
         return self._model.embedding(image_key, read_image, caller)[1]
 
     def describe(
-        self, image_key: str, read_image: ReadImage, caller: Caller = NOBODY
+        self, image_key: str, read_image: ReadImage, caller: Caller = ANONYMOUS
     ) -> npt.NDArray[np.float32]:
         """Descriptor for comparing images: (D,).
 

@@ -52,7 +52,7 @@ SAMPLED_ROWS = 512
 """Rows of a mask on which edges are counted: at least two per row of the mask logits."""
 MAX_SPECK = 0.01
 """Parts and holes above this share of the image are never removed."""
-NOBODY = Caller()
+ANONYMOUS = Caller()
 PREFETCH = Caller("prefetch")
 
 logger = logging.getLogger(__name__)

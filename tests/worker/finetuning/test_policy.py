@@ -163,7 +163,7 @@ def test_it_must_be_better_on_held_out_corrections(measured: Measurement, promot
         pytest.param(base(0.80, 0.7801), True, id="lost less than the tolerance"),
         pytest.param(base(0.80, 0.7799), False, id="forgot too much"),
         pytest.param(base(0.80, 0.90), True, id="gained"),
-        pytest.param(None, True, id="nobody has named one"),
+        pytest.param(None, True, id="none is named"),
         pytest.param(base(0.80, None), False, id="not defined for the candidate"),
         pytest.param(base(None, 0.80), False, id="not defined for the incumbent"),
     ],
