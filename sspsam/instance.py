@@ -143,7 +143,7 @@ def find_instance(
     for known in (here, elsewhere):
         running = [instance for instance in known if instance.is_running]
         if len(running) > 1:
-            names = ", ".join(str(instance.data_dir) for instance in running)
+            names = ", ".join(sorted(str(instance.data_dir) for instance in running))
             raise InstanceError(f"several instances are running: {names}. Choose one with --data-dir.")
         if running:
             return running[0]
