@@ -180,11 +180,12 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     services.redis.zadd(started.key, {execution: 1})  # a minute later, its heartbeat would be this old
     command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
     with subprocess.Popen(command, env=environment) as pool:
-        wait_until(lambda: services.store.current() == "ssp-sam-test-0001", patience_s=WAIT_S)
+        wait_until(lambda: job.get_status() == "finished", patience_s=WAIT_S)
         pool.terminate()
+    assert services.store.current() == "ssp-sam-test-0001"
     assert len(services.store.list()) == 2
+    assert not training_queue(services.redis).count
 
-    wait_until(lambda: not training_queue(services.redis).count, patience_s=WAIT_S)
     kwargs = {"project_id": PROJECT, "run_id": job.id}
     training_queue(services.redis).enqueue_call("worker.jobs.finetune", kwargs=kwargs)
     work_off({**environment, "MODEL_DIR": str(unbroken)}, "training")
