@@ -148,7 +148,9 @@ def image_store(settings: Settings, client: LabelStudioClient) -> ImageStore:
 
 def version_store(settings: Settings) -> VersionStore:
     """The versions in MODEL_DIR, or at VERSIONS_URL."""
-    return VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
+    return VersionStore(
+        settings.model_dir, settings.preset, settings.weights, settings.versions_url, settings.model_lines
+    )
 
 
 def load_preset(settings: Settings) -> SwappablePredictor:

@@ -15,6 +15,7 @@ from backend.images.fetching import HostRule
 from backend.quiet_hours import QuietHours
 from sspsam.instance import default_model_dir
 from sspsam.presets import with_image_encoder
+from sspsam.version_store.lines import ModelLines
 from sspsam.version_store.places import check_versions_url
 
 
@@ -95,6 +96,8 @@ class Settings(BaseSettings):
     """Versions, cached images, records and training runs."""
     versions_url: StoreUrl = ""
     """Object store for versions: s3://bucket/folder, gs://bucket/folder, or another fsspec URL."""
+    model_lines: ModelLines = "project"
+    """Whether each project has a line of versions of its own, or all share one."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """redis://host:port/db, or unix:///path/to/socket."""
     redis_password: SecretStr = SecretStr("")

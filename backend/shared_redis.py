@@ -5,6 +5,8 @@ All data here can be deleted: Label Studio and the version store are the sources
 
 from __future__ import annotations
 
+import json
+
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
@@ -22,7 +24,7 @@ JOB_RETRY = Retry(max=3, interval=[10, 60, 300])
 """After a job failed or its worker died; long enough for a restart of Label Studio."""
 
 VERSIONS_CHANNEL = "sspsam:versions"
-"""Channel: the id of each version that is promoted."""
+"""Channel: each promotion and rollback, as JSON of the `line` and the `version` that now serves it."""
 
 # Written by the backend for its answers.
 SERVED_KEY = "sspsam:served:{region}"
@@ -84,3 +86,21 @@ def connect_for_requests(url: str) -> Redis:
         retry=ConnectionRetry(NoBackoff(), 1),  # annotators wait
     )
     return client
+
+
+def announce_version(connection: Redis, line: str, version_id: str) -> None:
+    """Notifies running backends that another version serves a line.
+
+    Raises:
+        RedisError: Redis does not respond; backends then notice at their next poll of the store.
+    """
+    connection.publish(VERSIONS_CHANNEL, json.dumps({"line": line, "version": version_id}))
+
+
+def announced_line(message: object) -> str | None:
+    """The line that a message on VERSIONS_CHANNEL names; None if it names none: any may have changed."""
+    try:
+        line = json.loads(message)["line"] if isinstance(message, str | bytes) else None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return line if isinstance(line, str) else None

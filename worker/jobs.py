@@ -29,7 +29,7 @@ from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable
 from backend.labelstudio.config import LabelingConfig
 from backend.service import Service, build_service
 from backend.settings import Settings
-from backend.shared_redis import PROGRESS_KEY, TRAINING_LOCK, VERSIONS_CHANNEL
+from backend.shared_redis import PROGRESS_KEY, TRAINING_LOCK, announce_version
 from worker.corrections import collector
 from worker.finetuning.decisions import ask_for_decision, maybe_start_finetune, note_decision
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
@@ -142,7 +142,8 @@ def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
         result = _finetune(services, project_id, run_id)
     services.redis.delete(PROGRESS_KEY.format(project=project_id))
     if result.get("status") == "promoted":
-        services.redis.publish(VERSIONS_CHANNEL, store.current())
+        line = store.get(result["version"]).line
+        announce_version(services.redis, line, store.current(line))
     discard_run(settings.model_dir, run_id)
     ask_for_decision(services.redis, project_id, "after-finetune")
     return result

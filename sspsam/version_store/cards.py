@@ -1,4 +1,4 @@
-"""Metadata of versions: one card per version, and the state of a version store, as JSON.
+"""Metadata of versions, as JSON: one card per version.
 
 Errors:
     VersionError
@@ -12,13 +12,11 @@ Errors:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 Status = Literal["candidate", "promoted", "rejected"]
-Action = Literal["promote", "rollback"]
 
 WEIGHTS = "weights.safetensors"
 
@@ -54,6 +52,8 @@ class VersionCard:
     version_id: str = ""
     """Set by `publish`; identical to Label Studio's model_version."""
     preset: str = ""
+    line: str = ""
+    """The line of versions it belongs to; empty for versions without one, which any line may promote."""
     parent: str = ""
     """Base version of the training."""
     parents_sha256: dict[str, str] = field(default_factory=dict)
@@ -90,86 +90,6 @@ class VersionCard:
             return cls(**{name: value for name, value in values.items() if name in known})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedVersionError(f"not a version card: {error}") from error
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """A change of the serving version."""
-
-    action: Action
-    version_id: str
-    """The version serving from then on."""
-    before: str
-    at: str
-    """ISO 8601, UTC."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Why a version serves or was rejected."""
-
-    status: Status
-    reason: str
-
-
-@dataclass(frozen=True)
-class StoreState:
-    """The serving version and its history. Replaced as a whole; cards never change."""
-
-    version_id: str
-    """The serving version."""
-    stack: tuple[str, ...] = ()
-    """Rollback targets, newest last."""
-    history: tuple[HistoryEntry, ...] = ()
-    """Oldest first."""
-    judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """Verdicts on versions, including deleted ones."""
-
-    def judge(self, version_id: str, status: Status, reason: str) -> StoreState:
-        return replace(self, judgements={**self.judgements, version_id: Judgement(status, reason)})
-
-    def promote(self, version_id: str) -> StoreState:
-        """Promotes a version; the previous one becomes the rollback target."""
-        if version_id == self.version_id:
-            return self
-        return self._serve("promote", version_id, (*self.stack, self.version_id))
-
-    def roll_back(self) -> StoreState:
-        """Rolls back to the top of the stack.
-
-        Raises:
-            VersionStateError: the stack is empty.
-        """
-        if not self.stack:
-            raise VersionStateError(
-                f"nothing to roll back to: {self.version_id} is the only one that has served"
-            )
-        return self._serve("rollback", self.stack[-1], self.stack[:-1])
-
-    def _serve(self, action: Action, version_id: str, stack: tuple[str, ...]) -> StoreState:
-        entry = HistoryEntry(action, version_id, self.version_id, now_text())
-        return replace(self, version_id=version_id, stack=stack, history=(*self.history, entry))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str, where: str) -> StoreState:
-        """Parses a state.
-
-        Raises:
-            DamagedVersionError: invalid text; the message names its location.
-        """
-        try:
-            values: dict[str, Any] = json.loads(text)
-            version_id, stack = values["version_id"], tuple(values["stack"])
-            if not all(isinstance(name, str) for name in (version_id, *stack)):
-                raise TypeError("a version ID is not a string")
-            history = tuple(HistoryEntry(**entry) for entry in values["history"])
-            judged = {str(key): Judgement(**one) for key, one in values.get("judgements", {}).items()}
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise DamagedVersionError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        return cls(version_id, stack, history, judged)
 
 
 def now_text() -> str:

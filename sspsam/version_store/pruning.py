@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sspsam.version_store.cards import VersionStateError
+from sspsam.version_store.cards import VersionCard, VersionStateError
+from sspsam.version_store.lines import StoreState
 from sspsam.version_store.store import VersionStore
 
 KEEP_LATEST = 5
-"""States of versions that are always kept."""
+"""Versions of each line that are always kept."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class PrunePlan:
 
 
 def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePlan:
-    """Plans removals: excludes the serving version, rollback targets, pending versions, and the latest per
-    project.
+    """Plans removals: excludes pending versions and, in each line, the serving version, rollback targets, and
+    the latest.
 
     Args:
         store: Store of the versions.
-        keep_latest: Number of newest versions to keep in any case.
+        keep_latest: Number of newest versions of each line to keep in any case.
 
     Raises:
         ValueError: it is negative.
@@ -43,16 +44,41 @@ def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePl
     if keep_latest < 0:
         raise ValueError(f"expected a number of versions to keep, 0 or more, got {keep_latest}")
     state, cards = store.state(), store.list()[1:]
-    kept = {card.version_id: "among the latest" for card in cards[len(cards) - keep_latest :]}
-    newest = {card.data["project"]: card.version_id for card in cards if "project" in card.data}
-    kept |= {
-        version_id: f"the latest of project {project}: records what was learned"
-        for project, version_id in newest.items()
-    }
+    kept = _latest(cards, keep_latest) | _learned(cards)
     kept |= {card.version_id: "not judged yet" for card in cards if card.status == "candidate"}
-    kept |= dict.fromkeys(state.stack, "can be rolled back to") | {state.version_id: "serves"}
+    kept |= dict.fromkeys(_rollback_targets(state), "can be rolled back to")
+    kept |= dict.fromkeys(_serving(state), "serves")
     removed = {card.version_id: store.files.size_bytes(card) for card in cards if card.version_id not in kept}
     return PrunePlan(removed, kept, store.files.leftovers())
+
+
+def _latest(cards: Sequence[VersionCard], keep_latest: int) -> dict[str, str]:
+    by_line: dict[str, list[str]] = {}
+    for card in cards:
+        by_line.setdefault(card.line, []).append(card.version_id)
+    latest = (version_ids[len(version_ids) - keep_latest :] for version_ids in by_line.values())
+    return {version_id: "among the latest" for version_ids in latest for version_id in version_ids}
+
+
+def _learned(cards: Sequence[VersionCard]) -> dict[str, str]:
+    """The latest of each line tells which labels were learned: without it, they would be learned again."""
+    newest = {_learner(card): card.version_id for card in cards if _learner(card)}
+    return {
+        version_id: f"the latest of {name}: records what was learned" for name, version_id in newest.items()
+    }
+
+
+def _learner(card: VersionCard) -> str:
+    project = card.data.get("project")
+    return card.line or ("" if project is None else f"project {project}")
+
+
+def _serving(state: StoreState) -> list[str]:
+    return [line.version_id for line in state.every_line() if line.version_id]
+
+
+def _rollback_targets(state: StoreState) -> list[str]:
+    return [version_id for line in state.every_line() for version_id in line.stack]
 
 
 def prune(store: VersionStore, plan: PrunePlan) -> None:
@@ -63,7 +89,7 @@ def prune(store: VersionStore, plan: PrunePlan) -> None:
     """
     for version_id in plan.removed:
         state = store.state()
-        if version_id in (state.version_id, *state.stack):
+        if version_id in (*_serving(state), *_rollback_targets(state)):
             raise VersionStateError(f"{version_id} is needed now: plan again")
         store.files.remove(store.get(version_id))
     for name in plan.leftovers:

@@ -6,8 +6,9 @@ are stored in folders (`sspsam.version_store.folders`) below `<root>/versions/<p
 store (`sspsam.version_store.objects`). In both, a version appears atomically, and its files are verified
 against the card when read.
 
-The serving version is recorded in one small state, which is replaced as a whole. Writers may be several
-processes on several machines.
+Each project has a line of versions (`sspsam.version_store.lines`). The serving version of every line is
+recorded in one small state, which is replaced as a whole. Writers may be several processes on several
+machines.
 
 Errors: see `sspsam.version_store.cards`.
 """
@@ -15,7 +16,6 @@ Errors: see `sspsam.version_store.cards`.
 from __future__ import annotations
 
 import builtins
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -27,9 +27,7 @@ from sspsam.version_store.cards import (
     WEIGHTS,
     DamagedVersionError,
     ForeignVersionError,
-    HistoryEntry,
     Status,
-    StoreState,
     UnknownVersionError,
     UnreachableStoreError,
     VersionCard,
@@ -37,7 +35,9 @@ from sspsam.version_store.cards import (
     VersionStateError,
     now_text,
 )
+from sspsam.version_store.contents import check_parents, write_files
 from sspsam.version_store.folders import CARD, CURRENT, VersionFolders
+from sspsam.version_store.lines import DEFAULT_LINE, HistoryEntry, LineState, ModelLines, StoreState
 from sspsam.version_store.places import open_files
 
 if TYPE_CHECKING:
@@ -71,11 +71,20 @@ class VersionStore:
         preset: Name of the preset; versions of other presets are not visible.
         weights: File of the preset's weights, onto which versions are loaded; None for the packaged ones.
         url: VERSIONS_URL, alternative storage: an fsspec URL. Downloads from there are cached below the root.
+        model_lines: MODEL_LINES, a line of versions for each project, or one for all.
     """
 
-    def __init__(self, root: Path, preset: str, weights: Path | None = None, url: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        preset: str,
+        weights: Path | None = None,
+        url: str = "",
+        model_lines: ModelLines = "project",
+    ) -> None:
         self.preset = preset
         self.weights = weights
+        self.model_lines: ModelLines = model_lines
         self.files = open_files(Path(root), preset, url)
 
     @property
@@ -88,14 +97,20 @@ class VersionStore:
         """ID of the base version."""
         return f"{self.preset}-base"
 
-    def list(self) -> builtins.list[VersionCard]:
-        """Returns all cards, base first, then by ID. Versions with unreadable cards are left out."""
+    def list(self, line: str | None = None) -> builtins.list[VersionCard]:
+        """Returns all cards, base first, then by ID. Versions with unreadable cards are left out.
+
+        Args:
+            line: Restricts them to a line: its versions, and those that belong to no line.
+        """
         cards, state = [self._base_card()], self._state_or_none()
         for version_id in self._published_ids():
             try:
-                cards.append(self._card(version_id, state))
+                card = self._card(version_id, state, line)
             except (DamagedVersionError, UnknownVersionError):
                 continue
+            if line is None or card.line in (line, DEFAULT_LINE):
+                cards.append(card)
         return cards
 
     def get(self, version_id: str) -> VersionCard:
@@ -140,13 +155,17 @@ class VersionStore:
         names = card.sha256 if isinstance(card.sha256, dict) else {}
         return sorted(name for name in names if Path(name).name == name)
 
-    def current(self) -> str:
-        """Returns the ID of the serving version."""
-        return self.state().version_id
+    def line_of(self, project_id: int | None) -> str:
+        """Returns the line that serves a project; None stands for requests without a project."""
+        return self.state().line_of(project_id)
 
-    def history(self) -> builtins.list[HistoryEntry]:
-        """Returns every promotion and rollback, oldest first."""
-        return [*self.state().history]
+    def current(self, line: str = DEFAULT_LINE) -> str:
+        """Returns the ID of the version that serves a line: its own, else the default version."""
+        return self.state().current(line)
+
+    def history(self, line: str = DEFAULT_LINE) -> builtins.list[HistoryEntry]:
+        """Returns every promotion and rollback of a line, oldest first."""
+        return [*self.state().line(line).history]
 
     def publish(
         self,
@@ -171,7 +190,7 @@ class VersionStore:
             The card as stored, or the one found by `published`.
         """
         with self.files.staging() as aside:
-            _write_files(aside, state, files)
+            write_files(aside, state, files)
             sha256 = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
             card = replace(card, preset=self.preset, created_at=now_text(), sha256=sha256)
             self.files.upload(aside)
@@ -230,38 +249,55 @@ class VersionStore:
             if Path(name).name != name:
                 raise DamagedVersionError(f"{version_id}: its card names a file outside of it, {name!r}")
             self.files.checked(card, name, str(expected))
-        self._check_parents(card)
+        check_parents(card, self._frozen)
 
-    def promote(self, version_id: str, reason: str = "promoted by hand") -> VersionCard:
-        """Promotes a version to serve.
+    def promote(
+        self, version_id: str, reason: str = "promoted by hand", line: str | None = None
+    ) -> VersionCard:
+        """Promotes a version to serve a line.
+
+        Args:
+            version_id: A version of the line, one that belongs to no line, or the base.
+            reason: Stored with the version.
+            line: Default: the line that the version belongs to.
 
         Raises:
             UnknownVersionError, DamagedVersionError, ForeignVersionError: it cannot serve; nothing changes.
+            VersionStateError: it belongs to another line.
         """
+        card = self.get(version_id)
+        line = card.line if line is None else line
+        if card.line not in (line, DEFAULT_LINE):
+            raise VersionStateError(
+                f"{version_id} belongs to {card.line}, not to {line or 'the default line'}: `sspsam versions "
+                "adopt` starts a project from another's version"
+            )
         if version_id != self.base_version:
             self.verify(version_id)
-        self._change(lambda state: self._judged(state.promote(version_id), version_id, "promoted", reason))
-        return self.get(version_id)
+        self._change(
+            line, lambda state: self._judged(state.promote(version_id), version_id, "promoted", reason)
+        )
+        return self._judged_card(version_id, line)
 
     def reject(self, version_id: str, reason: str) -> VersionCard:
-        """Records why a version is rejected; its files stay.
+        """Records in the version's line why it is rejected; its files stay.
 
         Raises:
             UnknownVersionError: no such version.
             VersionStateError: it serves, or is the base version: roll back first.
         """
-        self.get(version_id)
+        line = self.get(version_id).line
 
         def rejected(state: StoreState) -> StoreState:
-            if version_id in (state.version_id, self.base_version):
+            if version_id in (self.base_version, *(each.version_id for each in state.every_line())):
                 raise VersionStateError(f"{version_id} cannot be rejected: it serves, or is the base version")
-            return self._judged(state, version_id, "rejected", reason)
+            return state.with_line(line, state.stored_line(line).judge(version_id, "rejected", reason))
 
-        self._change(rejected)
-        return self.get(version_id)
+        self.change_state(rejected)
+        return self._judged_card(version_id, line)
 
-    def rollback(self, reason: str = "rolled back by hand") -> str:
-        """Rolls back to the version that served before the current one was promoted.
+    def rollback(self, reason: str = "rolled back by hand", line: str = DEFAULT_LINE) -> str:
+        """Rolls a line back to the version that served it before the current one was promoted.
 
         Returns:
             The ID of the version that serves now.
@@ -271,27 +307,33 @@ class VersionStore:
             DamagedVersionError, ForeignVersionError: the previous version cannot serve; nothing changes.
         """
 
-        def rolled_back(state: StoreState) -> StoreState:
+        def rolled_back(state: LineState) -> LineState:
             after = state.roll_back()
             if after.version_id != self.base_version:
                 self.verify(after.version_id)
             return self._judged(after, state.version_id, "rejected", reason)
 
-        return self._change(rolled_back).version_id
+        return self._change(line, rolled_back).current(line)
 
     def state(self) -> StoreState:
-        """Returns the serving version and its history.
+        """Returns a snapshot of all lines: their serving versions, histories and projects.
 
         Raises:
             DamagedVersionError: it cannot be read.
         """
         return self._parse(self.files.state())
 
-    def _card(self, version_id: str, state: StoreState | None) -> VersionCard:
+    def _card(self, version_id: str, state: StoreState | None, line: str | None = None) -> VersionCard:
+        """A card with its status in a line; default: its own line."""
         card = VersionCard.from_json(self.files.card(version_id))
-        judged = state.judgements.get(version_id) if state else None
         card = replace(card, version_id=version_id)  # a card must not select another folder
+        judged = state.judgement(version_id, card.line if line is None else line) if state else None
         return replace(card, status=judged.status, reason=judged.reason) if judged else card
+
+    def _judged_card(self, version_id: str, line: str) -> VersionCard:
+        if version_id == self.base_version:
+            return self._base_card()
+        return self._card(version_id, self.state(), line)
 
     def _base_card(self) -> VersionCard:
         return VersionCard(
@@ -315,13 +357,14 @@ class VersionStore:
 
     def _next_id(self) -> str:
         """The lowest unused number above all numbers ever assigned."""
-        state = self._state_or_none() or StoreState(self.base_version)
-        served = (entry.version_id for entry in state.history)
-        seen = [*self._published_ids(), *served, *state.judgements]
+        state = self._state_or_none() or self._parse(None)
+        seen = self._published_ids()
+        for line in state.every_line():
+            seen += [*(entry.version_id for entry in line.history), *line.judgements]
         number = 1 + max((self._number(version_id) or 0 for version_id in seen), default=0)
         return f"{self.preset}-{number:0{_ID_DIGITS}d}"
 
-    def _judged(self, state: StoreState, version_id: str, status: Status, reason: str) -> StoreState:
+    def _judged(self, state: LineState, version_id: str, status: Status, reason: str) -> LineState:
         return state if version_id == self.base_version else state.judge(version_id, status, reason)
 
     def _state_or_none(self) -> StoreState | None:
@@ -333,10 +376,15 @@ class VersionStore:
 
     def _parse(self, text: str | None) -> StoreState:
         if text is None:
-            return StoreState(self.base_version)
-        return StoreState.from_json(text, self.files.state_place)
+            return StoreState(LineState(self.base_version), model_lines=self.model_lines)
+        return StoreState.from_json(text, self.files.state_place, self.model_lines)
 
-    def _change(self, change: Callable[[StoreState], StoreState]) -> StoreState:
+    def _change(self, line: str, change: Callable[[LineState], LineState]) -> StoreState:
+        """Changes the version that serves a line, which no longer follows the default version."""
+        return self.change_state(lambda state: state.with_line(line, change(state.line(line))))
+
+    def change_state(self, change: Callable[[StoreState], StoreState]) -> StoreState:
+        """Replaces the state by the function's result, which may be asked for more than once."""
         made: builtins.list[StoreState] = []
 
         def change_text(text: str | None) -> str:
@@ -346,35 +394,8 @@ class VersionStore:
         self.files.change_state(change_text)
         return made[-1]
 
-    def _check_parents(self, card: VersionCard) -> None:
-        """Compared by content: the same weights may have another name today."""
-        if card.parents_sha256 and set(card.parents_sha256.values()) != set(self._frozen.values()):
-            raise ForeignVersionError(
-                f"{card.version_id} was trained on {_named(card.parents_sha256)}, but would be served with "
-                f"{_named(self._frozen)}: set WEIGHTS to the file that it was trained on, or promote "
-                "another"
-            )
-
     @cached_property
     def _frozen(self) -> dict[str, str]:
         from sspsam.checkpoints.bundles import frozen_weights
 
         return frozen_weights(self.preset, self.weights)
-
-
-def _named(weights: Mapping[str, str]) -> str:
-    digits = ", ".join(f"{name} (sha256 {sha256[:12]}...)" for name, sha256 in sorted(weights.items()))
-    return digits or "random weights"
-
-
-def _write_files(folder: Path, state: Mapping[str, torch.Tensor], files: Mapping[str, Path | str]) -> None:
-    from sspsam.checkpoints.load import write_tensors
-
-    write_tensors(folder / WEIGHTS, state)
-    for name, content in files.items():
-        if name in (WEIGHTS, CARD) or Path(name).name != name:
-            raise ValueError(f"a version cannot contain a file named {name!r}")
-        if isinstance(content, Path):
-            shutil.copyfile(content, folder / name)
-        else:
-            (folder / name).write_text(content, encoding="utf-8")

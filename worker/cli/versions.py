@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.version_store.lines import DEFAULT_LINE
 from sspsam.version_store.places import VERSIONS_URL_VARIABLE
 from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_store.pruning import prune as remove_versions
@@ -97,7 +98,7 @@ def promote(
     """Make a version serve. Running backends swap to it without a restart."""
     store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.promote(version, reason)
-    _announce(store, redis_url)
+    _announce(store, store.get(version).line, redis_url)
 
 
 @app.command()
@@ -114,7 +115,7 @@ def rollback(
     """Return to the version that served before."""
     store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
     store.rollback(reason)
-    _announce(store, redis_url)
+    _announce(store, DEFAULT_LINE, redis_url)
 
 
 @app.command()
@@ -200,15 +201,15 @@ def _print_table(cards: list[VersionCard], current: str) -> None:
     console.print(table)
 
 
-def _announce(store: VersionStore, redis_url: str) -> None:
+def _announce(store: VersionStore, line: str, redis_url: str) -> None:
     """Notifies running backends; those that miss the message poll every few seconds."""
     from redis.exceptions import RedisError
 
-    from backend.shared_redis import VERSIONS_CHANNEL, connect
+    from backend.shared_redis import announce_version, connect
 
-    current = store.current()
+    current = store.current(line)
     typer.echo(f"{current} serves from now on")
     try:
-        connect(redis_url).publish(VERSIONS_CHANNEL, current)
+        announce_version(connect(redis_url), line, current)
     except RedisError:
         typer.echo("Redis does not respond; running backends will notice within a few seconds")

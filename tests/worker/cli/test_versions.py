@@ -77,9 +77,9 @@ def test_promote_and_rollback_are_announced(store: VersionStore, redis_server: R
         assert store.current() == "ssp-sam-test-0001"
         run("rollback", "--reason", "worse on cups")
         messages = [news.get_message(timeout=1) for _ in range(2)]
-    assert [message and message["data"] for message in messages] == [
-        b"ssp-sam-test-0001",
-        b"ssp-sam-test-base",
+    assert [json.loads(message["data"]) for message in messages if message] == [
+        {"line": "", "version": "ssp-sam-test-0001"},
+        {"line": "", "version": "ssp-sam-test-base"},
     ]
     assert store.get("ssp-sam-test-0001").reason == "worse on cups"
 

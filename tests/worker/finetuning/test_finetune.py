@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -75,7 +76,7 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     assert (card.status, store.current()) == ("promoted", version), card.reason
     assert job.return_value() == {"version": version, "status": "promoted", "reason": card.reason}
     assert heard is not None
-    assert heard["data"] == version.encode()
+    assert json.loads(heard["data"]) == {"line": "", "version": version}
     assert card.metrics["candidate"]["gIoU"] > card.metrics["incumbent"]["gIoU"] + 0.1
     assert (card.metrics["held_out_samples"], card.metrics["held_out_images"]) == (2, 2)
     assert card.data["trained_on"] == 12  # 6 images, each with a mask and a phrase without one
