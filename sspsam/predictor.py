@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -16,12 +17,13 @@ from sspsam.caching.embedding_files import digest_of_modules
 from sspsam.caching.feature_cache import FeatureCache
 from sspsam.checkpoints.bundles import load_bundle, packaged_weights
 from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_state
+from sspsam.checkpoints.variants import variant_of
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
 from sspsam.images.small_regions import without_small_regions
 from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
-from sspsam.modeling.sam import build_image_encoder
+from sspsam.modeling.sam import SAMDecoder, build_image_encoder
 from sspsam.modeling.two_way import ProjectedImage
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
@@ -37,13 +39,14 @@ CACHED_BYTES = 2 * 2**20
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
-_Row = tuple[Question, EncodedPhrase | None, ProjectedImage]
+_Row = tuple[SSPSAM, Question, EncodedPhrase | None, ProjectedImage]
 
 
 class Predictor:
     """The model with its image encoder, on one device. `embed` and `decode` may run concurrently.
 
-    Neither may be called by two threads at once, nor `decode` during a weight swap.
+    Neither may be called by two threads at once, nor `decode` during `load_trainable`. `variant` may run at
+    any time.
 
     Intermediate results of `decode` for an image or a phrase are cached (`sspsam.caching.feature_cache`).
     """
@@ -65,7 +68,7 @@ class Predictor:
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self._cores = Cores()
-        self._reuse = FeatureCache(self.model, self._share)
+        self._reuse = FeatureCache(self._share)
 
     @classmethod
     def from_preset(
@@ -108,6 +111,14 @@ class Predictor:
             CheckpointError: the tensors do not fit; the model is unchanged.
         """
         load_trainable(self.model, state)
+
+    def variant(self, state: Mapping[str, Tensor]) -> SSPSAM:
+        """A model for `decode` with other trainable tensors; frozen parts and embeddings are shared.
+
+        Raises:
+            CheckpointError: the tensors do not fit.
+        """
+        return variant_of(self.model, state)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """A copy of the trainable tensors, on the CPU."""
@@ -207,20 +218,26 @@ class Predictor:
         return self.finish(decoded)
 
     @torch.inference_mode()
-    def decode(self, questions: Sequence[Question]) -> list[Decoded]:
-        """Runs the networks; images may differ. Phrases share one forward pass.
+    def decode(self, questions: Sequence[Question], models: Sequence[SSPSAM] | None = None) -> list[Decoded]:
+        """Runs the networks; images and models may differ. Phrases of a model share one forward pass.
 
         Questions with clicks run separately: prompts of different lengths cannot be batched.
+
+        Args:
+            questions: Any number.
+            models: As from `variant`, one per question; default: the predictor's own.
 
         Raises:
             PhraseError: a phrase is too long.
             ValueError: neither a phrase nor clicks.
         """
+        asked = list(zip(models or [self.model] * len(questions), questions, strict=True))
         together = [place for place, question in enumerate(questions) if not question.has_clicks]
+        together.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
         alone = [[place] for place, question in enumerate(questions) if question.has_clicks]
         found: dict[int, Decoded] = {}
         for places in [together, *alone] if together else alone:
-            found |= zip(places, self._decode([questions[place] for place in places]), strict=True)
+            found |= zip(places, self._decode([asked[place] for place in places]), strict=True)
         return [found[place] for place in range(len(questions))]
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent:
@@ -251,12 +268,15 @@ class Predictor:
         stability = stability_of(decoded.mask_logits.numpy(), threshold)
         return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
 
-    def _decode(self, questions: Sequence[Question]) -> list[Decoded]:
+    def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
         """Any number of phrases, or one question with clicks."""
-        phrases = [question.phrase for question in questions]
-        encoded = self._reuse.encode_phrases(phrases) if any(phrases) else [None] * len(phrases)
-        images = [self._reuse.project(question.embedding.image_embedding) for question in questions]
-        rows = list(zip(questions, encoded, images, strict=True))
+        phrases = [(model, question.phrase) for model, question in asked]
+        has_phrases = any(phrase for _, phrase in phrases)
+        encoded = self._reuse.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
+        rows = [
+            (model, question, phrase, self._reuse.project(model, question.embedding.image_embedding))
+            for (model, question), phrase in zip(asked, encoded, strict=True)
+        ]
         return self._share(self._answer, rows)
 
     def _share(
@@ -267,19 +287,24 @@ class Predictor:
 
     @torch.inference_mode()
     def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:
-        questions, encoded, images = zip(*rows, strict=True)
+        by_model = [list(some) for _, some in groupby(rows, key=lambda row: id(row[0]))]
+        return [decoded for some in by_model for decoded in self._answer_one_model(some)]
+
+    def _answer_one_model(self, rows: Sequence[_Row]) -> list[Decoded]:
+        models, questions, encoded, images = zip(*rows, strict=True)
+        model = models[0]
         clicks = self._embed_clicks(questions[0])
         boxes, beliefs = None, None
         if None not in encoded:
             patch_features = _stack([question.embedding.patch_features for question in questions])
-            prompts = self.model.make_prompts(patch_features, EncodedPhrase.stack(encoded))
-            boxes, beliefs = self.model.predict_box(prompts), self.model.presence_logits(prompts)
+            prompts = model.make_prompts(patch_features, EncodedPhrase.stack(encoded))
+            boxes, beliefs = model.predict_box(prompts), model.presence_logits(prompts)
             sparse = prompts.sparse_prompt_embeddings(clicks)
         elif clicks is not None:
             sparse = clicks
         else:
             raise ValueError("expected points or a box: there is no phrase")
-        mask_logits, iou_predictions = self._decode_masks(images, sparse)
+        mask_logits, iou_predictions = self._decode_masks(model.sam, images, sparse)
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
         nothing = [None] * len(questions)
@@ -288,14 +313,17 @@ class Predictor:
         answers = zip(questions, grids, scores, boxes_cxcywh, presences, strict=True)
         return [Decoded(*answer) for answer in answers]
 
-    def _decode_masks(self, images: Sequence[ProjectedImage], sparse: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode_masks(
+        self, sam: SAMDecoder, images: Sequence[ProjectedImage], sparse: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Like `SAMDecoder.decode`. On a CPU a few rows at a time, to fit in its caches."""
-        decode = self.model.sam.decode
         together = len(images)
         if self.device.type == "cpu":
             together = max(1, CACHED_BYTES // images[0].cells.nbytes)
         parts = [
-            decode(ProjectedImage.stack(images[first : first + together]), sparse[first : first + together])
+            sam.decode(
+                ProjectedImage.stack(images[first : first + together]), sparse[first : first + together]
+            )
             for first in range(0, len(images), together)
         ]
         mask_logits, iou_predictions = zip(*parts, strict=True)

@@ -294,15 +294,28 @@ def load_trainable(model: SSPSAM, state: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names or shapes do not fit, or a value is not finite.
     """
+    words, others = checked_trainable(model, state)
+    _, own = _split_words(trainable_state(model))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(others[name])
+    model.learned_words.replace(words, model.fusion.weight.device)
+
+
+def checked_trainable(
+    model: SSPSAM, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Learned words, without their prefix, and all other trainable tensors of a state for this model.
+
+    Raises:
+        CheckpointError: as `load_trainable`.
+    """
     words, others = _split_words(state)
     _, own = _split_words(trainable_state(model))
     problems = differences(own, others) + not_finite(state) + model.learned_words.problems(words)
     if problems:
         raise CheckpointError("the weights do not fit the model: " + "; ".join(problems))
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(others[name])
-    model.learned_words.replace(words, model.fusion.weight.device)
+    return words, others
 
 
 def learned_words(state: Mapping[str, Tensor]) -> list[str]:

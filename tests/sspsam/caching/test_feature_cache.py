@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sspsam
-from sspsam.caching.feature_cache import Encode, FeatureCache
+from sspsam.caching.feature_cache import Asked, Encode, FeatureCache
 from sspsam.images.frames import UInt8Image
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.presets import ABLATIONS
@@ -115,20 +115,57 @@ def tensors(encoded: EncodedPhrase) -> list[Tensor]:
     return [encoded.sentence_feature, *(one for one in encoded.phrase if one is not None)]
 
 
-def at_once(encode: Encode, phrases: Sequence[str]) -> list[EncodedPhrase]:
-    return list(encode(phrases))
+def at_once(encode: Encode, asked: Sequence[Asked]) -> list[EncodedPhrase]:
+    return list(encode(asked))
+
+
+def variants(predictor: sspsam.Predictor, count: int) -> list[sspsam.SSPSAM]:
+    """Models whose trainable tensors are the predictor's, scaled."""
+    state = predictor.trainable_state()
+    return [
+        predictor.variant({key: value * (1 + number / 8) for key, value in state.items()})
+        for number in range(1, count + 1)
+    ]
+
+
+def test_features_follow_their_model(predictor: sspsam.Predictor) -> None:
+    embedding = predictor.embed(picture()).image_embedding
+    one, other = variants(predictor, 2)
+    reuse = FeatureCache(at_once)
+    with torch.inference_mode():
+        first = reuse.project(one, embedding), *reuse.encode_phrases([(one, "the dog")])
+        second = reuse.project(other, embedding), *reuse.encode_phrases([(other, "the dog")])
+        again = reuse.project(one, embedding), *reuse.encode_phrases([(one, "the dog")])
+
+    assert all(found is expected for found, expected in zip(again, first, strict=True))
+    assert not torch.equal(first[0].keys, second[0].keys)
+    assert not torch.equal(first[1].phrase.phrase, second[1].phrase.phrase)
+
+
+def test_features_of_a_model_that_is_gone_are_removed(predictor: sspsam.Predictor) -> None:
+    embedding = predictor.embed(picture()).image_embedding
+    kept, gone, new = variants(predictor, 3)
+    reuse = FeatureCache(at_once)
+    with torch.inference_mode():
+        for model in (kept, gone):
+            reuse.project(model, embedding)
+            reuse.encode_phrases([(model, "the dog")])
+        del gone, model
+        reuse.project(new, embedding)
+
+    assert (len(reuse.images), len(reuse.phrases)) == (2, 1)
 
 
 def test_only_so_much_is_kept(predictor: sspsam.Predictor) -> None:
     embeddings = [predictor.embed(picture(number)).image_embedding for number in range(3)]
     with torch.inference_mode():
         one = embeddings[0].nbytes + predictor.model.sam.project(embeddings[0]).nbytes
-        reuse = FeatureCache(predictor.model, at_once, image_bytes=2 * one, phrase_bytes=0)
+        reuse = FeatureCache(at_once, image_bytes=2 * one, phrase_bytes=0)
         for embedding in embeddings:
-            reuse.project(embedding)
-        reuse.encode_phrases(["the dog"])
+            reuse.project(predictor.model, embedding)
+        reuse.encode_phrases([(predictor.model, "the dog")])
 
     assert len(reuse.images) == 2
     assert reuse.images.currsize == 2 * one
-    assert reuse.images.get(embeddings[0]) is None
+    assert all(embedding is not embeddings[0] for _, embedding in reuse.images)
     assert len(reuse.phrases) == 0
