@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sspsam.modeling.clip import CONTEXT_LENGTH
 
+MAX_CHARACTERS = 1000
+"""Longer texts are refused before they are tokenised: 75 tokens of English have about 400 characters."""
 KEPT_PHRASES = 4096
 """Phrases whose tokens are cached: each is checked before its image is embedded, and encoded afterwards."""
 
@@ -31,7 +33,7 @@ def tokenize(phrases: Sequence[str]) -> Tensor:
     Raises:
         PhraseError: a phrase is empty, or would be cut.
     """
-    rows = [_encode(normalise(phrase)) for phrase in phrases]
+    rows = [_encode(_checked(phrase)) for phrase in phrases]
     tokens = torch.zeros(len(rows), CONTEXT_LENGTH, dtype=torch.long)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
@@ -53,6 +55,16 @@ def token_text(token: int) -> str:
     """The word, or word piece, of a token."""
     text: str = _tokenizer().decode([token])
     return text.strip()
+
+
+def _checked(phrase: str) -> str:
+    text = normalise(phrase)
+    if len(text) > MAX_CHARACTERS:
+        raise PhraseError(
+            f"the phrase is too long: {len(text)} characters, the limit is {MAX_CHARACTERS} "
+            f"and {CONTEXT_LENGTH} tokens"
+        )
+    return text
 
 
 @lru_cache(KEPT_PHRASES)

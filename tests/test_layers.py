@@ -25,8 +25,8 @@ ALLOWED = {
 """Package -> the other packages of ours that it may import."""
 ORDER = {
     "sspsam": [
-        "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "results", "drawing",
-        "caching", "checkpoints", "version_store", "predictor", "cli",
+        "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "results",
+        "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
     ],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],
     "finetune/data": [

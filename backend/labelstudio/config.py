@@ -13,7 +13,6 @@ Tags: https://labelstud.io/tags/ . Roles are assigned by tag type, and by name a
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +67,12 @@ _WHY: Mapping[str, str] = {
     "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',
     "click": "there is no smart <KeyPointLabels>: masks are corrected with the brush, not by clicks",
 }
+MAX_CHARACTERS = 4 * 2**20
+"""Of a form; 20,000 labels have about 1.5 million."""
+MAX_DEPTH = 100
+"""Of nested tags."""
+_ENDINGS = ("", "s", "es")
+"""Of a label in the singular and in the plural."""
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
 
@@ -108,8 +113,11 @@ class Label:
         Returns:
             Lower is better: position in the phrase, then specificity of the name; None without a match.
         """
-        names = (name for name in (self.value, self.alias, *self.predicted) if name)
-        found = ((match.start(), -len(name)) for name in names if (match := _naming(name).search(phrase)))
+        text = _spelling(phrase)
+        places = {
+            name: _named_at(text, _spelling(name)) for name in (self.value, self.alias, *self.predicted)
+        }
+        found = ((place, -len(name)) for name, place in places.items() if place is not None)
         return min(found, default=None)
 
 
@@ -198,7 +206,7 @@ class LabelingConfig:
         mask = _choose(brushes, "mask")
         areas = [tag for tag in tags if tag.tag == "textarea"]
         per_region = [tag for tag in areas if _is(tag, "perregion")]
-        prompts = [tag for tag in areas if tag not in per_region and tag.get("name") != "status"]
+        prompts = [tag for tag in areas if not _is(tag, "perregion") and tag.get("name") != "status"]
         return cls(
             image=_image_tag(tags, mask),
             prompt=_tag(_choose(prompts, "prompt")),
@@ -232,12 +240,34 @@ class LabelingConfig:
                 raise LabelingConfigError(f"labeling config: {tag.reason}. Add {tag.xml}")
 
 
+class _BoundedTree(ElementTree.TreeBuilder):
+    """Refuses forms that are nested too deeply: the labels of a brush are those of all tags in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise LabelingConfigError(f"labeling config: tags are nested more than {MAX_DEPTH} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
 def _named_tags(xml: str) -> list[ElementTree.Element]:
     """Tags in document order; tag and attribute names in lower case, as the editor reads them."""
+    if len(xml) > MAX_CHARACTERS:
+        raise LabelingConfigError(
+            f"labeling config: {len(xml)} characters are too many, the limit is {MAX_CHARACTERS}"
+        )
     if "<!doctype" in xml.lower():
         raise LabelingConfigError("labeling config: document types are not allowed")
     try:
-        root = ElementTree.fromstring(xml)
+        root = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_BoundedTree()))
     except ElementTree.ParseError as error:
         raise LabelingConfigError(f"labeling config is not XML: {error}") from error
     for tag in root.iter():
@@ -280,10 +310,24 @@ def _labels(tag: ElementTree.Element) -> Iterator[Label]:
             yield Label(label.get("value", ""), label.get("alias", ""), tuple(filter(None, predicted)))
 
 
-def _naming(name: str) -> re.Pattern[str]:
-    """Finds a label's name in a phrase, as whole words."""
-    words = r"\s+".join(re.escape(word) for word in name.split())
-    return re.compile(rf"(?<!\w){words}(?:s|es)?(?!\w)", re.IGNORECASE)
+def _spelling(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _named_at(text: str, name: str) -> int | None:
+    """Where a text has a name as whole words, also in the plural; both as `_spelling` has them."""
+    start = text.find(name) if name else -1
+    while start >= 0:
+        behind = text[start + len(name) : start + len(name) + 3]
+        whole = start == 0 or not _is_word(text[start - 1])
+        if whole and any(behind.startswith(end) and not _is_word(behind[len(end) :][:1]) for end in _ENDINGS):
+            return start
+        start = text.find(name, start + 1)
+    return None
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def _smart(tags: list[ElementTree.Element], kind: str) -> list[ElementTree.Element]:

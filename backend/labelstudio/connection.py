@@ -32,7 +32,7 @@ ACCESS_TOKEN_AGE_S = 240.0
 _REASON_CHARACTERS = 300
 BLOCKED = "reserved network address"
 """Label Studio's message for addresses blocked by its settings."""
-_HTML_TAG = re.compile(r"<[^>]*>")
+_HTML_TAG = re.compile(r"<[^<>]*>")
 
 
 class Connection:

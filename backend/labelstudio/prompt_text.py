@@ -13,10 +13,13 @@ from typing import Any
 
 SEPARATOR = ";"
 """Separates several phrases in one entry."""
+NOTE_MAX_CHARACTERS = 1000
+"""Of a note that each phrase of an entry gets; longer ones are not ours."""
 _FAILED = "\u26a0"  # warning sign
 _NO_MATCH = "\u2205"  # empty set
-_NOTE = re.compile(rf"(^|\s+)[{_FAILED}{_NO_MATCH}]\s.*", re.DOTALL)
-_FAILURE = re.compile(rf"(^|\s+){_FAILED}\s")
+# Both begin at the sign: a pattern for the blanks before it would be quadratic in their number.
+_NOTE = re.compile(rf"(?<!\S)[{_FAILED}{_NO_MATCH}]\s")
+_FAILURE = re.compile(rf"(?<!\S){_FAILED}\s")
 
 
 def with_failure(phrase: str, reason: str) -> str:
@@ -36,13 +39,18 @@ def has_failed(entry: str) -> bool:
 
 def plain_phrase(entry: str) -> str:
     """The phrase without its note, with whitespace collapsed."""
-    return " ".join(_NOTE.sub("", entry).split())
+    return " ".join(_without_note(entry).split())
+
+
+def _without_note(entry: str) -> str:
+    note = _NOTE.search(entry)
+    return entry if note is None else entry[: note.start()]
 
 
 def split(entry: str) -> list[str]:
     """The phrases of an entry, separated by semicolons, each with its note."""
-    note = _NOTE.search(entry)
-    typed, behind = (entry[: note.start()], note[0]) if note else (entry, "")
+    typed = _without_note(entry).rstrip()
+    behind = entry[len(typed) :].rstrip()[:NOTE_MAX_CHARACTERS]
     phrases = [phrase.strip() for phrase in typed.split(SEPARATOR) if phrase.strip()]
     return [phrase + behind for phrase in phrases] or [entry.strip(f" {SEPARATOR}")]
 
