@@ -12,12 +12,10 @@ from typing import Any, TypedDict
 
 import msgspec
 from redis import Redis, RedisError
-from rq import Queue
-from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError, RequestError
 from backend.queries import project_number
-from backend.shared_redis import EVENTS, JOB_RETRY
+from backend.shared_redis import EVENTS, JOB_RETRY, ServiceQueue
 
 COLLECT = "worker.jobs.collect_annotation"
 FORGET = "worker.jobs.forget_annotations"
@@ -98,7 +96,7 @@ class EventQueue:
 
     def _enqueue(self, name: str, kwargs: dict[str, Any]) -> str:
         try:
-            queue = Queue(EVENTS, connection=self._redis, serializer=JSONSerializer)
+            queue = ServiceQueue(EVENTS, self._redis)
             job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=JOB_RETRY)
         except RedisError as error:
             raise QueueUnavailableError(

@@ -6,11 +6,19 @@ All data here can be deleted: Label Studio and the version store are the sources
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
-from rq.job import Retry
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, Retry
+from rq.serializers import JSONSerializer
+
+logger = logging.getLogger(__name__)
 
 EVENTS = "events"
 """Short jobs: collect an annotation, decide about a fine-tune."""
@@ -104,3 +112,95 @@ def announced_line(message: object) -> str | None:
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     return line if isinstance(line, str) else None
+
+
+class ForeignFunctionError(Exception):
+    """A job names a function that this process does not run."""
+
+
+class ServiceJob(Job):
+    """A job as read from Redis, which is not trusted to name code.
+
+    Stored callbacks and webhooks are dropped, so neither a worker nor RQ's cleanup of abandoned jobs imports
+    or calls them. The function is imported only after a worker has allowed its module. A job that cannot be
+    read counts as deleted: RQ would let its worker exit.
+    """
+
+    FOREIGN_FIELDS = frozenset(
+        f"{when}_callback_{what}"
+        for when in ("success", "failure", "stopped")
+        for what in ("name", "timeout")
+    ) | {"webhooks"}
+
+    dropped: tuple[str, ...] = ()
+    """Names of the fields that were dropped."""
+    modules: Collection[str] = ()
+    """Modules whose functions may be imported; set by the worker for each job."""
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        module = str(self.func_name).rpartition(".")[0]
+        if module not in self.modules:
+            raise ForeignFunctionError(f"{self.func_name!r:.100} is not a job of this process")
+        function: Callable[..., Any] = super().func
+        return function
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        names = {key: key.decode(errors="replace") for key in raw_data}
+        self.dropped = tuple(
+            sorted(name for key, name in names.items() if name in self.FOREIGN_FIELDS and raw_data[key])
+        )
+        try:
+            super().restore(
+                {key: value for key, value in raw_data.items() if names[key] not in self.FOREIGN_FIELDS}
+            )
+        except NoSuchJobError:
+            raise
+        except Exception as error:  # RQ's parsing of the fields raises many kinds
+            logger.error("job %.100r cannot be read and is skipped: %s", self.id, type(error).__name__)
+            raise NoSuchJobError(f"job {self.id!r:.100} cannot be read ({type(error).__name__})") from error
+
+    @classmethod
+    def fetch_many(
+        cls, job_ids: Iterable[str], connection: Redis, serializer: Any = JSONSerializer
+    ) -> list[Job | None]:
+        """Reads jobs; None for each that does not exist or cannot be read."""
+        found = [cls(job_id, connection=connection, serializer=serializer) for job_id in job_ids]
+        with connection.pipeline(transaction=False) as pipeline:
+            for job in found:
+                pipeline.hgetall(job.key)
+            stored = pipeline.execute()
+        return [job if job._is_restored(fields) else None for job, fields in zip(found, stored, strict=True)]
+
+    def _is_restored(self, fields: Mapping[bytes, bytes]) -> bool:
+        try:
+            self.restore(fields)
+        except NoSuchJobError:
+            return False
+        return True
+
+
+class ServiceQueue(Queue):
+    """A queue of JSON jobs, read as ServiceJob."""
+
+    MAINTENANCE_LOCK_S = 30
+    """Lifetime of the lock of a worker killed during maintenance; RQ's own is a quarter of an hour."""
+
+    job_class = ServiceJob
+
+    def __init__(self, name: str, connection: Redis, **options: Any) -> None:
+        options = {"serializer": JSONSerializer, "job_class": ServiceJob} | options
+        super().__init__(name, connection=connection, **options)
+
+    def acquire_maintenance_lock(self) -> bool:
+        key, expiry_s = self.registry_cleaning_key, self.MAINTENANCE_LOCK_S
+        return bool(self.connection.set(key, 1, nx=True, ex=expiry_s))
+
+
+def fetch_job(job_id: str, connection: Redis) -> Job:
+    """Reads a job.
+
+    Raises:
+        NoSuchJobError: it does not exist, or cannot be read.
+    """
+    return ServiceJob.fetch(job_id, connection=connection, serializer=JSONSerializer)

@@ -11,11 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 from redis import Redis
 from rq.exceptions import DuplicateJobError
-from rq.job import Job, JobStatus
-from rq.registry import ScheduledJobRegistry, StartedJobRegistry
-from rq.serializers import JSONSerializer
+from rq.job import JobStatus
 
-from backend.shared_redis import DECISION_KEY, DECISION_LOCK, JOB_RETRY, WANTED_KEY
+from backend.shared_redis import DECISION_KEY, DECISION_LOCK, JOB_RETRY, WANTED_KEY, fetch_job
 from finetune.data.records import RefRecord, records_digest
 from worker.finetuning.policy import (
     EXPLICIT_TRIGGERS,
@@ -172,7 +170,7 @@ def _moment(text: str) -> datetime | None:
 def _finetunes_under_way(connection: Redis, project: int) -> list[str]:
     """Ids of a project's fine-tunes that are queued, running, or waiting for a retry."""
     queue = training_queue(connection)
-    registries = (StartedJobRegistry(queue=queue), ScheduledJobRegistry(queue=queue))
+    registries = (queue.started_job_registry, queue.scheduled_job_registry)
     numbers = [
         *queue.get_job_ids(),
         *(number for registry in registries for number in registry.get_job_ids()),
@@ -199,7 +197,7 @@ def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: D
     try:
         enqueue()
     except DuplicateJobError:
-        job = Job.fetch(run.run_id, connection=connection, serializer=JSONSerializer)
+        job = fetch_job(run.run_id, connection)
         if job.get_status() in UNDER_WAY:  # between queue and registry: a worker is taking it
             return Decision(False, f"a fine-tune is already queued or running: {run.run_id}")
         if trigger not in EXPLICIT_TRIGGERS:

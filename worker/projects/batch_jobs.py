@@ -62,11 +62,11 @@ def enqueue_once(
 ) -> bool:
     """Queues a job unless it is already queued or running; returns whether it did."""
     from rq.exceptions import NoSuchJobError
-    from rq.job import Job
-    from rq.serializers import JSONSerializer
+
+    from backend.shared_redis import fetch_job
 
     with suppress(NoSuchJobError):
-        job = Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer)
+        job = fetch_job(job_id, queue.connection)
         if job.get_status() in _UNDER_WAY:
             return False
         job.delete()
@@ -79,12 +79,13 @@ def enqueue_after(
 ) -> str:
     """Queues a job to run after others have succeeded or failed, replacing a queued one; returns its id."""
     from rq.exceptions import NoSuchJobError
-    from rq.job import Dependency, Job
-    from rq.serializers import JSONSerializer
+    from rq.job import Dependency
+
+    from backend.shared_redis import ServiceJob, fetch_job
 
     with suppress(NoSuchJobError):
-        Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer).delete()
-    found = Job.fetch_many(list(jobs), connection=queue.connection, serializer=JSONSerializer)
+        fetch_job(job_id, queue.connection).delete()
+    found = ServiceJob.fetch_many(jobs, queue.connection)
     others = Dependency(jobs=[job for job in found if job is not None], allow_failure=True)
     _enqueue(queue, function, job_id, kwargs, depends_on=others)
     return job_id
@@ -111,8 +112,9 @@ def watch(
     """Shows a progress bar until all jobs have ended; returns the report and the jobs' errors."""
     from rich import progress as bars
     from rich.console import Console
-    from rq.job import Job, JobStatus
-    from rq.serializers import JSONSerializer
+    from rq.job import JobStatus
+
+    from backend.shared_redis import ServiceJob
 
     columns = (
         bars.TextColumn("{task.description}"),
@@ -126,7 +128,7 @@ def watch(
     with bars.Progress(*columns, console=console) as shown:
         bar = shown.add_task("Tasks", total=tasks)
         while True:
-            found = Job.fetch_many(list(jobs), connection=redis, serializer=JSONSerializer)
+            found = ServiceJob.fetch_many(jobs, redis)
             states = [job.get_status(refresh=False) if job else JobStatus.FAILED for job in found]
             report = progress.report(chunks)
             shown.update(bar, completed=report.tasks)

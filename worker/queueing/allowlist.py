@@ -11,7 +11,9 @@ from collections.abc import Collection
 
 from rq.job import Job
 
-_CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
+from backend.shared_redis import ServiceJob
+
+_CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name", "webhooks")
 
 
 def refusal(job: Job, modules: Collection[str]) -> str:
@@ -27,8 +29,9 @@ def refusal(job: Job, modules: Collection[str]) -> str:
     except Exception as error:  # RQ and the serializer share no base class of errors
         return f"refused: it cannot be read as JSON ({type(error).__name__})"
     module, _, function = name.rpartition(".")
-    if instance is not None or any(getattr(job, callback, None) for callback in _CALLBACKS):
-        return f"refused: {name[:100]!r} is a method of an object or has callbacks"
+    has_callbacks = any(getattr(job, callback, None) for callback in _CALLBACKS)
+    if instance is not None or has_callbacks or (isinstance(job, ServiceJob) and job.dropped):
+        return f"refused: {name[:100]!r} is a method of an object or has callbacks or webhooks"
     if module not in modules or not function.isidentifier() or function.startswith("_"):
         return f"refused: {name[:100]!r} is not a job; jobs are the functions of {', '.join(sorted(modules))}"
     found = getattr(importlib.import_module(module), function, None)

@@ -10,12 +10,11 @@ import os
 import sys
 
 from rq.executions import Execution
-from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.logs import configure_logging
 from backend.settings import Settings
-from backend.shared_redis import TRAINING, connect
+from backend.shared_redis import TRAINING, connect, fetch_job
 from worker.queueing.queues import queue_named
 from worker.queueing.workers import MODEL_NICENESS, ModelWorker
 
@@ -30,7 +29,7 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
         sys.exit(f"no worker {worker_key} in Redis: it has exited meanwhile")
     assert isinstance(worker, ModelWorker)
     worker.job_modules = settings.job_modules
-    job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+    job = fetch_job(job_id, connection)
     worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
     os.nice(MODEL_NICENESS)
     if job.origin == TRAINING:

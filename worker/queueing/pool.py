@@ -18,12 +18,12 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 from rq.scheduler import RQScheduler
-from rq.serializers import JSONSerializer
 
 from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.shared_redis import EVENTS, connect
 from worker.queueing.healthcheck import RECENT, Heartbeat, queues_served
+from worker.queueing.retries import Retries
 from worker.queueing.workers import ask_self_to_end, follow_parent, make_worker
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Pool:
     def __init__(self, queues: Sequence[str], settings: Settings) -> None:
         self.queues = list(queues)
         self._stopping = False
-        self._retries = RQScheduler(queues, connect(settings.redis_url), serializer=JSONSerializer)
+        self._retries: RQScheduler = Retries(queues, connect(settings.redis_url))
         self._retries_at = 0.0
         self._redis_url = settings.redis_url
         self._heartbeat = Heartbeat()

@@ -12,10 +12,9 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 from rq import Queue
-from rq.serializers import JSONSerializer
 
 from backend.errors import QueueUnavailableError
-from backend.shared_redis import EVENTS, PRELABEL, TRAINING, connect
+from backend.shared_redis import EVENTS, PRELABEL, TRAINING, ServiceQueue, connect
 
 EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
@@ -47,19 +46,15 @@ def require_redis(redis_url: str) -> None:
 
 
 def events_queue(connection: Redis) -> Queue:
-    return Queue(EVENTS, connection=connection, serializer=JSONSerializer, default_timeout=EVENT_TIMEOUT_S)
+    return ServiceQueue(EVENTS, connection, default_timeout=EVENT_TIMEOUT_S)
 
 
 def training_queue(connection: Redis) -> Queue:
-    return Queue(
-        TRAINING, connection=connection, serializer=JSONSerializer, default_timeout=TRAINING_TIMEOUT_S
-    )
+    return ServiceQueue(TRAINING, connection, default_timeout=TRAINING_TIMEOUT_S)
 
 
 def prelabel_queue(connection: Redis) -> Queue:
-    return Queue(
-        PRELABEL, connection=connection, serializer=JSONSerializer, default_timeout=PRELABEL_TIMEOUT_S
-    )
+    return ServiceQueue(PRELABEL, connection, default_timeout=PRELABEL_TIMEOUT_S)
 
 
 def queue_named(name: str, connection: Redis) -> Queue:

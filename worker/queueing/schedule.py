@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from redis import Redis
@@ -23,6 +25,7 @@ from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 
 logger = logging.getLogger(__name__)
 
+MAX_SLEEP_S = 60.0
 REDIS_AGAIN_S = 2.0
 """Delay between attempts to reconnect to Redis."""
 CHECK_EVERY_S = 60
@@ -38,10 +41,22 @@ SCHEDULE: Mapping[str, int] = {
 
 
 class EventsCronJob(CronJob):
-    """A cron job whose arguments are serialized as JSON; RQ's own pickles them."""
+    """A cron job whose arguments are serialized as JSON; RQ's own pickles them.
+
+    It is due by the monotonic clock, since RQ's would wait for an hour after the clock is set back by one.
+    """
+
+    due_s = 0.0
 
     def enqueue(self, connection: Redis) -> Job:
         return events_queue(connection).enqueue(self.func_name, **self.job_options)
+
+    def should_run(self) -> bool:
+        return monotonic() >= self.due_s
+
+    def set_enqueue_time(self, time: datetime) -> None:
+        super().set_enqueue_time(time)
+        self.due_s = monotonic() + float(self.interval or 0)
 
 
 class Schedule(CronScheduler):
@@ -59,6 +74,10 @@ class Schedule(CronScheduler):
             self._cron_jobs.append(
                 EventsCronJob("events", func_name=name, interval=interval_s, ttl=interval_s, **options)
             )
+
+    def calculate_sleep_interval(self) -> float:
+        due_s = min(job.due_s for job in self._cron_jobs if isinstance(job, EventsCronJob))
+        return max(0.0, min(due_s - monotonic(), MAX_SLEEP_S))
 
 
 def run_schedule(redis_url: str, intervals: Mapping[str, int] = SCHEDULE) -> None:

@@ -28,16 +28,19 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.settings import JOB_MODULES
-from backend.shared_redis import EVENTS, PRELABEL, QUEUES, TRAINING
+from backend.shared_redis import EVENTS, PRELABEL, QUEUES, TRAINING, ServiceJob, ServiceQueue
 from worker.queueing.allowlist import refusal
 
 logger = logging.getLogger(__name__)
 
-WORKER_TTL_S = 75
+WORKER_TTL_S = 25
 """RQ waits 15 s less than this for a job, then runs its maintenance."""
-MAINTENANCE_INTERVAL_S = 60
+MAINTENANCE_INTERVAL_S = 10
 """Interval of the search for jobs of dead workers."""
 HEARTBEAT_S = 10
+SILENCE_S = 30
+"""Delay of a heartbeat after which a worker counts as dead. With the intervals above and the first delay of
+JOB_RETRY, another worker takes its job within 90 s."""
 EVENTS_GRACE_S = 3.0
 MODEL_GRACE_S = 0.0
 """Short: a fine-tune resumes from its checkpoint, and posted tasks of a chunk are kept."""
@@ -50,9 +53,26 @@ class StoppableWorker(Worker):
     """An RQ worker that returns an interrupted job to its queue."""
 
     grace_s = EVENTS_GRACE_S
+    job_class = ServiceJob
+    queue_class: type[Queue] = ServiceQueue
     job_modules: Collection[str] = JOB_MODULES
     """Modules whose public functions it runs."""
     _cut_short = False
+    _cleaned_s = float("-inf")
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """By the monotonic clock: RQ stops for an hour when the system's clock is set back by one."""
+        return time.monotonic() - self._cleaned_s > self.maintenance_interval
+
+    def run_maintenance_tasks(self) -> None:
+        self._cleaned_s = time.monotonic()
+        Worker.run_maintenance_tasks(self)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """How long the job's entry stays valid without another heartbeat; RQ allows 60 s of silence."""
+        left_s = float(job.timeout or 0) - working_time
+        return (int(min(left_s, HEARTBEAT_S)) if left_s > 0 else HEARTBEAT_S) + SILENCE_S
 
     def handle_warm_shutdown_request(self) -> None:
         self.log.info("worker %s is stopping; its job may continue for %.0f s", self.name, self.grace_s)
@@ -86,6 +106,8 @@ class StoppableWorker(Worker):
         """Runs a job if it is allowed; a refused one fails and is not retried."""
         reason = refusal(job, self.job_modules)
         if not reason:
+            if isinstance(job, ServiceJob):
+                job.modules = self.job_modules
             return bool(super().perform_job(job, queue, *rest))
         self.log.error("job %s: %s", job.id, reason)
         job.retries_left = 0

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -102,3 +103,16 @@ def test_the_schedule_outlives_a_redis_that_is_started_again() -> None:
             wait_for_a_job(socket)
             process.terminate()
             assert process.wait(timeout=10) == 0
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_schedule(
+    redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1})
+    schedule.enqueue_jobs()
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    monkeypatch.setattr("rq.cron.now", lambda: hour_ago)
+    assert 0 < schedule.calculate_sleep_interval() <= 1
+    time.sleep(schedule.calculate_sleep_interval() + 0.01)
+    schedule.enqueue_jobs()
+    assert events_queue(redis_server).count == 2
