@@ -4,6 +4,7 @@
         RequestError              not a request that Label Studio sends: change it (400)
             AccessError           wrong name, password or secret (401)
             TooManyRequestsError  too many requests from this address: wait a minute (429)
+            ContentTypeError      the body is not JSON (415)
         LabelingConfigError       the project's labeling config lacks a tag: change the config (422)
         ImageError                the task's image cannot be used: change the task or its file (502)
             ImageMissingError     the task has no image, or one at a forbidden address
@@ -49,6 +50,12 @@ class TooManyRequestsError(RequestError):
     """Too many requests or failed logins from the caller's address."""
 
     status = 429
+
+
+class ContentTypeError(RequestError):
+    """The body is of another type than JSON."""
+
+    status = 415
 
 
 class LabelingConfigError(BackendError):

@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     """Value of X-ML-Secret in Label Studio's webhooks (which cannot send Basic auth)."""
     open_access: bool = False
     """Whether the backend starts without some of these secrets; it then listens on loopback only."""
+    allowed_hosts: Names = ()
+    """Names, or `name:port`, at which callers address this backend, besides localhost, IP addresses and
+    public_url's host. By default every name is allowed, if basic_auth_user and basic_auth_pass are set.
+    """
     requests_per_minute: Annotated[int, Field(ge=1)] = 6000
     """Per address; Label Studio sends the requests of all annotators from one."""
     model_dir: Path = Field(default_factory=default_model_dir)

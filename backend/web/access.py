@@ -1,4 +1,4 @@
-"""Authentication, rate limits and body limits. Every path but /health requires Basic auth.
+"""Authentication, rate limits, origins and body limits. Every path but /health requires Basic auth.
 
 Label Studio's webhook cannot send Basic auth: it sends a secret header instead. "Start Training" reaches
 /webhook with Basic auth and no secret. Without credentials the backend does not start, unless OPEN_ACCESS is
@@ -9,29 +9,35 @@ from __future__ import annotations
 
 import hmac
 import logging
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from flask import Request
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from backend.errors import AccessError, RequestError, SettingsError, TooManyRequestsError
+from backend.errors import AccessError, SettingsError, TooManyRequestsError
 from backend.events import START_TRAINING
 from backend.images.addresses import is_loopback
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER
 from backend.settings import Settings
+from backend.web.origins import OriginCheck
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 WEBHOOK_PATH = "/webhook"
 FAILURES_PER_MINUTE = 30
-"""Wrong passwords and secrets per address, before it must wait."""
+"""Wrong passwords per address, and wrong secrets; further ones are not answered before the minute is over."""
+COUNTED_CALLERS = 10_000
+"""Addresses with counts in memory; beyond that, counting starts again."""
+IPV6_HOST_NETWORK = 64
+"""Bits of an IPv6 address that identify a caller."""
 MAX_REQUEST_BYTES = 512 * 2**20
 """A batch contains every task with its annotations, including masks."""
 PATH_MAX_BYTES = {"/setup": 16 * 2**20, WEBHOOK_PATH: 128 * 2**20}
 """An annotation event contains each mask twice."""
 UNPROVEN_MAX_BYTES = 2**20
 """Limit of a body that is read before authentication."""
-CROSS_SITE = frozenset({"cross-site", "same-site"})
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +78,9 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._origins = OriginCheck(settings)
+        self._storage = MemoryStorage()
+        self._limiter = FixedWindowRateLimiter(self._storage)
         self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
         self._failures = RateLimitItemPerMinute(FAILURES_PER_MINUTE)
 
@@ -81,24 +89,47 @@ class Gate:
 
         Raises:
             AccessError: it is not authenticated.
-            TooManyRequestsError: its address sent too many requests or wrong passwords.
+            TooManyRequestsError: its address sent too many requests, or too many wrong credentials.
             RequestError: another site sent it through a user's browser.
         """
         request.max_content_length = PATH_MAX_BYTES.get(request.path, MAX_REQUEST_BYTES)
         if request.path in OPEN_PATHS:
             return
-        caller = request.remote_addr or "unknown"
-        if not self._limiter.hit(self._requests, "requests", caller):
-            raise TooManyRequestsError("too many requests from this address: try again in a minute")
-        if not self._limiter.test(self._failures, "failures", caller):
-            raise TooManyRequestsError("too many wrong passwords from this address: try again in a minute")
+        self._origins.check(request)
+        caller = _caller(request)
+        self._bound_memory()
+        # Many callers share an address, Label Studio's or a proxy's. What strangers send from it is counted
+        # apart, so right credentials are let in however many wrong ones came before.
         try:
             check_access(request, self._settings)
         except AccessError:
-            self._limiter.hit(self._failures, "failures", caller)
+            if not self._limiter.hit(self._failures, "failures", caller, _credential(request)):
+                raise TooManyRequestsError(
+                    "too many wrong passwords from this address: try again in a minute"
+                ) from None
             raise
-        if request.method != "GET" and request.headers.get("Sec-Fetch-Site") in CROSS_SITE:
-            raise RequestError("requests from pages of other sites are refused")
+        if not self._limiter.hit(self._requests, "requests", caller):
+            raise TooManyRequestsError("too many requests from this address: try again in a minute")
+
+    def _bound_memory(self) -> None:
+        if len(self._storage.storage) > COUNTED_CALLERS:
+            self._storage.reset()
+
+
+def _caller(request: Request) -> str:
+    """The address whose requests are counted together; of IPv6 the network, which one host may own."""
+    try:
+        address = ip_address(request.remote_addr or "")
+    except ValueError:
+        return request.remote_addr or "unknown"
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return str(ip_network((address, IPV6_HOST_NETWORK), strict=False))
+    return str(address)
+
+
+def _credential(request: Request) -> str:
+    """Which credential a request shows: failures of one kind tell nothing about the other."""
+    return "secret" if WEBHOOK_SECRET_HEADER in request.headers else "password"
 
 
 def check_access(request: Request, settings: Settings) -> None:
@@ -118,12 +149,13 @@ def check_access(request: Request, settings: Settings) -> None:
 
 def _check_start_training(request: Request) -> None:
     """Without Basic auth, "Start Training" has no credentials; it only makes the worker check its policy."""
-    if (request.content_length or 0) > UNPROVEN_MAX_BYTES:
-        raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}")
+    request.max_content_length = UNPROVEN_MAX_BYTES  # also of a body in chunks, whose length is not stated
     try:
         body = request.get_json(force=True, silent=True)
     except RecursionError:
         body = None
+    except RequestEntityTooLarge as error:
+        raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}") from error
     if not isinstance(body, dict) or body.get("action") != START_TRAINING:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}: run sspsam connect, see WEBHOOK_SECRET")
 
