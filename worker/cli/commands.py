@@ -19,7 +19,7 @@ from worker.cli.versions import app as versions_app
 if TYPE_CHECKING:
     from rq.job import Job
 
-app = typer.Typer()
+app = typer.Typer(pretty_exceptions_enable=False)  # its tracebacks show local values, passwords among them
 app.registered_commands += demo_app.registered_commands
 app.registered_commands += export_app.registered_commands
 app.registered_commands += prefetch_app.registered_commands
