@@ -37,6 +37,11 @@ def project_of_line(line: str) -> int | None:
     return int(digits) if line != digits and digits.isdecimal() else None
 
 
+def line_key(line: str) -> str:
+    """Name of a line in names of runs and in keys: a project's number, or the name of a shared line."""
+    return line.removeprefix(_PROJECT_PREFIX)
+
+
 @dataclass(frozen=True)
 class HistoryEntry:
     """A change of the serving version."""
@@ -116,6 +121,8 @@ class StoreState:
     """Lines in which a version was promoted, rolled back or rejected."""
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Line -> the projects that share it."""
+    retired: frozenset[str] = frozenset()
+    """Lines whose projects were deleted: nothing of them is needed any more."""
     model_lines: ModelLines = "project"
     """Setting MODEL_LINES of the reader; not stored."""
 
@@ -161,7 +168,8 @@ class StoreState:
     def to_json(self) -> str:
         """The default line's fields are at the top level, as in stores from before there were lines."""
         lines = {name: asdict(line) for name, line in self.lines.items()}
-        return json.dumps({**asdict(self.default), "lines": lines, "groups": self.groups}, indent=2)
+        others = {"lines": lines, "groups": self.groups, "retired": sorted(self.retired)}
+        return json.dumps({**asdict(self.default), **others}, indent=2)
 
     @classmethod
     def from_json(cls, text: str, where: str, model_lines: ModelLines) -> StoreState:
@@ -178,6 +186,7 @@ class StoreState:
                 str(name): tuple(int(project) for project in projects)
                 for name, projects in values.get("groups", {}).items()
             }
+            retired = frozenset(str(name) for name in values.get("retired", ()))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise DamagedVersionError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        return cls(default, lines, groups, model_lines)
+        return cls(default, lines, groups, retired, model_lines)

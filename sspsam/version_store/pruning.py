@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sspsam.version_store.cards import VersionCard, VersionStateError
-from sspsam.version_store.lines import StoreState
+from sspsam.version_store.lines import LineState, StoreState
 from sspsam.version_store.store import VersionStore
 
 KEEP_LATEST = 5
@@ -31,7 +31,7 @@ class PrunePlan:
 
 def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePlan:
     """Plans removals: excludes pending versions and, in each line, the serving version, rollback targets, and
-    the latest.
+    the latest. Of lines whose projects were deleted, everything is removed.
 
     Args:
         store: Store of the versions.
@@ -44,12 +44,22 @@ def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePl
     if keep_latest < 0:
         raise ValueError(f"expected a number of versions to keep, 0 or more, got {keep_latest}")
     state, cards = store.state(), store.list()[1:]
-    kept = _latest(cards, keep_latest) | _learned(cards)
-    kept |= {card.version_id: "not judged yet" for card in cards if card.status == "candidate"}
+    needed = [card for card in cards if card.line not in state.retired]
+    kept = _latest(needed, keep_latest) | _learned(needed)
+    kept |= {card.version_id: "not judged yet" for card in needed if card.status == "candidate"}
     kept |= dict.fromkeys(_rollback_targets(state), "can be rolled back to")
     kept |= dict.fromkeys(_serving(state), "serves")
     removed = {card.version_id: store.files.size_bytes(card) for card in cards if card.version_id not in kept}
     return PrunePlan(removed, kept, store.files.leftovers())
+
+
+def _without_retired(state: StoreState) -> StoreState:
+    """Lets retired lines follow the default version. Their histories stay: no ID is assigned twice."""
+    ended = {
+        name: replace(line, version_id="", stack=()) if name in state.retired else line
+        for name, line in state.lines.items()
+    }
+    return replace(state, lines=ended)
 
 
 def _latest(cards: Sequence[VersionCard], keep_latest: int) -> dict[str, str]:
@@ -69,16 +79,23 @@ def _learned(cards: Sequence[VersionCard]) -> dict[str, str]:
 
 
 def _learner(card: VersionCard) -> str:
+    """Whose labels a version learned; empty if it learned none."""
     project = card.data.get("project")
-    return card.line or ("" if project is None else f"project {project}")
+    if project is None and "run" not in card.data:
+        return ""
+    return card.line or f"project {project}"
 
 
 def _serving(state: StoreState) -> list[str]:
-    return [line.version_id for line in state.every_line() if line.version_id]
+    return [line.version_id for line in _needed_lines(state) if line.version_id]
 
 
 def _rollback_targets(state: StoreState) -> list[str]:
-    return [version_id for line in state.every_line() for version_id in line.stack]
+    return [version_id for line in _needed_lines(state) for version_id in line.stack]
+
+
+def _needed_lines(state: StoreState) -> list[LineState]:
+    return [state.default, *(line for name, line in state.lines.items() if name not in state.retired)]
 
 
 def prune(store: VersionStore, plan: PrunePlan) -> None:
@@ -87,6 +104,8 @@ def prune(store: VersionStore, plan: PrunePlan) -> None:
     Raises:
         VersionStateError: one of its versions now serves, or is a rollback target.
     """
+    if store.state().retired:
+        store.change_state(_without_retired)
     for version_id in plan.removed:
         state = store.state()
         if version_id in (*_serving(state), *_rollback_targets(state)):

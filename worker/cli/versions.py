@@ -1,25 +1,30 @@
-"""`sspsam versions`: the fine-tuned versions, their metrics, and which one serves."""
+"""`sspsam versions`: the fine-tuned versions, their metrics, and which one serves which projects."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sspsam.cli.commands import DataDirOption
-from sspsam.version_store.lines import DEFAULT_LINE
+from sspsam.version_store.lines import DEFAULT_LINE, SHARED_LINE, line_of_project
 from sspsam.version_store.places import VERSIONS_URL_VARIABLE
 from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_store.pruning import prune as remove_versions
 
 if TYPE_CHECKING:
     from sspsam import VersionStore
+    from sspsam.version_store.lines import StoreState
     from sspsam.version_store.store import VersionCard
 
-app = typer.Typer(help="Fine-tuned versions: list, show, promote, roll back, prune.", no_args_is_help=True)
+app = typer.Typer(
+    help="Fine-tuned versions: list, show, promote, roll back, adopt, share, prune.", no_args_is_help=True
+)
 
 ModelDir = Annotated[
     Path | None, typer.Option(help="Folder of the versions; default: MODEL_DIR.", file_okay=False)
@@ -35,6 +40,10 @@ Weights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", dir_okay=False, help="The preset's weights; default: WEIGHTS."),
 ]
+ProjectOption = Annotated[
+    int | None, typer.Option("--project", help="Number of a project: act on the line that serves it.", min=1)
+]
+Projects = Annotated[str, typer.Option(help="Numbers of the projects, with commas between them.")]
 VersionId = Annotated[str, typer.Argument(metavar="VERSION", help="For example ssp-sam-demo-0001.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,6 +53,7 @@ PLAIN_WIDTH = 200
 
 @app.command("list")
 def list_versions(
+    project: ProjectOption = None,
     data_dir: DataDirOption = None,
     model_dir: ModelDir = None,
     preset: Preset = None,
@@ -51,12 +61,17 @@ def list_versions(
     as_json: AsJson = False,
 ) -> None:
     """List the versions, each with its metric on held-out corrections and the reason for its status."""
-    store = _open(data_dir, model_dir, preset, versions_url)[0]
-    cards, current = store.list(), store.current()
+    store = _open(data_dir, model_dir, preset, versions_url).store
+    line = None if project is None else store.line_of(project)
+    cards, state = store.list(line), store.state()
+    serves = {card.version_id: served_lines(state, card.version_id, line) for card in cards}
     if as_json:
-        typer.echo(json.dumps([{**asdict(card), "serves": card.version_id == current} for card in cards]))
+        rows = [(card, serves[card.version_id]) for card in cards]
+        typer.echo(
+            json.dumps([{**asdict(card), "serves": bool(ls), "serves_lines": ls} for card, ls in rows])
+        )
     else:
-        _print_table(cards, current)
+        _print_table(cards, serves)
 
 
 @app.command()
@@ -69,7 +84,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a version's card and report."""
-    store = _open(data_dir, model_dir, preset, versions_url)[0]
+    store = _open(data_dir, model_dir, preset, versions_url).store
     card = store.get(version)
     if as_json:
         typer.echo(card.to_json())
@@ -88,6 +103,7 @@ def show(
 @app.command()
 def promote(
     version: VersionId,
+    project: ProjectOption = None,
     data_dir: DataDirOption = None,
     model_dir: ModelDir = None,
     preset: Preset = None,
@@ -95,14 +111,16 @@ def promote(
     versions_url: VersionsUrl = None,
     reason: Annotated[str, typer.Option(help="Stored with the version.")] = "promoted by hand",
 ) -> None:
-    """Make a version serve. Running backends swap to it without a restart."""
-    store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
-    store.promote(version, reason)
-    _announce(store, store.get(version).line, redis_url)
+    """Make a version serve its line. Running backends swap to it without a restart."""
+    opened = _open(data_dir, model_dir, preset, versions_url, weights)
+    line = opened.store.get(version).line if project is None else opened.store.line_of(project)
+    opened.store.promote(version, reason, line)
+    _announce(opened, line)
 
 
 @app.command()
 def rollback(
+    project: ProjectOption = None,
     data_dir: DataDirOption = None,
     model_dir: ModelDir = None,
     preset: Preset = None,
@@ -112,10 +130,87 @@ def rollback(
         str, typer.Option(help="Stored with the version that is replaced.")
     ] = "rolled back by hand",
 ) -> None:
-    """Return to the version that served before."""
-    store, redis_url = _open(data_dir, model_dir, preset, versions_url, weights)
-    store.rollback(reason)
-    _announce(store, DEFAULT_LINE, redis_url)
+    """Return to the version that served before. Without --project, there must be one line alone."""
+    opened = _open(data_dir, model_dir, preset, versions_url, weights)
+    line = _only_line(opened.store.state()) if project is None else opened.store.line_of(project)
+    opened.store.rollback(reason, line)
+    _announce(opened, line)
+
+
+@app.command()
+def adopt(
+    project: Annotated[int, typer.Option(help="Project that is to start from another's version.", min=1)],
+    source: Annotated[int, typer.Option("--from", help="Project whose version it starts from.", min=1)],
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    weights: Weights = None,
+    versions_url: VersionsUrl = None,
+) -> None:
+    """Start a project from the version that serves another. From then on, their lines are apart again."""
+    from sspsam.version_store.sharing import adopt as adopt_version
+    from worker.lines import continue_split
+
+    opened = _open(data_dir, model_dir, preset, versions_url, weights)
+    line, other = opened.store.line_of(project), opened.store.line_of(source)
+    continue_split(opened.model_dir, line, [other])
+    card = adopt_version(opened.store, line, other)
+    if card.parent:
+        typer.echo(f"{card.version_id} is a copy of {card.parent}")
+    _announce(opened, line)
+
+
+@app.command()
+def share(
+    projects: Projects,
+    name: Annotated[
+        str, typer.Option(help="Name of the line; default: projects-3-7 for projects 3 and 7.")
+    ] = "",
+    source: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            help="Project whose version the line starts with; default: the first with a version of its own.",
+            min=1,
+        ),
+    ] = None,
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    weights: Weights = None,
+    versions_url: VersionsUrl = None,
+) -> None:
+    """Let projects share a line of versions: it learns from the corrections of all of them."""
+    from sspsam.version_store.sharing import share as share_line
+    from worker.lines import continue_split
+
+    opened, numbers = _open(data_dir, model_dir, preset, versions_url, weights), _numbers(projects)
+    store, lines = opened.store, [line_of_project(number) for number in numbers]
+    line = share_line(store, numbers, name, None if source is None else store.line_of(source))
+    continue_split(opened.model_dir, line, lines)
+    typer.echo(f"projects {', '.join(map(str, store.state().groups[line]))} share the line {line}")
+    _announce(opened, line)
+
+
+@app.command()
+def unshare(
+    projects: Projects,
+    data_dir: DataDirOption = None,
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    weights: Weights = None,
+    versions_url: VersionsUrl = None,
+) -> None:
+    """Give projects lines of their own again; each goes on with a copy of the version that serves it."""
+    from sspsam.version_store.sharing import unshare as unshare_line
+    from worker.lines import continue_split
+
+    opened, numbers = _open(data_dir, model_dir, preset, versions_url, weights), _numbers(projects)
+    shared = {number: opened.store.line_of(number) for number in numbers}
+    unshare_line(opened.store, numbers)
+    for number, line in shared.items():
+        continue_split(opened.model_dir, line_of_project(number), [line])
+        _announce(opened, line_of_project(number))
 
 
 @app.command()
@@ -130,7 +225,7 @@ def prune(
     ] = False,
 ) -> None:
     """Remove unused versions: neither the one that serves nor those that a rollback can return to."""
-    store = _open(data_dir, model_dir, preset, versions_url)[0]
+    store = _open(data_dir, model_dir, preset, versions_url).store
     plan = plan_pruning(store, keep)
     for version_id, why in sorted(plan.kept.items()):
         typer.echo(f"{version_id} stays: {why}")
@@ -159,16 +254,52 @@ def held_out_figure(card: VersionCard) -> str:
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
 
 
+def served_lines(state: StoreState, version_id: str, line: str | None = None) -> list[str]:
+    """The lines that a version serves, of all or of one; `default` stands for lines without their own."""
+    if line is not None:
+        return [line] if state.current(line) == version_id else []
+    own = [name for name, each in state.lines.items() if each.version_id == version_id]
+    return [*own, *(["default"] if state.default.version_id == version_id else [])]
+
+
+def _only_line(state: StoreState) -> str:
+    """The line to act on if no project is named."""
+    if state.model_lines == SHARED_LINE:
+        return SHARED_LINE
+    lines = [name for name, line in state.lines.items() if line.version_id and name not in state.retired]
+    if len(lines) > 1:
+        raise typer.BadParameter(f"there are several lines, {', '.join(sorted(lines))}: add --project")
+    return lines[0] if lines else DEFAULT_LINE
+
+
+def _numbers(projects: str) -> list[int]:
+    """Parses numbers of projects with commas between them."""
+    try:
+        return [int(number) for number in projects.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers such as 3,7, got {projects!r}") from error
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The versions that a command acts on."""
+
+    store: VersionStore
+    redis_url: str
+    """Redis of the backends that serve from them."""
+    model_dir: Path
+
+
 def _open(
     data_dir: Path | None,
     model_dir: Path | None,
     preset: str | None,
     versions_url: str | None,
     weights: Path | None = None,
-) -> tuple[VersionStore, str]:
-    """Returns the selected store and the Redis of the backends that serve from it; prints which."""
+) -> _Opened:
+    """Opens the selected store; prints which."""
     from backend.cli.instance_settings import versions_settings
-    from sspsam import VersionStore
+    from backend.service import version_store
     from sspsam.presets import get_preset
 
     options = {
@@ -182,34 +313,34 @@ def _open(
         get_preset(settings.preset)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    store = VersionStore(settings.model_dir, settings.preset, settings.weights, settings.versions_url)
-    return store, settings.redis_url
+    return _Opened(version_store(settings), settings.redis_url, settings.model_dir)
 
 
-def _print_table(cards: list[VersionCard], current: str) -> None:
+def _print_table(cards: list[VersionCard], serves: Mapping[str, list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
-    table = Table("version", "serves", "status", "held-out corrections", "why", "made")
+    rest = "all others" if {*chain(*serves.values())} - {"default"} else "yes"
+    table = Table("version", "line", "serves", "status", "held-out corrections", "why", "made")
     for card in cards:
-        serves = "yes" if card.version_id == current else ""
-        row = (card.version_id, serves, card.status, held_out_figure(card), card.reason, card.created_at)
-        table.add_row(*row)
+        lines = ", ".join(name.replace("default", rest) for name in serves[card.version_id])
+        figure = held_out_figure(card)
+        table.add_row(card.version_id, card.line, lines, card.status, figure, card.reason, card.created_at)
     console.print(table)
 
 
-def _announce(store: VersionStore, line: str, redis_url: str) -> None:
+def _announce(opened: _Opened, line: str) -> None:
     """Notifies running backends; those that miss the message poll every few seconds."""
     from redis.exceptions import RedisError
 
     from backend.shared_redis import announce_version, connect
 
-    current = store.current(line)
-    typer.echo(f"{current} serves from now on")
+    current = opened.store.current(line)
+    typer.echo(f"{current} serves {line or 'every line without a version of its own'} from now on")
     try:
-        announce_version(connect(redis_url), line, current)
+        announce_version(connect(opened.redis_url), line, current)
     except RedisError:
         typer.echo("Redis does not respond; running backends will notice within a few seconds")

@@ -120,8 +120,8 @@ def test_one_line_for_all_projects(tmp_path: Path) -> None:
 
 
 def test_prune_keeps_the_serving_and_the_latest_versions_of_each_line(store: VersionStore) -> None:
-    old, serving, latest = publish(store, SEVEN), publish(store, SEVEN), publish(store, SEVEN)
-    [only] = [publish(store, NINE)]
+    old, serving, latest = (publish(store, SEVEN, data={"run": "finetune"}) for _ in range(3))
+    only = publish(store, NINE, data={"run": "finetune"})
     store.promote(serving)
     for version in (old, latest, only):
         store.reject(version, "no better")

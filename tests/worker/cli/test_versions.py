@@ -12,7 +12,9 @@ from typer.testing import CliRunner, Result
 
 from backend.shared_redis import VERSIONS_CHANNEL
 from sspsam.version_store.store import UnknownVersionError, VersionCard, VersionStateError, VersionStore
+from tests.facts import untold
 from worker.cli.commands import app
+from worker.lines import load_split, save_split
 
 PRESET = "ssp-sam-test"
 
@@ -57,6 +59,75 @@ def test_list_as_json(store: VersionStore) -> None:
         ("ssp-sam-test-base", True),
         ("ssp-sam-test-0001", False),
     ]
+
+
+def learn(store: VersionStore, line: str) -> str:
+    """Publishes and promotes a version of a line."""
+    card = VersionCard(line=line, parent=store.current(line), data={"run": "finetune"})
+    version = store.publish({"w": torch.ones(2)}, card, {}).version_id
+    store.promote(version, f"better in {line}")
+    return version
+
+
+def test_lists_are_of_all_lines_or_of_a_project_s(store: VersionStore) -> None:
+    learn(store, "project-7")
+    learn(store, "project-9")
+    rows = {row["version_id"]: row["serves_lines"] for row in json.loads(run("list", "--json").stdout)}
+    assert rows == {
+        "ssp-sam-test-base": ["default"], "ssp-sam-test-0001": [],
+        "ssp-sam-test-0002": ["project-7"], "ssp-sam-test-0003": ["project-9"],
+    }  # fmt: skip
+    rows = {
+        row["version_id"]: row["serves"] for row in json.loads(run("list", "--project", "9", "--json").stdout)
+    }
+    assert rows == {"ssp-sam-test-base": False, "ssp-sam-test-0001": False, "ssp-sam-test-0003": True}
+    table = run("list").output
+    assert untold(table, "all others", "better in project-7", "better in project-9") == []
+
+
+def test_rollback_and_promote_are_of_a_line(store: VersionStore, redis_server: Redis) -> None:
+    seven, nine = learn(store, "project-7"), learn(store, "project-9")
+    refused = run("rollback")
+    assert refused.exit_code != 0
+    assert untold(refused.output, "project-7", "project-9", "--project") == []
+    with redis_server.pubsub(ignore_subscribe_messages=True) as news:
+        news.subscribe(VERSIONS_CHANNEL)
+        news.get_message(timeout=1)
+        assert "ssp-sam-test-base serves project-9 from now on" in run("rollback", "--project", "9").output
+        message = news.get_message(timeout=1)
+    assert message is not None
+    assert json.loads(message["data"]) == {"line": "project-9", "version": "ssp-sam-test-base"}
+    assert [store.current(f"project-{project}") for project in (7, 9)] == [seven, store.base_version]
+    run("promote", nine)
+    assert store.current("project-9") == nine
+    assert isinstance(run("promote", nine, "--project", "7").exception, VersionStateError)
+    run("promote", store.base_version, "--project", "7")
+    assert [store.current(f"project-{project}") for project in (7, 9)] == [store.base_version, nine]
+
+
+def test_with_one_line_it_need_not_be_named(store: VersionStore) -> None:
+    learn(store, "project-7")
+    assert "serves project-7" in run("rollback").output
+    assert store.current("project-7") == store.base_version
+
+
+def test_a_project_adopts_and_projects_share(store: VersionStore, tmp_path: Path) -> None:
+    seven = learn(store, "project-7")
+    save_split(tmp_path, "project-7", {"a": "train", "b": "held-out"})
+    save_split(tmp_path, "project-9", {"a": "held-out", "c": "held-out"})
+    output = run("adopt", "--project", "9", "--from", "7").output
+    assert untold(output, f"ssp-sam-test-0003 is a copy of {seven}", "serves project-9") == []
+    assert store.get(store.current("project-9")).parent == seven
+    assert load_split(tmp_path, "project-9") == {"a": "train", "b": "held-out", "c": "held-out"}
+    output = run("share", "--projects", "3,7").output
+    assert "projects 3, 7 share the line projects-3-7" in output
+    assert store.get(store.current(store.line_of(3))).parent == seven
+    assert load_split(tmp_path, "projects-3-7") == {"a": "train", "b": "held-out"}
+    assert run("share", "--projects", "3,x").exit_code != 0
+    shared = store.current("projects-3-7")
+    run("unshare", "--projects", "3")
+    assert store.get(store.current("project-3")).parent == shared
+    assert load_split(tmp_path, "project-3") == {"a": "train", "b": "held-out"}
 
 
 def test_show_prints_card_and_report(store: VersionStore) -> None:
