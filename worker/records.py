@@ -16,15 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backend.labelstudio.annotations import AnnotationContent, Region
+from backend.labelstudio.annotations import AnnotationContent
 from finetune.data.records import RecordFormatError, RefRecord, read_records, write_records
 from sspsam import mask_to_coco_rle
 
 logger = logging.getLogger(__name__)
-
-UNSUBMITTED_WINDOW_S = 10.0
-"""Text typed without Enter is sent to the model while the annotation is being saved: the annotator never sees
-its answer. A mask served this close to the save therefore tells nothing about the phrase."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +92,13 @@ class Collection:
         return sorted(int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal())
 
     def of_annotation(self, annotation: int) -> list[RefRecord]:
-        """Reads the records of one annotation; empty if it was not collected."""
+        """Reads the records of one annotation; empty if it was not collected.
+
+        Absences that no person confirmed, from before that was asked, are left out.
+        """
         try:
-            return read_records(self._path(annotation))
+            records = read_records(self._path(annotation))
+            return [record for record in records if record.confirmed or record.mask_rle is not None]
         except FileNotFoundError:
             return []
         except RecordFormatError as error:
@@ -137,7 +137,8 @@ def make_records(
 ) -> list[RefRecord]:
     """Converts the content of an annotation into records.
 
-    Regions without a phrase or with a mask of another size than the image are left out.
+    Regions without a phrase or with a mask of another size than the image are left out. A mask whose proposal
+    is unknown, because the log was lost, counts as added, never as accepted.
 
     Args:
         content: Content of the annotation.
@@ -150,49 +151,13 @@ def make_records(
         if not region.phrase or region.mask.shape != source.image.hw:
             logger.warning("region %s of annotation %d is left out", region.region_id, source.annotation)
             continue
-        records.append(_region_record(region, region.phrase, source, served, region_id_for))
+        record = source.record(region.phrase, mask_to_coco_rle(region.mask), region.region_id, region.label)
+        proposed = served(region.region_id)
+        records.append(record if proposed is None else _with_served(record, proposed))
     for phrase in content.no_target_phrases:
-        record = _no_target_record(phrase, source, served(region_id_for(phrase)))
-        if record is not None:
-            records.append(record)
+        record, proposed = source.record(phrase, None, None), served(region_id_for(phrase))
+        records.append(record if proposed is None else _with_served(record, proposed))
     return records
-
-
-def _region_record(
-    region: Region,
-    phrase: str,
-    source: AnnotationSource,
-    served: Callable[[str], ServedMask | None],
-    region_id_for: Callable[[str], str],
-) -> RefRecord:
-    """Makes the record of a mask.
-
-    If the id is one of ours but the proposal is unknown, the log was lost. Whether the mask was corrected is
-    then unknown, and it counts as accepted.
-    """
-    rle = mask_to_coco_rle(region.mask)
-    record = source.record(phrase, rle, region.region_id, region.label)
-    proposed = served(region.region_id)
-    if proposed is None and region.region_id == region_id_for(phrase):
-        proposed = ServedMask(rle, "")
-    return record if proposed is None else _with_served(record, proposed)
-
-
-def _no_target_record(phrase: str, source: AnnotationSource, served: ServedMask | None) -> RefRecord | None:
-    """Makes the record of a phrase left in the prompt box: it has no target.
-
-    If the model proposed a mask well before the save, the annotator deleted it: a correction. If it did so
-    around the save, the annotator never saw it, so the phrase carries no information: None.
-    """
-    record = source.record(phrase, None, None)
-    if served is None:
-        return record
-    if served.served_at is None:
-        return None
-    before_s = (datetime.fromisoformat(source.updated_at) - served.served_at).total_seconds()
-    if before_s < -UNSUBMITTED_WINDOW_S:
-        return record
-    return _with_served(record, served) if before_s > UNSUBMITTED_WINDOW_S else None
 
 
 def _with_served(record: RefRecord, served: ServedMask) -> RefRecord:

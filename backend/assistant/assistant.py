@@ -1,22 +1,24 @@
 """Answers phrases: from the content of an annotator's form to the prediction that Label Studio shows.
 
 Interactive answers never fail: Label Studio hides errors from the annotator, so errors are written on the
-form. A phrase with a mask moves from the prompt box to its region. One without a target stays in the box
-unchanged: saved like this, it is a label. One that could not be answered stays with the reason behind it and
-is retried with the next phrase. Clicks and boxes are handled by `backend.assistant.interactive`.
+form. A phrase with a mask moves from the prompt box to its region. One for which the model found nothing
+stays in the box, with a note, until the annotator paints the object or confirms that it is absent: then it
+moves to the box of confirmed absences. One that could not be answered stays with the reason behind it and is
+retried with the next phrase. Clicks and boxes are handled by `backend.assistant.interactive`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import shorten
 from typing import Any
 
 from backend.assistant.interactive import Refiner, internal_error
+from backend.assistant.prompt_box import PromptBox, read_box
 from backend.errors import (
     BackendError,
     ImageFetchError,
@@ -27,18 +29,24 @@ from backend.errors import (
 )
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
-from backend.labelstudio.annotations import no_target_phrases, prompt_entries
-from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.annotations import (
+    absent_entries,
+    drawn_phrases,
+    is_of,
+    prompt_entries,
+    region_texts,
+)
+from backend.labelstudio.config import LabelingConfig, Tag
 from backend.labelstudio.interactions import read_interactions
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
     fresh_id,
     prediction,
-    region_id_for,
     region_results,
     status_line,
     text_result,
+    unused_region_id,
 )
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
@@ -57,6 +65,8 @@ PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
 """Transient errors: a batch then stores nothing, so that Label Studio retries."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
 SHOWN_CHARACTERS = 60
+SHOWN_PHRASES = 3
+"""Phrases named in a message: the newest."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +84,6 @@ class Outcome:
     """Phrase -> reason why it could not be answered."""
     passing: bool = False
     """The failure is transient."""
-
-    def message(self) -> str:
-        """Message for the annotator; empty if every phrase has a mask."""
-        said = [f"Nothing here fits “{phrase}”." for phrase in self.no_match]
-        said += [_not_looked_for(phrase, reason) for phrase, reason in self.failed.items()]
-        return " ".join(said)
 
 
 class Assistant:
@@ -142,15 +146,13 @@ class Assistant:
 
     def _failure_of(self, project: str, task: Task, context: Results, config: LabelingConfig) -> Prediction:
         self._redis_store.note_problem(project, task.task_id, internal_error())
-        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        prompt = _result_of(context, config.prompt)
         if prompt is not None:
-            phrases = [
-                _valid_text(phrase)
-                for phrase in prompt_text.distinct(prompt_entries([prompt], config)).values()
-            ]
-            outcome = Outcome(self._engine.version, failed=dict.fromkeys(phrases, internal_error()))
-            self._metrics.phrases.labels("failed").inc(len(phrases))
-            return _written(outcome, [], prompt, context, config)
+            entries = [_valid_text(entry) for entry in prompt_entries([prompt], config)]
+            box = read_box(entries, deniable=False)
+            outcome = Outcome(self._engine.version, failed=dict.fromkeys(box.asked, internal_error()))
+            self._metrics.phrases.labels("failed").inc(len(box.asked))
+            return _written(outcome, box, prompt, context, config)
         if read_interactions(context, config):
             return self._refiner.report_failure(project, task, config)
         return {"result": []}
@@ -163,37 +165,42 @@ class Assistant:
     def _answer_annotator(
         self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
     ) -> Prediction:
-        prompt = _result_of(context, config.prompt.name if config.prompt else None)
+        prompt = _result_of(context, config.prompt)
         if prompt is None:  # clicks, other changes of the form, or the call after each submit
             interactions = read_interactions(context, config)
             if not interactions:
                 return {"result": []}
             return self._refiner.answer(project, task, interactions, config, caller)
-        entries = prompt_entries([prompt], config)
+        entries = prompt_text.entries(prompt["value"].get("text")) if _has_text(prompt) else []
         if not entries:
             return self._answer_blank(prompt, context, config)
-        known = self._known_unmatched(project, task, config)
-        asked, kept = _split_entries(entries, _newest(prompt), known)
-        outcome = self.segment_phrases(project, task, asked, config, caller)
-        self._note(project, task, outcome)
-        self._redis_store.note_unmatched(
-            project, task.task_id, outcome.no_match, [region.phrase for region in outcome.regions]
+        box = read_box(
+            entries,
+            prompt_text.distinct(absent_entries(context, config)),
+            {key for draft in task.drafts for key in drawn_phrases(draft, config)},
+            deniable=config.absent is not None,
         )
-        answer = _written(outcome, kept, prompt, context, config)
-        box = _result_of(answer["result"], config.prompt.name if config.prompt else None)
-        if box is not None and config.status is None:  # a click's failure is then shown in the box
-            self._redis_store.note_box(project, task.task_id, str(box["id"]), box["value"]["text"])
+        if not box.asked and not box.denied:  # another control has sent the request
+            return {"result": []}
+        outcome = Outcome(self._engine.version)
+        if box.asked:
+            outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
+        self._metrics.phrases.labels("denied").inc(len(box.denied))
+        self._note(project, task, outcome)
+        answer = _written(outcome, box, prompt, context, config)
+        written = _result_of(answer["result"], config.prompt)
+        if written is not None and config.status is None:  # a click's failure is then shown in the box
+            self._redis_store.note_box(project, task.task_id, str(written["id"]), written["value"]["text"])
         return answer
 
     def _answer_blank(
         self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
     ) -> Prediction:
         """An empty prompt box needs no answer; a blank phrase in it gets a message."""
-        value = prompt.get("value")
-        if not isinstance(value, Mapping) or not value.get("text"):
+        if not _has_text(prompt):
             return {"result": []}
         outcome = Outcome(self._engine.version, failed={"": EMPTY_PHRASE})
-        return _written(outcome, [], prompt, context, config)
+        return _written(outcome, PromptBox(), prompt, context, config)
 
     def _answer_batch(
         self, query: PredictQuery, config: LabelingConfig, caller: Caller
@@ -234,9 +241,14 @@ class Assistant:
     def write_prediction(
         self, project: str, task: Task, outcome: Outcome, config: LabelingConfig
     ) -> Prediction:
-        """Writes the outcome of a task's phrases as a prediction, and records the proposed masks."""
+        """Writes the masks of a task's phrases as a prediction, and records what was proposed and not found.
+
+        Annotations start from predictions, and one Submit saves all of it: phrases without a mask are left
+        out, since no person has looked for them.
+        """
         self._note(project, task, outcome)
-        return _written(outcome, [], {"id": fresh_id()}, [], config)
+        results = [result for region in outcome.regions for result in region_results(region, config)]
+        return prediction(results, outcome.version, list(outcome.certainties.values()))
 
     def segment_phrases(
         self,
@@ -272,6 +284,11 @@ class Assistant:
         digest = self._images.digest(task.data.get(config.image.value), task.task_id)
         answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
         outcome = Outcome(answer.version)
+        texts = {
+            region_id: text or ""
+            for saved in (*task.annotations, *task.drafts)
+            for region_id, (text, _) in region_texts(saved, config).items()
+        }
         for phrase, referent in zip(phrases, answer.referents, strict=True):
             if isinstance(referent, PhraseRefusedError):
                 outcome.failed[phrase] = str(referent)
@@ -280,7 +297,7 @@ class Assistant:
             if referent.no_target:
                 outcome.no_match.append(phrase)
             else:
-                region_id = region_id_for(project, task.task_id, phrase)
+                region_id = unused_region_id(project, task.task_id, phrase, texts)
                 outcome.regions.append(ProposedRegion(region_id, phrase, referent.mask, referent.score))
         return outcome
 
@@ -289,18 +306,17 @@ class Assistant:
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
         self._redis_store.note_served(project, task.task_id, proposed, outcome.version)
+        found = [region.phrase for region in outcome.regions]
+        self._redis_store.note_nothing_found(project, task.task_id, outcome.no_match, found, outcome.version)
         shown = [
             DisplayedMask(region.region_id, region.phrase, rle, annotator=task.annotator)
             for region, rle in proposed
         ]
         self._redis_store.note_shown(project, task.task_id, shown)
 
-    def _known_unmatched(self, project: str, task: Task, config: LabelingConfig) -> set[str]:
-        """Phrases answered as without a target before: here, or in a saved annotation."""
-        known = self._redis_store.unmatched(project, task.task_id)
-        for annotation in task.annotations:
-            known |= {prompt_text.phrase_key(phrase) for phrase in no_target_phrases(annotation, config)}
-        return known
+    def nothing_found(self, project: str, task_id: str) -> dict[str, str]:
+        """Keys of the phrases for which the model found nothing on a task, with the version asked."""
+        return self._redis_store.nothing_found(project, task_id)
 
 
 def _valid_text(text: str) -> str:
@@ -314,57 +330,72 @@ def _not_looked_for(phrase: str, reason: str) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _newest(prompt: Mapping[str, Any]) -> set[str]:
-    """Keys of the phrases entered last, separated by semicolons."""
-    return set(prompt_text.distinct(prompt_text.entries(prompt["value"]["text"])[-1:]))
+def _message(outcome: Outcome, unmatched: Sequence[str], config: LabelingConfig) -> str:
+    """Message for the annotator about the phrases that are still open; empty if there are none."""
+    said = [_not_found(unmatched, config)] if unmatched else []
+    said += [_not_looked_for(phrase, reason) for phrase, reason in outcome.failed.items()]
+    return " ".join(said)
 
 
-def _split_entries(
-    entries: Sequence[str], newest: Container[str], known_unmatched: Container[str]
-) -> tuple[list[str], list[str]]:
-    """Splits the content of the prompt box.
-
-    Returns:
-        The phrases to segment: the newest first, then earlier ones whose answer was lost or failed; and the
-        ones to keep, which have no target. Both plain, in order, and distinct.
-    """
-    phrases = prompt_text.distinct(entries)
-    failed = {prompt_text.phrase_key(entry) for entry in entries if prompt_text.has_failed(entry)}
-    kept = [key for key in phrases if key in known_unmatched and key not in failed and key not in newest]
-    asked = sorted((key for key in phrases if key not in kept), key=lambda key: key not in newest)
-    return [phrases[key] for key in asked], [phrases[key] for key in kept]
+def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
+    shown = [shorten(phrase, SHOWN_CHARACTERS, placeholder="…") for phrase in phrases[-SHOWN_PHRASES:]]
+    more = f" and {len(phrases) - len(shown)} more" if len(phrases) > len(shown) else ""
+    said = f"Nothing found for {', '.join(f'“{phrase}”' for phrase in shown)}{more}."
+    if config.absent is None:
+        return f"{said} In the image? Paint it."
+    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise paint it."
 
 
 def _written(
-    outcome: Outcome,
-    kept: Sequence[str],
-    prompt: Mapping[str, Any],
-    context: Results,
-    config: LabelingConfig,
+    outcome: Outcome, box: PromptBox, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
 ) -> Prediction:
-    """Writes an outcome as a prediction: regions first, then the prompt box, then the status line."""
+    """Writes an answer: regions, the prompt box, the box of confirmed absences, the status line."""
     results: list[Result] = []
     for region in outcome.regions:
         results += region_results(region, config)
-    failed = [prompt_text.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
-    if config.prompt is not None and (context or outcome.no_match or failed):
-        missed = [*kept, *outcome.no_match]
-        if config.status is None:
-            missed = [prompt_text.with_no_match(phrase) for phrase in missed]
-        results.append(text_result(config.prompt, str(prompt.get("id")), [*missed, *failed]))
-    results += _status(outcome.message(), context, config)
+    absent = list(prompt_text.distinct([*absent_entries(context, config), *box.denied]).values())
+    confirmed = set(prompt_text.distinct(absent))
+    unmatched = [
+        phrase
+        for phrase in [*box.unmatched, *outcome.no_match]
+        if prompt_text.phrase_key(phrase) not in confirmed
+    ]
+    if config.prompt is not None:
+        open_entries = [prompt_text.with_no_match(phrase, _hint(phrase, config)) for phrase in unmatched]
+        failed = [prompt_text.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
+        results.append(text_result(config.prompt, str(prompt.get("id")), [*open_entries, *failed]))
+    if config.absent is not None and box.denied:
+        shown = _result_of(context, config.absent)
+        results.append(text_result(config.absent, _id_of(shown), absent))
+    results += _status(_message(outcome, unmatched, config), context, config)
     return prediction(results, outcome.version, list(outcome.certainties.values()))
+
+
+def _hint(phrase: str, config: LabelingConfig) -> str:
+    """Advice behind a phrase, for forms without a status line."""
+    if config.status is not None or config.absent is None:
+        return ""
+    return f": not in the image? Enter “{prompt_text.denial_of(phrase)}”"
 
 
 def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:
     """The status line, if there is a message to show or an earlier one to remove."""
     if config.status is None:
         return []
-    shown = _result_of(context, config.status.name)
+    shown = _result_of(context, config.status)
     if not message and shown is None:
         return []
-    return [status_line(config.status, message, None if shown is None else str(shown.get("id")))]
+    return [status_line(config.status, message, _id_of(shown))]
 
 
-def _result_of(results: Results, name: str | None) -> Mapping[str, Any] | None:
-    return next((result for result in results if result.get("from_name") == name), None)
+def _result_of(results: Results, tag: Tag | None) -> Mapping[str, Any] | None:
+    return next((result for result in results if is_of(result, tag)), None)
+
+
+def _id_of(result: Mapping[str, Any] | None) -> str:
+    return fresh_id() if result is None else str(result.get("id"))
+
+
+def _has_text(prompt: Mapping[str, Any]) -> bool:
+    value = prompt.get("value")
+    return isinstance(value, Mapping) and bool(value.get("text"))

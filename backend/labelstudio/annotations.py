@@ -1,19 +1,28 @@
 """Saved annotations to regions with their phrases.
 
 The editor saves a region as several results with one ID: the mask, and its phrase with a copy of the
-geometry. Results are paired by ID; their meaning follows from from_name, never from type or order.
+geometry. Results are paired by ID; their meaning follows from from_name and to_name, not from type or order.
+
+A label is what a person meant: a mask that was submitted, or a phrase that a person confirmed to be absent,
+by an entry in the box of confirmed absences. What is left in the prompt box is not a label: the model found
+nothing for it, or was never asked.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from backend.labelstudio import prompt_text
-from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.config import LabelingConfig, Tag
 from sspsam import brush_rle_to_mask
 from sspsam.images.masks import BoolMask, MaskFormatError
+
+OUR_ID = re.compile("[0-9a-f]{12}")
+"""IDs of regions that were made for a phrase: see `predictions.region_id_for`."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,17 @@ class Region:
 
 @dataclass(frozen=True)
 class AnnotationContent:
-    """Content of an annotation."""
+    """Content of an annotation, as far as it is on the image of the masks."""
 
     regions: tuple[Region, ...] = ()
     no_target_phrases: tuple[str, ...] = ()
-    """Phrases without a match in the image."""
+    """Phrases that a person confirmed to be absent from the image."""
+    found_nothing: tuple[str, ...] = ()
+    """Phrases for which the model found nothing, neither confirmed nor labelled by hand: not labels."""
+    not_asked: tuple[str, ...] = ()
+    """Phrases that no model has answered: not labels."""
     problems: tuple[str, ...] = field(default=())
-    """Results that could not be parsed, as messages."""
+    """Results that are left out, as messages."""
 
 
 def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> AnnotationContent:
@@ -51,12 +64,13 @@ def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> An
         config: The project's labeling config.
 
     Returns:
-        Regions in the order of their first result; empty and unreadable masks are left out, the latter with
-        an entry in `problems`.
+        Regions in the order of their first result. Empty masks are left out; so are unreadable ones, those on
+        other images, and shapes that are not brush masks, with an entry in `problems`.
     """
-    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
+    groups = _by_id(_results(annotation))
     regions, problems = [], []
-    for region_id, group in _by_id(results).items():
+    elsewhere: Counter[str] = Counter()
+    for region_id, group in groups.items():
         try:
             region = _region(region_id, group, config)
         except MaskFormatError as error:
@@ -64,44 +78,80 @@ def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> An
             continue
         if region is not None and region.mask.any():
             regions.append(region)
-    return AnnotationContent(tuple(regions), no_target_phrases(annotation, config), tuple(problems))
+        elsewhere.update({_place(brush) for brush in group if _is_foreign_brush(brush, config)})
+    problems += [f"{count} masks on the image “{name}” are left out" for name, count in elsewhere.items()]
+    return AnnotationContent(tuple(regions), *_phrases_without_mask(annotation, config), tuple(problems))
 
 
 def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
-    """Returns phrases without a match: those in the prompt box that no region has.
+    """Returns the phrases that a person confirmed to be absent: those in the `absent` box.
 
-    Entries that were never answered are excluded: they say nothing about the image.
+    A phrase with a region, of whatever shape, is present.
     """
-    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
-    groups = _by_id(results).values()
-    taken = {
-        prompt_text.phrase_key(_phrase(brush, group, config) or "")
-        for group in groups
-        for brush in group
-        if _is_brush(brush, config)
+    return _phrases_without_mask(annotation, config)[0]
+
+
+def _phrases_without_mask(
+    annotation: Mapping[str, Any], config: LabelingConfig
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Phrases confirmed to be absent, those for which the model found nothing, and those not asked."""
+    results = _results(annotation)
+    present = drawn_phrases(annotation, config)
+    absent = prompt_text.distinct(absent_entries(results, config))
+    entries = prompt_entries(results, config)
+    asked = prompt_text.distinct(filter(prompt_text.found_nothing, entries))
+    typed = prompt_text.distinct(entries)
+    settled = present | absent.keys()
+    answered = settled | asked.keys()
+    return (
+        tuple(phrase for key, phrase in absent.items() if key not in present),
+        tuple(phrase for key, phrase in asked.items() if key not in settled),
+        tuple(phrase for key, phrase in typed.items() if key not in answered),
+    )
+
+
+def drawn_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> set[str]:
+    """Returns the keys of the phrases that have a region: a mask, a polygon or any other shape."""
+    return {
+        prompt_text.phrase_key(phrase)
+        for region_id, group in _by_id(_results(annotation)).items()
+        if (phrase := _phrase(region_id, group, config))
     }
-    answered = [entry for entry in prompt_entries(results, config) if not prompt_text.has_failed(entry)]
-    return tuple(phrase for key, phrase in prompt_text.distinct(answered).items() if key not in taken)
 
 
 def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:
     """Returns the phrases in the prompt box, oldest first, notes included."""
-    name = config.prompt.name if config.prompt else None
-    found = (text for result in results if result.get("from_name") == name for text in _texts(result))
-    return [phrase for text in found for phrase in prompt_text.split(text)]
+    return _entries_of(config.prompt, results)
+
+
+def absent_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:
+    """Returns the phrases in the box of confirmed absences."""
+    return _entries_of(config.absent, results)
+
+
+def _entries_of(tag: Tag | None, results: Iterable[Mapping[str, Any]]) -> list[str]:
+    texts = (text for result in results if is_of(result, tag) for text in _texts(result))
+    return [phrase for text in texts for phrase in prompt_text.split(text)]
+
+
+def is_of(result: Mapping[str, Any], tag: Tag | None) -> bool:
+    """Whether a result was made with a tag, on that tag's image."""
+    return tag is not None and result.get("from_name") == tag.name and _is_on(result, tag.to_name)
 
 
 def region_texts(
     annotation: Mapping[str, Any], config: LabelingConfig
 ) -> dict[str, tuple[str | None, str | None]]:
     """Returns phrase and label of each region by ID, without decoding masks."""
-    results = [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
     return {
-        region_id: (_phrase(brush, group, config), _label(brush))
-        for region_id, group in _by_id(results).items()
-        for brush in group
-        if _is_brush(brush, config)
+        region_id: (_phrase(region_id, group, config), _label(brush))
+        for region_id, group in _by_id(_results(annotation)).items()
+        if (brush := _brush(group, config)) is not None
     }
+
+
+def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
 
 
 def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -113,10 +163,14 @@ def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> Region | None:
     """Returns the region of results that share an ID; None without a brush mask."""
-    brush = next((result for result in group if _is_brush(result, config)), None)
+    brush = _brush(group, config)
     if brush is None:
         return None
-    return Region(region_id, _phrase(brush, group, config), _mask(brush), _label(brush), _score(brush))
+    return Region(region_id, _phrase(region_id, group, config), _mask(brush), _label(brush), _score(brush))
+
+
+def _brush(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[str, Any] | None:
+    return next((result for result in group if _is_brush(result, config)), None)
 
 
 def _score(brush: Mapping[str, Any]) -> float | None:
@@ -130,9 +184,28 @@ def _label(brush: Mapping[str, Any]) -> str | None:
 
 
 def _is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    """Whether a result is a mask on the image of the config's masks."""
+    return _has_mask(result, config) and config.image is not None and _is_on(result, config.image.name)
+
+
+def _is_foreign_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    return _has_mask(result, config) and not _is_brush(result, config)
+
+
+def _has_mask(result: Mapping[str, Any], config: LabelingConfig) -> bool:
     value = result.get("value")
     named = str(result.get("from_name")) in config.mask_names
     return named and isinstance(value, Mapping) and "rle" in value
+
+
+def _is_on(result: Mapping[str, Any], image: str) -> bool:
+    """Whether a result is on an image; of several pages in one image tag, on the first."""
+    return result.get("to_name", image) == image and not result.get("item_index")
+
+
+def _place(result: Mapping[str, Any]) -> str:
+    page = result.get("item_index")
+    return f"{result.get('to_name', '')}{f', page {page}' if page else ''}"
 
 
 def _mask(brush: Mapping[str, Any]) -> BoolMask:
@@ -143,13 +216,16 @@ def _mask(brush: Mapping[str, Any]) -> BoolMask:
     return brush_rle_to_mask(brush["value"]["rle"], height, width)
 
 
-def _phrase(brush: Mapping[str, Any], group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:
-    """The text under the region; in forms without one, the region's note."""
-    name = config.phrase.name if config.phrase else None
-    texts = [text for result in group if result.get("from_name") == name for text in _texts(result)]
-    meta = brush.get("meta")
-    if not texts and isinstance(meta, Mapping):
-        texts = prompt_text.entries(meta.get("text"))
+def _phrase(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:
+    """The text under the region; the region's note, if that is where we write phrases.
+
+    In forms with a text under each region, notes belong to the annotators. Ours were written before the form
+    had that text, under IDs made by us.
+    """
+    texts = [text for result in group if is_of(result, config.phrase) for text in _texts(result)]
+    if not texts and (config.phrase is None or OUR_ID.fullmatch(region_id)):
+        notes = (meta for result in group if isinstance(meta := result.get("meta"), Mapping))
+        texts = [text for note in notes for text in prompt_text.entries(note.get("text"))]
     return prompt_text.plain_phrase(texts[0]) or None if texts else None
 
 

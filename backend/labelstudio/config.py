@@ -1,14 +1,20 @@
 """Labeling configs: roles of the tags in a project's form.
 
-Tags: https://labelstud.io/tags/ . Roles are assigned by tag type, and by name among several candidates:
+Tags: https://labelstud.io/tags/ . Masks and gestures are found by tag type, and by name among several
+candidates. Text areas are found by name alone, because a form may have others, whose text is not ours:
 
     image   <Image>, the one of the chosen brush
-    prompt  <TextArea> for the whole image: `prompt`, else the first other one
     masks   <BrushLabels>: `mask`, else the first, comes first; others on the same image follow
-    phrase  <TextArea perRegion="true">: `phrase`, else the first
+    prompt  <TextArea name="prompt"> for the whole image, unless smart="false"
+    phrase  <TextArea name="phrase" perRegion="true">
+    absent  <TextArea name="absent"> for the whole image: phrases that a person confirmed to be absent
     status  <TextArea name="status"> for the whole image: shows messages
     click   <KeyPointLabels>: `click`, else the first; box  <RectangleLabels>: `box`, else the first.
             Those with smart="false" never send requests to a model: they are ordinary labels without a role
+
+All are on the image of the masks. A text area with another name is prompt or phrase if the project lead has
+confirmed it: `sspsam connect` then marks it with the attribute sspsam="prompt" or sspsam="phrase", which
+Label Studio keeps with the form and otherwise ignores.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from xml.sax.saxutils import escape
 
 from backend.errors import LabelingConfigError
@@ -32,6 +39,10 @@ RECOMMENDED_CONFIG = """\
   </View>
   <View className="status">
     <TextArea name="status" toName="image" maxSubmissions="1" editable="false" smart="false"/>
+  </View>
+  <View className="absent">
+    <TextArea name="absent" toName="image" rows="1" editable="false" smart="false"
+              placeholder="Confirmed absent: phrases that fit nothing in the image"/>
   </View>
   <BrushLabels name="mask" toName="image" smart="false" opacity="0.5">
     <Label value="object" background="#FF3B30"/>
@@ -54,6 +65,8 @@ SNIPPETS: Mapping[str, str] = {
     "phrase": '<TextArea name="phrase" toName="{image}" perRegion="true" displayMode="region-list" '
     'whenLabelValue="{labels}" editable="true" required="true" maxSubmissions="1" rows="1" smart="false"/>',
     "status": '<TextArea name="status" toName="{image}" maxSubmissions="1" editable="false" smart="false"/>',
+    "absent": '<TextArea name="absent" toName="{image}" rows="1" editable="false" smart="false" '
+    'placeholder="Confirmed absent: phrases that fit nothing in the image"/>',
     "click": '<KeyPointLabels name="click" toName="{image}" smart="true" smartOnly="true">'
     '<Label value="refine" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>'
     "</KeyPointLabels>",
@@ -61,10 +74,12 @@ SNIPPETS: Mapping[str, str] = {
 """XML to add for a role: `image` is the image tag's name, `labels` the brush's labels, comma separated."""
 _WHY: Mapping[str, str] = {
     "image": "there is no <Image>: no image to segment",
-    "prompt": "there is no <TextArea> for the whole image: no place to type a phrase",
+    "prompt": 'there is no <TextArea name="prompt"> for the image of the masks: no place to type a phrase',
     "mask": "there is no <BrushLabels>: no place for masks",
-    "phrase": 'there is no <TextArea perRegion="true">: a mask keeps its phrase only as a hidden note',
+    "phrase": 'there is no <TextArea name="phrase" perRegion="true">: a mask keeps its phrase only as a '
+    "hidden note",
     "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',
+    "absent": 'there is no <TextArea name="absent">: no phrase can be confirmed to be absent from the image',
     "click": "there is no smart <KeyPointLabels>: masks are corrected with the brush, not by clicks",
 }
 MAX_CHARACTERS = 4 * 2**20
@@ -75,6 +90,9 @@ _ENDINGS = ("", "s", "es")
 """Of a label in the singular and in the plural."""
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
+ROLE_ATTRIBUTE = "sspsam"
+"""Attribute by which the project lead gives a text area of another name its role."""
+CONFIRMABLE = ("prompt", "phrase")
 
 
 @dataclass(frozen=True)
@@ -159,6 +177,7 @@ class LabelingConfig:
     """The brushes for masks, main one first."""
     phrase: Tag | None = None
     status: Tag | None = None
+    absent: Tag | None = None
     click: Tag | None = None
     box: Tag | None = None
     mask_names: frozenset[str] = frozenset()
@@ -204,17 +223,21 @@ class LabelingConfig:
         tags = _named_tags(xml)
         brushes = [tag for tag in tags if tag.tag == "brushlabels"]
         mask = _choose(brushes, "mask")
-        areas = [tag for tag in tags if tag.tag == "textarea"]
+        image = _image_tag(tags, mask)
+        here = image.name if image else mask.get("toname", "") if mask is not None else ""
+        on_image = [tag for tag in tags if tag.get("toname", here) == here]
+        areas = [tag for tag in on_image if tag.tag == "textarea"]
         per_region = [tag for tag in areas if _is(tag, "perregion")]
-        prompts = [tag for tag in areas if not _is(tag, "perregion") and tag.get("name") != "status"]
+        whole = [tag for tag in areas if not _is(tag, "perregion")]
         return cls(
-            image=_image_tag(tags, mask),
-            prompt=_tag(_choose(prompts, "prompt")),
+            image=image,
+            prompt=_tag(_text_area(_smart(whole, "textarea"), "prompt"), here),
             masks=tuple(_mask_tags(brushes, mask)),
-            phrase=_tag(_choose(per_region, "phrase")),
-            status=_tag(next((tag for tag in areas if tag.get("name") == "status"), None)),
-            click=_tag(_choose(_smart(tags, "keypointlabels"), "click")),
-            box=_tag(_choose(_smart(tags, "rectanglelabels"), "box")),
+            phrase=_tag(_text_area(per_region, "phrase"), here),
+            status=_tag(_text_area(whole, "status"), here),
+            absent=_tag(_text_area(whole, "absent"), here),
+            click=_tag(_choose(_smart(on_image, "keypointlabels"), "click"), here),
+            box=_tag(_choose(_smart(on_image, "rectanglelabels"), "box"), here),
             mask_names=frozenset(tag.get("name", "") for tag in brushes),
             has_names=bool(tags),
         )
@@ -284,13 +307,24 @@ def _choose(tags: list[ElementTree.Element], name: str) -> ElementTree.Element |
     return next((tag for tag in tags if tag.get("name") == name), tags[0] if tags else None)
 
 
-def _tag(tag: ElementTree.Element | None) -> Tag | None:
-    return None if tag is None else Tag(tag.get("name", ""), tag.get("toname", ""))
+def _text_area(areas: list[ElementTree.Element], role: str) -> ElementTree.Element | None:
+    """The one that the project lead has given the role, else the one with the role's name."""
+    confirmed = (tag for tag in areas if role in CONFIRMABLE and tag.get(ROLE_ATTRIBUTE) == role)
+    named = (tag for tag in areas if tag.get("name") == role and not tag.get(ROLE_ATTRIBUTE))
+    return next(chain(confirmed, named), None)
+
+
+def _tag(tag: ElementTree.Element | None, image: str) -> Tag | None:
+    return None if tag is None else Tag(tag.get("name", ""), tag.get("toname", image))
 
 
 def _image_tag(tags: list[ElementTree.Element], mask: ElementTree.Element | None) -> ImageTag | None:
+    """The image of the masks; without a brush, the one named `image`, else the first."""
     images = [tag for tag in tags if tag.tag == "image" and tag.get("value", "").startswith("$")]
-    image = _choose(images, "image" if mask is None else mask.get("toname", ""))
+    if mask is not None and mask.get("toname"):
+        image = next((tag for tag in images if tag.get("name") == mask.get("toname")), None)
+    else:
+        image = _choose(images, "image")
     return None if image is None else ImageTag(image.get("name", ""), "", image.get("value", "")[1:])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from backend.labelstudio.annotations import is_of
 from backend.labelstudio.config import LabelingConfig
 
 
@@ -35,18 +36,15 @@ class Interaction:
 
 
 def read_interactions(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[Interaction]:
-    """Finds clicks and boxes among the results of a request, oldest first."""
-    kinds: dict[str, Literal["click", "box"]] = {}
-    if config.click is not None:
-        kinds[config.click.name] = "click"
-    if config.box is not None:
-        kinds[config.box.name] = "box"
-    found = (
-        _interaction(result, kinds[str(result.get("from_name"))])
-        for result in results
-        if str(result.get("from_name")) in kinds
-    )
+    """Finds clicks and boxes on the image of the masks among the results of a request, oldest first."""
+    found = (_interaction(result, kind) for result in results if (kind := _kind(result, config)))
     return [interaction for interaction in found if interaction is not None]
+
+
+def _kind(result: Mapping[str, Any], config: LabelingConfig) -> Literal["click", "box"] | None:
+    if is_of(result, config.click):
+        return "click"
+    return "box" if is_of(result, config.box) else None
 
 
 def _interaction(result: Mapping[str, Any], kind: Literal["click", "box"]) -> Interaction | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from backend.labelstudio import prompt_text
@@ -36,6 +37,24 @@ def region_id_for(project: str, task: str, phrase: str) -> str:
     replaces the mask instead of adding a second one.
     """
     return hashlib.sha256(f"{project}/{task}/{prompt_text.phrase_key(phrase)}".encode()).hexdigest()[:12]
+
+
+def unused_region_id(project: str, task: str, phrase: str, texts: Mapping[str, str]) -> str:
+    """ID for a phrase's region on a form where annotators may have given the phrase's region another phrase:
+    the region that has it keeps it.
+
+    Args:
+        project: Project of the task.
+        task: The task.
+        phrase: Phrase of the new mask.
+        texts: Phrase of each region of the form by ID.
+    """
+    key = prompt_text.phrase_key(phrase)
+    candidates = chain([task], (f"{task}/{number}" for number in count(2)))
+    ids = (region_id_for(project, candidate, phrase) for candidate in candidates)
+    return next(
+        region_id for region_id in ids if prompt_text.phrase_key(texts.get(region_id, "")) in ("", key)
+    )
 
 
 def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:

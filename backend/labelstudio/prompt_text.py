@@ -1,8 +1,8 @@
 """Notes after phrases in the prompt box, and their removal.
 
-The prompt box is the only part of the form that every annotator sees, so a phrase without a mask stays there.
-A plain phrase means "nothing in the image fits", and is saved and trained as such. A phrase that was never
-answered, for example because the image was unreadable, must not be: it is marked by a note.
+The prompt box is the only part of the form that every annotator sees, so a phrase without a mask stays
+there, with a note: the model found nothing, or could not be asked. A phrase without a note was never
+answered. None of them is a label: only a person says that something is absent, in `<TextArea name="absent">`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _NO_MATCH = "\u2205"  # empty set
 # Both begin at the sign: a pattern for the blanks before it would be quadratic in their number.
 _NOTE = re.compile(rf"(?<!\S)[{_FAILED}{_NO_MATCH}]\s")
 _FAILURE = re.compile(rf"(?<!\S){_FAILED}\s")
+_NOTHING_FOUND = re.compile(rf"(?<!\S){_NO_MATCH}\s")
+_DENIAL = re.compile(r"no (.+)", re.IGNORECASE)
 
 
 def with_failure(phrase: str, reason: str) -> str:
@@ -27,14 +29,30 @@ def with_failure(phrase: str, reason: str) -> str:
     return f"{plain_phrase(phrase)}  {_FAILED} {reason}".lstrip()
 
 
-def with_no_match(phrase: str) -> str:
-    """Entry of a phrase without a match, for forms without a status line."""
-    return f"{plain_phrase(phrase)}  {_NO_MATCH} nothing here fits"
+def with_no_match(phrase: str, hint: str = "") -> str:
+    """Entry of a phrase for which the model found nothing, with advice to the annotator."""
+    return f"{plain_phrase(phrase)}  {_NO_MATCH} nothing found{hint}"
 
 
 def has_failed(entry: str) -> bool:
     """Whether an entry is a phrase that was never answered."""
     return _FAILURE.search(entry) is not None
+
+
+def found_nothing(entry: str) -> bool:
+    """Whether an entry is a phrase for which the model found nothing."""
+    return _NOTHING_FOUND.search(entry) is not None
+
+
+def denied_phrase(entry: str) -> str:
+    """The phrase that an entry such as "no scissors" denies; empty for other entries."""
+    denial = _DENIAL.fullmatch(plain_phrase(entry))
+    return denial[1] if denial else ""
+
+
+def denial_of(phrase: str) -> str:
+    """The entry that denies a phrase."""
+    return f"no {phrase}"
 
 
 def plain_phrase(entry: str) -> str:

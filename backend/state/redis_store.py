@@ -1,4 +1,4 @@
-"""State in Redis: served masks, unmatched phrases, known projects.
+"""State in Redis: served masks, phrases that found nothing, known projects.
 
 Answers never depend on it: if Redis is unavailable, a warning is logged once a minute and the request
 continues without it.
@@ -24,6 +24,7 @@ from backend.shared_redis import (
     DECISION_KEY,
     LAST_WEBHOOK_KEY,
     MESSAGE_SENT_KEY,
+    NOTHING_FOUND_KEY,
     PROBLEMS_KEY,
     PROGRESS_KEY,
     PROJECTS_KEY,
@@ -32,7 +33,6 @@ from backend.shared_redis import (
     SERVED_KEY,
     SERVED_ON_KEY,
     SHOWN_KEY,
-    UNMATCHED_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
 
@@ -148,24 +148,28 @@ class RedisStore:
             return None
         return Served(json.loads(values["rle"]), values["version"], values["phrase"])
 
-    def note_unmatched(self, project: str, task: str, phrases: Iterable[str], matched: Iterable[str]) -> None:
-        """Stores which phrases have no match, and removes those that now have a mask."""
-        key = UNMATCHED_KEY.format(project=project, task=task)
-        gone, come = [phrase_key(phrase) for phrase in matched], [phrase_key(phrase) for phrase in phrases]
+    def note_nothing_found(
+        self, project: str, task: str, nothing: Iterable[str], found: Iterable[str], version: str
+    ) -> None:
+        """Stores the phrases for which a version found nothing, and removes those that now have a mask."""
+        key = NOTHING_FOUND_KEY.format(project=project, task=task)
+        gone = [phrase_key(phrase) for phrase in found]
+        come: Fields = {phrase_key(phrase): version for phrase in nothing}
 
         def write() -> None:
             if gone:
-                self._redis.srem(key, *gone)
+                self._redis.hdel(key, *gone)
             if come:
-                self._redis.sadd(key, *come)
+                self._redis.hset(key, mapping=come)
                 self._redis.expire(key, KEPT_S)
 
         self._try(write, None)
 
-    def unmatched(self, project: str, task: str) -> set[str]:
-        """Returns the keys of phrases without a match."""
-        key = UNMATCHED_KEY.format(project=project, task=task)
-        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
+    def nothing_found(self, project: str, task: str) -> dict[str, str]:
+        """Returns the keys of phrases for which the model found nothing, with the version that was asked."""
+        key = NOTHING_FOUND_KEY.format(project=project, task=task)
+        nothing: dict[str, str] = {}
+        return self._try(lambda: _text_map(self._redis.hgetall(key)), nothing)
 
     def note_shown(self, project: str, task: str, masks: Iterable[DisplayedMask]) -> None:
         """Stores displayed masks for later clicks; replaces a region's earlier mask."""

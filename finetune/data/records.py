@@ -11,9 +11,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sspsam.files import replace_text
+
+Kind = Literal["corrected", "accepted", "added", "absent"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class RecordFormatError(ValueError):
@@ -45,6 +48,9 @@ class RefRecord:
     """Model version of the proposal."""
     label: str | None = None
     """The brush's label, if the form has labels; not used in training."""
+    confirmed: bool = True
+    """Whether a person confirmed an absent phrase. Files from before this was asked lack the field: what they
+    state as absent is only what a model did not find."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))
@@ -61,6 +67,17 @@ class RefRecord:
         """Constant over all saves of the annotation; unique within a collection."""
         place = self.region or "none-" + hashlib.sha256(self.phrase.encode()).hexdigest()[:12]
         return f"{self.project}/{self.task}/{self.annotation}/{place}"
+
+    @property
+    def kind(self) -> Kind:
+        """What the annotator did: changed the model's mask, accepted it, added a mask, or confirmed that the
+        phrase is absent.
+        """
+        if self.mask_rle is None:
+            return "absent"
+        if self.served_rle is None:
+            return "added"
+        return "corrected" if self.corrected else "accepted"
 
     @property
     def corrected(self) -> bool:
@@ -88,7 +105,8 @@ class RefRecord:
         """
         known = {entry.name for entry in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            present = {name: value for name, value in values.items() if name in known}
+            return cls(**{"confirmed": False, **present})
         except (TypeError, AttributeError, IndexError) as error:
             raise RecordFormatError(str(error)) from error
 

@@ -43,6 +43,10 @@ def status(text: str) -> Json:
     return {**prompt(text), "id": "status0001", "from_name": "status"}
 
 
+def absent(*phrases: str) -> Json:
+    return {**prompt(*phrases), "id": "absent0001", "from_name": "absent"}
+
+
 def click(x: float, y: float, result_id: str, positive: bool = True, label: str = "refine") -> Json:
     """A click at a pixel of `picture()`."""
     height, width = picture().shape[:2]

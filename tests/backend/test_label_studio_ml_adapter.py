@@ -77,13 +77,9 @@ def test_what_is_typed_at_connecting_and_what_a_form_lacks_is_known(
     adapter.SspSamModel("4", RECOMMENDED_CONFIG).set_extra_params('{"phrase": "the dog"}')
     (answer,) = adapter.SspSamModel("4", RECOMMENDED_CONFIG).predict([TASK], context=None)
 
-    assert phrases_of(answer) == {"the dog"}
-
-
-def phrases_of(prediction: dict[str, Any]) -> set[str | None]:
-    """With a mask or without."""
-    content = read_annotation(prediction, LabelingConfig.parse(RECOMMENDED_CONFIG))
-    return {region.phrase for region in content.regions} | set(content.no_target_phrases)
+    nothing = adapter.shared_service().redis_store.nothing_found("4", str(TASK["id"]))
+    content = read_annotation(answer, LabelingConfig.parse(RECOMMENDED_CONFIG))
+    assert {region.phrase for region in content.regions} | set(nothing) == {"the dog"}
 
 
 def test_clicks_are_answered(adapter: ModuleType) -> None:

@@ -63,6 +63,11 @@ def prompt(*phrases: str) -> Json:
     }
 
 
+def absent(*phrases: str) -> Json:
+    """The box of confirmed absences as it is saved."""
+    return {**prompt(*phrases), "id": "absent0001", "from_name": "absent"}
+
+
 @dataclass
 class LabelStudioServer(Loopback):
     """Projects, tasks and annotations that a test puts in and changes."""

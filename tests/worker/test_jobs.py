@@ -20,7 +20,7 @@ from backend.state.redis_store import KnownProject
 from finetune.data.records import RefRecord, read_records
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 from tests.facts import untold
-from tests.worker.label_studio_server import LabelStudioServer, prompt, region
+from tests.worker.label_studio_server import LabelStudioServer, absent, prompt, region
 from worker import jobs
 from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
 from worker.queueing.queues import TRAINING_TIMEOUT_S, events_queue, training_queue
@@ -92,12 +92,12 @@ def test_one_changed_pixel_is_a_correction(
     assert [record.corrected for record in collect(services)] == [True]
 
 
-def test_a_mask_of_our_making_without_a_log_counts_as_accepted(
+def test_a_mask_whose_proposal_is_unknown_is_not_accepted(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
     region_id = region_id_for(str(PROJECT), str(TASK), "the ring")
     label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", mask))
-    assert [record.corrected for record in collect(services)] == [False]
+    assert [record.kind for record in collect(services)] == ["added"]
 
 
 def test_what_was_served_is_remembered_when_the_log_has_expired(
@@ -159,10 +159,10 @@ def test_a_label_that_is_taken_back_leaves_no_record(
     assert collect(services) == []
 
 
-def test_a_phrase_that_nothing_fits_is_a_sample(
+def test_a_phrase_that_was_confirmed_to_be_absent_is_a_sample(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    label_studio.save(ANNOTATION, TASK, [*region("a", "the ring", mask), prompt("a giraffe", "The ring")])
+    label_studio.save(ANNOTATION, TASK, [*region("a", "the ring", mask), absent("a giraffe", "The ring")])
     records = collect(services)
     assert [(record.phrase, record.mask_rle is None) for record in records] == [
         ("the ring", False),
@@ -171,26 +171,37 @@ def test_a_phrase_that_nothing_fits_is_a_sample(
     assert not records[1].corrected
 
 
-@pytest.mark.parametrize(
-    ("served_minutes_after_save", "expected"),
-    [
-        pytest.param(-5, [True], id="served before, thrown away: a correction"),
-        pytest.param(0, [], id="typed but not entered: the mask came too late to be seen"),
-        pytest.param(5, [False], id="served only later: nothing fitted at the time"),
-    ],
-)
-def test_a_phrase_in_the_box_that_once_had_a_mask(
-    services: Services,
-    label_studio: LabelStudioServer,
-    mask: Mask,
-    served_minutes_after_save: int,
-    expected: list[bool],
+def test_a_confirmed_absence_of_what_the_model_proposed_is_a_correction(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
     serve(services, "a giraffe", mask)
-    label_studio.save(ANNOTATION, TASK, [prompt("a giraffe")])
-    saved = datetime.now(UTC) - timedelta(minutes=served_minutes_after_save)
-    label_studio.annotations[ANNOTATION]["updated_at"] = saved.isoformat()
-    assert [record.corrected for record in collect(services)] == expected
+    label_studio.save(ANNOTATION, TASK, [absent("a giraffe")])
+    [record] = collect(services)
+    assert (record.kind, record.corrected) == ("absent", True)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["a giraffe", prompt_text.with_no_match("a giraffe"), "a giraffe  ∅ nothing here fits"],
+    ids=["not asked, or saved in the old way", "found nothing", "found nothing, in the old way"],
+)
+def test_phrases_left_in_the_prompt_box_are_no_samples(
+    services: Services, label_studio: LabelStudioServer, entry: str
+) -> None:
+    label_studio.save(ANNOTATION, TASK, [prompt(entry)])
+    assert collect(services) == []
+
+
+def test_absences_collected_before_they_were_confirmed_are_no_samples(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    label_studio.save(ANNOTATION, TASK, [absent("a giraffe")])
+    collect(services)
+    path = services.collection(PROJECT).folder / f"{ANNOTATION}.jsonl"
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "confirmed"}
+    path.write_text(json.dumps(old) + "\n")
+
+    assert services.collection(PROJECT).records() == []
 
 
 def test_phrases_that_were_never_answered_are_no_samples(

@@ -66,7 +66,8 @@ def export(
     split: Annotated[str, typer.Option(help="For refcoco: the split of every phrase.")] = "train",
     data_dir: DataDirOption = None,
 ) -> None:
-    """Export a project's labels: exact masks, each with its phrase, and the phrases without a target.
+    """Export a project's labels: exact masks, each with its phrase, and the phrases that were confirmed
+    to be absent.
 
     If several people annotated a task, each annotation is written; they are never merged. Labels are read
     from the Label Studio at LABEL_STUDIO_URL, with LABEL_STUDIO_API_KEY; else from that of the running
@@ -97,6 +98,13 @@ def export(
         typer.secho(
             f"{summary.several} images have several annotations; each is written. Tell them apart by "
             "`label_studio_annotation` and `completed_by`",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
+    if summary.unconfirmed:
+        typer.secho(
+            f"{summary.unconfirmed} phrases left in the prompt box are not exported: their absence is not "
+            "confirmed",
             fg=typer.colors.YELLOW,
             err=True,
         )

@@ -11,7 +11,7 @@ from backend.labelstudio.annotations import AnnotationContent, Region
 from backend.labelstudio.config import LabelingConfig
 from sspsam import mask_to_coco_rle
 from sspsam.images.masks import coco_rle_iou
-from worker.records import UNSUBMITTED_WINDOW_S, ServedMask
+from worker.records import ServedMask
 
 NO_LABEL = "object"
 SLACK_S = 60.0
@@ -64,7 +64,7 @@ def _was_seen(proposed: ServedMask, annotation: Mapping[str, Any]) -> bool:
     if proposed.served_at is None:
         return False
     saved = _time(annotation.get("updated_at"))
-    if saved is not None and proposed.served_at > saved - timedelta(seconds=UNSUBMITTED_WINDOW_S):
+    if saved is not None and proposed.served_at > saved - timedelta(seconds=10):
         return False
     began = _time(annotation.get("created_at"))
     if began is None or annotation.get("parent_prediction") is not None:

@@ -7,7 +7,7 @@ as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's 
     images[]: `label_studio_task`, `coco_url` (where Label Studio shows it), `exif_applied` (masks, width and
         height are of the image as displayed, with EXIF orientation applied)
     referring_expressions[]: every phrase with the ids of the annotations it refers to; no ids: no target
-    no_target[]: the phrases without a target in the image, repeated
+    no_target[]: the phrases confirmed to be absent from the image, repeated
 
 RefCOCO's layout (https://github.com/lichengunc/refer) is a folder: `instances.json`, and in `refs(unc).p`
 every phrase that refers to one mask. It cannot express phrases with several masks or none; gRefCOCO's

@@ -89,11 +89,14 @@ class Summary:
     images: int = 0
     masks: int = 0
     no_target: int = 0
+    """Phrases confirmed to be absent."""
+    unconfirmed: int = 0
+    """Phrases left in the prompt box: they are not labels and are not exported."""
     several: int = 0
     """Images with more than one annotation."""
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
-    """Messages about labels that could not be read; all others are included."""
+    """Messages about labels that are left out; all others are included."""
 
     def note(self, problem: str) -> None:
         self.problem_count += 1
@@ -163,6 +166,9 @@ class ProjectReader:
         self.summary.several += len(contents) > 1
         self.summary.masks += len(masks)
         self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
+        self.summary.unconfirmed += sum(
+            len(content.found_nothing) + len(content.not_asked) for _, content in contents
+        )
         assert self.config.image is not None
         value = (task.get("data") or {}).get(self.config.image.value, "")
         url = urljoin(f"{self.url}/", str(value))

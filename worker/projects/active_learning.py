@@ -159,11 +159,17 @@ class Ranker:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
             return
         outcome.failed.clear()
+        certainty = min(outcome.certainties.values())
+        meant = self._source.meant_for(task.data)
+        if not meant:  # the phrases of other images only serve to score this one
+            outcome.regions.clear()
+            outcome.no_match.clear()
+        asked = [region.phrase for region in outcome.regions]
         known = next(
             (
                 prediction
                 for prediction in task.predictions
-                if answers(prediction, phrases, outcome.version, config)
+                if answers(prediction, asked, outcome.version, config)
             ),
             None,
         )
@@ -174,7 +180,6 @@ class Ranker:
             report.masks += len(outcome.regions)
         else:
             report.skipped += 1
-        certainty = min(outcome.certainties.values())
         descriptor = self._descriptor(task, config)
         scored = Scored(int(known["id"]), outcome.version, known.get("score"), certainty, descriptor)
         self._scores.note(int(task.task_id), scored)

@@ -1,8 +1,11 @@
 """Pre-labeling of projects: one job per chunk of tasks posts their predictions to Label Studio.
 
-Idempotent: a task with a prediction by the serving version for the requested phrases is skipped, so an
+Idempotent: a task whose prediction by the serving version covers the requested phrases is skipped, so an
 interrupted job or a restarted run only does the missing tasks. If a prediction exists with other phrases, or
 an empty one, which Label Studio stores when a task is opened, the requested phrases are added to it.
+
+A prediction contains masks only: annotations start from it, and one Submit saves them. The phrases for which
+the model found nothing are in Redis.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -20,7 +23,7 @@ from redis import Redis
 from backend.assistant.assistant import Assistant
 from backend.errors import LabelStudioNotFound, PrelabelError
 from backend.labelstudio import prompt_text
-from backend.labelstudio.annotations import no_target_phrases, region_texts
+from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task, phrases_in
@@ -63,6 +66,10 @@ class PhraseSource:
         elif self.kind == "labels":
             entries = [label.written for tag in config.masks for label in tag.labels]
         return list(prompt_text.distinct(entries).values())
+
+    def meant_for(self, data: Mapping[str, Any]) -> bool:
+        """Whether a person gave the phrases for the task itself, or for every task of the project."""
+        return self.kind != "own" or bool(phrases_in(data))
 
     def to_dict(self) -> Json:
         return {"kind": self.kind, "phrases": list(self.phrases), "column": self.column}
@@ -218,7 +225,8 @@ class Prelabeler:
         if not phrases:
             report.skipped += 1
             return
-        if any(answers(prediction, phrases, version, config) for prediction in task.predictions):
+        nothing = self._nothing_found(task, version)
+        if any(answers(prediction, phrases, version, config, nothing) for prediction in task.predictions):
             self._version = version
             report.skipped += 1
             return
@@ -227,7 +235,7 @@ class Prelabeler:
             None,
         )
         if before is not None:
-            phrases = list(prompt_text.distinct([*_phrases_of(before, config), *phrases]).values())
+            phrases = list(prompt_text.distinct([*_masked_phrases(before, config), *phrases]).values())
         outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config)
         if outcome.failed:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
@@ -240,6 +248,10 @@ class Prelabeler:
             self._replace(before, prediction, report)
         else:
             self._waiting.append({"task": int(task.task_id), **prediction})
+
+    def _nothing_found(self, task: Task, version: str) -> set[str]:
+        found = self._assistant.nothing_found(str(self._project), task.task_id)
+        return {phrase for phrase, asked in found.items() if asked == version}
 
     def _replace(self, before: Mapping[str, Any], prediction: Json, report: ChunkReport) -> None:
         """Updates the existing prediction: Label Studio uses only one per version to start an annotation.
@@ -291,16 +303,27 @@ def check_source(source: PhraseSource, config: LabelingConfig) -> None:
 
 
 def answers(
-    prediction: Mapping[str, Any], phrases: Iterable[str], version: str, config: LabelingConfig
+    prediction: Mapping[str, Any],
+    phrases: Iterable[str],
+    version: str,
+    config: LabelingConfig,
+    nothing_found: Collection[str] = (),
 ) -> bool:
-    """Whether a prediction by this version covers all of these phrases."""
+    """Whether a prediction by this version covers all of these phrases.
+
+    Args:
+        prediction: The prediction.
+        phrases: The phrases.
+        version: The version.
+        config: The project's labeling config.
+        nothing_found: Keys of the phrases for which this version found nothing on the task.
+    """
     if prediction.get("model_version") != version:
         return False
-    found = {prompt_text.phrase_key(phrase) for phrase in _phrases_of(prediction, config)}
-    return all(prompt_text.phrase_key(phrase) in found for phrase in phrases)
+    masked = {prompt_text.phrase_key(phrase) for phrase in _masked_phrases(prediction, config)}
+    return all(prompt_text.phrase_key(phrase) in masked.union(nothing_found) for phrase in phrases)
 
 
-def _phrases_of(prediction: Mapping[str, Any], config: LabelingConfig) -> list[str]:
-    """The phrases of a prediction, with or without a mask."""
-    masked = [phrase for phrase, _ in region_texts(prediction, config).values() if phrase]
-    return [*masked, *no_target_phrases(prediction, config)]
+def _masked_phrases(prediction: Mapping[str, Any], config: LabelingConfig) -> list[str]:
+    """The phrases of a prediction's masks."""
+    return [phrase for phrase, _ in region_texts(prediction, config).values() if phrase]

@@ -14,8 +14,8 @@ from tests.backend.colours import SCORE
 from tests.backend.editor import PATH, ask, prompt, task, texts
 
 OWN = """<View>
-  <Image name="photo" value="$url"/><TextArea name="what" toName="photo"/>
-  <TextArea name="remark" toName="photo" perRegion="true"/>
+  <Image name="photo" value="$url"/><TextArea name="what" toName="photo" sspsam="prompt"/>
+  <TextArea name="remark" toName="photo" perRegion="true" sspsam="phrase"/>
   <BrushLabels name="things" toName="photo"><Label value="thing"/></BrushLabels>
   <BrushLabels name="shapes" toName="photo">
     <Label value="Bar" alias="stripe"/><Label value="Square" predicted_values="box, red tile"/>
@@ -53,7 +53,7 @@ def without(name: str) -> str:
     return xml
 
 
-@pytest.mark.parametrize("name", ["phrase", "status", "click"])
+@pytest.mark.parametrize("name", ["phrase", "status", "click", "absent"])
 def test_optional_tags_may_be_missing(client: FlaskClient, name: str) -> None:
     config = without(name)
 
@@ -61,7 +61,29 @@ def test_optional_tags_may_be_missing(client: FlaskClient, name: str) -> None:
 
     content = read_annotation(prediction, LabelingConfig.parse(config))
     assert [region.phrase for region in content.regions] == ["the red square"]
-    assert content.no_target_phrases == ("a zebra",)
+    assert content.found_nothing == ("a zebra",)
+    assert content.no_target_phrases == ()
+
+
+NOTES = (
+    '<View><Image name="image" value="$image"/><TextArea name="notes" toName="image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("config", [NOTES, RECOMMENDED_CONFIG], ids=["no prompt", "prompt"])
+def test_notes_are_not_asked_and_stay_in_their_box(client: FlaskClient, config: str) -> None:
+    notes = {**prompt("too dark left"), "id": "n", "from_name": "notes"}
+
+    assert ask(client, notes, config=config) == {"result": []}
+    answer = ask(client, notes, prompt("the red square"), config=config)
+
+    assert {result["from_name"] for result in answer["result"]} <= {"mask", "phrase", "prompt"}
+    assert "too dark" not in str(answer)
+
+
+def test_a_prompt_on_another_image_is_not_answered(client: FlaskClient) -> None:
+    assert ask(client, {**prompt("the red square"), "to_name": "second"}) == {"result": []}
 
 
 def test_labels_of_the_same_name_are_used(client: FlaskClient) -> None:

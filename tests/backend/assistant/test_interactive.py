@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.wrappers import Response
 
-from backend.labelstudio.annotations import no_target_phrases
+from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.settings import Settings
 from backend.state.redis_store import SHOWN_S, RedisStore
@@ -276,7 +276,7 @@ WITHOUT_STATUS = RECOMMENDED_CONFIG.replace(
 
 @pytest.mark.parametrize("drafted", [False, True])
 def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted: bool) -> None:
-    """Below the phrases that it holds, which are labels; a click that works takes it back."""
+    """Below the phrases that it holds; a click that works takes it back."""
     asked = ask(client, prompt("the red square", "zebra"), config=WITHOUT_STATUS)
     held = texts(asked, "prompt")
     one = task(drafts=[{"result": asked["result"]}] if drafted else [])
@@ -288,7 +288,7 @@ def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted
     assert phrases == held
     assert "brush" in said
     assert failed["result"][0]["id"] == prompt()["id"]
-    assert no_target_phrases(failed, LabelingConfig.parse(WITHOUT_STATUS)) == ("zebra",)
+    assert read_annotation(failed, LabelingConfig.parse(WITHOUT_STATUS)).found_nothing == ("zebra",)
     assert ids(after)
     assert texts(after, "prompt") == held
     assert texts(ask(client, click(*RED, "3"), one=one, config=WITHOUT_STATUS), "prompt") is None

@@ -23,6 +23,7 @@ from tests.backend.colours import ColourPredictor
 from tests.backend.editor import (
     CONFIG,
     PATH,
+    absent,
     ask,
     colour,
     masks,
@@ -34,6 +35,7 @@ from tests.backend.editor import (
 )
 from tests.backend.parts import BASE, service_of
 from tests.backend.web_server import Web
+from tests.facts import untold
 
 Json = dict[str, Any]
 NO_STATUS = RECOMMENDED_CONFIG.replace('name="status"', 'name="remark"')
@@ -56,17 +58,20 @@ def test_a_phrase_that_fits_nothing_stays_and_says_so(client: FlaskClient) -> No
     prediction = ask(client, prompt("the green bird"))
 
     assert masks(prediction) == {}
-    assert texts(prediction, "prompt") == ["the green bird"], "plain: saved like this, it is a label"
-    assert texts(prediction, "status") == ["Nothing here fits “the green bird”."]
+    assert texts(prediction, "prompt") == [prompt_text.with_no_match("the green bird")]
+    (said,) = texts(prediction, "status") or []
+    assert untold(said, "Nothing found for “the green bird”", "“no the green bird”") == []
+    assert texts(prediction, "absent") is None, "only a person confirms an absence"
 
 
 def test_without_a_status_line_the_prompt_says_so(client: FlaskClient) -> None:
     prediction = ask(client, prompt("the green bird"), config=NO_STATUS)
 
     (entry,) = texts(prediction, "prompt") or []
-    assert entry == prompt_text.with_no_match("the green bird")
+    assert prompt_text.found_nothing(entry)
+    assert untold(entry, "the green bird", "“no the green bird”") == []
     saved = read_annotation({"result": [prompt(entry)]}, CONFIG)
-    assert saved.no_target_phrases == ("the green bird",)
+    assert (saved.no_target_phrases, saved.found_nothing) == ((), ("the green bird",))
     after = ask(client, prompt(entry, "the red square"), config=NO_STATUS)
     assert texts(after, "prompt") == [entry], "and goes on saying so"
 
@@ -76,25 +81,26 @@ def test_only_the_new_phrase_is_looked_for(app: Flask, settings: Settings, redis
     app = create_app(settings, redis_server, predictor)
     service_of(app).engine.start()
     client = app.test_client()
-    ask(client, prompt("a green bird"))
+    box = texts(ask(client, prompt("a green bird")), "prompt") or []
     predictor.asked.clear()
 
-    prediction = ask(client, prompt("a green bird", "the red square"))
+    prediction = ask(client, prompt(*box, "the red square"))
 
     assert predictor.asked == ["the red square"]
     assert list(masks(prediction)) == ["the red square"]
-    assert texts(prediction, "prompt") == ["a green bird"]
+    assert texts(prediction, "prompt") == box
+    assert "a green bird" in str(texts(prediction, "status")), "it is still open"
     service_of(app).engine.stop()
 
 
-def test_a_saved_no_target_phrase_is_not_looked_for_again(client: FlaskClient) -> None:
-    """Opened again after Redis has forgotten: the saved annotation says that nothing fits, red or not."""
-    saved = task(annotations=[{"id": 9, "result": [prompt("the red ghost")]}])
+@pytest.mark.parametrize("old", ["the red ghost", "the red ghost  ∅ nothing here fits"])
+def test_what_was_saved_in_the_old_way_stays_open(client: FlaskClient, old: str) -> None:
+    """A plain entry may never have been asked: it is asked now."""
+    prediction = ask(client, prompt(old, "the blue bar"))
 
-    prediction = ask(client, prompt("the red ghost", "the blue bar"), one=saved)
-
-    assert list(masks(prediction)) == ["the blue bar"]
-    assert texts(prediction, "prompt") == ["the red ghost"]
+    asked = ["the blue bar", "the red ghost"] if old == "the red ghost" else ["the blue bar"]
+    assert list(masks(prediction)) == asked
+    assert texts(prediction, "absent") is None
 
 
 def test_an_earlier_phrase_whose_answer_was_lost_is_answered_too(client: FlaskClient) -> None:
@@ -106,12 +112,12 @@ def test_an_earlier_phrase_whose_answer_was_lost_is_answered_too(client: FlaskCl
 
 
 def test_the_newest_phrase_is_looked_for_again_when_typed_again(client: FlaskClient) -> None:
-    ask(client, prompt("a green bird"))
+    box = texts(ask(client, prompt("the red square ")), "prompt") or []
+    assert box == []
+    stale = prompt_text.with_no_match("the red square")
 
-    prediction = ask(client, prompt("a green bird", "A green  bird"))
-
-    assert texts(prediction, "prompt") == ["a green bird"]
-    assert texts(prediction, "status") == ["Nothing here fits “a green bird”."]
+    assert list(masks(ask(client, prompt(stale, "The red  square")))) == ["the red square"]
+    assert ask(client, prompt(stale)) == {"result": []}, "another control has sent the request"
 
 
 def test_the_same_phrase_twice_gives_one_mask(client: FlaskClient) -> None:
@@ -130,7 +136,7 @@ def test_several_phrases_in_one_entry(client: FlaskClient) -> None:
     prediction = ask(client, prompt("the red square; a zebra;the blue bar; The Red square"))
 
     assert list(masks(prediction)) == ["the red square", "the blue bar"]
-    assert texts(prediction, "prompt") == ["a zebra"]
+    assert texts(prediction, "prompt") == [prompt_text.with_no_match("a zebra")]
     ids = [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
     assert ids == [
         result["id"]
@@ -141,20 +147,86 @@ def test_several_phrases_in_one_entry(client: FlaskClient) -> None:
 
 
 def test_all_phrases_of_the_last_entry_are_looked_for_again(client: FlaskClient) -> None:
-    ask(client, prompt("a zebra; a ghost"))
+    box = texts(ask(client, prompt("a zebra; a ghost")), "prompt") or []
 
-    prediction = ask(client, prompt("a zebra", "a ghost", "a zebra; the red square"))
+    prediction = ask(client, prompt(*box, "a zebra; the red square"))
 
     assert list(masks(prediction)) == ["the red square"]
-    assert texts(prediction, "prompt") == ["a ghost", "a zebra"]
-    assert texts(prediction, "status") == ["Nothing here fits “a zebra”."]
+    assert texts(prediction, "prompt") == list(map(prompt_text.with_no_match, ["a ghost", "a zebra"]))
+    assert "“a ghost”, “a zebra”" in str(texts(prediction, "status"))
 
 
-def test_several_phrases_that_were_never_sent_are_saved_as_several(client: FlaskClient) -> None:
-    """Typed with Auto-Annotation off."""
+def test_a_phrase_is_absent_once_it_is_denied(client: FlaskClient) -> None:
+    box = texts(ask(client, prompt("A zebra; a ghost")), "prompt") or []
+
+    prediction = ask(client, prompt(*box, "No a zebra", "the red square"), absent("a tent"), status("..."))
+
+    assert list(masks(prediction)) == ["the red square"]
+    assert texts(prediction, "prompt") == [prompt_text.with_no_match("a ghost")]
+    assert texts(prediction, "absent") == ["a tent", "A zebra"]
+    assert "zebra" not in str(texts(prediction, "status"))
+    kept = {"result": [absent(*(texts(prediction, "absent") or []))]}
+    assert read_annotation(kept, CONFIG).no_target_phrases == ("a tent", "A zebra")
+    again = ask(client, prompt("no a zebra", "the blue bar"), absent("a tent", "A zebra"))
+    assert list(masks(again)) == ["the blue bar"], "it is not asked as a phrase either"
+    assert texts(again, "prompt") == []
+    assert texts(again, "absent") is None
+
+
+def test_no_is_part_of_a_phrase_unless_the_rest_stands_in_the_form(client: FlaskClient) -> None:
+    assert list(masks(ask(client, prompt("no red entry sign")))) == ["no red entry sign"]
+    saved = read_annotation({"result": [prompt("a zebra", "no a zebra")]}, CONFIG)
+    assert saved.no_target_phrases == (), "not answered yet: the box of confirmed absences decides"
+
+
+def test_a_form_without_a_box_for_absences_has_none(client: FlaskClient) -> None:
+    config = RECOMMENDED_CONFIG.replace('name="absent"', 'name="remark"')
+    box = texts(ask(client, prompt("a zebra"), config=config), "prompt") or []
+
+    prediction = ask(client, prompt(*box, "no a zebra"), config=config)
+
+    assert texts(prediction, "prompt") == [*box, prompt_text.with_no_match("no a zebra")]
+
+
+def test_what_was_painted_or_confirmed_by_hand_is_no_longer_open(client: FlaskClient) -> None:
+    box = texts(ask(client, prompt("a zebra; a ghost; a tent")), "prompt") or []
+    drawn = {"id": "WR_laGtqWv", "from_name": "phrase", "to_name": "image", "value": {"text": ["A zebra"]}}
+
+    one = task(drafts=[{"result": [drawn]}])
+    prediction = ask(client, prompt(*box, "the red square"), absent("a ghost"), one=one)
+
+    assert texts(prediction, "prompt") == [prompt_text.with_no_match("a tent")]
+    assert untold(str(texts(prediction, "status")), "zebra", "ghost") == ["zebra", "ghost"]
+
+
+def test_a_renamed_mask_survives_the_old_phrase(client: FlaskClient) -> None:
+    mask, phrase, _ = ask(client, prompt("the red square"))["result"]
+    renamed = {**phrase, "value": {**mask["value"], "text": ["the red tile"]}}
+    one = task(drafts=[{"result": [mask, renamed]}])
+
+    again = [ask(client, prompt("the red square"), one=one) for _ in range(2)]
+
+    (first,), (second,) = (
+        [result["id"] for result in answer["result"] if result["from_name"] == "mask"] for answer in again
+    )
+    assert first == second != mask["id"]
+    both = [mask, renamed, *again[0]["result"][:2]]
+    (third,) = [
+        result["id"]
+        for result in ask(client, prompt("the red square"), one=task(drafts=[{"result": both}]))["result"]
+        if result["from_name"] == "mask"
+    ]
+    assert third == first, "asked again, it is replaced"
+
+
+def test_several_phrases_that_were_never_sent_are_not_labels(client: FlaskClient) -> None:
+    """Typed with Auto-Annotation off; the next phrase has them asked."""
     saved = read_annotation({"result": [prompt("a zebra; a ghost")]}, CONFIG)
 
-    assert saved.no_target_phrases == ("a zebra", "a ghost")
+    assert (saved.no_target_phrases, saved.not_asked) == ((), ("a zebra", "a ghost"))
+    asked = ask(client, prompt("a zebra; the blue bar", "the red square"))
+    assert list(masks(asked)) == ["the red square", "the blue bar"]
+    assert texts(asked, "prompt") == [prompt_text.with_no_match("a zebra")]
 
 
 @pytest.mark.parametrize("context", [None, {"result": []}, {}])
@@ -323,7 +395,7 @@ def test_without_redis_phrases_are_answered(settings: Settings) -> None:
     prediction = ask(client, prompt("the red square", "zebra"))
 
     assert list(masks(prediction)) == ["the red square"]
-    assert texts(prediction, "prompt") == ["zebra"]
+    assert texts(prediction, "prompt") == [prompt_text.with_no_match("zebra")]
     assert client.get("/health").status_code == 200
     assert client.post("/setup", json={"project": "2.1"}).json == {"model_version": BASE}
     assert "Redis does not respond" in client.get("/").text

@@ -56,6 +56,20 @@ def prompt(*texts: str) -> dict[str, Any]:
     return text_result(CONFIG.prompt, "prompt0001", texts)
 
 
+def absent(*texts: str) -> dict[str, Any]:
+    assert CONFIG.absent is not None
+    return text_result(CONFIG.absent, "absent0001", texts)
+
+
+def shape(kind: str, geometry: dict[str, Any], phrase: str) -> Results:
+    """A region drawn with another tool, with its phrase, as the editor saves it."""
+    common = {"id": "WR_laGtqWv", "to_name": "image", "original_width": 30, "original_height": 20}
+    return [
+        {**common, "from_name": kind, "type": kind, "value": geometry},
+        {**common, "from_name": "phrase", "type": "textarea", "value": {**geometry, "text": [phrase]}},
+    ]
+
+
 def test_a_region_is_written_mask_first_then_phrase_under_one_id() -> None:
     mask = mask_of(3, 4, 9, 20)
 
@@ -87,7 +101,7 @@ def test_without_a_brush_nothing_can_be_written() -> None:
 def test_saved_regions_come_back_with_their_phrases() -> None:
     first, second = mask_of(0, 0, 5, 30), mask_of(8, 8, 20, 30)
     results = as_saved(
-        [*proposed("a", "the red ball", first), *proposed("b", "the blue bar", second), prompt("zebra")]
+        [*proposed("a", "the red ball", first), *proposed("b", "the blue bar", second), absent("zebra")]
     )
 
     content = read_annotation({"result": results}, CONFIG)
@@ -185,19 +199,76 @@ def test_an_empty_annotation_says_nothing(annotation: dict[str, Any]) -> None:
     assert (content.regions, content.no_target_phrases, content.problems) == ((), (), ())
 
 
-def test_no_target_phrases_are_plain_and_answered() -> None:
+def test_only_confirmed_phrases_are_absent() -> None:
     entries = [
         "zebra",
         prompt_text.with_no_match("a boat"),
+        "a tent  ∅ nothing here fits",
         prompt_text.with_failure("the dog", "the image is gone"),
         prompt_text.with_failure("", "the phrase is empty"),
         "Zebra",
         "the red ball",
+        prompt_text.with_no_match("A Lion"),
     ]
-    results = [*as_saved(proposed("a", "The red ball", mask_of(0, 0, 5, 5))), prompt(*entries)]
+    drawn = as_saved(proposed("a", "The red ball", mask_of(0, 0, 5, 5)))
+    results = [*drawn, prompt(*entries), absent("a lion", "a wolf", "THE RED BALL", "A wolf")]
 
-    assert no_target_phrases({"result": results}, CONFIG) == ("zebra", "a boat")
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert content.no_target_phrases == ("a lion", "a wolf"), "a mask contradicts the third"
+    assert content.found_nothing == ("a boat", "a tent")
+    assert content.not_asked == ("zebra", "the dog")
+    assert no_target_phrases({"result": results}, CONFIG) == content.no_target_phrases
     assert prompt_entries(results, CONFIG) == entries
+
+
+@pytest.mark.parametrize(
+    ("kind", "geometry"),
+    [
+        ("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]], "polygonlabels": ["object"]}),
+        ("rectanglelabels", {"x": 1, "y": 1, "width": 9, "height": 9, "rectanglelabels": ["object"]}),
+        ("ellipselabels", {"x": 5, "y": 5, "radiusX": 2, "radiusY": 2, "ellipselabels": ["object"]}),
+        ("bitmask", {"imageDataURL": "data:image/png;base64,"}),
+        ("brush", {"format": "rle", "rle": [0]}),
+    ],
+)
+def test_a_phrase_drawn_as_any_shape_is_not_absent(kind: str, geometry: dict[str, Any]) -> None:
+    results = [*shape(kind, geometry, "the tree"), prompt("the tree", "the sun"), absent("The tree")]
+
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert (content.no_target_phrases, content.found_nothing) == ((), ())
+    assert content.not_asked == ("the sun",)
+
+
+@pytest.mark.parametrize("place", [{"to_name": "second"}, {"item_index": 1}], ids=["image", "page"])
+def test_masks_on_another_image_are_left_out_and_counted(place: dict[str, Any]) -> None:
+    there = as_saved(
+        [*proposed("b", "the ball", mask_of(0, 0, 9, 9)), *proposed("c", "a cup", mask_of(0, 0, 9, 9))]
+    )
+    results = [
+        *as_saved(proposed("a", "one", mask_of(0, 0, 5, 5))),
+        *(result | place for result in there),
+        *(result | place for result in (prompt("a lion"), absent("a wolf"))),
+        absent("the ball"),
+    ]
+
+    content = read_annotation({"result": results}, CONFIG)
+
+    assert [region.region_id for region in content.regions] == ["a"]
+    (problem,) = content.problems
+    assert problem.startswith("2 masks on the image “")
+    assert (content.no_target_phrases, content.not_asked) == (("the ball",), ())
+
+
+def test_an_annotators_note_on_a_region_is_not_its_phrase() -> None:
+    (drawn,) = proposed("WR_laGtqWv", "", mask_of(0, 0, 5, 5))
+    noted = drawn | {"meta": {"text": ["too dark left"]}}
+    ours = {**noted, "id": region_id_for("1", "2", "a ball"), "meta": {"text": ["a ball"]}}
+
+    regions = read_annotation({"result": [noted, ours]}, CONFIG).regions
+
+    assert [region.phrase for region in regions] == [None, "a ball"]
 
 
 def test_the_same_phrase_on_a_task_is_the_same_region() -> None:

@@ -21,14 +21,14 @@ def test_the_recommended_config_lacks_nothing() -> None:
     assert config.missing() == []
     assert config.image is not None
     assert config.image.value == "image"
-    names = [tag.name for tag in (config.prompt, config.mask, config.phrase, config.status) if tag]
-    assert names == ["prompt", "mask", "phrase", "status"]
+    tags = (config.prompt, config.mask, config.phrase, config.status, config.absent)
+    assert [tag.name for tag in tags if tag] == ["prompt", "mask", "phrase", "status", "absent"]
 
 
-def test_parts_are_found_by_type_when_names_differ() -> None:
+def test_parts_are_found_by_type_or_confirmation_when_names_differ() -> None:
     config = parse(
-        '<TextArea name="words" toName="photo" perRegion="true"/>'
-        '<TextArea name="what" toName="photo"/>'
+        '<TextArea name="words" toName="photo" perRegion="true" sspsam="phrase"/>'
+        '<TextArea name="what" toName="photo" sspsam="prompt"/>'
         '<BrushLabels name="paint" toName="photo"><Label value="cat"/><Label value="dog"/></BrushLabels>'
         '<KeyPointLabels name="point" toName="photo"><Label value="here"/></KeyPointLabels>'
         '<RectangleLabels name="frame" toName="photo"><Label value="cat"/></RectangleLabels>'
@@ -46,7 +46,45 @@ def test_parts_are_found_by_type_when_names_differ() -> None:
     assert config.click.name == "point"
     assert config.box is not None
     assert config.box.name == "frame"
-    assert [tag.role for tag in config.missing()] == ["status"]
+    assert [tag.role for tag in config.missing()] == ["status", "absent"]
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        '<TextArea name="notes" toName="image"/>',
+        '<TextArea name="notes" toName="image" perRegion="true"/>',
+        '<TextArea name="prompt" toName="image" smart="false"/>',
+        '<TextArea name="what" toName="image" smart="False" sspsam="prompt"/>',
+        '<TextArea name="prompt" toName="second"/>',
+        '<TextArea name="phrase" toName="second" perRegion="true"/>',
+        '<TextArea name="what" toName="second" sspsam="prompt"/>',
+        '<TextArea name="words" toName="image" perRegion="true" sspsam="prompt"/>',
+        '<TextArea name="phrase" toName="image"/>',
+        '<TextArea name="absent" toName="second"/>',
+        '<TextArea name="notes" toName="image" sspsam="absent"/>',
+    ],
+)
+def test_a_text_area_of_somebody_else_has_no_role(area: str) -> None:
+    config = parse(f'{area}{BRUSH}{IMAGE}<Image name="second" value="$second"/>')
+
+    assert (config.prompt, config.phrase, config.absent) == (None, None, None)
+    assert "prompt" in [tag.role for tag in config.missing() if tag.required]
+
+
+def test_a_confirmed_text_area_is_preferred() -> None:
+    areas = '<TextArea name="prompt" toName="image"/><TextArea name="what" toName="image" sspsam="prompt"/>'
+
+    config = parse(f"{areas}{BRUSH}{IMAGE}")
+
+    assert config.prompt is not None
+    assert config.prompt.name == "what"
+
+
+def test_a_brush_on_no_image_of_the_task_has_no_image() -> None:
+    config = parse(f'<BrushLabels name="mask" toName="clip"><Label value="a"/></BrushLabels>{IMAGE}')
+
+    assert config.image is None
 
 
 def test_the_name_decides_between_several() -> None:
@@ -81,7 +119,7 @@ def test_letter_case_of_tags_and_attributes_does_not_matter() -> None:
     assert config.image is not None
 
 
-@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status", "click"])
+@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status", "absent", "click"])
 def test_what_is_missing_comes_with_the_tag_to_add(role: str) -> None:
     inside = "".join(xml for name, xml in SNIPPETS.items() if name != role)
     inside = inside.replace("{image}", "image").replace("{labels}", "object")
@@ -181,6 +219,7 @@ def test_labels_of_several_brushes() -> None:
 
 def test_key_points_and_boxes_that_are_labels_of_their_own_ask_nothing() -> None:
     config = parse(
+        f"{IMAGE}"
         '<KeyPointLabels name="joint" toName="image" smart="false"><Label value="knee"/></KeyPointLabels>'
         '<RectangleLabels name="head" toName="image" smart="FALSE"><Label value="head"/></RectangleLabels>'
         '<KeyPointLabels name="fix" toName="image"><Label value="fix"/></KeyPointLabels>'

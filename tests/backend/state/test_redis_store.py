@@ -41,13 +41,13 @@ def test_the_mask_served_last_is_the_one_that_counts(redis_store: RedisStore) ->
 
 
 def test_a_phrase_that_got_a_mask_is_unmatched_no_more(redis_store: RedisStore) -> None:
-    redis_store.note_unmatched("1", "2", ["Zebra", "boat"], [])
-    assert redis_store.unmatched("1", "2") == {"zebra", "boat"}
+    redis_store.note_nothing_found("1", "2", ["Zebra", "boat"], [], "v1")
+    assert redis_store.nothing_found("1", "2") == {"zebra": "v1", "boat": "v1"}
 
-    redis_store.note_unmatched("1", "2", [], ["ZEBRA"])
+    redis_store.note_nothing_found("1", "2", ["boat"], ["ZEBRA"], "v2")
 
-    assert redis_store.unmatched("1", "2") == {"boat"}
-    assert redis_store.unmatched("1", "3") == set()
+    assert redis_store.nothing_found("1", "2") == {"boat": "v2"}
+    assert redis_store.nothing_found("1", "3") == {}
 
 
 def test_projects_keep_what_a_later_call_does_not_tell(redis_store: RedisStore) -> None:
@@ -76,14 +76,14 @@ def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
 
     for _ in range(100):
         redis_store.note_served("1", "2", [proposed("a cat", 1)], "v1")
-        redis_store.note_unmatched("1", "2", ["zebra"], ["cat"])
+        redis_store.note_nothing_found("1", "2", ["zebra"], ["cat"], "v1")
         redis_store.note_project(KnownProject("7"))
         redis_store.note_shown("1", "2", [DisplayedMask("r1", "a cat", {})])
         redis_store.mark_message_sent("1", "2")
         assert redis_store.shown("1", "2") == []
         assert not redis_store.pop_message_sent("1", "2")
         assert redis_store.served("r1") is None
-        assert redis_store.unmatched("1", "2") == set()
+        assert redis_store.nothing_found("1", "2") == {}
         assert redis_store.projects() == []
         assert redis_store.decision("7") == redis_store.progress("7") == {}
 

@@ -82,7 +82,7 @@ def test_what_a_form_lacks_is_logged_once(client: FlaskClient, caplog: pytest.Lo
 
     required = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(required) == 3
-    assert required[0].startswith("project 7: there is no <TextArea> for the whole image")
+    assert required[0].startswith('project 7: there is no <TextArea name="prompt">')
     assert "Add <BrushLabels" in required[1]
     assert required[2].startswith("project 8: labeling config is not XML")
 

@@ -79,8 +79,9 @@ def test_a_batch_of_the_tiny_model_is_plain(settings: Settings, redis_server: Re
     with started(settings, redis_server, predictor) as app:
         assert not_plain(service_of(app).assistant.answer(PredictQuery.parse(body))) == []
         [prediction] = app.test_client().post("/predict", json=body).json["results"]
+        nothing = service_of(app).redis_store.nothing_found("2", "1")
     read = read_annotation(prediction, LabelingConfig.parse(RECOMMENDED_CONFIG))
-    assert {region.phrase for region in read.regions} | {*read.no_target_phrases} == {"the dog", "a cat"}
+    assert {region.phrase for region in read.regions} | {*nothing} == {"the dog", "a cat"}
 
 
 def test_a_phrase_whose_answer_cannot_be_written_stays_with_the_reason(unwritable: Flask) -> None:

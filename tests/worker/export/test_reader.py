@@ -32,7 +32,7 @@ from backend.labelstudio.client import LabelStudioClient
 from finetune.data.dataset import open_dataset
 from sspsam.images.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_brush_rle
 from tests.terminal import Terminal
-from tests.worker.label_studio_server import KEY, LabelStudioServer, prompt, region
+from tests.worker.label_studio_server import KEY, LabelStudioServer, absent, prompt, region
 from worker.cli.commands import app
 from worker.export.coco import CocoWriter, PickledList, RefCocoWriter
 from worker.export.reader import ProjectReader, Selection
@@ -157,8 +157,8 @@ def test_a_phrase_for_several_masks_is_one_expression(
 def test_phrases_that_nothing_fits_are_listed(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    label_studio.save(1, 1, [*region("a", "the ring", mask), prompt("a giraffe")])
-    label_studio.save(2, 2, [prompt("a zebra")])
+    label_studio.save(1, 1, [*region("a", "the ring", mask), absent("a giraffe")])
+    label_studio.save(2, 2, [absent("a zebra"), prompt("a lion", "a wolf  ∅ nothing found")])
     coco = export(services)
     assert [(entry["image_id"], entry["phrase"]) for entry in coco["no_target"]] == [
         (1, "a giraffe"),
@@ -168,6 +168,31 @@ def test_phrases_that_nothing_fits_are_listed(
         (1, 64, 48),
         (2, 64, 48),
     ]
+
+
+def test_phrases_left_in_the_prompt_box_are_counted_not_exported(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    label_studio.save(1, 1, [*region("a", "the ring", mask), prompt("a lion", "a wolf  ∅ nothing found")])
+
+    done = command("--out", str(tmp_path / "labels.json"))
+
+    assert json.loads((tmp_path / "labels.json").read_text())["no_target"] == []
+    assert "phrases without a target: 0" in done.output
+    assert "2 phrases left in the prompt box" in done.output
+
+
+def test_masks_on_a_second_image_are_not_exported_under_the_first(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    elsewhere = [result | {"to_name": "second"} for result in region("b", "the dot", mask)]
+    label_studio.save(1, 1, [*region("a", "the ring", mask), *elsewhere])
+
+    done = command("--out", str(tmp_path / "labels.json"))
+
+    exported = json.loads((tmp_path / "labels.json").read_text())
+    assert [entry["phrase"] for entry in exported["annotations"]] == ["the ring"]
+    assert "1 masks on the image “second” are left out" in done.output
 
 
 def test_annotators_are_kept_apart_and_skipped_tasks_left_out(
@@ -257,7 +282,7 @@ def test_standard_output_holds_the_export_and_nothing_else(
     services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path, file_format: str
 ) -> None:
     """As a container without a folder of the host's gives it out; messages go to standard error."""
-    label_studio.save(1, 1, [*region("a", "the ring", mask), prompt("a zebra")])
+    label_studio.save(1, 1, [*region("a", "the ring", mask), absent("a zebra")])
     label_studio.save(2, 1, region("b", "the ring", ~mask))  # several of a task, which is said
     out = tmp_path / "labels"
     assert command("--format", file_format, "--out", str(out)).exit_code == 0
@@ -291,7 +316,7 @@ def test_refcocos_layout(
     services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
 ) -> None:
     two = region("b", "The rings", mask) + region("c", "The rings", ~mask)
-    label_studio.save(1, 1, [*region("a", "the ring", mask, "ring"), *two, prompt("a zebra")])
+    label_studio.save(1, 1, [*region("a", "the ring", mask, "ring"), *two, absent("a zebra")])
     out = tmp_path / "refcoco"
     for _ in range(2):
         done = command("--format", "refcoco", "--out", str(out), "--split", "val")
@@ -324,7 +349,7 @@ def test_refcocos_layout_is_read_back_to_the_pixel(
     masks = shapes()
     two = region("b", "the rings", masks["a hole"]) + region("c", "the rings", masks["one pixel"])
     label_studio.save(1, 1, [part for name, mask in masks.items() for part in region(name, name, mask)])
-    label_studio.save(2, 2, [*two, prompt("a zebra")])
+    label_studio.save(2, 2, [*two, absent("a zebra")])
     for name in ("refcoco", "grefcoco"):
         done = command("--format", "refcoco", "--out", str(tmp_path / name), "--split", "val")
         assert done.exit_code == 0, done.output
@@ -367,7 +392,7 @@ def test_a_list_is_pickled_value_by_value(tmp_path: Path) -> None:
 def test_pictures_of_masks(
     services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
 ) -> None:
-    label_studio.save(4, 1, [*region("../a b", "the ring", mask), prompt("a zebra")])
+    label_studio.save(4, 1, [*region("../a b", "the ring", mask), absent("a zebra")])
     out = tmp_path / "masks"
     assert command("--format", "png", "--out", str(out)).exit_code == 0
 

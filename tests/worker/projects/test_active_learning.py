@@ -137,6 +137,21 @@ def test_phrases_are_the_tasks_own_then_those_of_the_annotators_then_the_labels(
     assert PhraseSource.from_dict(source.to_dict()) == source
 
 
+def test_phrases_of_other_images_only_score_a_task(
+    services: Services, label_studio: LabelStudioServer, tasks: list[int]
+) -> None:
+    """What a form begins with is saved by one Submit."""
+    label_studio.tasks[2]["data"]["phrase"] = "a cat"
+    run(tasks, PhraseSource("own", ("a cat", "a dog")))
+
+    predicted = {one["task"]: one["result"] for one in label_studio.predictions}
+    assert [task for task, result in predicted.items() if result] == [2]
+    assert {result["from_name"] for result in predicted[2]} == {"mask", "phrase"}
+    assert services.redis_store.nothing_found(str(PROJECT), "1") == {}
+    assert len(Scores(services.redis, "run").all()) == len(tasks)
+    assert run(tasks, PhraseSource("own", ("a cat", "a dog")))["posted"] == 0
+
+
 @pytest.mark.slow
 def test_the_command_has_workers_do_it(
     services: Services, label_studio: LabelStudioServer, environment: dict[str, str], redis_server: Redis

@@ -51,11 +51,13 @@ def run(source: PhraseSource, tasks: list[int]) -> dict[str, Any]:
     return jobs.prelabel_chunk(PROJECT, "run", "chunk", source.to_dict(), tasks)
 
 
-def phrases_of(prediction: dict[str, Any]) -> set[str]:
-    """With a mask or without."""
+def phrases_of(services: Services, prediction: dict[str, Any]) -> set[str]:
+    """With a mask, or without one, which only Redis says: one Submit saves what is in a prediction."""
     content = read_annotation(prediction, CONFIG)
     assert content.problems == ()
-    return {str(region.phrase) for region in content.regions} | set(content.no_target_phrases)
+    assert {result["from_name"] for result in prediction["result"]} <= {"mask", "phrase"}
+    nothing = services.redis_store.nothing_found(str(PROJECT), str(prediction["task"]))
+    return {str(region.phrase) for region in content.regions} | set(nothing)
 
 
 def test_every_task_gets_a_prediction(
@@ -65,7 +67,7 @@ def test_every_task_gets_a_prediction(
 
     assert [one["task"] for one in label_studio.predictions] == tasks
     assert {one["model_version"] for one in label_studio.predictions} == {BASE}
-    assert all(phrases_of(one) == {"the dog", "a cat"} for one in label_studio.predictions)
+    assert all(phrases_of(services, one) == {"the dog", "a cat"} for one in label_studio.predictions)
     assert report["posted"] == report["tasks"] == 3
     assert report["masks"] > 0
     assert ChunkProgress(services.redis, "run").report(["chunk", "none"]) == ChunkReport(**report)
@@ -103,7 +105,7 @@ def test_further_phrases_are_added_to_what_is_there(
     assert report["posted"] == 3
     found = {one["task"]: one for one in label_studio.predictions if one["model_version"] == BASE}
     assert len(label_studio.predictions) == len(found) + 1, "one for each task, and the older one"
-    assert all(phrases_of(one) == {"the dog", "a cat", "a bird"} for one in found.values())
+    assert all(phrases_of(services, one) == {"the dog", "a cat", "a bird"} for one in found.values())
     assert found[2]["score"] is not None
     assert ranked["score"] == 0.25
     assert run(PhraseSource("phrases", ("a bird", "a cat")), tasks)["skipped"] == 3
@@ -146,7 +148,10 @@ def test_phrases_come_from_a_column(
     label_studio.tasks[2]["data"]["what"] = ["a bird", " "]
     report = run(PhraseSource("column", column="what"), tasks)
 
-    assert [phrases_of(one) for one in label_studio.predictions] == [{"the dog", "a cat"}, {"a bird"}]
+    assert [phrases_of(services, one) for one in label_studio.predictions] == [
+        {"the dog", "a cat"},
+        {"a bird"},
+    ]
     assert report["skipped"] == 1
 
 
@@ -156,7 +161,7 @@ def test_a_phrase_that_cannot_be_read_does_not_lose_the_others(
     label_studio.tasks[1]["data"]["what"] = ["the dog", "very " * 90]
     report = run(PhraseSource("column", column="what"), [1])
 
-    assert [phrases_of(one) for one in label_studio.predictions] == [{"the dog"}]
+    assert [phrases_of(services, one) for one in label_studio.predictions] == [{"the dog"}]
     assert "too long" in report["problems"]["1"]
 
 
@@ -166,7 +171,7 @@ def test_labels_are_phrases(services: Services, label_studio: LabelStudioServer,
     run(PhraseSource("labels"), [1])
 
     (prediction,) = label_studio.predictions
-    assert phrases_of(prediction) == {"dog", "cat"}
+    assert phrases_of(services, prediction) == {"dog", "cat"}
     regions = {region.phrase: region.label for region in read_annotation(prediction, CONFIG).regions}
     assert regions.items() <= {"dog": "dog", "cat": "cat"}.items()
 
