@@ -20,7 +20,7 @@ from typing import Any
 
 from label_studio_ml.model import LabelStudioMLBase
 
-from backend.queries import PredictQuery, parse_setup
+from backend.queries import PredictQuery, parse_setup, project_number
 from backend.service import Service, build_service
 from backend.settings import Settings
 
@@ -29,7 +29,8 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
     """Masks for phrases."""
 
     def setup(self) -> None:
-        self.set("model_version", shared_service().engine.version)
+        project = project_number(self.project_id)
+        self.set("model_version", shared_service().engine.version_of(project))
         if self.label_config:
             self._register_project()
 

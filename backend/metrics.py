@@ -12,6 +12,8 @@ from backend.corrections import Tally
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+NO_LINE = "default"
+"""Label of the line of requests without a project."""
 
 
 class Metrics:
@@ -46,7 +48,31 @@ class Metrics:
         self.events = Counter("sspsam_events", "Webhook events", ["action"], registry=self.registry)
         self.swaps = Counter("sspsam_version_swaps", "Swaps of the serving weights", registry=self.registry)
         self.model = Gauge(
-            "sspsam_model_info", "1 for the serving version", ["version", "state"], registry=self.registry
+            "sspsam_model_info",
+            "1 for the version that serves requests without a project",
+            ["version", "state"],
+            registry=self.registry,
+        )
+        self.lines = Gauge(
+            "sspsam_line_info",
+            "1 for the version that serves a line in use",
+            ["line", "version"],
+            registry=self.registry,
+        )
+        self.refused_versions = Gauge(
+            "sspsam_version_refused",
+            "1 for a promoted version that could not be loaded, by the line that it was promoted for",
+            ["line", "version"],
+            registry=self.registry,
+        )
+        self.loaded_versions = Gauge(
+            "sspsam_version_cache_versions", "Fine-tuned versions in memory", registry=self.registry
+        )
+        self.loaded_bytes = Gauge(
+            "sspsam_version_cache_bytes", "Memory used by fine-tuned versions", registry=self.registry
+        )
+        self.loads = Counter(
+            "sspsam_version_loads", "Fine-tuned versions loaded into memory", registry=self.registry
         )
         self.refused = Counter(
             "sspsam_refused",
@@ -108,6 +134,30 @@ class Metrics:
                 self.corrections.labels(tally.version, tally.label, outcome).set(getattr(tally, outcome))
             if tally.mean_iou is not None:
                 self.correction_iou.labels(tally.version, tally.label).set(tally.mean_iou)
+
+    def set_lines(
+        self,
+        serving: Mapping[str, str],
+        refused: Iterable[tuple[str, str]],
+        loaded_versions: int,
+        loaded_bytes: int,
+    ) -> None:
+        """Exports the lines in use.
+
+        Args:
+            serving: Line -> version.
+            refused: (line, version) of promoted versions that could not be loaded.
+            loaded_versions: Number of versions in memory.
+            loaded_bytes: Memory of their tensors.
+        """
+        self.lines.clear()
+        self.refused_versions.clear()
+        for line, version in serving.items():
+            self.lines.labels(line or NO_LINE, version).set(1)
+        for line, version in refused:
+            self.refused_versions.labels(line or NO_LINE, version).set(1)
+        self.loaded_versions.set(loaded_versions)
+        self.loaded_bytes.set(loaded_bytes)
 
     def render(
         self,

@@ -47,20 +47,20 @@ class Service:
     versions: VersionStore
     metrics: Metrics
 
-    def version_ids(self) -> list[str]:
-        """The serving version first, then the others that were not rejected, newest first."""
-        serving = self.engine.version
+    def version_ids(self, project: str = "") -> list[str]:
+        """A project's serving version first, then the others that may serve it, newest first."""
+        serving = self.engine.version_of(project)
         try:
-            usable = self.usable_versions()
+            usable = self.usable_versions(self.engine.line_of(project))
         except VersionError:  # the store may be unavailable: the serving version is known
             logger.exception("cannot read the version store")
             return [serving]
         others = [card.version_id for card in usable if card.version_id != serving]
         return [serving, *reversed(others)]
 
-    def usable_versions(self) -> list[VersionCard]:
-        """Cards of the versions that may serve, oldest first."""
-        return [card for card in self.versions.list() if card.status != "rejected"]
+    def usable_versions(self, line: str | None = None) -> list[VersionCard]:
+        """Cards of the versions that may serve a line, or any line, oldest first."""
+        return [card for card in self.versions.list(line) if card.status != "rejected"]
 
     def register_project(self, project: KnownProject) -> None:
         """Stores a project as reported by Label Studio; logs what its form lacks if that has changed."""
@@ -121,7 +121,9 @@ def build_service(
     sharing = SharingOptions(
         settings.max_batch, settings.batch_wait_ms / 1000, settings.queue_limit, settings.min_speck
     )
-    engine = Engine(load, versions, embeddings, redis, metrics, sharing)
+    engine = Engine(
+        load, versions, embeddings, redis, metrics, sharing, version_bytes=settings.version_cache_bytes
+    )
     images = image_store(settings, label_studio_client(settings))
     assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
     return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)

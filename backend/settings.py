@@ -156,6 +156,8 @@ class Settings(BaseSettings):
     """Memory for image embeddings; evicted by LRU."""
     embedding_store_bytes: Annotated[int, Field(ge=0)] = 10 * 2**30
     """Disk space for image embeddings in MODEL_DIR/embeddings, shared by all processes; 0 disables it."""
+    version_cache_bytes: Annotated[int, Field(ge=0)] = 2**30
+    """Memory for fine-tuned versions, besides the base version; evicted by LRU. One in use always fits."""
     predict_timeout_s: Annotated[float, Field(gt=0)] = 100.0
     """How long Label Studio waits for an answer (its ML_TIMEOUT_PREDICT): later ones are not computed."""
     max_batch: Annotated[int, Field(ge=1)] = 16

@@ -218,20 +218,23 @@ class Predictor:
         return self.finish(decoded)
 
     @torch.inference_mode()
-    def decode(self, questions: Sequence[Question], models: Sequence[SSPSAM] | None = None) -> list[Decoded]:
+    def decode(
+        self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
+    ) -> list[Decoded]:
         """Runs the networks; images and models may differ. Phrases of a model share one forward pass.
 
         Questions with clicks run separately: prompts of different lengths cannot be batched.
 
         Args:
             questions: Any number.
-            models: As from `variant`, one per question; default: the predictor's own.
+            models: As from `variant`, one per question; None: the predictor's own.
 
         Raises:
             PhraseError: a phrase is too long.
             ValueError: neither a phrase nor clicks.
         """
-        asked = list(zip(models or [self.model] * len(questions), questions, strict=True))
+        chosen = [model or self.model for model in models or [None] * len(questions)]
+        asked = list(zip(chosen, questions, strict=True))
         together = [place for place, question in enumerate(questions) if not question.has_clicks]
         together.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
         alone = [[place] for place, question in enumerate(questions) if question.has_clicks]

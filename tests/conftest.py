@@ -110,6 +110,7 @@ def app(settings: Settings, redis_server: Redis) -> Iterator[Flask]:
     app = create_app(settings, redis_server, ColourPredictor())
     engine = app.extensions["sspsam"].engine
     engine.start()
+    assert engine.wait(60)
     yield app
     engine.stop()
 

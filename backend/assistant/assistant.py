@@ -52,7 +52,7 @@ from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
-from backend.serving.shared_model import ANONYMOUS, ReadImage
+from backend.serving.shared_model import ReadImage
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
@@ -117,7 +117,7 @@ class Assistant:
         since_s = time.monotonic()
         if query.context is None:
             until_s = since_s + BATCH_PART * self._timeout_s
-            return self._answer_batch(query, config, Caller(query.project_id, until_s))
+            return self._answer_batch(query, config, Caller(query.project_id, until_s, query.project_id))
         context, until_s = query.context, since_s + self._timeout_s
         return [
             self._answer_annotator(
@@ -125,7 +125,7 @@ class Assistant:
                 task,
                 context,
                 config,
-                Caller(f"{query.project_id}/{task.task_id}/{task.annotator}", until_s),
+                Caller(f"{query.project_id}/{task.task_id}/{task.annotator}", until_s, query.project_id),
             )
             for task in query.tasks
         ]
@@ -150,17 +150,18 @@ class Assistant:
         if prompt is not None:
             entries = [_valid_text(entry) for entry in prompt_entries([prompt], config)]
             box = read_box(entries, deniable=False)
-            outcome = Outcome(self._engine.version, failed=dict.fromkeys(box.asked, internal_error()))
+            outcome = Outcome(
+                self._engine.version_of(project), failed=dict.fromkeys(box.asked, internal_error())
+            )
             self._metrics.phrases.labels("failed").inc(len(box.asked))
             return _written(outcome, box, prompt, context, config)
         if read_interactions(context, config):
             return self._refiner.report_failure(project, task, config)
         return {"result": []}
 
-    @property
-    def version(self) -> str:
-        """The serving version."""
-        return self._engine.version
+    def version_of(self, project: str) -> str:
+        """The version that serves a project."""
+        return self._engine.version_of(project)
 
     def _answer_annotator(
         self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
@@ -173,7 +174,7 @@ class Assistant:
             return self._refiner.answer(project, task, interactions, config, caller)
         entries = prompt_text.entries(prompt["value"].get("text")) if _has_text(prompt) else []
         if not entries:
-            return self._answer_blank(prompt, context, config)
+            return self._answer_blank(project, prompt, context, config)
         box = read_box(
             entries,
             prompt_text.distinct(absent_entries(context, config)),
@@ -182,7 +183,7 @@ class Assistant:
         )
         if not box.asked and not box.denied:  # another control has sent the request
             return {"result": []}
-        outcome = Outcome(self._engine.version)
+        outcome = Outcome(self._engine.version_of(project))
         if box.asked:
             outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
@@ -194,12 +195,12 @@ class Assistant:
         return answer
 
     def _answer_blank(
-        self, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
+        self, project: str, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
     ) -> Prediction:
         """An empty prompt box needs no answer; a blank phrase in it gets a message."""
         if not _has_text(prompt):
             return {"result": []}
-        outcome = Outcome(self._engine.version, failed={"": EMPTY_PHRASE})
+        outcome = Outcome(self._engine.version_of(project), failed={"": EMPTY_PHRASE})
         return _written(outcome, PromptBox(), prompt, context, config)
 
     def _answer_batch(
@@ -213,7 +214,7 @@ class Assistant:
             if phrases:
                 answers.append(self._prelabel(query.project_id, task, phrases, config, caller))
                 continue
-            answers.append(prediction([], self._engine.version))
+            answers.append(prediction([], self._engine.version_of(query.project_id)))
             if len(query.tasks) == 1:  # the task was opened, so phrases will follow
                 self._embed_ahead(task, config)
         return answers
@@ -256,21 +257,23 @@ class Assistant:
         task: Task,
         phrases: list[str],
         config: LabelingConfig,
-        caller: Caller = ANONYMOUS,
+        caller: Caller | None = None,
     ) -> Outcome:
-        """Segments phrases in a task's image; errors are reported in the outcome."""
+        """Segments phrases in a task's image by the project's version; errors are reported in the outcome."""
         try:
-            outcome = self._find(project, task, phrases, config, caller)
+            outcome = self._find(project, task, phrases, config, caller or Caller(project=project))
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             self._redis_store.note_problem(project, task.task_id, str(error))
             reasons = dict.fromkeys(phrases, str(error))
-            outcome = Outcome(self._engine.version, failed=reasons, passing=isinstance(error, PASSING))
+            outcome = Outcome(
+                self._engine.version_of(project), failed=reasons, passing=isinstance(error, PASSING)
+            )
         except Exception:  # our message is the only sign that an annotator sees
             logger.exception("project %s, task %s", project, task.task_id)
             self._redis_store.note_problem(project, task.task_id, internal_error())
             reasons = dict.fromkeys(phrases, internal_error())
-            outcome = Outcome(self._engine.version, failed=reasons, passing=True)
+            outcome = Outcome(self._engine.version_of(project), failed=reasons, passing=True)
         self._metrics.phrases.labels("mask").inc(len(outcome.regions))
         self._metrics.phrases.labels("no_match").inc(len(outcome.no_match))
         self._metrics.phrases.labels("failed").inc(len(outcome.failed))

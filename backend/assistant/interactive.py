@@ -152,7 +152,7 @@ class Refiner:
         if not told:
             return {"result": []}
         self._redis_store.mark_message_sent(project, task.task_id)
-        return prediction(told, self._engine.version)
+        return prediction(told, self._engine.version_of(project))
 
     def _told(self, project: str, task: Task, message: str, config: LabelingConfig) -> list[Result]:
         """Writes the status line; in a form without one, the prompt box, below its phrases.

@@ -20,6 +20,10 @@ from typing import Any, Generic, TypeVar
 
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
 
+RESERVED_PART = 8
+"""Part of the limit that is admitted beyond it for projects without a request, 1 / RESERVED_PART."""
+MOST_RESERVED = 16
+"""Half of the server's spare threads (`backend.web.serve`): the others keep /health responsive."""
 END_S = 4.0
 """Time that `stop_queues` waits for running work."""
 
@@ -37,6 +41,8 @@ class Caller:
     """Callers take turns, so a caller with many requests delays only itself."""
     until_s: float = math.inf
     """When the caller times out, by `time.monotonic`."""
+    project: str = ""
+    """ID of the project, whose line of versions answers; empty without a project."""
 
     @property
     def left_s(self) -> float:
@@ -145,10 +151,18 @@ class BatchQueue(Generic[Work, Result]):
         return [piece.future for piece in pieces]
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            waited_s = time.monotonic() - batch[0].since_s
-            self._do(batch)
-            self._on_batch(len(batch), waited_s)
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        """Processes a batch, and holds none of its items afterwards; False if the lane was stopped."""
+        batch = self._next_batch()
+        if not batch:
+            return False
+        waited_s = time.monotonic() - batch[0].since_s
+        self._do(batch)
+        self._on_batch(len(batch), waited_s)
+        return True
 
     def _cancel_all(self) -> None:
         while len(self._queue):
@@ -221,6 +235,22 @@ def wait_for(future: Future[Result], caller: Caller) -> Result:
         raise _too_late() from error
 
 
+def when_done(futures: Sequence[Future[Any]], call: Callable[[], None]) -> None:
+    """Calls a function once, when all of at least one future have a result or were cancelled."""
+    lock, left = Lock(), len(futures)
+
+    def note(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            is_last = not left
+        if is_last:
+            call()
+
+    for future in futures:
+        future.add_done_callback(note)
+
+
 def _too_late() -> TooLateError:
     return TooLateError("the model did not answer in time: ask again")
 
@@ -228,13 +258,17 @@ def _too_late() -> TooLateError:
 class AdmissionLimit:
     """Limits the number of requests at the model or waiting for it; one caller may hold half of them.
 
+    A project that has none inside is admitted beyond the limit, so that busy projects do not lock it out.
+
     Args:
         limit: Maximum number.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._reserve = max(1, min(limit // RESERVED_PART, MOST_RESERVED))
         self._inside: Counter[str] = Counter()
+        self._of_project: Counter[str] = Counter()
         self._lock = Lock()
 
     @property
@@ -250,14 +284,15 @@ class AdmissionLimit:
             ModelBusyError: the limit is reached.
         """
         with self._lock:
-            too_many = self.inside >= self._limit
+            limit = self._limit + (0 if self._of_project[caller.project] else self._reserve)
+            too_many = self.inside >= limit
             if too_many or self._inside[caller.name] >= max(1, self._limit // 2):
                 raise ModelBusyError(f"the model is busy, {self.inside} requests wait: try again in a moment")
             self._inside[caller.name] += 1
+            self._of_project[caller.project] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._inside[caller.name] -= 1
-                if not self._inside[caller.name]:
-                    del self._inside[caller.name]
+                self._inside -= Counter([caller.name])  # drops names that have none
+                self._of_project -= Counter([caller.project])

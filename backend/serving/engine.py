@@ -1,5 +1,5 @@
 """The serving model: loaded in the background, shared by callers (`backend.serving.shared_model`), with the
-weights of the current version.
+weights of each project's current version (`backend.serving.served_lines`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,8 @@ from backend.errors import ModelUnavailableError, PhraseRefusedError
 from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
+from backend.serving.loaded_versions import LoadedVersions
+from backend.serving.served_lines import Refusal, ServedLines
 from backend.serving.shared_model import (
     ANONYMOUS,
     Clicks,
@@ -30,12 +33,9 @@ from backend.serving.shared_model import (
 )
 from backend.shared_redis import VERSIONS_CHANNEL
 from sspsam import VersionStore
-from sspsam.version_store.store import UnreachableStoreError, VersionError
 
 if TYPE_CHECKING:
-    import torch
-
-    from sspsam import ImageEmbedding, Referent
+    from sspsam import SSPSAM, ImageEmbedding, Referent
 
 State = Literal["loading", "ready", "failed"]
 
@@ -43,6 +43,8 @@ LOAD_WAIT_S = 60.0
 """Time that a request waits for a loading model; Label Studio waits 100 s."""
 STORE_WAIT_S = 2.0
 """Time that `start` waits for the current version: the store may be remote, or down."""
+VERSION_BYTES = 2**30
+"""Default limit of the versions in memory."""
 POLL_S = 1.0
 """Polling interval of the version store, for lost messages."""
 _MESSAGE_WAIT_S = 0.1  # upper bound of the wait in `stop`
@@ -65,13 +67,24 @@ class EngineStatus:
 
     state: State
     version: str
-    """Serving version; while loading, the version being loaded."""
+    """Version that serves requests without a project; while loading, the version being loaded."""
     error: str = ""
     """Why there is no model."""
     device: str = ""
     """Device of the model; empty until known."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Promoted versions that could not be loaded -> reason."""
+    lines: Mapping[str, str] = field(default_factory=dict)
+    """Lines that were asked -> the versions that serve them."""
+    refusals: Sequence[Refusal] = ()
+    """Promoted versions that could not be loaded."""
+    loaded_versions: int = 0
+    """Number of versions in memory, besides the base version."""
+    loaded_bytes: int = 0
+    """Memory of their tensors."""
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Promoted versions that could not be loaded -> reason."""
+        return {refusal.version: refusal.reason for refusal in self.refusals}
 
 
 class Engine:
@@ -85,6 +98,7 @@ class Engine:
         metrics: Counts swaps, batches, refusals and sources of embeddings.
         options: How requests share the model.
         poll_s: Polling interval of the store.
+        version_bytes: Limit of the tensors of versions in memory.
     """
 
     def __init__(
@@ -96,24 +110,23 @@ class Engine:
         metrics: Metrics | None = None,
         options: SharingOptions | None = None,
         poll_s: float = POLL_S,
+        version_bytes: int = VERSION_BYTES,
     ) -> None:
         self._load_predictor = load_predictor
         self._versions = versions
         self.embeddings = embeddings
         self._redis = redis
         self._metrics = metrics or Metrics()
-        self._model = SharedModel(embeddings, self._metrics, options or SharingOptions())
+        self._loaded_versions = LoadedVersions(version_bytes, self._find_version, self._load_version)
+        self._lines = ServedLines(versions, self._loaded_versions, self._metrics)
+        self._model = SharedModel(embeddings, self._lines, self._metrics, options or SharingOptions())
         self._poll_s = poll_s
         self._predictor: SwappablePredictor | None = None
-        self._base_state: Mapping[str, torch.Tensor] = {}
-        self._version = versions.base_version
         self._error = ""
-        self._refused: dict[str, str] = {}
-        self._expected = self._version
         self._read_store = Event()  # set when the first version to serve is known
         self._loaded = Event()  # set when loading has finished or failed
         self._stopped = Event()
-        self._swap_lock = Lock()
+        self._refresh_lock = Lock()
         self._threads: list[Thread] = []
 
     def start(self) -> None:
@@ -135,16 +148,31 @@ class Engine:
 
     @property
     def version(self) -> str:
-        """The serving version; before the model is loaded, the one being loaded."""
-        return self.status().version
+        """The version that serves requests without a project."""
+        return self.version_of("")
+
+    def version_of(self, project: str) -> str:
+        """The version that serves a project; before the model is loaded, the one that will. Never waits."""
+        return self._lines.version_of(project)
+
+    def line_of(self, project: str) -> str:
+        """The line of versions that serves a project."""
+        return self._lines.line_of(project)
 
     def status(self) -> EngineStatus:
         """Returns the status; never waits for the model."""
-        if self._loaded.is_set():
-            state: State = "failed" if self._predictor is None else "ready"
-            device = str(getattr(self._predictor, "device", ""))
-            return EngineStatus(state, self._version, self._error, device, dict(self._refused))
-        return EngineStatus("loading", self._expected)
+        if not self._loaded.is_set():
+            return EngineStatus("loading", self.version)
+        return EngineStatus(
+            "failed" if self._predictor is None else "ready",
+            self.version,
+            self._error,
+            str(getattr(self._predictor, "device", "")),
+            self._lines.in_use(),
+            self._lines.refusals(),
+            len(self._loaded_versions),
+            self._loaded_versions.size_bytes,
+        )
 
     def waiting(self) -> dict[str, int]:
         """Queue -> number of waiting requests."""
@@ -159,7 +187,7 @@ class Engine:
             image_key: Identifies the image's content, such as its sha256.
             read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
             phrases: Referring expressions.
-            caller: Identifies the requester, for fairness.
+            caller: Identifies the requester, for fairness; its project's line of versions answers.
 
         Raises:
             ModelUnavailableError: no model, or it is still loading after LOAD_WAIT_S.
@@ -170,7 +198,8 @@ class Engine:
         refusals = {phrase: _refusal(phrase) for phrase in phrases}
         good = [phrase for phrase, refusal in refusals.items() if refusal is None]
         if not good:
-            return Answer(self._version, [no for phrase in phrases if (no := refusals[phrase])])
+            version = self.version_of(caller.project)
+            return Answer(version, [no for phrase in phrases if (no := refusals[phrase])])
         version, referents = self._model.ask(image_key, read_image, good, Clicks(), caller)
         found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
@@ -228,23 +257,13 @@ class Engine:
             self._model.prefetch(find_image)
 
     def refresh(self) -> None:
-        """Loads the store's current version, unless it already serves.
+        """Reads the store and swaps the lines whose version has changed.
 
-        A version that cannot be loaded is recorded, and the serving version stays.
+        A version that cannot be loaded is recorded, and its line goes on with what it had.
         """
-        with self._swap_lock:
-            wanted = self._wanted()
-            if self._predictor is None or wanted == self._version or wanted in self._refused:
-                return
-            try:
-                self._swap(wanted)
-            except UnreachableStoreError as error:  # the version may be good: retry at the next poll
-                logger.warning(
-                    "cannot fetch version %s; %s stays in service: %s", wanted, self._version, error
-                )
-            except Exception as error:  # whatever the error, the serving version must stay
-                logger.exception("cannot load version %s; %s stays in service", wanted, self._version)
-                self._refused[wanted] = str(error)
+        with self._refresh_lock:
+            if self._predictor is not None:
+                self._lines.refresh()
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
         thread = Thread(target=work, name=name, daemon=True)
@@ -254,12 +273,12 @@ class Engine:
     def _start_up(self) -> None:
         """Loads the model. Loading uses all cores, so its thread must end (`sspsam.runtime.cores`)."""
         try:
-            self._expected = self._wanted()
+            self._lines.read()
             self._read_store.set()
             self._load()
         except Exception as error:  # shown to annotators, and on the start page
             logger.exception("cannot load the model")
-            self._error = f"{type(error).__name__}: {error}"
+            self._predictor, self._error = None, f"{type(error).__name__}: {error}"
             self._loaded.set()
             return
         self._loaded.set()
@@ -270,27 +289,26 @@ class Engine:
 
         since_s = time.monotonic()
         predictor = self._load_predictor()
-        self._base_state = predictor.trainable_state()
         black = predictor.embed(np.zeros((64, 64, 3), np.uint8))
         [decoded] = predictor.decode([Question(black, "warm up")])
         predictor.finish(decoded)
-        self._model.start(predictor, self._version)
         self._predictor = predictor
-        self.refresh()
-        logger.info("serving %s, loaded in %.1f s", self._version, time.monotonic() - since_s)
+        self._lines.use("", ANONYMOUS).release()
+        self._model.start(predictor)
+        logger.info("serving %s, loaded in %.1f s", self.version, time.monotonic() - since_s)
 
-    def _swap(self, version: str) -> None:
-        self._model.swap(self._versions.load(version) or self._base_state, version)
-        self._version = version
-        logger.info("now serving %s", version)
-        self._metrics.swaps.inc()
+    def _find_version(self, version: str) -> Path:
+        path = self._versions.weights_path(version)
+        assert path is not None, "the base version is the predictor's own"
+        return path
 
-    def _wanted(self) -> str:
-        try:
-            return self._versions.current()
-        except (VersionError, OSError):
-            logger.exception("cannot read the version store")
-            return self._version
+    def _load_version(self, path: Path) -> SSPSAM:
+        from sspsam.checkpoints.load import read_tensors
+
+        assert self._predictor is not None, "versions are loaded onto a model"
+        model = self._predictor.variant(read_tensors(path))
+        self._metrics.loads.inc()
+        return model
 
     def _follow_versions(self) -> None:
         reason = ""
@@ -317,7 +335,7 @@ class Engine:
             due_s = 0.0
             while not self._stopped.is_set():
                 if messages.get_message(timeout=_MESSAGE_WAIT_S) is not None:
-                    self._refused.clear()  # a new promotion: versions that failed may work now
+                    self._lines.forgive()  # a new promotion: versions that failed may work now
                     due_s = 0.0
                 if time.monotonic() >= due_s:
                     self.refresh()

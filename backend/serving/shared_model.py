@@ -1,8 +1,8 @@
 """Scheduling of one model for many callers.
 
 Images are encoded in one lane and phrases answered in another (`backend.serving.batch_queue`), with phrases
-of several callers in one forward pass; masks are resized to their image in the callers' threads. Weights are
-swapped between passes, and each answer comes from one version.
+of several callers in one forward pass; masks are resized to their image in the callers' threads. A pass may
+hold phrases of several lines of versions: each row names its model. An answer comes from one version.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,13 +26,15 @@ from backend.serving.batch_queue import (
     Work,
     stop_queues,
     wait_for,
+    when_done,
 )
 from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
+from backend.serving.served_lines import ServedLines
 
 if TYPE_CHECKING:
     import torch
 
-    from sspsam import ImageEmbedding, Referent
+    from sspsam import SSPSAM, ImageEmbedding, Referent
     from sspsam.images.masks import BoolMask
     from sspsam.results import Decoded, Question
 
@@ -63,7 +64,9 @@ class SwappablePredictor(Protocol):
 
     def embed(self, image: UInt8Image) -> ImageEmbedding: ...
 
-    def decode(self, questions: Sequence[Question]) -> list[Decoded]: ...
+    def decode(
+        self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
+    ) -> list[Decoded]: ...
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent: ...
 
@@ -72,9 +75,7 @@ class SwappablePredictor(Protocol):
     @property
     def encoders_digest(self) -> str: ...
 
-    def load_trainable(self, state: Mapping[str, torch.Tensor]) -> None: ...
-
-    def trainable_state(self) -> dict[str, torch.Tensor]: ...
+    def variant(self, state: Mapping[str, torch.Tensor]) -> SSPSAM: ...
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,20 @@ class SharedModel:
 
     Args:
         embeddings: Cache of embeddings; its disk part is shared with other processes.
+        lines: The versions that answer.
         metrics: Counts batches, refusals and sources of embeddings.
         options: Scheduling options.
     """
 
     def __init__(
-        self, embeddings: EmbeddingCache[ImageEmbedding], metrics: Metrics, options: SharingOptions
+        self,
+        embeddings: EmbeddingCache[ImageEmbedding],
+        lines: ServedLines,
+        metrics: Metrics,
+        options: SharingOptions,
     ) -> None:
         self.embeddings = embeddings
+        self._lines = lines
         self._metrics = metrics
         self._options = options
         self._entrance = AdmissionLimit(options.queue_limit)
@@ -135,35 +142,22 @@ class SharedModel:
         }
         self._on_image_stream: Callable[[], AbstractContextManager[None]] = nullcontext
         self._predictor: SwappablePredictor | None = None
-        self._version = ""
-        self._weights_lock = Lock()
 
-    def start(self, predictor: SwappablePredictor, version: str) -> None:
+    def start(self, predictor: SwappablePredictor) -> None:
         """Starts answering.
 
         Args:
-            predictor: Used exclusively from now on.
-            version: Version of its weights.
+            predictor: Used exclusively from now on, but for `variant`.
         """
         self.embeddings.open_files(predictor.encoders_digest, predictor.from_tensors)
         self._on_image_stream = _own_stream(predictor)
-        self._predictor, self._version = predictor, version
+        self._predictor = predictor
         for lane in self._lanes.values():
             lane.start()
 
     def stop(self) -> None:
         """Stops the threads after their current work; waiting requests get an error."""
         stop_queues(self._lanes.values())
-
-    def swap(self, state: Mapping[str, torch.Tensor], version: str) -> None:
-        """Swaps the weights between two passes.
-
-        Raises:
-            CheckpointError: they do not fit; nothing has changed.
-        """
-        with self._weights_lock:
-            self._working.load_trainable(state)
-            self._version = version
 
     def waiting(self) -> dict[str, int]:
         """Lane -> number of waiting items."""
@@ -184,7 +178,7 @@ class SharedModel:
             read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
             phrases: At least one; an empty phrase asks for the object that is clicked.
             clicks: For every phrase; `Clicks()` for none.
-            caller: Identifies the requester, for fairness.
+            caller: Identifies the requester, for fairness; its project's line of versions answers.
 
         Returns:
             The version that answered, and its answers, in order.
@@ -200,14 +194,16 @@ class SharedModel:
             self._metrics.embeddings.labels(source).inc()
             where = clicks.in_pixels(embedding.original_hw)
             questions = [Question(embedding, phrase, **where) for phrase in phrases]
-            while True:  # once, unless weights were swapped between two of the phrases
-                futures = self._phrases.submit(questions, caller)
-                answers = [wait_for(future, caller) for future in futures]
-                version = answers[0][0]
-                if all(one == version for one, _ in answers):
-                    break
+            version, answers = self._answers(questions, caller)
             edges = MAX_EDGES // len(answers)
-            return version, [self._finish(decoded, edges) for _, decoded in answers]
+            return version, [self._finish(decoded, edges) for decoded in answers]
+
+    def _answers(self, questions: Sequence[Question], caller: Caller) -> tuple[str, list[Decoded]]:
+        """The networks' answers, and the version that gave all of them."""
+        used = self._lines.use(caller.project, caller)
+        futures = self._phrases.submit([(used.model, question) for question in questions], caller)
+        when_done(futures, used.release)
+        return used.version, [wait_for(future, caller) for future in futures]
 
     def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
         """Removes small regions; if the mask is still too ragged to be sent, larger ones, too."""
@@ -258,10 +254,10 @@ class SharedModel:
             found.append((embedding, "encoder"))
         return found
 
-    def _decode(self, questions: Sequence[Question]) -> list[tuple[str, Decoded]]:
+    def _decode(self, asked: Sequence[tuple[SSPSAM | None, Question]]) -> list[Decoded]:
         """Work of the phrase lane."""
-        with self._weights_lock:
-            return [(self._version, decoded) for decoded in self._working.decode(questions)]
+        models, questions = zip(*asked, strict=True)
+        return self._working.decode(questions, models)
 
     def _embed_ahead(self, pictures: Sequence[FindImage]) -> list[None]:
         """Work of the lane for images embedded in advance."""

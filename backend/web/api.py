@@ -32,6 +32,7 @@ def service() -> Service:
 
 @routes.get("/health")
 def health() -> Response:
+    """Needs no credentials, so it names the version for requests without a project, and no projects."""
     status = service().engine.status()
     return jsonify(status="UP", model_class="SSP-SAM", model_version=status.version, model_state=status.state)
 
@@ -47,7 +48,7 @@ def ready() -> tuple[Response, int]:
 def setup() -> Response:
     project = parse_setup(_body())
     service().register_project(project)
-    return jsonify(model_version=service().engine.version)
+    return jsonify(model_version=service().engine.version_of(project.project_id))
 
 
 @routes.post("/predict")
@@ -76,8 +77,8 @@ def last_event() -> Response:
 
 @routes.get("/versions")
 def versions() -> Response:
-    """The serving version first, then the others that may serve, newest first."""
-    return jsonify(versions=service().version_ids())
+    """The version that serves `?project=` first, then the others that may serve it, newest first."""
+    return jsonify(versions=service().version_ids(request.args.get("project", "")))
 
 
 @routes.get("/metrics")
@@ -85,6 +86,8 @@ def metrics() -> Response:
     parts = service()
     parts.metrics.set_corrections(merged(counted.tally for counted in parts.redis_store.corrections()))
     status, embeddings = parts.engine.status(), parts.engine.embeddings
+    refused = [(refusal.line, refusal.version) for refusal in status.refusals]
+    parts.metrics.set_lines(status.lines, refused, status.loaded_versions, status.loaded_bytes)
     text = parts.metrics.render(
         status.version, status.state, len(embeddings), embeddings.size_bytes, parts.engine.waiting()
     )

@@ -12,6 +12,7 @@ from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
 from backend.service import Service
 from backend.serving.engine import EngineStatus
+from backend.serving.served_lines import Refusal
 from backend.state.redis_store import KnownProject, Problem, RedisStore
 from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from sspsam.version_store.store import HistoryEntry, VersionCard, VersionError
@@ -88,9 +89,7 @@ class StartPage:
 def start_page(service: Service) -> StartPage:
     """Collects the page's content; anything unreadable becomes a warning on the page."""
     status = service.engine.status()
-    warnings = [
-        f"{version} was promoted but could not be loaded: {why}" for version, why in status.refused.items()
-    ]
+    warnings = [_refusal_text(refusal) for refusal in status.refusals]
     if not service.redis_store.alive():
         warnings.append("Redis does not respond: corrections are not collected. Check REDIS_URL.")
     if not service.settings.label_studio_api_key.get_secret_value():
@@ -115,6 +114,14 @@ def start_page(service: Service) -> StartPage:
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
         corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
         warnings=warnings,
+    )
+
+
+def _refusal_text(refusal: Refusal) -> str:
+    where = f"{refusal.line}: " if refusal.line else ""
+    return (
+        f"{where}{refusal.version} was promoted but could not be loaded; {refusal.serving} serves instead: "
+        f"{refusal.reason}"
     )
 
 

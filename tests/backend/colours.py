@@ -55,10 +55,14 @@ class ColourPredictor:
         self.embedded += 1
         return Pixels(image)
 
-    def decode(self, questions: Sequence[Question]) -> list[Referent]:
+    def decode(self, questions: Sequence[Question], models: Sequence[Any] | None = None) -> list[Referent]:
         self.asked += [question.phrase for question in questions]
         self.batches.append(len(questions))
-        return [self._answer(question) for question in questions]
+        states = models or [None] * len(questions)
+        return [
+            self._answer(question, state or self.state)
+            for question, state in zip(questions, states, strict=True)
+        ]
 
     def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
         return decoded
@@ -70,30 +74,27 @@ class ColourPredictor:
     def encoders_digest(self) -> str:
         return "c0" * 32
 
-    def _answer(self, question: Question) -> Referent:
+    def _answer(self, question: Question, state: Mapping[str, Any]) -> Referent:
         image = question.embedding.image
         if question.phrase:
-            mask = self._find(image, question.phrase)
+            mask = self._find(image, question.phrase, int(state["shift"]))
         else:
             mask = np.full(image.shape[:2], question.boxes is not None, dtype=np.bool_)
         if question.has_clicks:
             mask = pointed_at(image, mask, question.points, question.boxes)
         return as_referent(question.phrase, mask)
 
-    def load_trainable(self, state: Mapping[str, Any]) -> None:
+    def variant(self, state: Mapping[str, Any]) -> dict[str, Any]:
         if set(state) != {"shift"}:
             raise ValueError(f"the tensors do not fit the model: {sorted(state)}")
-        self.state = dict(state)
+        return dict(state)
 
-    def trainable_state(self) -> dict[str, Any]:
-        return dict(self.state)
-
-    def _find(self, image: UInt8Image, phrase: str) -> BoolMask:
+    def _find(self, image: UInt8Image, phrase: str, shift: int) -> BoolMask:
         mask = np.zeros(image.shape[:2], dtype=np.bool_)
         for word in phrase.lower().split():
             if word in COLOURS:
                 mask |= (image == COLOURS[word]).all(axis=2)
-        return np.roll(mask, int(self.state["shift"]), axis=0)
+        return np.roll(mask, shift, axis=0)
 
 
 def as_referent(phrase: str, mask: BoolMask) -> Referent:

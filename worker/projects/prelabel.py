@@ -221,7 +221,7 @@ class Prelabeler:
     def _answer(self, fields: Json, config: LabelingConfig, report: ChunkReport) -> None:
         task = Task.parse(fields)
         phrases = self._source.phrases_of(task.data, config)
-        version = self._assistant.version
+        version = self._assistant.version_of(str(self._project))
         if not phrases:
             report.skipped += 1
             return

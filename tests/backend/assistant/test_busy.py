@@ -31,11 +31,11 @@ class Held(ColourPredictor):
         super().__init__()
         self.may, self.begun = Event(), Event()
 
-    def decode(self, questions: Sequence[Any]) -> list[Referent]:
+    def decode(self, questions: Sequence[Any], models: Any = None) -> list[Referent]:
         if questions[0].phrase != "warm up":
             self.begun.set()
             assert self.may.wait(20)
-        return super().decode(questions)
+        return super().decode(questions, models)
 
 
 @pytest.fixture

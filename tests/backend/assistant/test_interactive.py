@@ -65,9 +65,9 @@ def test_a_negative_click_takes_away(client: FlaskClient) -> None:
 
 def test_the_model_gets_phrase_and_clicks_together(settings: Settings, redis_server: Redis) -> None:
     class Listening(ColourPredictor):
-        def decode(self, questions: Any) -> Any:
+        def decode(self, questions: Any, models: Any = None) -> Any:
             heard.extend(questions)
-            return super().decode(questions)
+            return super().decode(questions, models)
 
     heard: list[Any] = []
     app = create_app(settings, redis_server, Listening())

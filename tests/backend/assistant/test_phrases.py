@@ -351,10 +351,10 @@ def test_a_model_that_is_still_loading_is_told(settings: Settings, redis_server:
 
 def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None:
     class Broken(ColourPredictor):
-        def decode(self, questions: Any) -> Any:
+        def decode(self, questions: Any, models: Any = None) -> Any:
             if questions[0].phrase != "warm up":
                 raise RuntimeError("CUDA out of memory at 0x7f")
-            return super().decode(questions)
+            return super().decode(questions, models)
 
     app = create_app(settings, redis_server, Broken())
     service_of(app).engine.start()
@@ -373,7 +373,7 @@ def test_a_broken_model_is_told(settings: Settings, redis_server: Redis) -> None
 
 def test_a_model_that_could_not_be_loaded_is_told(settings: Settings, redis_server: Redis) -> None:
     class Missing(ColourPredictor):
-        def trainable_state(self) -> dict[str, Any]:
+        def embed(self, image: Any) -> Any:
             raise FileNotFoundError("weights.safetensors")
 
     app = create_app(settings, redis_server, Missing())

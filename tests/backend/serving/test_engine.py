@@ -21,6 +21,7 @@ from backend.serving.shared_model import SwappablePredictor
 from backend.shared_redis import VERSIONS_CHANNEL, connect_for_requests
 from sspsam import ImageEmbedding, Predictor, Referent
 from sspsam.checkpoints.load import CheckpointError
+from sspsam.version_store.lines import StoreState
 from sspsam.version_store.objects import VersionObjects
 from sspsam.version_store.store import VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
@@ -112,15 +113,15 @@ class FarStore(VersionStore):
         super().__init__(folder, PRESET)
         self.reads, self.may_answer = 0, Event()
 
-    def current(self) -> str:
+    def state(self) -> StoreState:
         self.reads += 1
         assert self.may_answer.wait(20)
-        return super().current()
+        return super().state()
 
 
 def test_status_does_not_wait_for_the_version_store(tmp_path: Path) -> None:
     store = FarStore(tmp_path)
-    version = publish(store, 0.5, promote=False)
+    version = publish(VersionStore(tmp_path, PRESET), 0.5, promote=False)
     engine = Engine(preset, store, EmbeddingCache(10**8), poll_s=0.1)
     engine.start()
 

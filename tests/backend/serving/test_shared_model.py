@@ -42,11 +42,11 @@ class Held(ColourPredictor):
             assert self.may_embed.wait(20)
         return super().embed(image)
 
-    def decode(self, questions: Sequence[Any]) -> list[Referent]:
+    def decode(self, questions: Sequence[Any], models: Sequence[Any] | None = None) -> list[Referent]:
         if questions[0].phrase != "warm up":
             self.answering.set()
             assert self.may_answer.wait(20)
-        return super().decode(questions)
+        return super().decode(questions, models)
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ def started(settings: Settings, redis: Redis, predictor: SwappablePredictor) -> 
 class Unwritable(ColourPredictor):
     """Its scores are numbers that JSON encoders do not take."""
 
-    def decode(self, questions: Sequence[Question]) -> list[Referent]:
-        return [replace(referent, score=Fraction(3, 4)) for referent in super().decode(questions)]
+    def decode(self, questions: Sequence[Question], models: Any = None) -> list[Referent]:
+        return [replace(referent, score=Fraction(3, 4)) for referent in super().decode(questions, models)]
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""The versions that serve the lines in use: resolved from a snapshot of the version store, and followed.
+
+A line is in use once it was asked. Each has its own swaps, and its own refusal: a version that cannot be
+loaded leaves its line with the version that served before, and all other lines alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Lock
+
+from backend.errors import TooLateError
+from backend.metrics import Metrics
+from backend.serving.batch_queue import Caller
+from backend.serving.loaded_versions import LoadedVersion, LoadedVersions
+from sspsam import VersionStore
+from sspsam.version_store.lines import StoreState
+from sspsam.version_store.store import UnreachableStoreError, VersionError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A promoted version that could not be loaded."""
+
+    line: str
+    version: str
+    reason: str
+    serving: str
+    """The version that serves the line instead."""
+
+
+class ServedLines:
+    """Lines in use, and their versions. Thread-safe; the constructor reads nothing.
+
+    Args:
+        versions: The store. It is read by `read` and `refresh` alone, never for a request.
+        loaded: Versions in memory.
+        metrics: Counts swaps.
+    """
+
+    def __init__(self, versions: VersionStore, loaded: LoadedVersions, metrics: Metrics) -> None:
+        self._versions = versions
+        self._loaded = loaded
+        self._metrics = metrics
+        self._base = versions.base_version
+        self._state: StoreState | None = None
+        self._serving: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._away: set[str] = set()  # could not be fetched at the last try
+        self._lock = Lock()
+
+    def line_of(self, project: str) -> str:
+        """The line of a project; empty for the line of requests without a project."""
+        number = int(project) if project.isdecimal() else None
+        return "" if self._state is None else self._state.line_of(number)
+
+    def version_of(self, project: str) -> str:
+        """The version that serves a project; never waits."""
+        line = self.line_of(project)
+        return self._serving.get(line) or next(self._candidates(line))
+
+    def in_use(self) -> dict[str, str]:
+        """Line -> version, of all lines that were asked."""
+        with self._lock:
+            return dict(sorted(self._serving.items()))
+
+    def refusals(self) -> list[Refusal]:
+        """By line, of the lines in use."""
+        wanted = {line: self._wanted(line) for line in self.in_use()}
+        return [
+            Refusal(line, version, self._refused[version], self._serving.get(line, self._base))
+            for line, version in wanted.items()
+            if version in self._refused
+        ]
+
+    def use(self, project: str, caller: Caller) -> LoadedVersion:
+        """The version that serves a project, loaded; it stays in memory until it is released.
+
+        Raises:
+            TooLateError: the caller timed out.
+        """
+        line = self.line_of(project)
+        while True:
+            version = self._serving.get(line) or ""
+            if not self._is_usable(version):
+                version = next(self._candidates(line))
+            try:
+                used = self._load(version, caller)
+            except TooLateError:
+                raise
+            except Exception as error:  # whatever the error, the line must be served
+                self._note_failure(line, version, error)
+                continue
+            with self._lock:
+                if not self._is_usable(self._serving.get(line, "")):
+                    self._serving[line] = version
+            return used
+
+    def read(self) -> None:
+        """Reads the store's state; the last one stays if it is unreadable."""
+        try:
+            self._state = self._versions.state()
+        except (VersionError, OSError):
+            logger.exception("cannot read the version store")
+
+    def forgive(self) -> None:
+        """Tries refused versions again at the next refresh."""
+        self._refused = {}
+
+    def refresh(self) -> None:
+        """Reads the store, and swaps the lines in use whose version has changed.
+
+        A version is loaded before it serves, beside the running passes, if the line is in memory; a line that
+        is not loads its version for its next request.
+        """
+        self.read()
+        self._away = set()
+        for line, version in self.in_use().items():
+            wanted = next(self._candidates(line))
+            if wanted == version:
+                continue
+            if version != self._base and version not in self._loaded:
+                with self._lock:
+                    self._serving.pop(line, None)
+                continue
+            try:
+                self._load(wanted, Caller("versions")).release()
+            except Exception as error:  # whatever the error, the serving version must stay
+                self._note_failure(line, wanted, error)
+                continue
+            self._swap(line, wanted)
+
+    def _swap(self, line: str, version: str) -> None:
+        with self._lock:
+            before = self._serving.get(line)
+            self._serving[line] = version
+            is_needed = before in self._serving.values()
+        if before is not None and not is_needed:
+            self._loaded.drop(before)
+        logger.info("line %r is now served by %s", line, version)
+        self._metrics.swaps.inc()
+
+    def _load(self, version: str, caller: Caller) -> LoadedVersion:
+        if version == self._base:
+            return LoadedVersion(version, None, lambda: None)
+        return self._loaded.use(version, caller)
+
+    def _note_failure(self, line: str, version: str, error: Exception) -> None:
+        if isinstance(error, UnreachableStoreError):  # the version may be good: retry at the next refresh
+            logger.warning("line %r: cannot fetch version %s: %s", line, version, error)
+            self._away.add(version)
+        else:
+            logger.error("line %r: cannot load version %s", line, version, exc_info=error)
+            self._refused[version] = str(error)
+
+    def _wanted(self, line: str) -> str:
+        return self._base if self._state is None else self._state.current(line)
+
+    def _candidates(self, line: str) -> Iterator[str]:
+        """Versions that may serve a line, best first: the store's, the one that serves, those before it."""
+        earlier = () if self._state is None else self._state.line(line).stack[::-1]
+        for version in (self._wanted(line), self._serving.get(line, ""), *earlier):
+            if self._is_usable(version):
+                yield version
+        yield self._base
+
+    def _is_usable(self, version: str) -> bool:
+        return bool(version) and version not in self._refused and version not in self._away

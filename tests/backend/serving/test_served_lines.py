@@ -1,0 +1,451 @@
+"""Lines of versions in one engine: each has its own version, swaps, refusals and turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+
+from backend.errors import ModelBusyError
+from backend.metrics import Metrics
+from backend.serving.batch_queue import Caller
+from backend.serving.embedding_store import EmbeddingCache
+from backend.serving.engine import Engine
+from backend.serving.shared_model import SharingOptions, SwappablePredictor
+from backend.shared_redis import announce_version
+from sspsam import Predictor, Referent
+from sspsam.version_store.lines import line_of_project
+from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore
+from tests.backend.colours import ColourPredictor, picture
+from tests.waiting import wait_until
+
+PRESET = "ssp-sam-test"
+BASE = f"{PRESET}-base"
+TOP = 5
+"""First row of the red square in `picture`."""
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> VersionStore:
+    return VersionStore(tmp_path, PRESET)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def make_engine(versions: VersionStore, metrics: Metrics) -> Iterator[Callable[..., Engine]]:
+    """Makes started engines that read the store when they are told to; stopped at the end of the test."""
+    engines: list[Engine] = []
+
+    def make(
+        load: Callable[[], SwappablePredictor] = ColourPredictor,
+        redis: Redis | None = None,
+        version_bytes: int = 2**30,
+        poll_s: float = 3600,
+        **options: Any,
+    ) -> Engine:
+        engine = Engine(
+            load,
+            versions,
+            EmbeddingCache(10**8),
+            redis,
+            metrics,
+            SharingOptions(**options),
+            poll_s,
+            version_bytes,
+        )
+        engines.append(engine)
+        engine.start()
+        assert engine.wait(60)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine._poll_s = 0.1  # its thread ends within twice that
+        engine.stop()
+
+
+def promote(versions: VersionStore, project: int, shift: int) -> str:
+    """Publishes and promotes a colour predictor's version in a project's line."""
+    return promote_state(versions, project, {"shift": torch.tensor(shift)})
+
+
+def promote_state(versions: VersionStore, project: int, state: dict[str, torch.Tensor]) -> str:
+    line = line_of_project(project)
+    version = versions.publish(state, VersionCard(line=line), {}).version_id
+    versions.promote(version)
+    return version
+
+
+def ask(engine: Engine, project: int | str, phrase: str = "red") -> tuple[str, Referent]:
+    answer = engine.predict("picture", picture, [phrase], Caller(f"of {project}", project=str(project)))
+    [referent] = answer.referents
+    assert isinstance(referent, Referent)
+    return answer.version, referent
+
+
+def shift_of(engine: Engine, project: int | str) -> tuple[str, int]:
+    """The version that answers, and by how many rows its mask is moved."""
+    version, referent = ask(engine, project)
+    return version, int(np.flatnonzero(referent.mask.any(axis=1))[0]) - TOP
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def test_each_project_is_answered_by_its_line(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    engine = make_engine()
+
+    assert shift_of(engine, 1) == (of_one, 1)
+    assert shift_of(engine, 2) == (of_two, 2)
+    assert shift_of(engine, 3) == (BASE, 0), "a line without a version"
+    assert shift_of(engine, "") == (BASE, 0), "a request without a project"
+    assert [engine.version_of(project) for project in ("1", "2", "3", "")] == [of_one, of_two, BASE, BASE]
+    assert engine.status().lines == {"": BASE, "project-1": of_one, "project-2": of_two, "project-3": BASE}
+
+
+def test_a_shared_line_answers_all(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    versions = VersionStore(tmp_path, PRESET, model_lines="shared")
+    version = versions.publish({"shift": torch.tensor(2)}, VersionCard(line="shared"), {}).version_id
+    versions.promote(version)
+    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.1)
+    engine.start()
+    try:
+        assert [shift_of(engine, project) for project in (1, 2, "")] == [(version, 2)] * 3
+        assert engine.status().loaded_versions == 1
+    finally:
+        engine.stop()
+
+
+def test_lines_on_one_version_share_its_tensors(
+    make_engine: Callable[..., Engine], versions: VersionStore, metrics: Metrics
+) -> None:
+    """As in a store from before there were lines: what served then serves every project."""
+    version = versions.publish({"shift": torch.tensor(4)}, VersionCard(), {}).version_id
+    versions.promote(version)
+    engine = make_engine()
+
+    assert [shift_of(engine, project) for project in (1, 2, "")] == [(version, 4)] * 3
+    assert engine.status().loaded_versions == 1
+    assert value(metrics, "sspsam_version_loads_total") == 1
+
+
+def test_a_promotion_swaps_its_line_alone(
+    make_engine: Callable[..., Engine], versions: VersionStore, metrics: Metrics
+) -> None:
+    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    engine = make_engine()
+    shift_of(engine, 1), shift_of(engine, 2)
+
+    newer = promote(versions, 2, 3)
+    engine.refresh()
+
+    assert (shift_of(engine, 1), shift_of(engine, 2)) == ((of_one, 1), (newer, 3))
+    assert value(metrics, "sspsam_version_swaps_total") == 1
+    assert engine.status().loaded_versions == 2, "what no line needs is no longer in memory"
+
+    versions.rollback(line=line_of_project(2))
+    engine.refresh()
+
+    assert (shift_of(engine, 1), shift_of(engine, 2)) == ((of_one, 1), (of_two, 2))
+
+
+def test_a_message_is_enough(
+    make_engine: Callable[..., Engine], versions: VersionStore, redis_server: Redis
+) -> None:
+    engine = make_engine(redis=redis_server, poll_s=0.1)
+    assert shift_of(engine, 7) == (BASE, 0)
+
+    version = promote(versions, 7, 2)
+    announce_version(redis_server, line_of_project(7), version)
+
+    wait_until(lambda: engine.version_of("7") == version, "it serves")
+    assert (shift_of(engine, 7), shift_of(engine, 8)) == ((version, 2), (BASE, 0))
+
+
+def preset() -> Predictor:
+    return Predictor.from_preset(PRESET, "cpu")
+
+
+@cache
+def base_state() -> dict[str, torch.Tensor]:
+    return preset().trainable_state()
+
+
+def near_base(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for key, value in base_state().items()
+    }
+
+
+def same(one: Referent, other: Referent) -> bool:
+    """Bit for bit."""
+    return np.array_equal(one.mask, other.mask) and (one.score, one.stability, one.box_xyxy) == (
+        other.score,
+        other.stability,
+        other.box_xyxy,
+    )
+
+
+def test_answers_stay_bit_for_bit_while_another_line_swaps(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    of_one = promote_state(versions, 1, near_base(1))
+    earlier = [promote_state(versions, 2, near_base(seed)) for seed in (2, 3)]
+    engine = make_engine(preset)
+    expected = {phrase: ask(engine, 1, phrase)[1] for phrase in ("the dog", "a boat on the left")}
+    stop, seen = Event(), list[str]()
+
+    def swap() -> None:
+        for _ in range(3):
+            versions.rollback(line=line_of_project(2))
+            engine.refresh()
+            seen.append(ask(engine, 2, "the dog")[0])
+            versions.promote(earlier[-1], line=line_of_project(2))
+            engine.refresh()
+            seen.append(ask(engine, 2, "the dog")[0])
+        stop.set()
+
+    other = threading.Thread(target=swap)
+    other.start()
+    while not stop.is_set():
+        for phrase, before in expected.items():
+            version, found = ask(engine, 1, phrase)
+            assert version == of_one
+            np.testing.assert_allclose(found.score, before.score, atol=1e-5)
+    other.join()
+
+    assert seen == [earlier[0], earlier[1]] * 3
+    for phrase, before in expected.items():
+        assert same(ask(engine, 1, phrase)[1], before), phrase
+
+
+def test_versions_leave_and_come_back_with_the_same_answers(
+    make_engine: Callable[..., Engine], versions: VersionStore, metrics: Metrics
+) -> None:
+    projects = (1, 2, 3)
+    for project in projects:
+        promote_state(versions, project, near_base(project))
+    room_for_one = versions.weights_path(versions.current("project-1"))
+    assert room_for_one is not None
+    engine = make_engine(preset, version_bytes=room_for_one.stat().st_size)
+    first = {project: ask(engine, project, "the dog") for project in projects}
+    again = {project: ask(engine, project, "the dog") for project in projects}
+
+    for project in projects:
+        (before_version, before), (version, found) = first[project], again[project]
+        assert version == before_version
+        assert same(found, before)
+    assert not same(first[1][1], first[2][1])
+    status = engine.status()
+    assert (status.loaded_versions, status.loaded_bytes) == (1, room_for_one.stat().st_size)
+    assert value(metrics, "sspsam_version_loads_total") == 6
+
+
+def damage(versions: VersionStore, version: str) -> None:
+    (versions.path(version) / WEIGHTS).write_bytes(b"damaged")
+
+
+def test_a_damaged_version_is_refused_for_its_line_alone(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    engine = make_engine()
+    shift_of(engine, 1), shift_of(engine, 2)
+    bad, newer = promote(versions, 1, 5), promote(versions, 2, 3)
+    damage(versions, bad)
+
+    engine.refresh()
+
+    assert (shift_of(engine, 1), shift_of(engine, 2)) == ((of_one, 1), (newer, 3))
+    [refusal] = engine.status().refusals
+    assert (refusal.line, refusal.version, refusal.serving) == ("project-1", bad, of_one)
+    assert "sha256" in refusal.reason
+    good = promote(versions, 1, 6)
+    engine.refresh()
+    assert shift_of(engine, 1) == (good, 6)
+    assert (engine.status().refusals, of_two in engine.status().lines.values()) == ([], False)
+
+
+def test_a_cold_line_with_a_damaged_version_is_served_by_the_one_before(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    good, bad, only = promote(versions, 1, 1), promote(versions, 1, 2), promote(versions, 2, 3)
+    damage(versions, bad)
+    damage(versions, only)
+    engine = make_engine()
+
+    assert shift_of(engine, 1) == (good, 1)
+    assert shift_of(engine, 2) == (BASE, 0), "nothing served it before"
+    assert {refusal.version for refusal in engine.status().refusals} == {bad, only}
+    engine.refresh()
+    assert engine.version_of("1") == good
+
+
+def test_a_version_that_was_damaged_after_it_left_memory_is_refused(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    engine = make_engine(version_bytes=0)
+    assert shift_of(engine, 1) == (of_one, 1)
+    assert shift_of(engine, 2) == (of_two, 2), "there is room for one"
+    damage(versions, of_one)
+
+    assert shift_of(engine, 1) == (BASE, 0)
+    assert of_one in engine.status().refused
+
+
+class SlowStore(VersionStore):
+    """Finds some versions only when it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, PRESET)
+        self.slow, self.may_find, self.finding = "", Event(), Event()
+
+    def weights_path(self, version_id: str) -> Path | None:
+        if version_id == self.slow:
+            self.finding.set()
+            assert self.may_find.wait(20)
+        return super().weights_path(version_id)
+
+
+def test_a_cold_line_holds_up_no_other(tmp_path: Path) -> None:
+    versions = SlowStore(tmp_path)
+    versions.slow, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    versions.finding.clear()
+    versions.may_find.set()
+    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.1)
+    engine.start()
+    assert engine.wait(20)
+    versions.may_find.clear()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            cold = pool.submit(shift_of, engine, 1)
+            assert versions.finding.wait(20)
+            assert [shift_of(engine, 2) for _ in range(3)] == [(of_two, 2)] * 3
+            assert not cold.done()
+            versions.may_find.set()
+            assert cold.result(20) == (versions.slow, 1)
+    finally:
+        engine.stop()
+
+
+class Held(ColourPredictor):
+    """Answers only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer, self.answering = Event(), Event()
+        self.models: list[Sequence[Any]] = []
+
+    def decode(self, questions: Sequence[Any], models: Sequence[Any] | None = None) -> list[Referent]:
+        if questions[0].phrase != "warm up":
+            self.answering.set()
+            assert self.may_answer.wait(20)
+            self.models.append(models or [])
+        return super().decode(questions, models)
+
+
+def test_a_pass_holds_phrases_of_several_lines(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    expected = {project: (promote(versions, project, project), project) for project in (1, 2, 3)}
+    predictor = Held()
+    engine = make_engine(lambda: predictor, max_batch=8)
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(shift_of, engine, 9)
+        assert predictor.answering.wait(20)
+        rest = {project: pool.submit(shift_of, engine, project) for project in expected}
+        wait_until(lambda: engine.waiting()["phrases"] == 3, "all wait")
+        predictor.may_answer.set()
+        assert {project: one.result(20) for project, one in rest.items()} == expected
+        assert first.result(20) == (BASE, 0)
+
+    assert [len(models) for models in predictor.models] == [1, 3]
+
+
+def test_a_version_in_a_pass_stays_in_memory(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
+    predictor = Held()
+    engine = make_engine(lambda: predictor, version_bytes=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(shift_of, engine, 1)
+        assert predictor.answering.wait(20)
+        two = pool.submit(shift_of, engine, 2)
+        wait_until(lambda: of_one not in engine._loaded_versions, "it is to leave")
+        assert engine.status().loaded_versions == 1
+        assert not two.done()
+        predictor.may_answer.set()
+        assert (one.result(20), two.result(20)) == ((of_one, 1), (of_two, 2))
+
+
+def test_a_busy_line_does_not_lock_out_a_rare_one(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    rare = promote(versions, 2, 2)
+    predictor = Held()
+    engine = make_engine(lambda: predictor, queue_limit=8, max_batch=2)
+
+    def busy(number: int) -> str:
+        return engine.predict("picture", picture, ["red"], Caller(f"1/{number}", project="1")).version
+
+    with ThreadPoolExecutor(10) as pool:
+        first = [pool.submit(busy, number) for number in range(8)]
+        wait_until(lambda: engine.waiting()["phrases"] >= 6, "the model is busy")
+        with pytest.raises(ModelBusyError):
+            busy(8)
+        alone = pool.submit(shift_of, engine, 2)
+        wait_until(lambda: engine.waiting()["phrases"] >= 7, "it is admitted")
+        with pytest.raises(ModelBusyError):
+            shift_of(engine, 2)
+        predictor.may_answer.set()
+        assert alone.result(20) == (rare, 2)
+        assert [one.result(20) for one in first] == [BASE] * 8
+
+
+def test_callers_of_a_rare_line_get_their_turn(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    """One phrase behind forty of a busy line's annotator is answered in the next pass."""
+    promote(versions, 2, 2)
+    predictor = Held()
+    engine = make_engine(lambda: predictor, max_batch=4)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(shift_of, engine, 3)
+        assert predictor.answering.wait(20)
+        red = [f"red {number}" for number in range(40)]
+        many = pool.submit(engine.predict, "picture", picture, red, Caller("1/busy", project="1"))
+        wait_until(lambda: engine.waiting()["phrases"] == 40, "the busy line waits")
+        rare = pool.submit(shift_of, engine, 2)
+        wait_until(lambda: engine.waiting()["phrases"] == 41, "and the rare one")
+        predictor.may_answer.set()
+        assert rare.result(20)[1] == 2
+        first.result(20), many.result(20)
+
+    shifts = [
+        [0 if model is None else int(model["shift"]) for model in models] for models in predictor.models
+    ]
+    assert 2 in shifts[1], "the pass after the running one"
