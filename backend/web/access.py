@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from flask import Request
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
+from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from backend.errors import AccessError, SettingsError, TooManyRequestsError
@@ -38,6 +40,8 @@ PATH_MAX_BYTES = {"/setup": 16 * 2**20, WEBHOOK_PATH: 128 * 2**20}
 """An annotation event contains each mask twice."""
 UNPROVEN_MAX_BYTES = 2**20
 """Limit of a body that is read before authentication."""
+REFUSED_MAX_BYTES = 2**16
+"""Of a body with wrong credentials: many clients send it before they read the answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +136,35 @@ def _credential(request: Request) -> str:
     return "secret" if WEBHOOK_SECRET_HEADER in request.headers else "password"
 
 
+def body_limit(path: str, headers: Mapping[str, str], settings: Settings) -> int:
+    """How many bytes of a body the server may read before `Gate` has seen the request.
+
+    Args:
+        path: Of the request.
+        headers: Of the request, named as in WSGI without HTTP_.
+        settings: Credentials.
+    """
+    limit = PATH_MAX_BYTES.get(path, MAX_REQUEST_BYTES)
+    if path == WEBHOOK_PATH and _is_secret(headers.get("X_ML_SECRET"), settings):
+        return limit
+    if settings.basic_auth is not None:
+        given = Authorization.from_header(headers.get("AUTHORIZATION"))
+        return limit if _is_password(given, settings.basic_auth) else REFUSED_MAX_BYTES
+    return (
+        UNPROVEN_MAX_BYTES if path == WEBHOOK_PATH and settings.webhook_secret.get_secret_value() else limit
+    )
+
+
 def check_access(request: Request, settings: Settings) -> None:
     """Checks a request's credentials.
 
     Raises:
         AccessError: they are missing or wrong.
     """
-    if request.path == WEBHOOK_PATH and _shows_secret(request, settings):
+    if request.path == WEBHOOK_PATH and _is_secret(request.headers.get(WEBHOOK_SECRET_HEADER), settings):
         return
     if settings.basic_auth is not None:
-        if not _shows_password(request, settings.basic_auth):
+        if not _is_password(request.authorization, settings.basic_auth):
             raise AccessError("wrong or missing name and password: see BASIC_AUTH_USER and BASIC_AUTH_PASS")
     elif request.path == WEBHOOK_PATH and settings.webhook_secret.get_secret_value():
         _check_start_training(request)
@@ -160,13 +183,12 @@ def _check_start_training(request: Request) -> None:
         raise AccessError(f"wrong or missing {WEBHOOK_SECRET_HEADER}: run sspsam connect, see WEBHOOK_SECRET")
 
 
-def _shows_secret(request: Request, settings: Settings) -> bool:
+def _is_secret(given: str | None, settings: Settings) -> bool:
     secret = settings.webhook_secret.get_secret_value()
-    return bool(secret) and _same(request.headers.get(WEBHOOK_SECRET_HEADER), secret)
+    return bool(secret) and _same(given, secret)
 
 
-def _shows_password(request: Request, expected: tuple[str, str]) -> bool:
-    given = request.authorization
+def _is_password(given: Authorization | None, expected: tuple[str, str]) -> bool:
     if given is None or given.type != "basic":
         return False
     user, password = _same(given.username, expected[0]), _same(given.password, expected[1])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from backend.logs import configure_logging
 from backend.service import Service
 from backend.settings import Settings
-from backend.web.access import require_secrets
+from backend.web.access import body_limit, require_secrets
 from backend.web.app import create_app
 from sspsam.runtime.process import MEBIBYTE, limit_openmp_spin, tune_malloc
 
@@ -29,6 +31,15 @@ SILENCE_S = 120
 logger = logging.getLogger(__name__)
 
 
+class SafeLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own messages, through the root logger's handlers: without secrets and control characters."""
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.error_log.propagate = True
+        self.error_log.setLevel(self.LOG_LEVELS.get(cfg.loglevel, logging.INFO))
+
+
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
     """gunicorn, configured from settings instead of a command line."""
 
@@ -42,7 +53,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
             "bind": [f"{settings.host}:{settings.port}"],
             "workers": 1,
             "threads": settings.queue_limit + SPARE_THREADS,
-            "worker_class": "gthread",
+            "worker_class": "backend.web.buffering.BufferingWorker",
+            "logger_class": SafeLogger,
             "timeout": SILENCE_S,
             "graceful_timeout": STOP_S,
             "loglevel": settings.log_level.lower(),
@@ -53,6 +65,10 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
         for name, value in options.items():
             if name in self.cfg.settings:  # older versions have no control socket
                 self.cfg.set(name, value)
+
+    def body_limit(self, path: str, headers: Mapping[str, str]) -> int:
+        """See `access.body_limit`."""
+        return body_limit(path, headers, self._settings)
 
     def load(self) -> Flask:
         """Creates the app in the serving process: threads and CUDA do not survive a fork."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
@@ -33,6 +35,9 @@ BUSY_QUANTILE = 0.25
 """Of the times of answers that counts here: of the others, what else this machine does may be to blame."""
 END_PART = 0.15
 """Of the start's work: collecting garbage on the way out alone would be a quarter of it."""
+HALF_SENT = 130
+"""More requests than the server has threads."""
+HEALTH_S = 5.0
 PICTURE_S = 1.5
 """How long the picture's server takes in the test of a graceful stop."""
 
@@ -49,7 +54,7 @@ def start_backend(tmp_path: Path, redis_url: str, web: Web) -> Iterator[Callable
     """Starts backends, whose Label Studio is the picture's server; they end with the test."""
     started: list[Backend] = []
 
-    def start() -> Backend:
+    def start(log: int | IO[bytes] = subprocess.DEVNULL) -> Backend:
         port = free_port()
         own = {
             "LABEL_STUDIO_URL": web.url,
@@ -65,7 +70,7 @@ def start_backend(tmp_path: Path, redis_url: str, web: Web) -> Iterator[Callable
             "OPEN_ACCESS": "true",
         }
         command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "serve"]
-        process = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=os.environ | own, stderr=log)
         started.append(Backend(process, f"http://{LOOPBACK}:{port}"))
         return started[-1]
 
@@ -96,6 +101,30 @@ def test_it_answers_before_and_after_the_model_is_loaded(
     assert answer.status_code == 200
     assert answer.json()["results"][0]["model_version"] == "ssp-sam-test-base"
     assert backend.health()["model_state"] == "ready"
+
+
+def test_half_sent_requests_stop_no_other_and_a_forged_line_is_not_logged(
+    start_backend: Callable[..., Backend], tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        backend = start_backend(log)
+        wait_until(lambda: bool(backend.health()), "the backend listens")
+        port = int(backend.url.rpartition(":")[2])
+        with ExitStack() as held:
+            for _ in range(HALF_SENT):
+                connection = held.enter_context(socket.create_connection((LOOPBACK, port), timeout=5))
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Le")
+            since_s = time.monotonic()
+            assert backend.health()
+            assert time.monotonic() - since_s < HEALTH_S
+        forged = requests.post(f"{backend.url}/webhook%0aFORGED%1b[2J?%e2%80%a8", json={}, timeout=5)
+        assert forged.status_code == 404
+        hostile = requests.post(f"{backend.url}/webhook", json={"action": "a\nFORGED\x1b[2J"}, timeout=5)
+        assert hostile.status_code == 200
+        assert requests.post(f"{backend.url}/webhook", json=["\nFORGED\u2028"], timeout=5).status_code == 400
+    lines = (tmp_path / "log").read_bytes()
+    assert b"FORGED" not in b"".join(line[:20] for line in lines.splitlines())
+    assert not set(lines) & (set(range(32)) - {10})
 
 
 def test_a_request_under_way_is_answered_before_it_stops(
