@@ -66,24 +66,29 @@ class SegmentationMetrics:
         if self.no_target_min_pixels < 1:
             raise ValueError(f"no_target_min_pixels is {self.no_target_min_pixels}, expected 1 or more")
 
-    def update(self, pred_mask: npt.ArrayLike, true_mask: npt.ArrayLike) -> float:
+    def update(
+        self, pred_mask: npt.ArrayLike, true_mask: npt.ArrayLike, ignored: npt.ArrayLike | None = None
+    ) -> float:
         """Adds one sample.
 
         Args:
             pred_mask: (H, W) bool (or 0/1 integers), the model's answer; all False for "nothing there".
             true_mask: (H, W) bool, all False if the phrase has no target.
+            ignored: (H, W) bool, pixels that are not compared, as their truth is unknown; none by default.
 
         Returns:
             IoU of the sample, 0..1; without a target 1 if the answer is empty, else 0.
 
         Raises:
-            MaskMismatchError: the masks differ in size or are not masks.
+            MaskMismatchError: the masks differ in size or are not masks, or all of the target is ignored.
         """
         predicted, truth = _as_mask(pred_mask, "pred_mask"), _as_mask(true_mask, "true_mask")
         if predicted.shape != truth.shape:
             raise MaskMismatchError(
                 f"pred_mask is {predicted.shape}, true_mask is {truth.shape}: expected equal sizes"
             )
+        if ignored is not None:
+            predicted, truth = _without(ignored, predicted, truth)
         self.samples += 1
         iou = self._add_target(predicted, truth) if truth.any() else self._add_no_target(predicted)
         self.iou_sum += iou
@@ -175,6 +180,19 @@ class BoxAccuracy:
     def compute(self) -> Figures:
         """`{"Acc@0.5": share in 0..1, or None before the first sample}`."""
         return {"Acc@0.5": _ratio(self.found, self.samples)}
+
+
+def _without(
+    ignored: npt.ArrayLike, predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    compared = ~_as_mask(ignored, "ignored")
+    if compared.shape != truth.shape:
+        raise MaskMismatchError(
+            f"ignored is {compared.shape}, true_mask is {truth.shape}: expected equal sizes"
+        )
+    if truth.any() and not (truth & compared).any():
+        raise MaskMismatchError("all of the target is ignored: nothing is left to compare")
+    return predicted & compared, truth & compared
 
 
 def _as_mask(mask: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:

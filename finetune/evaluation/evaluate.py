@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from finetune.data.sample import Dataset, Sample, samples_by_image
+from finetune.evaluation.edge_bands import edge_band
 from finetune.evaluation.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
 from finetune.training.ranks import Ranks
@@ -66,6 +67,8 @@ class EvaluationResult:
     """Sample ID -> why its phrase is unreadable; such a sample counts as an empty answer."""
     protocol: str = "original"
     """Key of finetune.evaluation.protocols.PROTOCOLS: the frame in which masks are compared."""
+    edges: bool = True
+    """False if the edges of the labels were left out of the comparison."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -83,6 +86,7 @@ def evaluate(
     progress: Progress | None = None,
     *,
     protocol: str = "original",
+    edges: bool = True,
     processes: Ranks | None = None,
 ) -> EvaluationResult:
     """Evaluates every sample, one phrase at a time.
@@ -94,6 +98,8 @@ def evaluate(
         dataset: Samples to evaluate.
         progress: Called after each image.
         protocol: `original`, at the images' own size, or `paper`, as in the paper's code.
+        edges: False leaves a band around the edges of the labels out of the comparison: see
+            `finetune.evaluation.edge_bands`.
         processes: Share the work; each gets the result of all.
 
     Raises:
@@ -104,7 +110,7 @@ def evaluate(
         raise ValueError("the data set has no samples")
     processes = processes or Ranks()
     rules = choose_protocol(protocol, predictor)
-    tally = _Tally(rules)
+    tally = _Tally(rules, edges)
     share = processes.share(len(dataset))
     for samples in samples_by_image(dataset, share):
         started = time.perf_counter()
@@ -118,7 +124,7 @@ def evaluate(
     merged, *others = processes.gather(tally.counted)
     for other in others:
         merged.merge(other)
-    return merged.result(protocol)
+    return merged.result(protocol, edges)
 
 
 def _answer(
@@ -146,33 +152,38 @@ def _wait_for_device(embedding: ImageEmbedding) -> None:
 class _Tally:
     """Accumulated results, by the rules of a protocol."""
 
-    def __init__(self, rules: MaskProtocol) -> None:
+    def __init__(self, rules: MaskProtocol, edges: bool) -> None:
         self.rules = rules
+        self.edges = edges
         self.counted = Counted(self._metrics(), self._baselines())
 
     def add(self, sample: Sample, answer: Answer | None) -> None:
         counted, truth = self.counted, self.rules.truth(sample.mask)
-        nothing = np.zeros_like(truth)
-        mask = nothing if answer is None else answer.mask
-        iou = counted.overall.update(mask, truth)
+        ignored = None if self.edges else edge_band(truth)
+        mask = np.zeros_like(truth) if answer is None else answer.mask
+        iou = counted.overall.update(mask, truth, ignored)
         counted.per_sample.append(
             SampleResult(sample.sample_id, sample.image_id, iou, sample.phrase, sample.family, sample.label)
         )
         if sample.family:
-            counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth)
+            counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth, ignored)
             by_name = counted.family_baselines.setdefault(sample.family, self._baselines())
-            self._add_baselines(by_name, sample, truth)
+            self._add_baselines(by_name, sample, truth, ignored)
         if sample.has_target:
             box_xyxy = NO_BOX_XYXY if answer is None else answer.box_xyxy
             counted.boxes.update(box_xyxy, sample.true_box_xyxy)
-        self._add_baselines(counted.baselines, sample, truth)
+        self._add_baselines(counted.baselines, sample, truth, ignored)
 
     def _add_baselines(
-        self, baselines: dict[str, SegmentationMetrics], sample: Sample, truth: BoolMask
+        self,
+        baselines: dict[str, SegmentationMetrics],
+        sample: Sample,
+        truth: BoolMask,
+        ignored: BoolMask | None,
     ) -> None:
-        baselines[NOTHING].update(np.zeros_like(truth), truth)
+        baselines[NOTHING].update(np.zeros_like(truth), truth, ignored)
         if sample.all_objects is not None:
-            baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth)
+            baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth, ignored)
 
     def _baselines(self) -> dict[str, SegmentationMetrics]:
         return {name: self._metrics() for name in (ALL_OBJECTS, NOTHING)}
@@ -209,10 +220,11 @@ class Counted:
         self.refused |= other.refused
         return self
 
-    def result(self, protocol: str) -> EvaluationResult:
+    def result(self, protocol: str, edges: bool = True) -> EvaluationResult:
         """The metrics so far."""
         return EvaluationResult(
             protocol=protocol,
+            edges=edges,
             overall={**self.overall.compute(), **self.boxes.compute()},
             by_family={family: metrics.compute() for family, metrics in self.by_family.items()},
             counts={

@@ -181,3 +181,24 @@ def test_box_accuracy_counts_boxes_at_half_overlap(predicted: tuple[int, ...], i
     assert boxes.update(predicted, (0, 0, 10, 10)) == pytest.approx(iou)
     assert boxes.merge(BoxAccuracy(samples=1, found=1)).compute() == {"Acc@0.5": (1 + (iou >= 0.5)) / 2}
     assert BoxAccuracy().compute() == {"Acc@0.5": None}
+
+
+@given(mask_pairs(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_ignored_pixels_have_no_effect(pair: Pair, seed: int) -> None:
+    predicted, truth = pair
+    rng = np.random.default_rng(seed)
+    ignored = rng.random(truth.shape) < 0.5
+    if truth.any() and not (truth & ~ignored).any():
+        with pytest.raises(MaskMismatchError, match="nothing is left"):
+            SegmentationMetrics().update(predicted, truth, ignored)
+        return
+    iou = SegmentationMetrics().update(predicted, truth, ignored)
+    assert iou == SegmentationMetrics().update(predicted ^ (ignored & predicted), truth & ~ignored)
+    noise = rng.random(truth.shape) < 0.5
+    assert iou == SegmentationMetrics().update(np.where(ignored, noise, predicted), truth, ignored)
+
+
+def test_ignored_pixels_have_the_size_of_the_masks() -> None:
+    with pytest.raises(MaskMismatchError, match="ignored"):
+        SegmentationMetrics().update(np.ones((4, 4), bool), np.ones((4, 4), bool), np.ones((4, 5), bool))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, judge
+from finetune.data.records import RefRecord
+from sspsam import coco_rle_to_mask
+from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, compares_edges, judge
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.html_report import MeasuredOn
     from sspsam import Predictor
 
-HELD_OUT_TITLE = "Held-out corrections"
+HELD_OUT_TITLE = "Held-out labels"
 BASE_TITLE = "Base validation set"
 
 State = Mapping[str, "torch.Tensor"]
@@ -32,6 +34,8 @@ class Measured:
     """None without a base validation set."""
     pictures: Mapping[str, Image.Image]
     """Sample id -> image of both answers, for the held-out samples that changed most."""
+    drawn_edges: float = 1.0
+    """Fraction of the held-out masks' edges that annotators drew, 0..1."""
 
     @property
     def sections(self) -> list[MeasuredOn]:
@@ -39,7 +43,12 @@ class Measured:
 
 
 def measure(
-    predictor: Predictor, incumbent: State, candidate: State, held_out: Dataset, base: Dataset | None
+    predictor: Predictor,
+    incumbent: State,
+    candidate: State,
+    held_out: Dataset,
+    base: Dataset | None,
+    drawn_edges: float = 1.0,
 ) -> Measured:
     """Evaluates both versions on both data sets and draws the answers that changed most.
 
@@ -47,29 +56,55 @@ def measure(
         predictor: The preset's predictor; holds the candidate's tensors on return.
         incumbent: Trainable tensors of the serving version.
         candidate: Trainable tensors of its possible successor.
-        held_out: Corrections that neither version was trained on.
+        held_out: Labels that neither version was trained on.
         base: Base validation set, which measures forgetting; None if there is none.
+        drawn_edges: Fraction of the edges of the held-out masks that annotators drew, which decides whether
+            edges are compared.
     """
     from finetune.evaluation.changes import draw_changes, list_changes, most_changed
     from finetune.evaluation.evaluate import evaluate
     from finetune.evaluation.html_report import MeasuredOn
 
     data_sets = {HELD_OUT_TITLE: held_out} | ({} if base is None else {BASE_TITLE: base})
+    edges = {HELD_OUT_TITLE: compares_edges(drawn_edges), BASE_TITLE: True}
     results: list[dict[str, EvaluationResult]] = []
     for state in (incumbent, candidate):
         predictor.load_trainable(state)
-        results.append({title: evaluate(predictor, data) for title, data in data_sets.items()})
+        results.append(
+            {title: evaluate(predictor, data, edges=edges[title]) for title, data in data_sets.items()}
+        )
     before, after = results
     on = {title: MeasuredOn(title, before[title], after[title]) for title in data_sets}
     best, worst = most_changed(list_changes(before[HELD_OUT_TITLE], after[HELD_OUT_TITLE]))
     shown = [change.sample_id for change in (*best, *worst)]
     pictures = draw_changes(predictor, incumbent, candidate, held_out, shown)
-    return Measured(on[HELD_OUT_TITLE], on.get(BASE_TITLE), pictures)
+    return Measured(on[HELD_OUT_TITLE], on.get(BASE_TITLE), pictures, drawn_edges)
+
+
+def drawn_edges(records: Iterable[RefRecord]) -> float:
+    """The fraction of the edges of masks that annotators drew, each mask counting equally, 0..1.
+
+    A mask without a known proposal was drawn by hand. Without any mask, the fraction is 1.
+    """
+    from finetune.evaluation.edge_bands import drawn_fraction
+
+    fractions = [
+        1.0
+        if record.served_rle is None
+        else drawn_fraction(coco_rle_to_mask(record.mask_rle), coco_rle_to_mask(record.served_rle))
+        for record in records
+        if record.mask_rle is not None
+    ]
+    return sum(fractions) / len(fractions) if fractions else 1.0
 
 
 def to_metrics(measured: Measured, base_data: str | None, tolerance: float) -> dict[str, Any]:
     """Metrics for the version's card: everything that `verdict_of` needs, as JSON."""
-    metrics = {"metric": GATE_METRIC, **_figures(measured.held_out, "held_out_samples", "held_out_images")}
+    metrics = {
+        "metric": GATE_METRIC,
+        **_figures(measured.held_out, "held_out_samples", "held_out_images"),
+        "drawn_edges": round(measured.drawn_edges, 4),
+    }
     if measured.base is not None:
         base = _figures(measured.base, "samples", "images")
         metrics["base_validation"] = {"data": base_data, "tolerance": tolerance, **base}
@@ -107,4 +142,5 @@ def _measurement(figures: Mapping[str, Any], samples_key: str, images_key: str) 
         samples=int(figures[samples_key]),
         images=int(figures[images_key]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        drawn_edges=float(figures.get("drawn_edges", 1)),
     )

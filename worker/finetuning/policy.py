@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -23,8 +23,12 @@ FEW_IMAGES = 5
 FEW_IMAGES_MARGIN = 0.02
 """Larger margin required instead."""
 
+MIN_DRAWN_EDGES = 0.85
+"""Below this fraction of edges that annotators drew, edges are left out of the comparison. Above it, the
+other edges hardly favour the version that proposed them."""
+
 HELD_OUT_FRACTION = 0.25
-"""Fraction of the images with corrections."""
+"""Fraction of the images with corrections, and of the others."""
 MIN_HELD_OUT_IMAGES = 2
 MIN_IMAGES = 2
 """Images with corrections: at least one to train on and another one to evaluate on."""
@@ -131,8 +135,9 @@ def assign_sides(
 ) -> dict[str, Side]:
     """Permanently assigns a side to each image that has none.
 
-    Of the new images with corrections, those with the lowest digest are held out until the target is met;
-    all other new images are for training. An assigned image keeps its side.
+    Of the new images with corrections, those with the lowest digest are held out until the target is met,
+    and of the others the same fraction: images on which only the serving version failed would favour any
+    candidate that fails elsewhere. An assigned image keeps its side.
 
     Args:
         known: Image sha256 -> side, for every image seen before in any project.
@@ -142,16 +147,21 @@ def assign_sides(
     Returns:
         known, extended by the new images.
     """
+    corrected, others = set(corrected), set(others)
+    target = held_out_target(len(corrected))
+    fraction = target / len(corrected) if corrected else 0.0
+    sides = _hold_out(known, corrected, target)
+    return _hold_out(sides, others, math.floor(fraction * len(others)))
+
+
+def _hold_out(known: Mapping[str, Side], images: Set[str], target: int) -> dict[str, Side]:
+    """Extends the sides by the images: held out until the target is met, then for training."""
     sides = dict(known)
-    held_out = sum(sides.get(digest) == "held-out" for digest in corrected)
-    missing = max(0, held_out_target(len(set(corrected))) - held_out)
+    missing = max(0, target - sum(sides.get(digest) == "held-out" for digest in images))
     # Digests are effectively random and equal on every machine, so the split is deterministic without a
     # seed or a lock, and a later image never moves an earlier one.
-    new = sorted(set(corrected) - set(known))
-    for rank, digest in enumerate(new):
+    for rank, digest in enumerate(sorted(images - set(known))):
         sides[digest] = "held-out" if rank < missing else "train"
-    for digest in others:
-        sides.setdefault(digest, "train")
     return sides
 
 
@@ -176,6 +186,8 @@ class Measurement:
     images: int
     interval: tuple[float, float] | None = None
     """95 % confidence interval of after - before, by paired bootstrap over images; None for one image."""
+    drawn_edges: float = 1.0
+    """Fraction of the edges of the samples' masks that annotators drew, 0..1."""
 
     @property
     def change(self) -> float | None:
@@ -190,16 +202,26 @@ class Verdict:
     reason: str
 
 
+def compares_edges(drawn_edges: float) -> bool:
+    """Whether masks are compared up to their edges, given the fraction of edges that annotators drew.
+
+    An edge that an annotator left as proposed agrees with the proposing version, whatever the truth is. If
+    there are many, a band around the edges of all labels is left out, also where they were drawn: annotators
+    draw where the serving version failed, so only its failures would be measured more strictly.
+    """
+    return drawn_edges >= MIN_DRAWN_EDGES
+
+
 def judge(held_out: Measurement, base: Measurement | None, tolerance: float) -> Verdict:
     """Decides whether a candidate is promoted.
 
-    On the held-out corrections it must gain at least MARGIN, with a confidence interval above 0. An interval
+    On the held-out labels it must gain at least MARGIN, with a confidence interval above 0. An interval
     over fewer than FEW_IMAGES images is meaningless; FEW_IMAGES_MARGIN is required instead. On the base
     validation set it must not lose more than the tolerance; if that set is given but its metric is
     undefined, the candidate is rejected.
 
     Args:
-        held_out: On corrections that neither version was trained on.
+        held_out: On labels that neither version was trained on.
         base: On the base validation set; None if there is none.
         tolerance: Maximum loss of GATE_METRIC on the base validation set.
     """
@@ -210,9 +232,11 @@ def judge(held_out: Measurement, base: Measurement | None, tolerance: float) -> 
 
 def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
     on = (
-        f"{held_out.samples} corrected {_plural('mask', held_out.samples)} of {held_out.images} "
+        f"{held_out.samples} {_plural('label', held_out.samples)} of {held_out.images} "
         f"held-out {_plural('image', held_out.images)}"
     )
+    if not compares_edges(held_out.drawn_edges):
+        on += f", without mask edges, of which annotators drew only {held_out.drawn_edges:.0%}"
     if held_out.change is None:
         return False, f"{GATE_METRIC} on {on} is undefined, so an improvement cannot be shown"
     comparison = f"{_in_words(held_out)} on {on}; at least "

@@ -101,7 +101,8 @@ def prepare_run(
     folder = run_folder(model_dir, run.run_id)
     training = [r for r in records if sides[r.image_sha256] == "train"]
     stopping = choose_stopping({r.image_sha256 for r in training if r.corrected})
-    held_out = [r for r in records if r.corrected and sides[r.image_sha256] == "held-out"]
+    # Accepted masks too: on corrections alone, any version does better than the one that was corrected.
+    held_out = [r for r in records if sides[r.image_sha256] == "held-out"]
     write_records(folder / TRAIN_FILE, [r for r in training if r.image_sha256 not in stopping])
     if stopping:
         write_records(folder / STOPPING_FILE, [r for r in training if r.image_sha256 in stopping])

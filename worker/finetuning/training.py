@@ -18,7 +18,7 @@ from finetune.data.records import RefRecord, read_records, write_records
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard
 from worker.finetuning.before_after import write_before_after
-from worker.finetuning.measuring import Measured, measure, to_metrics, verdict_of
+from worker.finetuning.measuring import Measured, drawn_edges, measure, to_metrics, verdict_of
 from worker.finetuning.recipes import base_validation, records_spec, train_config
 from worker.finetuning.runs import (
     HELD_OUT_FILE,
@@ -195,6 +195,7 @@ def _measure(run: Run, store: VersionStore, settings: Settings, weights: Path, b
         read_tensors(weights),
         open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir)),
         None if base is None else open_dataset(base),
+        drawn_edges(read_records(folder / HELD_OUT_FILE)),
     )
 
 

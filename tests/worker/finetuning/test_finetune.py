@@ -132,7 +132,7 @@ def test_a_candidate_that_is_no_better_is_kept_with_the_reason(
     [_, card] = services.store.list()
     assert (card.status, services.store.current()) == ("rejected", services.store.base_version)
     assert card.reason.startswith("gIoU 1.000 -> 0.")
-    assert untold(card.reason, "2 corrected masks", "2 held-out images", "+0.020") == []
+    assert untold(card.reason, "2 labels", "2 held-out images", "+0.020") == []
 
 
 def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.report import compare
 from sspsam import Predictor
 from tests.facts import untold
-from tests.worker.finetuning.test_runs import prepare
+from tests.worker.finetuning.test_runs import prepare, record
 from worker.finetuning.measuring import (
     BASE_TITLE,
     HELD_OUT_TITLE,
     Measured,
     State,
+    drawn_edges,
     measure,
     to_metrics,
     verdict_of,
@@ -87,6 +89,29 @@ def test_the_gate_judges_by_the_base_figures_of_the_card(measured: Measured) -> 
         verdict = verdict_of(metrics | better | {"base_validation": metrics["base_validation"] | known})
         assert verdict.promote is promote, verdict.reason
         assert "6 phrases" in verdict.reason
+
+
+def test_edges_that_annotators_left_are_not_compared(states: tuple[State, State], measured: Measured) -> None:
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    left = measure(predictor, *states, open_dataset(HELD_OUT), open_dataset(BASE), drawn_edges=0.4)
+    assert (left.held_out.incumbent.edges, left.held_out.candidate.edges) == (False, False)
+    assert left.held_out.incumbent.overall != measured.held_out.incumbent.overall
+    assert left.base is not None
+    assert measured.base is not None
+    assert left.base.candidate.overall == measured.base.candidate.overall, "its edges are true ones"
+    metrics = to_metrics(left, BASE, tolerance=0.5)
+    assert untold(verdict_of(metrics).reason, "40%", "edges") == []
+    assert untold(verdict_of(to_metrics(measured, BASE, tolerance=0.5)).reason, "edges") == ["edges"]
+
+
+def test_edges_of_hand_drawn_refined_and_accepted_masks(tmp_path: Path) -> None:
+    accepted = record(1, tmp_path)
+    accepted = replace(accepted, served_rle=accepted.mask_rle)
+    drawn, absent = record(2, tmp_path), replace(record(3, tmp_path), mask_rle=None, region=None)
+    assert drawn_edges([drawn, absent]) == 1
+    assert drawn_edges([absent]) == 1
+    assert drawn_edges([accepted]) == 0
+    assert drawn_edges([accepted, drawn, drawn, absent]) == pytest.approx(2 / 3)
 
 
 def test_without_a_base_set_that_is_said(measured: Measured) -> None:

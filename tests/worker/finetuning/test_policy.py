@@ -105,6 +105,21 @@ def test_images_never_change_sides() -> None:
         assert sum(side == "held-out" for side in sides.values()) == held_out_target(seen)
 
 
+@pytest.mark.parametrize(
+    ("corrected", "accepted", "expected"), [(8, 8, 2), (8, 40, 10), (2, 3, 1), (0, 9, 0)]
+)
+def test_of_the_images_without_a_correction_the_same_fraction_is_held_out(
+    corrected: int, accepted: int, expected: int
+) -> None:
+    mended, others = ([f"{kind}{number:02d}" for number in range(40)] for kind in ("c", "a"))
+    sides = assign_sides({}, mended[:corrected], others[:accepted])
+    held_out = [digest for digest, side in sides.items() if side == "held-out"]
+    assert sum(digest.startswith("a") for digest in held_out) == expected
+    assert sum(digest.startswith("c") for digest in held_out) == held_out_target(corrected)
+    grown = assign_sides(sides, mended[:corrected], others)
+    assert sides.items() <= grown.items()
+
+
 def test_the_split_does_not_depend_on_the_order() -> None:
     corrected = ["c", "a", "d", "b"]
     expected = {"a": "held-out", "b": "held-out", "c": "train", "d": "train", "e": "train"}
@@ -154,7 +169,7 @@ def test_it_must_be_better_on_held_out_corrections(measured: Measurement, promot
     for known in (None, base(0.80, 0.80)):
         verdict = judge(measured, known, tolerance=0.02)
         assert verdict.promote is promote
-        assert untold(verdict.reason, "20 corrected masks", str(measured.images)) == []
+        assert untold(verdict.reason, "20 labels", str(measured.images)) == []
 
 
 @pytest.mark.parametrize(
@@ -176,19 +191,26 @@ FIGURES = ("0.612", "0.745", "+0.133")
 BASE_FIGURES = ("0.801", "0.795", "-0.006", "-0.030", "+0.010", "240 phrases", "-0.020")
 
 
+def test_the_reason_tells_that_edges_were_left_out() -> None:
+    measured = held_out(0.60, 0.70)
+    for drawn, told in ((1.0, False), (0.85, False), (0.84, True), (0.0, True)):
+        reason = judge(replace(measured, drawn_edges=drawn), None, 0.02).reason
+        assert (untold(reason, "edges", f"{drawn:.0%}") == []) is told, reason
+
+
 @pytest.mark.parametrize(
     ("measured", "known", "told"),
     [
         pytest.param(
             held_out(0.612, 0.745),
             base(0.801, 0.795),
-            (*FIGURES, "+0.001", "+0.200", "20 corrected masks", "10", "+0.010", *BASE_FIGURES),
+            (*FIGURES, "+0.001", "+0.200", "20 labels", "10", "+0.010", *BASE_FIGURES),
             id="both measured",
         ),
         pytest.param(
             held_out(0.612, 0.745, images=2),
             None,
-            (*FIGURES, "20 corrected masks", "2", "+0.020", "5 images", "VALIDATION_DATA"),
+            (*FIGURES, "20 labels", "2", "+0.020", "5 images", "VALIDATION_DATA"),
             id="few images, and no base validation set",
         ),
         pytest.param(

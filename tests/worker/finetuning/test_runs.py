@@ -82,14 +82,14 @@ def test_a_run_is_frozen_and_named_by_what_it_is_made_of(services: Services) -> 
     assert sorted(load_sides(services.settings.model_dir).values()) == ["held-out", *["train"] * 4]
 
 
-def test_masks_that_were_accepted_are_learned_but_not_measured_on(services: Services) -> None:
+def test_masks_that_were_accepted_are_learned_and_measured_on(services: Services) -> None:
     images = services.settings.images_dir
     accepted = [replace(it, served_rle=it.mask_rle) for it in (record(number, images) for number in range(2))]
     sides: dict[str, Side] = {accepted[0].image_sha256: "train", accepted[1].image_sha256: "held-out"}
     run = prepare_run(services.settings.model_dir, services.store, PROJECT, accepted, sides)
     folder = run_folder(services.settings.model_dir, run.run_id)
     assert len(read_records(folder / TRAIN_FILE)) == 1
-    assert read_records(folder / HELD_OUT_FILE) == []
+    assert [it.image_sha256 for it in read_records(folder / HELD_OUT_FILE)] == [accepted[1].image_sha256]
 
 
 def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
