@@ -20,6 +20,16 @@ NEVER = {
     "255.255.255.255/32": "broadcast",
 }
 """Network -> description. These addresses never serve images, even if an operator lists their host."""
+NOT_PUBLIC = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16",
+    "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
+    "2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+)  # fmt: skip
+"""Networks for special purposes, of IANA's registries; `ipaddress` lacks some, and each Python others."""
+PUBLIC_IPV6 = ip_network("2000::/3")
+"""The addresses that IANA assigns to hosts: none beyond are public, such as fec0::/10."""
+_NOT_PUBLIC = tuple(ip_network(network) for network in NOT_PUBLIC)
 _NEVER = {ip_network(network): what for network, what in NEVER.items()}
 _NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
 
@@ -41,9 +51,16 @@ def refusal(address: str, public_only: bool) -> str:
         for network, what in _NEVER.items():
             if meant in network:
                 return what
-        if public_only and (not meant.is_global or meant.is_multicast):
+        if public_only and not _is_public(meant):
             return "not a public one"
     return ""
+
+
+def _is_public(address: IPv4Address | IPv6Address) -> bool:
+    if address in _NAT64[0]:  # of networks without IPv4; the address inside is checked by itself
+        return True
+    beyond = isinstance(address, IPv6Address) and address not in PUBLIC_IPV6
+    return address.is_global and not beyond and not any(address in network for network in _NOT_PUBLIC)
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,8 @@ operator. A host name is resolved once, its addresses are checked, and the conne
 address, which defeats DNS rebinding. Each redirect is checked likewise. Proxies, cookies and .netrc are not
 used.
 
-Label Studio's API key is sent to Label Studio's origin only.
+Label Studio's API key is sent to Label Studio's origin only, and there only for files. A GET of another path
+can change something: `/api/projects/2/next` locks a task.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from threading import Timer
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 import certifi
 from urllib3.exceptions import LocationParseError
@@ -42,6 +43,11 @@ CHUNK_BYTES = 1 << 16
 DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 ANY_PUBLIC_HOST = "*"
+KEY_PATHS = re.compile(r"/(?:data/.+|(?:tasks|projects)/[0-9]{1,20}/(?:resolve|presign)/)")
+"""URL paths of files in Label Studio and in its storages; the key is sent for these alone."""
+_NO_FILE = re.compile(r"(?:^|[/;])\.\.?(?:$|[/;])|[\\\x00-\x1f\x7f]|//")
+"""In a decoded path: a server may take it for another one."""
+_DECODINGS = 3
 LABEL_STUDIO_PATH = re.compile(r"/(data/(upload|local-files)|(tasks|projects)/\d+/[a-z-]+)/")
 """URL path of files that Label Studio serves."""
 
@@ -166,8 +172,22 @@ class Fetcher:
         self._resolve = resolve
 
     def is_label_studio(self, target: Target) -> bool:
-        """Whether a URL is on Label Studio's origin, and may receive the API key."""
+        """Whether a URL is on Label Studio's origin."""
         return target.origin == Target.parse(self._client.url).origin
+
+    def may_have_key(self, target: Target) -> bool:
+        """Whether a URL is of a file that Label Studio serves, and may receive the API key."""
+        home = Target.parse(self._client.url)
+        path = target.path.partition("?")[0]
+        prefix = home.path.rstrip("/")
+        if target.origin != home.origin or not path.startswith(f"{prefix}/"):
+            return False
+        path = path.removeprefix(prefix)
+        for _ in range(_DECODINGS):
+            if _NO_FILE.search(path):
+                return False
+            path = unquote(path)
+        return KEY_PATHS.fullmatch(target.path.partition("?")[0].removeprefix(prefix)) is not None
 
     def fetch(self, url: str) -> bytes:
         """Downloads a file.
@@ -224,7 +244,7 @@ class Fetcher:
 
     def _get(self, target: Target, public_only: bool, deadline_s: float) -> bytes | _Redirect:
         addresses = self._checked_addresses(target, public_only)
-        signed = self.is_label_studio(target)
+        signed = self.may_have_key(target)
         # Uncompressed alone: a small compressed body could expand beyond every limit.
         headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "ssp-sam-assist"}
         if signed:

@@ -10,6 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from backend.errors import ImageFetchError, ImageFormatError, ImageMissingError
 
+_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+"""macOS has no O_PATH, with which a folder needs no permission to be listed."""
+
 
 def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
     """Reads the file of a `file://` URL.
@@ -25,11 +28,12 @@ def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
         ImageFormatError: it is too large.
     """
     path = _real_path(url)
-    if path is None or not any(path.is_relative_to(root.resolve()) for root in roots):
+    tops = [root.resolve() for root in roots]
+    root = next((top for top in tops if path is not None and top in path.parents), None)
+    if path is None or root is None:
         raise ImageMissingError("the task's image is a file outside the allowed folders: see IMAGE_ROOTS")
     try:
-        # The path is resolved: a link found here now was added since. A pipe must not block us.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = _open_below(root, path)
     except OSError as error:
         raise ImageFetchError(f"cannot read the image file: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -40,6 +44,25 @@ def read_local(url: str, roots: Sequence[Path], max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ImageFormatError(f"the image file is larger than {max_bytes} bytes")
     return data
+
+
+def _open_below(root: Path, path: Path) -> int:
+    """Opens a resolved path, folder by folder from the root down.
+
+    The path has no links: one that is found here was put in its place since, and may lead anywhere. Opening
+    the path as a whole would follow it, unless it is the last part.
+    """
+    *folders, name = path.relative_to(root).parts
+    folder = os.open(root, _FOLDER)
+    try:
+        for part in folders:
+            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        # A pipe must not block us.
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _real_path(url: str) -> Path | None:

@@ -237,10 +237,11 @@ def test_a_redirect_to_a_name_that_has_become_private_is_refused(label_studio: W
 
 
 def test_our_key_goes_to_label_studios_origin_only(label_studio: Web, elsewhere: Web) -> None:
-    label_studio.answers["/away.png"] = redirect(f"{elsewhere.url}/back.png")
-    elsewhere.answers["/back.png"] = redirect(f"{label_studio.url}/a.png")
+    label_studio.answers["/data/away.png"] = redirect(f"{elsewhere.url}/back.png")
+    elsewhere.answers["/back.png"] = redirect(f"{label_studio.url}/data/a.png")
+    label_studio.answers["/data/a.png"] = Response(b"picture")
 
-    make_fetcher(label_studio.url, place(elsewhere)).fetch(f"{label_studio.url}/away.png")
+    make_fetcher(label_studio.url, place(elsewhere)).fetch(f"{label_studio.url}/data/away.png")
 
     assert label_studio.authorizations == [f"Token {KEY}"] * 2, "there and back again"
     assert elsewhere.authorizations == [None]
