@@ -7,7 +7,9 @@ counts are stored, so that new ones replace them. The backend shows the sums on 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 from redis import Redis
@@ -103,8 +105,11 @@ class CorrectionLog:
         """Returns the sums by project, version and label, in this order."""
         found: dict[tuple[int, str, str], dict[str, float]] = {}
         for name, value in self._redis.hgetall(CORRECTION_SUMS_KEY).items():
-            project, version, label, count = json.loads(name)
-            found.setdefault((project, version, label), {})[count] = round(float(value), 9)
+            with suppress(ValueError, TypeError, OverflowError):  # not in our format
+                project, version, label, count = json.loads(name)
+                if count in COUNTS and math.isfinite(float(value)):
+                    key = (int(project), str(version), str(label))
+                    found.setdefault(key, {})[count] = round(float(value), 9)
         tallies = [
             ProjectTally(project, Tally(version, label, **counts))
             for (project, version, label), counts in sorted(found.items())
@@ -113,7 +118,10 @@ class CorrectionLog:
 
     def _of(self, key: str, annotation: int) -> list[Tally]:
         value = self._redis.hget(key, str(annotation))
-        return [Tally(**counts) for counts in json.loads(value)] if value else []
+        try:
+            return [Tally(**counts) for counts in json.loads(value)] if value else []
+        except (ValueError, TypeError):  # not in our format
+            return []
 
 
 def merged(tallies: Iterable[Tally]) -> list[Tally]:

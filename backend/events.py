@@ -6,21 +6,43 @@ from a body, which may contain megabytes of masks.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import msgspec
 from redis import Redis, RedisError
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import JobStatus
 
 from backend.errors import QueueUnavailableError, RequestError
 from backend.queries import project_number
-from backend.shared_redis import EVENTS, JOB_RETRY, ServiceQueue
+from backend.shared_redis import (
+    EVENT_COUNT_KEY,
+    EVENTS,
+    JOB_RETRY,
+    RECONCILE,
+    RECONCILE_TIMEOUT_S,
+    ServiceQueue,
+    fetch_job,
+)
 
 COLLECT = "worker.jobs.collect_annotation"
 FORGET = "worker.jobs.forget_annotations"
 MAYBE_FINETUNE = "worker.jobs.maybe_finetune"
+RECONCILE_ALL = "worker.jobs.reconcile_projects"
+RECONCILE_ONE = "worker.jobs.reconcile_project"
 JOB_TIMEOUT_S = 300
+MAX_ANNOTATIONS = 100
+"""Of one event; more become a reconciliation."""
+MAX_JOBS_PER_MINUTE = 600
+"""Of one project; more become a reconciliation."""
+MAX_DIGITS = 19
+ENDED = (JobStatus.FAILED, JobStatus.FINISHED, JobStatus.STOPPED, JobStatus.CANCELED)
 SAVED = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED"})
 SAVED_MANY = "ANNOTATIONS_CREATED"
 DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
@@ -80,6 +102,9 @@ class EventQueue:
     def handle(self, payload: object) -> list[str]:
         """Queues the jobs of an event.
 
+        A job that is queued already is not queued again. Events with many annotations, and those beyond
+        MAX_JOBS_PER_MINUTE of a project, become one reconciliation, which reads all that has changed.
+
         Args:
             payload: The webhook's body.
 
@@ -92,44 +117,110 @@ class EventQueue:
         """
         if not isinstance(payload, Mapping) or not isinstance(payload.get("action"), str):
             raise RequestError("the body of /webhook needs an `action`")
-        return [self._enqueue(name, kwargs) for name, kwargs in _jobs(payload["action"], payload)]
-
-    def _enqueue(self, name: str, kwargs: dict[str, Any]) -> str:
+        found = _jobs(payload["action"], payload)
         try:
-            queue = ServiceQueue(EVENTS, self._redis)
-            job = queue.enqueue_call(name, kwargs=kwargs, timeout=JOB_TIMEOUT_S, retry=JOB_RETRY)
+            if any(job.function != MAYBE_FINETUNE for job in found) and self._is_too_much(found):
+                found = [_reconciliation(_project(payload))]
+            return [self._enqueue(job) for job in found]
         except RedisError as error:
             raise QueueUnavailableError(
                 f"Redis does not accept jobs ({type(error).__name__}): check that it is running, and "
                 "REDIS_URL"
             ) from error
-        logger.info("queued %s %s", name, kwargs)
-        return str(job.id)
+
+    def reconcile(self) -> None:
+        """Queues a reconciliation of all projects: events may have been lost while no backend ran."""
+        try:
+            self._enqueue(_Job(RECONCILE_ALL, {}, "reconcile-projects"))
+        except RedisError as error:
+            logger.warning("labels are not reconciled at the start: Redis does not respond (%s)", error)
+
+    def _is_too_much(self, jobs: Sequence[_Job]) -> bool:
+        """Counts the jobs of a project's current minute; whether they are too many."""
+        if len(jobs) > MAX_ANNOTATIONS or any(
+            len(job.kwargs.get("annotation_ids", ())) > MAX_ANNOTATIONS for job in jobs
+        ):
+            return True
+        key = EVENT_COUNT_KEY.format(project=jobs[0].kwargs["project_id"], minute=int(time.time() // 60))
+        with self._redis.pipeline() as pipeline:
+            pipeline.incrby(key, len(jobs))
+            pipeline.expire(key, 120)
+            count: int = pipeline.execute()[0]
+        return count > MAX_JOBS_PER_MINUTE
+
+    def _enqueue(self, job: _Job) -> str:
+        """Queues a job unless the same one waits; one that runs may have read the state before this event."""
+        queue = ServiceQueue(job.queue, self._redis)
+        for job_id in (job.job_id, f"{job.job_id}-again"):
+            try:
+                with suppress(NoSuchJobError):
+                    if fetch_job(job_id, self._redis).get_status(refresh=False) in ENDED:
+                        fetch_job(job_id, self._redis).delete()
+                self._enqueue_as(queue, job, job_id)
+            except DuplicateJobError:
+                with suppress(NoSuchJobError):
+                    if fetch_job(job_id, self._redis).get_status(refresh=False) == JobStatus.STARTED:
+                        continue
+            return job_id
+        return job.job_id
+
+    def _enqueue_as(self, queue: ServiceQueue, job: _Job, job_id: str) -> None:
+        queue.enqueue_call(
+            job.function,
+            kwargs=job.kwargs,
+            job_id=job_id,
+            unique=True,
+            timeout=RECONCILE_TIMEOUT_S if job.queue == RECONCILE else JOB_TIMEOUT_S,
+            result_ttl=0,
+            retry=JOB_RETRY,
+        )
+        logger.info("queued %s %s", job.function, job.kwargs)
 
 
-def _jobs(action: str, payload: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Jobs of an event: names and arguments."""
+@dataclass(frozen=True)
+class _Job:
+    """A job to be queued."""
+
+    function: str
+    kwargs: dict[str, Any]
+    job_id: str
+    """The same for jobs that do the same."""
+    queue: str = EVENTS
+
+
+def _reconciliation(project: int) -> _Job:
+    return _Job(RECONCILE_ONE, {"project_id": project}, f"reconcile-{project}", RECONCILE)
+
+
+def _jobs(action: str, payload: Mapping[str, Any]) -> list[_Job]:
+    """Jobs of an event, without duplicates."""
     if action in SAVED:
         return [_collect(payload, _object(payload, "annotation"))]
     if action == SAVED_MANY:
-        return [_collect(payload, annotation) for annotation in _objects(payload)]
+        jobs = [_collect(payload, annotation) for annotation in _objects(payload)]
+        return list({job.job_id: job for job in jobs}.values())
     if action in DELETED:
         gone = [_number(annotation.get("id"), "annotations[].id") for annotation in _objects(payload)]
-        return [(FORGET, {"project_id": _project(payload), "annotation_ids": gone})]
+        project, ids = _project(payload), list(dict.fromkeys(gone))
+        digest = hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
+        return [_Job(FORGET, {"project_id": project, "annotation_ids": ids}, f"forget-{project}-{digest}")]
     if action == START_TRAINING:
-        return [(MAYBE_FINETUNE, {"project_id": _project(payload), "trigger": "start-training"})]
+        project = _project(payload)
+        kwargs = {"project_id": project, "trigger": "start-training"}
+        return [_Job(MAYBE_FINETUNE, kwargs, f"start-training-{project}", RECONCILE)]
     return []
 
 
-def _collect(payload: Mapping[str, Any], annotation: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _collect(payload: Mapping[str, Any], annotation: Mapping[str, Any]) -> _Job:
     task = annotation.get("task")
     if task is None and isinstance(payload.get("task"), Mapping):
         task = payload["task"].get("id")
-    return COLLECT, {
+    kwargs = {
         "project_id": _project(payload),
         "annotation_id": _number(annotation.get("id"), "annotation.id"),
         "task_id": None if task is None else _number(task, "annotation.task"),
     }
+    return _Job(COLLECT, kwargs, f"collect-{kwargs['project_id']}-{kwargs['annotation_id']}")
 
 
 def _project(payload: Mapping[str, Any]) -> int:
@@ -157,7 +248,9 @@ def _object(payload: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _number(value: object, place: str) -> int:
-    try:
-        return int(str(value))
-    except ValueError as error:
-        raise RequestError(f"{place} must be a number, not {value!r:.40}") from error
+    text = str(value)
+    if not (
+        text.isascii() and text.isdecimal() and int(text[:MAX_DIGITS]) < 2**63 and len(text) <= MAX_DIGITS
+    ):
+        raise RequestError(f"{place} must be a number, not {text[:40]!r}")
+    return int(text)

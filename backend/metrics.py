@@ -125,6 +125,18 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.skipped = Gauge(
+            "sspsam_skipped_items",
+            "Projects, tasks and annotations left out by background work because of an error",
+            ["work"],
+            registry=self.registry,
+        )
+
+    def set_skipped(self, counts: Mapping[str, int]) -> None:
+        """Exports the worker's counts of items that were left out."""
+        for work, count in counts.items():
+            self.skipped.labels(work).set(count)
+
     def set_corrections(self, tallies: Iterable[Tally]) -> None:
         """Exports the worker's counts of corrections."""
         self.corrections.clear()

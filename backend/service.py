@@ -24,6 +24,7 @@ from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
 from backend.shared_redis import connect_for_requests
 from backend.state.redis_store import KnownProject, RedisStore
+from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard, VersionError
 
@@ -46,6 +47,7 @@ class Service:
     events: EventQueue
     versions: VersionStore
     metrics: Metrics
+    skipped: SkippedItems
 
     def version_ids(self, project: str = "") -> list[str]:
         """A project's serving version first, then the others that may serve it, newest first."""
@@ -126,7 +128,9 @@ def build_service(
     )
     images = image_store(settings, label_studio_client(settings))
     assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
-    return Service(settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics)
+    return Service(
+        settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics, SkippedItems(redis)
+    )
 
 
 def label_studio_client(settings: Settings) -> LabelStudioClient:

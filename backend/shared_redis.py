@@ -22,12 +22,16 @@ logger = logging.getLogger(__name__)
 
 EVENTS = "events"
 """Short jobs: collect an annotation, decide about a fine-tune."""
+RECONCILE = "reconcile"
+"""One job per project: compares its labels with Label Studio, which may take minutes."""
 TRAINING = "training"
 """Fine-tunes, one at a time per worker."""
 PRELABEL = "prelabel"
 """Masks for many tasks at once, with a model of the worker's own."""
-QUEUES = (EVENTS, TRAINING, PRELABEL)
+QUEUES = (EVENTS, RECONCILE, TRAINING, PRELABEL)
 
+RECONCILE_TIMEOUT_S = 600
+"""More than twice what a reconciliation gives itself; see `worker.corrections.reconciling`."""
 JOB_RETRY = Retry(max=3, interval=[10, 60, 300])
 """After a job failed or its worker died; long enough for a restart of Label Studio."""
 
@@ -59,6 +63,18 @@ CORRECTIONS_KEY = "sspsam:corrections:{project}"
 """Hash: annotation id -> JSON of its counts."""
 CORRECTION_SUMS_KEY = "sspsam:corrections:sums"
 """Hash: JSON of [project, version, label, name of a count] -> number."""
+EVENT_COUNT_KEY = "sspsam:events:{project}:{minute}"
+"""Number of jobs that the events of a project have queued within a minute."""
+COLLECTED_KEY = "sspsam:collected:{project}"
+"""Hash: annotation id -> "<updated_at> <task id>" of its collected state."""
+RECONCILED_KEY = "sspsam:reconciled:{project}"
+"""JSON of how far the reconciliation of a project has come."""
+SKIPPED_KEY = "sspsam:skipped:{project}"
+"""Hash: <work>/<item> -> JSON of SkippedItem."""
+SKIPPED_COUNTS_KEY = "sspsam:skipped-counts"
+"""Hash: work -> number of items that it has left out."""
+PREFETCH_FAILED_KEY = "sspsam:prefetch-failed:{project}"
+"""Hash: task id -> JSON of its failed attempts."""
 PREFETCHED_KEY = "sspsam:prefetched:{project}"
 """Hash: task id -> digest of the model's name and the image's address."""
 DECISION_KEY = "sspsam:decision:{project}"
@@ -73,6 +89,7 @@ RANK_KEY = "sspsam:rank:{run}"
 """Hash: task -> JSON of its Scored."""
 RECORDS_LOCK = "sspsam:lock:records:{annotation}"
 DECISION_LOCK = "sspsam:lock:decision"
+RECONCILE_LOCK = "sspsam:lock:reconcile:{project}"
 TRAINING_LOCK = "sspsam:lock:training:{preset}"
 
 SOCKET_TIMEOUT_S = 10

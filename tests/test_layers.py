@@ -43,8 +43,8 @@ ORDER = {
         "label_studio_ml_adapter", "cli",
     ],
     "worker": [
-        "queueing", "records", "lines", "services", "corrections", "projects", "export", "finetuning", "jobs",
-        "local", "cli",
+        "queueing", "records", "lines", "services", "isolation", "corrections", "projects", "export",
+        "finetuning", "jobs", "local", "cli",
     ],
 }  # fmt: skip
 """Package -> its modules and sub-packages from the lowest up: each imports from those before it alone."""

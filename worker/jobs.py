@@ -1,8 +1,9 @@
 """The jobs. Each is a plain function of ids, safe to run twice, and returns a small dict.
 
 The backend enqueues by name: `collect_annotation` and `forget_annotations` for Label Studio's webhook events,
-`maybe_finetune` for "Start Training". The scheduler enqueues `check_projects`, `reconcile_projects` and
-`prefetch_projects`. `finetune` is enqueued by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`,
+`maybe_finetune` for "Start Training", `reconcile_projects` when it starts. The scheduler enqueues
+`check_projects`, `reconcile_projects` and `prefetch_projects`. `reconcile_project` is enqueued by
+`reconcile_projects`, `finetune` by `maybe_finetune` alone, `prelabel_chunk` by `sspsam prelabel`,
 `rank_chunk` and `order_project` by `sspsam rank`, `prefetch_chunk` by `sspsam prefetch` and
 `prefetch_projects`. Event payloads are not trusted: only their ids are used, and annotations are read again
 from Label Studio.
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, validate_call
@@ -28,18 +30,22 @@ from rq.job import Retry
 from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable, ModelUnavailableError
 from backend.labelstudio.config import LabelingConfig
 from backend.service import Service, build_service
+from backend.serving.engine import Engine
 from backend.settings import Settings
-from backend.shared_redis import PROGRESS_KEY, TRAINING_LOCK, announce_version
+from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announce_version
+from backend.state.skipped_items import reason_of
 from worker.corrections import collector
+from worker.corrections.reconciling import reconcile
 from worker.finetuning.decisions import ask_for_decision, maybe_start_finetune, note_decision
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
 from worker.finetuning.runs import Run, discard_run, find_version, run_folder
 from worker.finetuning.training import RunError, judge_candidate, perform
+from worker.isolation import left_out
 from worker.projects.active_learning import Ranker, Scores, order_tasks
 from worker.projects.batch_jobs import enqueue_once
 from worker.projects.prefetch import Prefetched, Prefetcher
 from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
-from worker.queueing.queues import prelabel_queue, redis_lock
+from worker.queueing.queues import ask_for_reconciliation, prelabel_queue, redis_lock
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
@@ -58,6 +64,8 @@ LABEL_STUDIO_RETRY = Retry(max=len(LABEL_STUDIO_RETRY_S), interval=list(LABEL_ST
 """Covers 15 minutes and more: a restart or an upgrade."""
 TRAINING_BUSY_RETRY = Retry(max=10_000, interval=20)
 """For a fine-tune that waits for another project's fine-tune."""
+CONTINUE_RETRY = Retry(max=10_000, interval=0)
+"""For a reconciliation that has used up its time: it goes to the end of the queue."""
 MODEL_LOAD_S = 600.0
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
@@ -80,39 +88,62 @@ def collect_annotation(
     except (LabelStudioUnavailable, ImageFetchError, collector.BusyError) as error:
         logger.warning("annotation %d will be retried: %s", annotation_id, error)
         return LABEL_STUDIO_RETRY
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # an odd annotation
+        services.skipped.note(project_id, collector.COLLECT, f"annotation {annotation_id}", error)
+        return asdict(collector.Collected(project_id, annotation_id, problem=reason_of(error)))
     if collected.corrected:
         ask_for_decision(services.redis, collected.project, "annotation")
     return asdict(collected)
 
 
 @checked
-def forget_annotations(project_id: Number, annotation_ids: list[Number]) -> JobResult:
+def forget_annotations(project_id: Number, annotation_ids: list[Number]) -> JobResult | Retry:
     """Removes the records of deleted annotations, unless Label Studio still has them."""
     services = Services(Settings())
-    gone = [number for number in annotation_ids if not collector.exists(services.label_studio, number)]
+    try:
+        gone = [number for number in annotation_ids if not collector.exists(services.label_studio, number)]
+    except LabelStudioUnavailable as error:
+        logger.warning("deleted annotations will be looked for again: %s", error)
+        return LABEL_STUDIO_RETRY
     return {"project": project_id, "forgotten": collector.forget(services, project_id, gone)}
 
 
 def reconcile_projects() -> JobResult:
-    """Reconciles every known project; one that cannot be read does not stop the others."""
+    """Queues a reconciliation of every known project."""
     services = Services(Settings())
-    results: JobResult = {}
-    for project in services.known_projects():
-        try:
-            results[str(project)] = asdict(collector.reconcile(services, project))
-        except BackendError as error:
-            logger.warning("project %d was not reconciled: %s", project, error)
-            results[str(project)] = str(error)
-    return results
+    return {
+        str(project): ask_for_reconciliation(services.redis, project) for project in services.known_projects()
+    }
+
+
+@checked
+def reconcile_project(project_id: Number) -> JobResult | Retry:
+    """Brings a project's records up to date; goes on after the other projects if it takes long."""
+    services = Services(Settings())
+    try:
+        result = reconcile(services, project_id)
+    except LabelStudioUnavailable as error:
+        logger.warning("project %d was not reconciled: %s", project_id, error)
+        return {"project": project_id, "problem": str(error)}
+    except (BackendError, LookupError, TypeError, ValueError) as error:
+        services.skipped.note(project_id, RECONCILE, "project", error)
+        return {"project": project_id, "problem": reason_of(error)}
+    services.skipped.clear(project_id, RECONCILE, ["project"])
+    return asdict(result) if result.complete else CONTINUE_RETRY
 
 
 def check_projects() -> JobResult:
     """Decides on a fine-tune for every known project."""
     services = Services(Settings())
-    return {
-        str(project): asdict(maybe_start_finetune(services, project, "schedule"))
-        for project in services.known_projects()
-    }
+
+    def decide(project: int) -> JobResult:
+        for number in services.collection(project).damaged():
+            item, reason = f"annotation {number}", "its records were damaged and are collected again"
+            services.skipped.note(project, collector.COLLECT, item, reason)
+            ask_for_reconciliation(services.redis, project)
+        return asdict(maybe_start_finetune(services, project, "schedule"))
+
+    return _each_project(services, "decide", decide)
 
 
 @checked
@@ -124,9 +155,11 @@ def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
     services = Services(Settings())
     if trigger in EXPLICIT_TRIGGERS:
         try:
-            collector.reconcile(services, project_id)
-        except BackendError as error:
-            logger.warning("project %d: deciding on the labels collected so far: %s", project_id, error)
+            reconcile(services, project_id)
+        except (BackendError, LookupError, TypeError, ValueError) as error:
+            logger.warning(
+                "project %d: deciding on the labels collected so far: %s", project_id, reason_of(error)
+            )
     return asdict(maybe_start_finetune(services, project_id, trigger))
 
 
@@ -185,12 +218,9 @@ def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Numb
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
     prefetched = Prefetched(services.redis, services.settings, project_id)
-    with _running_service(services) as service:
-        prefetcher = Prefetcher(
-            services.label_studio, services.images, service.engine, prefetched, project_id
-        )
-        for report in prefetcher.run(task_ids):
-            progress.note(chunk, report)
+    prefetcher = Prefetcher(services.label_studio, services.images, prefetched, services.skipped, project_id)
+    for report in prefetcher.run(task_ids, partial(_running_engine, services)):
+        progress.note(chunk, report)
     return asdict(report)
 
 
@@ -238,12 +268,20 @@ def prefetch_projects() -> JobResult:
     settings = services.settings
     if not settings.prefetch_tasks or settings.embeddings_dir is None:
         return {}
+    return _each_project(services, "prefetch", partial(_prefetch_next, services))
+
+
+def _each_project(services: Services, work: str, do: Callable[[int], Any]) -> JobResult:
+    """Does something for every known project; one that fails is recorded and stops no other."""
     results: JobResult = {}
     for project in services.known_projects():
         try:
-            results[str(project)] = _prefetch_next(services, project)
-        except BackendError as error:
-            logger.warning("project %d was not checked: %s", project, error)
+            with left_out(services.skipped, project, work, "project") as outcome:
+                results[str(project)] = do(project)
+                services.skipped.clear(project, work, ["project"])
+            if outcome.reason:
+                results[str(project)] = outcome.reason
+        except LabelStudioUnavailable as error:
             results[str(project)] = str(error)
     return results
 
@@ -253,13 +291,21 @@ def _prefetch_next(services: Services, project: int) -> list[int]:
     config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
     config.require("image")
     tasks = services.label_studio.next_tasks(project, services.settings.prefetch_tasks)
-    missing = Prefetched(services.redis, services.settings, project).missing(tasks, config)
+    prefetched = Prefetched(services.redis, services.settings, project)
+    missing = prefetched.due(prefetched.missing(tasks, config), time.time())
     run, chunk = f"prefetch-{project}", "next"
     kwargs = {"project_id": project, "run": run, "chunk": chunk, "task_ids": missing}
     queue = prelabel_queue(services.redis)
     if missing:
         enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{chunk}", kwargs, at_front=True)
     return missing
+
+
+@contextmanager
+def _running_engine(services: Services) -> Iterator[Engine]:
+    """Its engine alone."""
+    with _running_service(services) as service:
+        yield service.engine
 
 
 @contextmanager

@@ -22,6 +22,9 @@ from sspsam import mask_to_coco_rle
 
 logger = logging.getLogger(__name__)
 
+DAMAGED = ".damaged"
+"""Suffix of an annotation's file that could not be read."""
+
 
 @dataclass(frozen=True)
 class ServedMask:
@@ -101,19 +104,34 @@ class Collection:
             return [record for record in records if record.confirmed or record.mask_rle is not None]
         except FileNotFoundError:
             return []
-        except RecordFormatError as error:
-            logger.error("unreadable records, to be collected again at the next reconciliation: %s", error)
+        except (RecordFormatError, OSError) as error:
+            logger.error("unreadable records, to be collected again: %s", error)
+            self._set_aside(annotation)
             return []
 
     def replace(self, annotation: int, records: Iterable[RefRecord]) -> None:
         """Replaces the records of an annotation."""
         write_records(self._path(annotation), records)
+        self._path(annotation).with_suffix(DAMAGED).unlink(missing_ok=True)
+
+    def damaged(self) -> list[int]:
+        """Ids of the annotations whose records were found to be damaged and are not yet collected again."""
+        return sorted(int(path.stem) for path in self.folder.glob(f"*{DAMAGED}") if path.stem.isdecimal())
+
+    def _set_aside(self, annotation: int) -> None:
+        """Renames a damaged file: a missing one is collected again."""
+        path = self._path(annotation)
+        try:
+            path.replace(path.with_suffix(DAMAGED))
+        except OSError as error:
+            logger.error("%s stays: %s", path, error)
 
     def forget(self, annotations: Iterable[int]) -> int:
         """Removes the records of annotations; returns how many had been collected."""
         known = [path for path in map(self._path, annotations) if path.exists()]
         for path in known:
             path.unlink(missing_ok=True)
+            path.with_suffix(DAMAGED).unlink(missing_ok=True)
         return len(known)
 
     def _path(self, annotation: int) -> Path:

@@ -13,7 +13,8 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.service import image_store, label_studio_client, version_store
 from backend.settings import Settings
 from backend.shared_redis import SERVED_KEY, connect
-from backend.state.redis_store import KEPT_S, RedisStore
+from backend.state.redis_store import KEPT_S, RedisStore, is_project_id
+from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
 from worker.records import Collection, ServedMask, collected_projects
 
@@ -51,6 +52,10 @@ class Services:
     def corrections(self) -> CorrectionLog:
         return CorrectionLog(self.redis)
 
+    @cached_property
+    def skipped(self) -> SkippedItems:
+        return SkippedItems(self.redis)
+
     def served(self, region_id: str) -> ServedMask | None:
         """The mask served under a region id, and when, computed from the log entry's remaining lifetime."""
         served = self.redis_store.served(region_id)
@@ -65,7 +70,7 @@ class Services:
         told = [
             int(project.project_id)
             for project in self.redis_store.projects()
-            if project.project_id.isdecimal()
+            if is_project_id(project.project_id)
         ]
         return sorted({*told, *collected_projects(self.settings.model_dir)})
 

@@ -175,7 +175,10 @@ def _brush(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[st
 
 def _score(brush: Mapping[str, Any]) -> float | None:
     score = brush.get("score")
-    return float(score) if isinstance(score, int | float) else None
+    try:
+        return float(score) if isinstance(score, int | float) else None
+    except OverflowError:
+        return None
 
 
 def _label(brush: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from redis import Redis, RedisError
@@ -42,9 +43,13 @@ SHOWN_S = 24 * 3600
 PROBLEMS_S = 24 * 3600
 """How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
+PROJECT_ID_DIGITS = 18
 _COMPLAIN_EVERY_S = 60.0
 _PAUSE_S = 5.0
 """Pause after a Redis failure: each attempt may take seconds, while an annotator waits."""
+
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+"""What reading a value of another format raises."""
 
 Value = TypeVar("Value")
 Fields = dict[Any, Any]
@@ -87,6 +92,11 @@ class KnownProject:
     """Text entered at connecting: plain text or JSON."""
     seen_at: str = ""
     """ISO 8601, UTC."""
+
+
+def is_project_id(text: str) -> bool:
+    """Whether a text can be a project's ID in Label Studio."""
+    return text.isascii() and text.isdecimal() and len(text) <= PROJECT_ID_DIGITS
 
 
 class RedisStore:
@@ -146,7 +156,7 @@ class RedisStore:
         )
         if not {"rle", "version", "phrase"} <= set(values):
             return None
-        return Served(json.loads(values["rle"]), values["version"], values["phrase"])
+        return _parsed(lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"]))
 
     def note_nothing_found(
         self, project: str, task: str, nothing: Iterable[str], found: Iterable[str], version: str
@@ -181,7 +191,8 @@ class RedisStore:
         """Returns the last displayed masks of a task."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.hvals(SHOWN_KEY.format(project=project, task=task)), nothing)
-        return [DisplayedMask.from_dict(json.loads(value)) for value in found]
+        masks = (_parsed(partial(_displayed_mask, value)) for value in found)
+        return [mask for mask in masks if mask is not None]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""
@@ -194,7 +205,7 @@ class RedisStore:
     def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
         """Returns ID and entries of a task's prompt box, as last written by us."""
         found = self._json(PROMPT_BOX_KEY.format(project=project, task=task))
-        return (str(found["id"]), list(found["entries"])) if found else None
+        return _parsed(lambda: (str(found["id"]), [*map(str, found["entries"])])) if found else None
 
     def mark_message_sent(self, project: str, task: str) -> None:
         """Records that a task's form shows a message about a click."""
@@ -227,7 +238,8 @@ class RedisStore:
         """Returns recent errors, newest first."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.lrange(PROBLEMS_KEY.format(project=project), 0, -1), nothing)
-        return [Problem(**json.loads(value)) for value in found]
+        problems = (_parsed(partial(_problem, value)) for value in found)
+        return [problem for problem in problems if problem is not None]
 
     def _note(self, key: str, values: Fields) -> None:
         def write() -> None:
@@ -244,6 +256,9 @@ class RedisStore:
         Returns:
             The previous record.
         """
+        if not is_project_id(project.project_id):
+            logger.warning("%.40r is not the ID of a project", project.project_id)
+            return None
         known = self.project(project.project_id)
         values = asdict(project)
         if known is not None:
@@ -266,7 +281,7 @@ class RedisStore:
         """Returns the known projects, most recently seen first."""
         nothing: list[KnownProject | None] = []
         found = self._try(lambda: [_project(value) for value in self._redis.hvals(PROJECTS_KEY)], nothing)
-        known = [project for project in found if project is not None]
+        known = [project for project in found if project is not None and is_project_id(project.project_id)]
         return sorted(known, key=lambda project: project.seen_at, reverse=True)
 
     def set_last_webhook_time(self, project_id: str) -> None:
@@ -307,7 +322,7 @@ class RedisStore:
 
     def _json(self, key: str) -> dict[str, Any]:
         value = self._try(lambda: self._redis.get(key), None)
-        found: Any = json.loads(value) if value else {}
+        found: Any = _parsed(partial(json.loads, value)) if value else {}
         return found if isinstance(found, dict) else {}
 
     def _try(self, action: Callable[[], Any], otherwise: Value) -> Value:
@@ -327,9 +342,29 @@ class RedisStore:
 def _project(value: Any) -> KnownProject | None:
     if value is None:
         return None
-    known = {entry.name for entry in fields(KnownProject)}
-    values: Mapping[str, Any] = json.loads(value)
-    return KnownProject(**{name: entry for name, entry in values.items() if name in known})
+    values = _parsed(partial(json.loads, value))
+    if not isinstance(values, dict) or not isinstance(values.get("project_id"), str):
+        return None
+    texts = {entry.name: str(values.get(entry.name) or "") for entry in fields(KnownProject)}
+    return replace(KnownProject(**texts), extra_params=values.get("extra_params"))
+
+
+def _problem(value: bytes) -> Problem:
+    values = json.loads(value)
+    return Problem(**{entry.name: str(values[entry.name]) for entry in fields(Problem)})
+
+
+def _displayed_mask(value: bytes) -> DisplayedMask:
+    return DisplayedMask.from_dict(json.loads(value))
+
+
+def _parsed(parse: Callable[[], Value]) -> Value | None:
+    """Reads a value from Redis; None if it is not in our format, so that it spoils no other."""
+    try:
+        return parse()
+    except UNREADABLE as error:
+        logger.warning("a value in Redis is ignored: %s", type(error).__name__)
+        return None
 
 
 def _text_map(values: Mapping[Any, Any]) -> dict[str, str]:

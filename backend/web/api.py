@@ -85,6 +85,7 @@ def versions() -> Response:
 def metrics() -> Response:
     parts = service()
     parts.metrics.set_corrections(merged(counted.tally for counted in parts.redis_store.corrections()))
+    parts.metrics.set_skipped(parts.skipped.counts())
     status, embeddings = parts.engine.status(), parts.engine.embeddings
     refused = [(refusal.line, refusal.version) for refusal in status.refusals]
     parts.metrics.set_lines(status.lines, refused, status.loaded_versions, status.loaded_bytes)

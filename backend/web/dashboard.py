@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,8 +15,11 @@ from backend.service import Service
 from backend.serving.engine import EngineStatus
 from backend.serving.served_lines import Refusal
 from backend.state.redis_store import KnownProject, Problem, RedisStore
+from backend.state.skipped_items import SkippedItem, reason_of
 from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from sspsam.version_store.store import HistoryEntry, VersionCard, VersionError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_METRIC = "mIoU"
 _TRIGGERS: Mapping[str, str] = {
@@ -62,6 +66,8 @@ class ProjectRow:
     """Time of the last webhook, ISO 8601; empty if there was none."""
     problems: Sequence[Problem] = ()
     """Recent errors, newest first."""
+    skipped: Sequence[SkippedItem] = ()
+    """What background work left out, newest first."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def start_page(service: Service) -> StartPage:
         serving=next((row for row in rows if row.serves), None),
         versions=rows[::-1],
         fine_tunes=fine_tunes,
-        projects=[_project_row(project, service.redis_store) for project in service.redis_store.projects()],
+        projects=[_project_row_or_problem(project, service) for project in service.redis_store.projects()],
         label_studio_url=service.settings.label_studio_for_browsers,
         backend_url=service.settings.backend_url,
         waiting_jobs=service.redis_store.waiting_jobs(),
@@ -155,6 +161,16 @@ def _version_row(card: VersionCard, serves: bool, served_since: str) -> VersionR
 def _figure(figures: Any, metric: str) -> float | None:
     value = figures.get(metric) if isinstance(figures, Mapping) else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def _project_row_or_problem(project: KnownProject, service: Service) -> ProjectRow:
+    """A project that cannot be shown does not keep the others from the page."""
+    skipped = service.skipped.of(project.project_id)
+    try:
+        return replace(_project_row(project, service.redis_store), skipped=skipped)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        logger.exception("project %s cannot be shown", project.project_id)
+        return ProjectRow(project, reason_of(error), (), "", "", "", skipped=skipped)
 
 
 def _project_row(project: KnownProject, redis_store: RedisStore) -> ProjectRow:

@@ -74,6 +74,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
         """Creates the app in the serving process: threads and CUDA do not survive a fork."""
         app = create_app(self._settings)
         _engine_of(app).engine.start()
+        _engine_of(app).events.reconcile()
         return app
 
 

@@ -119,12 +119,16 @@ def read_records(path: Path) -> list[RefRecord]:
         FileNotFoundError: no such file.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordFormatError(f"{path}: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             records.append(RefRecord.from_dict(json.loads(line)))
-        except (RecordFormatError, ValueError, AttributeError) as error:
+        except (RecordFormatError, ValueError, AttributeError, RecursionError) as error:
             raise RecordFormatError(f"{path}, line {number}: {error}") from error
     return records
 

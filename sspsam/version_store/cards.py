@@ -12,7 +12,7 @@ Errors:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -86,7 +86,11 @@ class VersionCard:
             values = json.loads(text)
             if not isinstance(values, dict):
                 raise ValueError("expected an object")
-            known = {entry.name for entry in fields(cls)}
+            known = {entry.name: entry for entry in fields(cls)}
+            for name in values.keys() & known.keys():
+                kind = str if known[name].default is not MISSING else dict
+                if not isinstance(values[name], kind):
+                    raise ValueError(f"{name!r} is {type(values[name]).__name__}, not {kind.__name__}")
             return cls(**{name: value for name, value in values.items() if name in known})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedVersionError(f"not a version card: {error}") from error

@@ -44,8 +44,8 @@ def client_with(settings: Settings, redis: Redis, **changes: Any) -> FlaskClient
 
 def jobs(redis: Redis) -> list[tuple[str, Json]]:
     """Name and arguments of what was queued."""
-    queue = Queue("events", connection=redis, serializer=JSONSerializer)
-    return [(job.func_name, job.kwargs) for job in queue.get_jobs()]
+    queues = [Queue(name, connection=redis, serializer=JSONSerializer) for name in ("events", "reconcile")]
+    return [(job.func_name, job.kwargs) for queue in queues for job in queue.get_jobs()]
 
 
 COLLECT = ("worker.jobs.collect_annotation", {"project_id": 5, "annotation_id": 3, "task_id": 4})

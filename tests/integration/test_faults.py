@@ -22,6 +22,7 @@ from backend.errors import ImageFetchError
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.settings import Settings
 from sspsam import Predictor
 from sspsam.version_store.store import CURRENT, WEIGHTS, VersionCard, VersionStore
 from tests.backend.colours import encoded, picture
@@ -38,7 +39,8 @@ from tests.integration.parts import (
 )
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, LabelStudioServer, region
-from worker import jobs
+from tests.worker.reconciling import reconcile_all
+from worker.services import Services
 
 AWAY_S = float(os.environ.get("REDIS_AWAY_S", "3"))
 """How long Redis is gone in its test; 60 for the figure in docs/reliability.md."""
@@ -133,7 +135,7 @@ def test_redis_gone_and_back(
     wait_until(lambda: backend.webhook().status_code == 201, "webhooks are taken again", 30)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert jobs.reconcile_projects()[str(PROJECT)]["collected"] >= 1
+    assert reconcile_all(Services(Settings()))[str(PROJECT)]["collected"] >= 1
 
 
 def test_label_studio_gone_and_back(

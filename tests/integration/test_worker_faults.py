@@ -28,6 +28,7 @@ from tests.integration.parts import FixedLabelStudio, RedisProcess
 from tests.terminal import Terminal
 from tests.waiting import wait_until
 from tests.worker.label_studio_server import KEY, prompt, region
+from tests.worker.reconciling import reconcile_all
 from tests.worker.squares import scene
 from worker import jobs
 from worker.finetuning.runs import run_folder
@@ -284,5 +285,5 @@ def test_poisoned_records_are_left_out(services: Services, caplog: pytest.LogCap
     broken = Collection(services.settings.model_dir, PROJECT).folder / "2.jsonl"
     broken.write_text("{")
     assert collected(services) == set(range(1, PICTURES + 1)) - {2}
-    jobs.reconcile_projects()
+    reconcile_all(services)
     assert collected(services) == set(range(1, PICTURES + 1))

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
@@ -103,21 +104,41 @@ class LabelStudioServer(Loopback):
         data = BytesIO()
         Image.fromarray(image).save(data, "PNG")
         self.files[path] = data.getvalue()
-        self.tasks[task] = {"id": task, "project": project, "data": {"image": path}, "is_labeled": True}
+        fields: Json = {"id": task, "project": project, "data": {"image": path}, "is_labeled": True}
+        self.tasks[task] = fields | {"updated_at": self._now()}
 
     def save(self, annotation: int, task: int, result: Sequence[Json], **fields: Any) -> None:
         """Submits or updates an annotation."""
-        self.clock += 1
+        now = self.tasks[task]["updated_at"] = self._tick()
         self.annotations[annotation] = {
             "id": annotation,
             "task": task,
             "project": self.tasks[task]["project"],
             "completed_by": 1,
             "was_cancelled": False,
-            "updated_at": f"2026-01-01T{self.clock // 60:02d}:{self.clock % 60:02d}:00.000000Z",
+            "updated_at": now,
             "result": list(result),
             **fields,
         }
+
+    def delete(self, annotation: int) -> None:
+        """Deletes an annotation, which changes its task."""
+        task = self.annotations.pop(annotation)["task"]
+        self.tasks[task]["updated_at"] = self._tick()
+
+    def delete_task(self, task: int) -> None:
+        """Deletes a task with its annotations, which changes no other."""
+        del self.tasks[task]
+        for number in [n for n, annotation in self.annotations.items() if annotation["task"] == task]:
+            del self.annotations[number]
+
+    def _tick(self) -> str:
+        self.clock += 1
+        return self._now()
+
+    def _now(self) -> str:
+        moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=self.clock)
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def with_annotations(self, task: Json) -> Json:
         mine = [annotation for annotation in self.annotations.values() if annotation["task"] == task["id"]]
@@ -151,7 +172,7 @@ class LabelStudioServer(Loopback):
         shape = re.sub(r"/\d+", "/N", path).rstrip("/")
         if shape == "/api/projects/N":
             project = self.projects.get(parts[0])
-            return None if project is None else {**project, "task_number": len(self._tasks_of(parts[0]))}
+            return None if project is None else {**project, **self._counts(parts[0])}
         if shape == "/api/annotations/N":
             return self.annotations.get(parts[0])
         if shape == "/api/tasks/N":
@@ -168,11 +189,28 @@ class LabelStudioServer(Loopback):
         return None
 
     def _page(self, project: int, page: int, size: int, query: str) -> Json | None:
+        asked: Json = json.loads(query or "{}")
         tasks = [self.with_annotations(task) for task in self._tasks_of(project)]
-        if "filter:tasks:total_annotations" in query:
-            tasks = [task for task in tasks if not task["annotations"]]
+        for item in asked.get("filters", {}).get("items", []):
+            if item["filter"] == "filter:tasks:total_annotations":
+                tasks = [task for task in tasks if not task["annotations"]]
+            else:
+                assert item["filter"] == "filter:tasks:updated_at"
+                datetime.strptime(item["value"], "%Y-%m-%dT%H:%M:%S.%fZ")  # as it does
+                tasks = [task for task in tasks if task["updated_at"] >= item["value"]]
+        if asked.get("ordering") == ["tasks:updated_at"]:
+            tasks.sort(key=lambda task: str(task["updated_at"]))
         shown = tasks[(page - 1) * size : page * size]
         return {"tasks": shown, "total": len(tasks)} if shown or page == 1 else None
+
+    def _counts(self, project: int) -> Json:
+        tasks = {task["id"] for task in self._tasks_of(project)}
+        cancelled = [bool(one["was_cancelled"]) for one in self.annotations.values() if one["task"] in tasks]
+        return {
+            "task_number": len(tasks),
+            "total_annotations_number": cancelled.count(False),
+            "skipped_annotations_number": cancelled.count(True),
+        }
 
     def _tasks_of(self, project: int) -> list[Json]:
         return [task for task in self.tasks.values() if task["project"] == project]

@@ -21,6 +21,7 @@ from finetune.data.records import RefRecord, read_records
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 from tests.facts import untold
 from tests.worker.label_studio_server import LabelStudioServer, absent, prompt, region
+from tests.worker.reconciling import reconcile_all
 from worker import jobs
 from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
 from worker.queueing.queues import TRAINING_TIMEOUT_S, events_queue, training_queue
@@ -290,11 +291,15 @@ def test_reconcile_finds_what_events_did_not_tell(
     collect(services, 2)
     del label_studio.annotations[1]
     label_studio.save(2, TASK, region("a", "another ring", mask))
-    result = jobs.reconcile_projects()
-    assert result == {"3": {"project": 3, "collected": 2, "forgotten": 1, "problems": 0}}
+    result = reconcile_all(services)
+    assert result == {
+        "3": {
+            "project": 3, "collected": 2, "forgotten": 1, "problems": 0, "complete": True, "busy": False,
+        }
+    }  # fmt: skip
     phrases = [record.phrase for record in services.collection(PROJECT).records()]
     assert phrases == ["another ring", "ring 3"]
-    assert jobs.reconcile_projects()["3"]["collected"] == 0
+    assert reconcile_all(services)["3"]["collected"] == 0
 
 
 def test_reconcile_goes_on_after_a_project_that_is_gone(
@@ -303,8 +308,8 @@ def test_reconcile_goes_on_after_a_project_that_is_gone(
     services.redis_store.note_project(KnownProject("1"))
     label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
     services.redis_store.note_project(KnownProject(str(PROJECT)))
-    result = jobs.reconcile_projects()
-    assert "nothing there" in result["1"]
+    result = reconcile_all(services)
+    assert "nothing there" in result["1"]["problem"]
     assert result["3"]["collected"] == 1
 
 
@@ -333,12 +338,12 @@ def test_the_threshold_starts_one_fine_tune(
 ) -> None:
     services.redis_store.note_project(KnownProject(str(PROJECT)))
     correct(label_studio, mask, images=3)
-    jobs.reconcile_projects()
+    reconcile_all(services)
     assert jobs.maybe_finetune(PROJECT, "annotation") == {
         "start": False, "reason": "3 of 4 new corrected masks", "deferred": False,
     }  # fmt: skip
     correct(label_studio, mask, images=4)
-    jobs.reconcile_projects()
+    reconcile_all(services)
     decisions = [jobs.maybe_finetune(PROJECT, "annotation")] + [jobs.check_projects()["3"] for _ in range(3)]
     assert [decision["start"] for decision in decisions] == [True, False, False, False]
     [job] = training_queue(services.redis).jobs
@@ -377,7 +382,7 @@ def test_starting_with_label_studio_down_decides_on_what_is_here(
     correct(label_studio, mask, images=2)
     jobs.maybe_finetune(PROJECT, "annotation")
     services.redis_store.note_project(KnownProject(str(PROJECT)))
-    jobs.reconcile_projects()
+    reconcile_all(services)
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
     assert jobs.maybe_finetune(PROJECT, "start-training")["start"]
 
@@ -406,7 +411,7 @@ def test_a_damaged_file_of_records_is_collected_again(
     path = services.collection(PROJECT).folder / f"{ANNOTATION}.jsonl"
     path.write_text(path.read_text()[:40])
     assert services.collection(PROJECT).records() == []
-    jobs.reconcile_projects()
+    reconcile_all(services)
     assert services.collection(PROJECT).records() == [record]
 
 

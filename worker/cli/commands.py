@@ -36,7 +36,7 @@ DECISION_WAIT_S = 60.0
 def worker(
     queues: Annotated[
         str, typer.Option(help="Queues to process, separated by commas.")
-    ] = "events,training,prelabel",
+    ] = "events,reconcile,training,prelabel",
     burst: Annotated[bool, typer.Option(help="Exit when the queues are empty.")] = False,
     spare_cores: Annotated[
         int,
@@ -49,8 +49,8 @@ def worker(
 ) -> None:
     """Collect saved labels, run fine-tunes, pre-label projects. Start any number of workers, on any machine.
 
-    On a machine with a GPU, --queues training,prelabel takes the jobs that need the model; leave the events
-    queue to another machine.
+    On a machine with a GPU, --queues training,prelabel takes the jobs that need the model; leave the queues
+    events and reconcile to another machine.
     """
     from backend.logs import configure_logging
     from backend.settings import Settings
@@ -101,12 +101,13 @@ def finetune(
     """Fine-tune on a project's corrected labels if there are enough of them. Needs a running worker."""
     from backend.cli.instance_settings import service_settings
     from backend.shared_redis import connect
-    from worker.queueing.queues import events_queue, require_redis
+    from worker.queueing.queues import events_queue, reconcile_queue, require_redis
 
     settings = service_settings(data_dir)
     require_redis(settings.redis_url)
     trigger = "now" if now else "schedule"
-    job = events_queue(connect(settings.redis_url)).enqueue_call(
+    queue = reconcile_queue if now else events_queue
+    job = queue(connect(settings.redis_url)).enqueue_call(
         "worker.jobs.maybe_finetune", kwargs={"project_id": project, "trigger": trigger}
     )
     decision = _wait_for(job)

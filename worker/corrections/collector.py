@@ -14,22 +14,26 @@ from backend.errors import (
     ImageFetchError,
     LabelingConfigError,
     LabelStudioNotFound,
-    LabelStudioUnavailable,
 )
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import region_id_for
-from backend.shared_redis import RECORDS_LOCK
+from backend.shared_redis import COLLECTED_KEY, RECORDS_LOCK
 from finetune.data.records import RefRecord
+from sspsam.version_store.cards import VersionError
 from worker.corrections.feedback_counts import tally_annotation
 from worker.queueing.queues import redis_lock
-from worker.records import AnnotationSource, Collection, ImageFacts, ServedMask, make_records, remembered
+from worker.records import AnnotationSource, ImageFacts, ServedMask, make_records, remembered
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 60.0
+COLLECT = "collect"
+"""Kind of work under which annotations that could not be collected are recorded."""
+READ = "read"
+"""The same, for regions of annotations."""
 
 
 class BusyError(Exception):
@@ -59,16 +63,6 @@ class CollectedLabels:
     tallies: list[Tally]
 
 
-@dataclass(frozen=True)
-class Reconciled:
-    """Changes made by a reconciliation."""
-
-    project: int
-    collected: int
-    forgotten: int
-    problems: int
-
-
 def collect(services: Services, project_id: int, annotation_id: int) -> Collected:
     """Makes the records of an annotation from its current state in Label Studio.
 
@@ -84,49 +78,27 @@ def collect(services: Services, project_id: int, annotation_id: int) -> Collecte
         return _collect(services, project_id, annotation_id)
 
 
-def reconcile(services: Services, project: int) -> Reconciled:
-    """Updates the records of a project to match Label Studio, since events may have been lost.
-
-    Raises:
-        LabelStudioError, LabelingConfigError: the project cannot be read; no record is removed.
-    """
-    client, collection = services.label_studio, services.collection(project)
-    collected_before = set(collection.annotations())
-    config = LabelingConfig.parse(client.project(project)["label_config"])
-    found, changed, problems = set(), 0, 0
-    for task in client.tasks(project):
-        for annotation in task.get("annotations") or []:
-            found.add(int(annotation["id"]))
-            if is_collected(collection, annotation):
-                continue
-            try:
-                changed += _keep(services, project, annotation, task, config)
-            except (ImageError, LabelingConfigError) as error:
-                logger.warning("annotation %s of project %d: %s", annotation["id"], project, error)
-                problems += 1
-    forgotten = forget(services, project, collected_before - found)
-    return Reconciled(project, changed, forgotten, problems)
-
-
 def forget(services: Services, project: int, annotations: Iterable[int]) -> int:
     """Removes the records and counts of deleted annotations; returns how many had been collected."""
-    services.corrections.forget(project, annotations)
-    return services.collection(project).forget(annotations)
+    gone = list(annotations)
+    services.corrections.forget(project, gone)
+    if gone:
+        services.redis.hdel(COLLECTED_KEY.format(project=project), *map(str, gone))
+    services.skipped.clear(project, COLLECT, [f"annotation {number}" for number in gone])
+    return services.collection(project).forget(gone)
 
 
 def exists(client: LabelStudioClient, annotation: int) -> bool:
-    """Whether Label Studio has an annotation. False if it does not respond: reconciliation corrects that."""
+    """Whether Label Studio has an annotation.
+
+    Raises:
+        LabelStudioUnavailable: it does not respond.
+    """
     try:
         client.annotation(annotation)
-    except (LabelStudioNotFound, LabelStudioUnavailable):
+    except LabelStudioNotFound:
         return False
     return True
-
-
-def is_collected(collection: Collection, annotation: Mapping[str, Any]) -> bool:
-    """Whether the stored records match the annotation's last save."""
-    records = collection.of_annotation(int(annotation["id"]))
-    return bool(records) and records[0].updated_at == annotation.get("updated_at")
 
 
 def _collect(services: Services, project_id: int, annotation_id: int) -> Collected:
@@ -144,34 +116,49 @@ def _collect(services: Services, project_id: int, annotation_id: int) -> Collect
     except ImageFetchError:
         raise
     except (ImageError, LabelingConfigError) as error:
-        logger.warning("annotation %d of project %d: %s", annotation_id, project, error)
+        services.skipped.note(project, COLLECT, f"annotation {annotation_id}", error)
         return Collected(project, annotation_id, problem=str(error))
-    _replace(services, project, annotation_id, reading)
+    _replace(services, project, annotation, reading)
     corrected = sum(record.corrected for record in reading.records)
     return Collected(project, annotation_id, len(reading.records), corrected)
 
 
-def _keep(
+def keep(
     services: Services,
     project: int,
     annotation: Mapping[str, Any],
     task: Mapping[str, Any],
     config: LabelingConfig,
 ) -> bool:
-    """Replaces an annotation's records unless another process holds it; returns whether they changed."""
+    """Replaces an annotation's records unless another process holds it; returns whether they changed.
+
+    Raises:
+        ImageError, LabelingConfigError: as `collect`; the earlier records are kept.
+    """
     number, collection = int(annotation["id"]), services.collection(project)
     with redis_lock(services.redis, RECORDS_LOCK.format(annotation=number), wait_s=0) as locked:
         if not locked:
             return False
         before = collection.of_annotation(number)
         after = _read(services, project, annotation, task, config)
-        _replace(services, project, number, after)
+        _replace(services, project, annotation, after)
     return after.records != before
 
 
-def _replace(services: Services, project: int, annotation: int, reading: CollectedLabels) -> None:
-    services.collection(project).replace(annotation, reading.records)
-    services.corrections.note(project, annotation, reading.tallies)
+def _replace(
+    services: Services, project: int, annotation: Mapping[str, Any], reading: CollectedLabels
+) -> None:
+    number = int(annotation["id"])
+    services.collection(project).replace(number, reading.records)
+    services.corrections.note(project, number, reading.tallies)
+    mark = collected_mark(annotation, int(annotation["task"]))
+    services.redis.hset(COLLECTED_KEY.format(project=project), str(number), mark)
+    services.skipped.clear(project, COLLECT, [f"annotation {number}"])
+
+
+def collected_mark(annotation: Mapping[str, Any], task: int) -> str:
+    """What COLLECTED_KEY holds for the annotation's current state."""
+    return f"{annotation.get('updated_at') or ''} {task}"
 
 
 def _read(
@@ -187,8 +174,10 @@ def _read(
         ImageError, LabelingConfigError: its image or the project's labeling config cannot be read.
     """
     content = read_annotation(annotation, config)
-    for problem in content.problems:
-        logger.warning("annotation %s of project %d: %s", annotation["id"], project, problem)
+    if content.problems:
+        services.skipped.note(project, READ, f"annotation {annotation['id']}", "; ".join(content.problems))
+    else:
+        services.skipped.clear(project, READ, [f"annotation {annotation['id']}"])
     if annotation.get("was_cancelled"):
         return CollectedLabels([], [])
     number, task_id = int(annotation["id"]), int(task["id"])
@@ -198,13 +187,22 @@ def _read(
         return services.served(region_id) or earlier.get(region_id)
 
     on_task = services.redis_store.served_on(str(project), str(task_id))
-    tallies = tally_annotation(annotation, content, served, on_task, config, services.store.current())
+    tallies = tally_annotation(annotation, content, served, on_task, config, _serving(services))
     if not (content.regions or content.no_target_phrases):
         return CollectedLabels([], tallies)
     image = _image_facts(services, task, config)
     source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)
     records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
     return CollectedLabels(records, tallies)
+
+
+def _serving(services: Services) -> str:
+    """The serving version; the base version if the store cannot be read, which must not stop collection."""
+    try:
+        return services.store.current()
+    except (VersionError, OSError) as error:
+        logger.warning("masks without a proposal are counted for the base version: %s", error)
+        return services.store.base_version
 
 
 def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from redis import Redis
 
-from backend.errors import ImageError, LabelStudioNotFound
+from backend.errors import LabelStudioNotFound
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
 from backend.serving.engine import Engine
 from backend.settings import Settings
-from backend.shared_redis import PREFETCHED_KEY
+from backend.shared_redis import PREFETCH_FAILED_KEY, PREFETCHED_KEY
+from backend.state.skipped_items import SkippedItems
+from worker.isolation import Outcome, left_out
 from worker.projects.prelabel import ChunkReport
 
 PREFETCHED_TTL_S = 24 * 3600
 """Expiry of the record after its last change: embedding files may have been evicted by then."""
+
+PREFETCH = "prefetch"
+"""Kind of work under which images that could not be embedded are recorded."""
+FIRST_DELAY_S = 120
+LONGEST_DELAY_S = 24 * 3600
+"""Delays of further attempts at an image that could not be embedded."""
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -40,6 +52,7 @@ class Prefetched:
         self._redis = redis
         self._model = f"{settings.preset} {settings.weights}"
         self._key = PREFETCHED_KEY.format(project=project)
+        self._failed_key = PREFETCH_FAILED_KEY.format(project=project)
 
     def missing(self, tasks: Iterable[Json], config: LabelingConfig) -> list[int]:
         """Ids of the tasks whose image is not recorded as embedded."""
@@ -55,20 +68,54 @@ class Prefetched:
         """Records that a task's image is embedded."""
         self._redis.hset(self._key, task.task_id, self._mark(task.data, config))
         self._redis.expire(self._key, PREFETCHED_TTL_S)
+        self._redis.hdel(self._failed_key, task.task_id)
+
+    def note_failure(self, task_id: int, now_s: float) -> None:
+        """Records a failed attempt: the next one is made after twice the delay, at most after a day."""
+        attempts = self._failures().get(task_id, (0, 0.0))[0] + 1
+        delay_s = min(FIRST_DELAY_S * 2 ** min(attempts - 1, 20), LONGEST_DELAY_S)
+        self._redis.hset(self._failed_key, str(task_id), json.dumps([attempts, now_s + delay_s]))
+        self._redis.expire(self._failed_key, 2 * LONGEST_DELAY_S)
+
+    def due(self, task_ids: Iterable[int], now_s: float) -> list[int]:
+        """Those of the tasks that have not failed recently."""
+        failures = self._failures()
+        return [
+            number
+            for number in task_ids
+            if not now_s < failures.get(number, (0, 0.0))[1] <= now_s + LONGEST_DELAY_S
+        ]
+
+    def _failures(self) -> dict[int, tuple[int, float]]:
+        """By task: the number of attempts, and the earliest time of the next."""
+        found = {}
+        for task, value in self._redis.hgetall(self._failed_key).items():
+            with suppress(ValueError, TypeError):  # not in our format
+                attempts, next_s = json.loads(value)
+                found[int(task)] = (int(attempts), float(next_s))
+        return found
 
     def _mark(self, data: Any, config: LabelingConfig) -> str:
         content = f"{self._model} {_address(data, config)}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class FetchedImage:
+    """The image of a task, on this machine."""
+
+    task: Task
+    digest: str
+
+
 class Prefetcher:
-    """Embeds the images of tasks.
+    """Embeds the images of tasks: first fetches them, then loads the model if one could be read.
 
     Args:
         client: Label Studio client.
         images: Fetches images.
-        engine: Embeds images and stores the embeddings on disk.
         prefetched: Records the embedded tasks.
+        skipped: Records the tasks whose image cannot be embedded.
         project: Project of the tasks.
     """
 
@@ -76,18 +123,24 @@ class Prefetcher:
         self,
         client: LabelStudioClient,
         images: ImageStore,
-        engine: Engine,
         prefetched: Prefetched,
+        skipped: SkippedItems,
         project: int,
     ) -> None:
         self._client = client
         self._images = images
-        self._engine = engine
         self._prefetched = prefetched
+        self._skipped = skipped
         self._project = project
 
-    def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
+    def run(
+        self, task_ids: Sequence[int], model: Callable[[], AbstractContextManager[Engine]]
+    ) -> Iterator[ChunkReport]:
         """Processes the tasks; yields the report so far after each. Images already on disk are skipped.
+
+        Args:
+            task_ids: The tasks.
+            model: Loads the model that embeds images and stores the embeddings on disk.
 
         Raises:
             LabelStudioError: it does not respond.
@@ -96,24 +149,42 @@ class Prefetcher:
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("image")
         report = ChunkReport()
-        for number in task_ids:
-            report.tasks += 1
-            try:
-                task = Task.parse(self._client.task(number))
-            except LabelStudioNotFound:
-                report.skipped += 1  # deleted meanwhile
-                continue
-            try:
-                report.skipped += self._embed(task, config) != "encoder"
-                self._prefetched.note(task, config)
-            except ImageError as error:
-                report.problems[task.task_id] = str(error)
-            yield report
+        fetched = [image for number in task_ids if (image := self._fetch(number, config, report))]
         yield report
+        if not fetched:
+            return
+        for image in fetched:  # a process that is killed while it embeds leaves this behind
+            self._prefetched.note_failure(int(image.task.task_id), time.time())
+        with model() as engine:
+            for image in fetched:
+                report.tasks += 1
+                with self._left_out(image.task.task_id) as outcome:
+                    source = engine.embed(image.digest, partial(self._images.decode, image.digest))
+                    report.skipped += source != "encoder"
+                    self._prefetched.note(image.task, config)
+                    self._skipped.clear(self._project, PREFETCH, [f"task {image.task.task_id}"])
+                if outcome.reason:
+                    report.problems[image.task.task_id] = outcome.reason
+                yield report
 
-    def _embed(self, task: Task, config: LabelingConfig) -> str:
-        digest = self._images.digest(_address(task.data, config), task.task_id)
-        return self._engine.embed(digest, partial(self._images.decode, digest))
+    def _fetch(self, number: int, config: LabelingConfig, report: ChunkReport) -> FetchedImage | None:
+        """Downloads and decodes an image; None if that fails, or the task has been deleted."""
+        try:
+            with self._left_out(str(number)) as outcome:
+                task = Task.parse(self._client.task(number))
+                digest = self._images.digest(_address(task.data, config), task.task_id)
+                self._images.decode(digest)
+                return FetchedImage(task, digest)
+            report.problems[str(number)] = outcome.reason
+            self._prefetched.note_failure(number, time.time())
+        except LabelStudioNotFound:
+            report.skipped += 1
+        report.tasks += 1
+        return None
+
+    def _left_out(self, number: str) -> AbstractContextManager[Outcome]:
+        item = f"task {number}"
+        return left_out(self._skipped, self._project, PREFETCH, item, passes=(LabelStudioNotFound,))
 
 
 def _address(data: Any, config: LabelingConfig) -> Any:

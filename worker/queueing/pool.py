@@ -21,7 +21,7 @@ from rq.scheduler import RQScheduler
 
 from backend.logs import configure_logging
 from backend.settings import Settings
-from backend.shared_redis import EVENTS, connect
+from backend.shared_redis import EVENTS, RECONCILE, connect
 from worker.queueing.healthcheck import RECENT, Heartbeat, queues_served
 from worker.queueing.retries import Retries
 from worker.queueing.workers import ask_self_to_end, follow_parent, make_worker
@@ -190,7 +190,7 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
         burst: End when the queue is empty instead of waiting for jobs.
     """
     follow_parent(ask_self_to_end)
-    if queue == EVENTS:
+    if queue in (EVENTS, RECONCILE):
         # Jobs are forks of this process, so modules imported here need not be imported by each job.
         for module in settings.job_modules:
             importlib.import_module(module)

@@ -12,15 +12,26 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 from rq import Queue
+from rq.exceptions import DuplicateJobError
 
 from backend.errors import QueueUnavailableError
-from backend.shared_redis import EVENTS, PRELABEL, TRAINING, ServiceQueue, connect
+from backend.shared_redis import (
+    EVENTS,
+    PRELABEL,
+    RECONCILE,
+    RECONCILE_TIMEOUT_S,
+    TRAINING,
+    ServiceQueue,
+    connect,
+)
 
 EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
 PRELABEL_TIMEOUT_S = 4 * 3600
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 14 * 24 * 3600
+FAILED_AGAIN_S = 60
+"""How long after a failure the same job is not queued again."""
 LOCK_TTL_S = 30
 """Lifetime of a lock after its holder was killed; a live holder renews it."""
 
@@ -49,6 +60,26 @@ def events_queue(connection: Redis) -> Queue:
     return ServiceQueue(EVENTS, connection, default_timeout=EVENT_TIMEOUT_S)
 
 
+def reconcile_queue(connection: Redis) -> Queue:
+    return ServiceQueue(RECONCILE, connection, default_timeout=RECONCILE_TIMEOUT_S)
+
+
+def ask_for_reconciliation(connection: Redis, project: int) -> bool:
+    """Queues a reconciliation of a project unless one is queued or running; returns whether it did."""
+    try:
+        reconcile_queue(connection).enqueue_call(
+            "worker.jobs.reconcile_project",
+            kwargs={"project_id": project},
+            job_id=f"reconcile-{project}",
+            unique=True,
+            result_ttl=0,
+            failure_ttl=FAILED_AGAIN_S,
+        )
+    except DuplicateJobError:
+        return False
+    return True
+
+
 def training_queue(connection: Redis) -> Queue:
     return ServiceQueue(TRAINING, connection, default_timeout=TRAINING_TIMEOUT_S)
 
@@ -63,7 +94,12 @@ def queue_named(name: str, connection: Redis) -> Queue:
     Raises:
         KeyError: no queue has this name.
     """
-    makers = {EVENTS: events_queue, TRAINING: training_queue, PRELABEL: prelabel_queue}
+    makers = {
+        EVENTS: events_queue,
+        RECONCILE: reconcile_queue,
+        TRAINING: training_queue,
+        PRELABEL: prelabel_queue,
+    }
     return makers[name](connection)
 
 

@@ -28,7 +28,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.settings import JOB_MODULES
-from backend.shared_redis import EVENTS, PRELABEL, QUEUES, TRAINING, ServiceJob, ServiceQueue
+from backend.shared_redis import EVENTS, PRELABEL, QUEUES, RECONCILE, TRAINING, ServiceJob, ServiceQueue
 from worker.queueing.allowlist import refusal
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class ModelWorker(StoppableWorker):
 
 WORKERS: dict[str, type[StoppableWorker]] = {
     EVENTS: EventsWorker,
+    RECONCILE: EventsWorker,
     TRAINING: ModelWorker,
     PRELABEL: ModelWorker,
 }

@@ -1,0 +1,111 @@
+"""Items that background work has left out because of an error, in Redis: shown on the start page and counted.
+
+The worker loops over projects, tasks and annotations of other people. An item that fails is left out, so that
+it stops no other; what it is and why is kept here until it succeeds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from redis import Redis, RedisError
+
+from backend.errors import BackendError
+from backend.shared_redis import SKIPPED_COUNTS_KEY, SKIPPED_KEY
+
+ITEMS_KEPT = 50
+"""Per project; further ones are only counted."""
+ITEMS_S = 7 * 24 * 3600
+"""Expiry of a project's items after the last one was added."""
+REASON_CHARACTERS = 300
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SkippedItem:
+    """An item that was left out."""
+
+    work: str
+    """What was done: collect, decide, prefetch ..."""
+    item: str
+    """"annotation 12", "task 7"; "project" for all of it."""
+    reason: str
+    at: str
+    """ISO 8601, UTC."""
+
+    @property
+    def number(self) -> int | None:
+        """The number in `item`, if any."""
+        last = self.item.rpartition(" ")[2]
+        return int(last) if last.isascii() and last.isdigit() and len(last) < 19 else None
+
+
+class SkippedItems:
+    """Reads and writes them. Never raises Redis errors: work goes on without the record of a failure.
+
+    Args:
+        redis: Connected lazily.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def note(self, project: int | str, work: str, item: str, error: Exception | str) -> None:
+        """Records an item and counts it."""
+        reason = reason_of(error)
+        logger.warning("project %s, %s, %s is left out: %s", project, work, item, reason)
+        key, field = SKIPPED_KEY.format(project=project), f"{work}/{item}"
+        value = json.dumps(asdict(SkippedItem(work, item, reason, datetime.now(UTC).isoformat())))
+        try:
+            self._redis.hincrby(SKIPPED_COUNTS_KEY, work, 1)
+            if self._redis.hlen(key) < ITEMS_KEPT or self._redis.hexists(key, field):
+                self._redis.hset(key, field, value)
+                self._redis.expire(key, ITEMS_S)
+        except RedisError as failure:
+            logger.warning("Redis does not respond: %s", failure)
+
+    def clear(self, project: int | str, work: str, items: Collection[str]) -> None:
+        """Removes items that have succeeded."""
+        if not items:
+            return
+        try:
+            self._redis.hdel(SKIPPED_KEY.format(project=project), *(f"{work}/{item}" for item in items))
+        except RedisError as failure:
+            logger.warning("Redis does not respond: %s", failure)
+
+    def of(self, project: int | str) -> list[SkippedItem]:
+        """Returns a project's items, the newest first; unreadable ones are left out."""
+        try:
+            values: list[bytes] = self._redis.hvals(SKIPPED_KEY.format(project=project))  # type: ignore[assignment]
+        except RedisError:
+            return []
+        found = [item for item in map(_parsed, values) if item is not None]
+        return sorted(found, key=lambda item: item.at, reverse=True)
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many items each kind of work has left out so far."""
+        try:
+            found: Mapping[bytes, bytes] = self._redis.hgetall(SKIPPED_COUNTS_KEY)  # type: ignore[assignment]
+        except RedisError:
+            return {}
+        return {name.decode(errors="replace"): int(value) for name, value in found.items() if value.isdigit()}
+
+
+def reason_of(error: Exception | str) -> str:
+    """One line about an error, for people."""
+    in_words = isinstance(error, BackendError | str)
+    text = str(error) if in_words else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:REASON_CHARACTERS]
+
+
+def _parsed(value: bytes) -> SkippedItem | None:
+    try:
+        fields = json.loads(value)
+        return SkippedItem(**{name: str(text) for name, text in fields.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
