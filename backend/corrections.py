@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 
 from redis import Redis
 
-from backend.shared_redis import CORRECTION_SUMS_KEY, CORRECTIONS_KEY
+from backend.shared_redis import CORRECTION_SUMS_KEY, CORRECTIONS_KEY, SUBMITTED_KEY
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ class Tally:
     edited: float = 0
     """Submitted after changes by brush, eraser or clicks."""
     deleted: float = 0
-    """Proposed and not submitted."""
+    """Proposed, submitted, and deleted later. Masks that were never submitted tell nothing: the annotator may
+    not have seen them."""
     added: float = 0
     """Submitted without a proposal for a phrase: drawn or clicked. Counted under the serving version."""
+    missed: float = 0
+    """Submitted for a phrase for which the model had found nothing."""
     iou: float = 0
     """IoU of proposed and submitted masks, summed over accepted and edited ones."""
 
@@ -45,10 +48,19 @@ class Tally:
         return self.iou / self.submitted if self.submitted else None
 
     @property
+    def masks(self) -> float:
+        """All masks, whatever became of them."""
+        return self.submitted + self.deleted + self.added + self.missed
+
+    @property
     def accepted_share(self) -> float | None:
-        """Share of all masks that were accepted unchanged, 0..1."""
-        masks = self.submitted + self.deleted + self.added
-        return self.accepted / masks if masks else None
+        """Share of all masks that were accepted unchanged, 0..1: those that the model missed are failures."""
+        return self.share("accepted")
+
+    def share(self, outcome: str) -> float | None:
+        """Share of a count in all masks, 0..1; None without any."""
+        count: float = getattr(self, outcome)
+        return count / self.masks if self.masks else None
 
     def plus(self, other: Tally) -> Tally:
         """Sum of two tallies, under this one's version and label."""
@@ -77,6 +89,16 @@ class CorrectionLog:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
+    def submitted(self, project: int, annotation: int) -> set[str]:
+        """Returns the ids of the proposed masks that were ever submitted in an annotation."""
+        value = self._redis.hget(SUBMITTED_KEY.format(project=project), str(annotation))
+        return set(json.loads(value)) if value else set()
+
+    def note_submitted(self, project: int, annotation: int, regions: Iterable[str]) -> None:
+        """Replaces the ids of the proposed masks that were ever submitted in an annotation."""
+        key = SUBMITTED_KEY.format(project=project)
+        self._redis.hset(key, str(annotation), json.dumps(sorted(regions)))
+
     def note(self, project: int, annotation: int, tallies: Sequence[Tally]) -> None:
         """Replaces an annotation's counts.
 
@@ -100,6 +122,7 @@ class CorrectionLog:
         """Subtracts the counts of deleted annotations."""
         for annotation in annotations:
             self.note(project, annotation, [])
+            self._redis.hdel(SUBMITTED_KEY.format(project=project), str(annotation))
 
     def sums(self) -> list[ProjectTally]:
         """Returns the sums by project, version and label, in this order."""

@@ -114,7 +114,7 @@ class Metrics:
 
         self.corrections = Gauge(
             "sspsam_corrections",
-            "Masks in saved annotations: accepted, edited, deleted, added; annotations may be deleted again",
+            "Masks in saved annotations: accepted, edited, deleted, added, missed; may decrease",
             ["version", "label", "outcome"],
             registry=self.registry,
         )
@@ -142,7 +142,7 @@ class Metrics:
         self.corrections.clear()
         self.correction_iou.clear()
         for tally in tallies:
-            for outcome in ("accepted", "edited", "deleted", "added"):
+            for outcome in ("accepted", "edited", "deleted", "added", "missed"):
                 self.corrections.labels(tally.version, tally.label, outcome).set(getattr(tally, outcome))
             if tally.mean_iou is not None:
                 self.correction_iou.labels(tally.version, tally.label).set(tally.mean_iou)

@@ -308,7 +308,7 @@ class Assistant:
         """Records the served masks, for the worker's detection of corrections and for clicks."""
         rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
         proposed = list(zip(outcome.regions, rles, strict=True))
-        self._redis_store.note_served(project, task.task_id, proposed, outcome.version)
+        self._redis_store.note_served(proposed, outcome.version)
         found = [region.phrase for region in outcome.regions]
         self._redis_store.note_nothing_found(project, task.task_id, outcome.no_match, found, outcome.version)
         shown = [

@@ -28,8 +28,8 @@ def read_box(
 ) -> PromptBox:
     """Reads a prompt box.
 
-    "no scissors" denies "scissors" only while that stands in the form: else it is a phrase like any other,
-    such as "no entry sign".
+    "no scissors" denies "scissors" or "the scissors" only while that stands in the form: else it is a phrase
+    like any other, such as "no entry sign".
 
     Args:
         texts: Entries with their notes, oldest first.
@@ -38,16 +38,8 @@ def read_box(
         deniable: Whether the form has a box for confirmed absences.
     """
     entries = [part for text in texts for part in prompt_text.split(text)]
-    standing = {prompt_text.phrase_key(entry) for entry in entries} | set(absent)
-    denials = {
-        prompt_text.phrase_key(entry): phrase
-        for entry in entries
-        if deniable
-        and (phrase := prompt_text.denied_phrase(entry))
-        and prompt_text.phrase_key(phrase) in standing
-    }
-    denied = prompt_text.distinct(denials.values())
     phrases = prompt_text.distinct(entries)
+    denials, denied = _denials(entries, absent) if deniable else (set(), set())
     open_keys = [key for key in phrases if key not in denials and key not in denied]
     unanswered = {prompt_text.phrase_key(entry) for entry in entries if not prompt_text.found_nothing(entry)}
     settled = {*absent, *drawn}
@@ -56,10 +48,28 @@ def read_box(
     return PromptBox(
         tuple(phrases[key] for key in asked),
         tuple(phrases[key] for key in open_keys if key not in unanswered and key not in settled),
-        tuple(_as_entered(key, phrase, phrases) for key, phrase in denied.items() if key not in absent),
+        tuple(phrase for key, phrase in phrases.items() if key in denied and key not in absent),
     )
 
 
-def _as_entered(key: str, denied: str, phrases: dict[str, str]) -> str:
-    """A denied phrase in the spelling in which it was asked."""
-    return phrases.get(key, denied)
+def _denials(entries: Sequence[str], absent: Collection[str]) -> tuple[set[str], set[str]]:
+    """Keys of the entries that deny a phrase, and of the phrases denied, whatever their article.
+
+    A denial follows the phrase; a phrase entered again after it is open again.
+    """
+    standing: dict[str, list[str]] = {}
+    for key in absent:
+        standing.setdefault(prompt_text.without_article(key), []).append(key)
+    denials: set[str] = set()
+    denied: set[str] = set()
+    for entry in entries:
+        key = prompt_text.phrase_key(entry)
+        phrase = "" if prompt_text.has_note(entry) else prompt_text.denied_phrase(key)
+        found = standing.get(prompt_text.without_article(phrase), []) if phrase else []
+        if found:
+            denials.add(key)
+            denied.update(found)
+        else:
+            denied.discard(key)
+            standing.setdefault(prompt_text.without_article(key), []).append(key)
+    return denials, denied

@@ -9,6 +9,7 @@ candidates. Text areas are found by name alone, because a form may have others, 
     phrase  <TextArea name="phrase" perRegion="true">
     absent  <TextArea name="absent"> for the whole image: phrases that a person confirmed to be absent
     status  <TextArea name="status"> for the whole image: shows messages
+    hints   <View className="hints">: shows what only the browser knows
     click   <KeyPointLabels>: `click`, else the first; box  <RectangleLabels>: `box`, else the first.
             Those with smart="false" never send requests to a model: they are ordinary labels without a role
 
@@ -20,68 +21,15 @@ Label Studio keeps with the form and otherwise ignores.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from xml.sax.saxutils import escape
 
 from backend.errors import LabelingConfigError
+from backend.labelstudio.recommended import RECOMMENDED_CONFIG as RECOMMENDED_CONFIG
+from backend.labelstudio.recommended import SNIPPETS, WHY
 
-RECOMMENDED_CONFIG = """\
-<View>
-  <Style>
-    .lsf-requesting .prompt::before { content: 'Looking...'; color: #b36b00; font-weight: bold; }
-    .status form { display: none; }
-  </Style>
-  <View className="prompt">
-    <TextArea name="prompt" toName="image" rows="1" showSubmitButton="true" editable="false"
-              placeholder="Type a phrase (e.g. the red cup on the left) and press Enter"/>
-  </View>
-  <View className="status">
-    <TextArea name="status" toName="image" maxSubmissions="1" editable="false" smart="false"/>
-  </View>
-  <View className="absent">
-    <TextArea name="absent" toName="image" rows="1" editable="false" smart="false"
-              placeholder="Confirmed absent: phrases that fit nothing in the image"/>
-  </View>
-  <BrushLabels name="mask" toName="image" smart="false" opacity="0.5">
-    <Label value="object" background="#FF3B30"/>
-  </BrushLabels>
-  <KeyPointLabels name="click" toName="image" smart="true" smartOnly="true" opacity="0.9" strokeWidth="4">
-    <Label value="refine" background="#0A84FF"
-           hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>
-  </KeyPointLabels>
-  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
-  <TextArea name="phrase" toName="image" perRegion="true" displayMode="region-list" whenLabelValue="object"
-            editable="true" required="true" requiredMessage="Every mask needs its phrase"
-            maxSubmissions="1" rows="1" smart="false"/>
-</View>
-"""
-
-SNIPPETS: Mapping[str, str] = {
-    "image": '<Image name="{image}" value="$image" zoom="true" zoomControl="true"/>',
-    "prompt": '<TextArea name="prompt" toName="{image}" rows="1" showSubmitButton="true" editable="false"/>',
-    "mask": '<BrushLabels name="mask" toName="{image}" smart="false"><Label value="object"/></BrushLabels>',
-    "phrase": '<TextArea name="phrase" toName="{image}" perRegion="true" displayMode="region-list" '
-    'whenLabelValue="{labels}" editable="true" required="true" maxSubmissions="1" rows="1" smart="false"/>',
-    "status": '<TextArea name="status" toName="{image}" maxSubmissions="1" editable="false" smart="false"/>',
-    "absent": '<TextArea name="absent" toName="{image}" rows="1" editable="false" smart="false" '
-    'placeholder="Confirmed absent: phrases that fit nothing in the image"/>',
-    "click": '<KeyPointLabels name="click" toName="{image}" smart="true" smartOnly="true">'
-    '<Label value="refine" hint="Auto-Detect tool: Ctrl+click adds, Ctrl+Alt+click takes away"/>'
-    "</KeyPointLabels>",
-}
-"""XML to add for a role: `image` is the image tag's name, `labels` the brush's labels, comma separated."""
-_WHY: Mapping[str, str] = {
-    "image": "there is no <Image>: no image to segment",
-    "prompt": 'there is no <TextArea name="prompt"> for the image of the masks: no place to type a phrase',
-    "mask": "there is no <BrushLabels>: no place for masks",
-    "phrase": 'there is no <TextArea name="phrase" perRegion="true">: a mask keeps its phrase only as a '
-    "hidden note",
-    "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',
-    "absent": 'there is no <TextArea name="absent">: no phrase can be confirmed to be absent from the image',
-    "click": "there is no smart <KeyPointLabels>: masks are corrected with the brush, not by clicks",
-}
 MAX_CHARACTERS = 4 * 2**20
 """Of a form; 20,000 labels have about 1.5 million."""
 MAX_DEPTH = 100
@@ -90,6 +38,7 @@ _ENDINGS = ("", "s", "es")
 """Of a label in the singular and in the plural."""
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
+HINTS_CLASS = "hints"
 ROLE_ATTRIBUTE = "sspsam"
 """Attribute by which the project lead gives a text area of another name its role."""
 CONFIRMABLE = ("prompt", "phrase")
@@ -178,6 +127,7 @@ class LabelingConfig:
     phrase: Tag | None = None
     status: Tag | None = None
     absent: Tag | None = None
+    hints: Tag | None = None
     click: Tag | None = None
     box: Tag | None = None
     mask_names: frozenset[str] = frozenset()
@@ -220,7 +170,8 @@ class LabelingConfig:
         Raises:
             LabelingConfigError: it is not XML.
         """
-        tags = _named_tags(xml)
+        everything = _tags(xml)
+        tags = [tag for tag in everything if tag.get("name")]
         brushes = [tag for tag in tags if tag.tag == "brushlabels"]
         mask = _choose(brushes, "mask")
         image = _image_tag(tags, mask)
@@ -236,6 +187,7 @@ class LabelingConfig:
             phrase=_tag(_text_area(per_region, "phrase"), here),
             status=_tag(_text_area(whole, "status"), here),
             absent=_tag(_text_area(whole, "absent"), here),
+            hints=next((Tag(HINTS_CLASS) for tag in everything if tag.get("classname") == HINTS_CLASS), None),
             click=_tag(_choose(_smart(on_image, "keypointlabels"), "click"), here),
             box=_tag(_choose(_smart(on_image, "rectanglelabels"), "box"), here),
             mask_names=frozenset(tag.get("name", "") for tag in brushes),
@@ -247,7 +199,7 @@ class LabelingConfig:
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
         labels = ",".join(label.written for tag in self.masks for label in tag.labels) or "object"
         return [
-            MissingTag(role, role in _REQUIRED, _WHY[role], _filled(xml, image, labels))
+            MissingTag(role, role in _REQUIRED, WHY[role], _filled(xml, image, labels))
             for role, xml in SNIPPETS.items()
             if getattr(self, role) is None
         ]
@@ -281,7 +233,7 @@ class _BoundedTree(ElementTree.TreeBuilder):
         return super().end(tag)
 
 
-def _named_tags(xml: str) -> list[ElementTree.Element]:
+def _tags(xml: str) -> list[ElementTree.Element]:
     """Tags in document order; tag and attribute names in lower case, as the editor reads them."""
     if len(xml) > MAX_CHARACTERS:
         raise LabelingConfigError(
@@ -296,7 +248,7 @@ def _named_tags(xml: str) -> list[ElementTree.Element]:
     for tag in root.iter():
         tag.tag = str(tag.tag).lower()
         tag.attrib = {name.lower(): value for name, value in tag.attrib.items()}
-    return [tag for tag in root.iter() if tag.get("name")]
+    return list(root.iter())
 
 
 def _filled(xml: str, image: str, labels: str) -> str:

@@ -8,7 +8,7 @@ from xml.parsers import expat
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig, MissingTag
 
-ON_TOP = frozenset({"prompt", "status", "absent"})
+ON_TOP = frozenset({"hints", "prompt", "status", "absent"})
 """Parts placed above the image, visible without scrolling; others go to the end."""
 INDENT = "  "
 

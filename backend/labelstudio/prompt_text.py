@@ -22,6 +22,7 @@ _NOTE = re.compile(rf"(?<!\S)[{_FAILED}{_NO_MATCH}]\s")
 _FAILURE = re.compile(rf"(?<!\S){_FAILED}\s")
 _NOTHING_FOUND = re.compile(rf"(?<!\S){_NO_MATCH}\s")
 _DENIAL = re.compile(r"no (.+)", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?:the|an?) (?=.)", re.IGNORECASE)
 
 
 def with_failure(phrase: str, reason: str) -> str:
@@ -44,6 +45,11 @@ def found_nothing(entry: str) -> bool:
     return _NOTHING_FOUND.search(entry) is not None
 
 
+def has_note(entry: str) -> bool:
+    """Whether an entry is a phrase that was answered, or could not be."""
+    return _NOTE.search(entry) is not None
+
+
 def denied_phrase(entry: str) -> str:
     """The phrase that an entry such as "no scissors" denies; empty for other entries."""
     denial = _DENIAL.fullmatch(plain_phrase(entry))
@@ -51,8 +57,13 @@ def denied_phrase(entry: str) -> str:
 
 
 def denial_of(phrase: str) -> str:
-    """The entry that denies a phrase."""
-    return f"no {phrase}"
+    """The entry that denies a phrase: "no cup" for "the cup"."""
+    return f"no {without_article(phrase)}"
+
+
+def without_article(phrase: str) -> str:
+    """A plain phrase without the article at its beginning."""
+    return _ARTICLE.sub("", phrase, count=1) if _ARTICLE.match(phrase) else phrase
 
 
 def plain_phrase(entry: str) -> str:

@@ -32,7 +32,6 @@ from backend.shared_redis import (
     PROMPT_BOX_KEY,
     QUEUES,
     SERVED_KEY,
-    SERVED_ON_KEY,
     SHOWN_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
@@ -111,18 +110,10 @@ class RedisStore:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._failed_s = -_PAUSE_S
 
-    def note_served(
-        self,
-        project: str,
-        task: str,
-        proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
-        version: str,
-    ) -> None:
+    def note_served(self, proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]], version: str) -> None:
         """Stores proposed masks, to distinguish corrections from accepted masks.
 
         Args:
-            project: Project of the task.
-            task: Task of the masks.
             proposed: Region IDs with masks as COCO RLE. Masks changed by clicks are corrections and do not
                 belong here.
             version: Model version.
@@ -135,18 +126,9 @@ class RedisStore:
                     values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
-                if proposed:
-                    on_task = SERVED_ON_KEY.format(project=project, task=task)
-                    pipeline.sadd(on_task, *(region.region_id for region, _ in proposed))
-                    pipeline.expire(on_task, KEPT_S)
                 pipeline.execute()
 
         self._try(write, None)
-
-    def served_on(self, project: str, task: str) -> set[str]:
-        """Returns the IDs of all regions proposed on a task."""
-        key = SERVED_ON_KEY.format(project=project, task=task)
-        return self._try(lambda: {_text(member) for member in self._redis.smembers(key)}, set())
 
     def served(self, region_id: str) -> Served | None:
         """Returns the mask last served under a region's ID."""

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard, VersionError
@@ -33,6 +33,8 @@ SHOWN_TYPES: Mapping[str, str] = {
     ".jpg": "image/jpeg",
 }
 """Suffixes of a version's files that browsers may request: no weights."""
+KINDS = ("corrected", "accepted", "added", "confirmed absent")
+"""What annotators did, in a card's composition of the data."""
 LATEST = 3
 LOSS = "total"
 CURVE_WH = (300, 80)
@@ -77,6 +79,11 @@ class FineTune:
         """How it was trained, in one sentence."""
         return how_trained(self.card)
 
+    @property
+    def composition(self) -> list[tuple[str, str]]:
+        """(label, composition of its labels); empty for one label."""
+        return composition_by_label(self.card)
+
 
 def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list[FineTune]:
     """The newest fine-tuned versions, newest first.
@@ -110,11 +117,30 @@ def how_trained(card: VersionCard) -> str:
     steps = card.data.get("steps", steps)
     said = f"Fine-tuned from {card.parent}"
     said += f" on {labels} labels" if labels else ""
+    said += f" ({counts})" if (counts := _counts(card.data.get("composition"))) else ""
     said += f" of project {project}" if project else ""
     said += (
         f", {steps} steps of {size} samples at a learning rate of {rate:g}" if steps and size and rate else ""
     )
     return f"{said}."
+
+
+def composition_by_label(card: VersionCard) -> list[tuple[str, str]]:
+    """What annotators did to the labels of a fine-tune, by label, if there are several."""
+    found = card.data.get("composition_by_label")
+    rows = [(str(label), _counts(counts)) for label, counts in found.items()] if _is_map(found) else []
+    return rows if len(rows) > 1 else []
+
+
+def _counts(composition: object) -> str:
+    """Composition of the data as text, without zeros."""
+    if not _is_map(composition):
+        return ""
+    return ", ".join(f"{composition[name]} {name}" for name in KINDS if composition.get(name))
+
+
+def _is_map(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 def curve(values: Sequence[tuple[int, float]]) -> Curve | None:

@@ -93,6 +93,11 @@ class RefRecord:
             self.served_rle["counts"],
         )
 
+    @property
+    def has_corrected_mask(self) -> bool:
+        """Whether the annotator changed the model's mask or added one: these start fine-tunes."""
+        return self.kind in ("corrected", "added")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

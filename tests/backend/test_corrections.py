@@ -54,6 +54,9 @@ def test_shares() -> None:
     assert CATS.accepted_share == pytest.approx(2 / 3)
     assert Tally("v", "l").mean_iou is None
     assert Tally("v", "l").accepted_share is None
+    found_nothing = Tally("v1", "cup", accepted=3, added=1, missed=6, iou=3)
+    assert found_nothing.accepted_share == pytest.approx(0.3), "what was missed is a failure"
+    assert found_nothing.share("missed") == pytest.approx(0.6)
     assert merged([CATS, DOGS, CATS]) == [Tally("v1", "cat", accepted=4, edited=2, iou=5.0), DOGS]
 
 
@@ -72,10 +75,11 @@ def test_metrics_show_them(client: FlaskClient, log: CorrectionLog) -> None:
 
 
 def test_the_start_page_shows_them(client: FlaskClient, log: CorrectionLog) -> None:
-    log.note(7, 1, [Tally(BASE, "cat", accepted=3, edited=1, iou=3.5), Tally(BASE, "dog", added=1)])
+    log.note(7, 1, [Tally(BASE, "cat", accepted=3, edited=1, iou=3.5), Tally(BASE, "dog", added=1, missed=1)])
 
     cells = Page(client.get("/").text).texts("td")
 
-    assert cells[-18:-12] == [BASE, "3 (60 %)", "1", "0", "1", "87.5 %"], "both labels"
-    assert cells[-12:-6] == ["cat", "3 (75 %)", "1", "0", "0", "87.5 %"]
-    assert cells[-6:] == ["dog", "0 (0 %)", "0", "0", "1", "–"]
+    both, cat, dog = cells[-21:-14], cells[-14:-7], cells[-7:]
+    assert both == [BASE, "3 (50 %)", "1 (17 %)", "0 (0 %)", "1 (17 %)", "1 (17 %)", "87.5 %"]
+    assert cat == ["cat", "3 (75 %)", "1 (25 %)", "0 (0 %)", "0 (0 %)", "0 (0 %)", "87.5 %"]
+    assert dog == ["dog", "0 (0 %)", "0 (0 %)", "0 (0 %)", "1 (50 %)", "1 (50 %)", "–"]

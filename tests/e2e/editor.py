@@ -238,6 +238,14 @@ class Editor:
             self.page.get_by_test_id("bottombar-submit-button").click()
         assert saved.value.ok, saved.value.text()
 
+    def update(self) -> None:
+        """Presses Update and waits until the annotation is saved."""
+        with self.page.expect_response(
+            lambda response: response.request.method == "PATCH" and "/api/annotations/" in response.url
+        ) as saved:
+            self.page.get_by_test_id("bottombar-update-button").click()
+        assert saved.value.ok, saved.value.text()
+
 
 def place(frame: FloatRect, part_xy: tuple[float, float]) -> tuple[float, float]:
     """A place given in parts of a frame, in pixels of the page."""

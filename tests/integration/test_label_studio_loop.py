@@ -7,6 +7,7 @@ import numpy as np
 import requests
 from pycocotools.coco import COCO
 
+from backend.labelstudio import prompt_text
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
 from sspsam.version_store.store import VersionStore
@@ -33,7 +34,10 @@ def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:
         result["id"]: result["value"]["text"][0] for result in results if result["from_name"] == "phrase"
     }
     in_the_box = {
-        text for result in results if result["from_name"] == "prompt" for text in result["value"]["text"]
+        prompt_text.plain_phrase(text)
+        for result in results
+        if result["from_name"] == "prompt"
+        for text in result["value"]["text"]
     }
     assert masks.keys() == under_regions.keys()
     assert set(under_regions.values()) | in_the_box == phrases

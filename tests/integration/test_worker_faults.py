@@ -27,7 +27,7 @@ from sspsam.version_store.store import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
 from tests.terminal import Terminal
 from tests.waiting import wait_until
-from tests.worker.label_studio_server import KEY, prompt, region
+from tests.worker.label_studio_server import KEY, absent, region
 from tests.worker.reconciling import reconcile_all
 from tests.worker.squares import scene
 from worker import jobs
@@ -50,7 +50,7 @@ def label_studio() -> Iterator[FixedLabelStudio]:
         for number in range(1, PICTURES + 1):
             image, mask = scene(number)
             server.add_task(number, PROJECT, image)
-            server.save(number, number, [*region(f"r{number}", "the bright square", mask), prompt("a cup")])
+            server.save(number, number, [*region(f"r{number}", "the bright square", mask), absent("a cup")])
         yield server
 
 

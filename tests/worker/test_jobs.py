@@ -53,7 +53,7 @@ def serve(services: Services, phrase: str, mask: Mask) -> str:
     """Lets the backend's log say that it served a mask; returns the region's id."""
     region_id = region_id_for(str(PROJECT), str(TASK), phrase)
     proposed = [(ProposedRegion(region_id, phrase, mask, 0.9), mask_to_coco_rle(mask))]
-    services.redis_store.note_served(str(PROJECT), str(TASK), proposed, "ssp-sam-test-base")
+    services.redis_store.note_served(proposed, "ssp-sam-test-base")
     return region_id
 
 
@@ -449,34 +449,33 @@ def test_accepted_edited_and_added_masks_are_counted(
     }
 
 
-@pytest.mark.parametrize(
-    ("fields", "deleted"),
-    [
-        ({}, 1),
-        ({"created_at": LATER, "lead_time": 10}, 0),
-        ({"created_at": LATER, "lead_time": 7200}, 1),
-        ({"created_at": LATER, "lead_time": 10, "parent_prediction": 5}, 1),
-        ({"created_at": None, "updated_at": NOW}, 0),
-    ],
-    ids=[
-        "while it was made",
-        "for somebody earlier",
-        "it took hours",
-        "from a prediction",
-        "as it was saved",
-    ],
-)
-def test_a_mask_that_was_thrown_away_is_counted(
-    services: Services, label_studio: LabelStudioServer, mask: Mask, fields: dict[str, Any], deleted: int
+def test_a_mask_counts_as_deleted_only_if_it_was_submitted_before(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    kept = serve(services, "the ring", mask)
-    serve(services, "the dot", mask)
-    label_studio.save(ANNOTATION, TASK, region(kept, "the ring", mask), **({"updated_at": LATER} | fields))
+    kept, dropped = serve(services, "the ring", mask), serve(services, "the dot", mask)
+    serve(services, "the bar", mask)  # proposed, perhaps to somebody else, and never submitted
+    ring = region(kept, "the ring", mask)
+    label_studio.save(ANNOTATION, TASK, ring + region(dropped, "the dot", mask))
+    collect(services)
+    assert tallies(services)["object"] == Tally(BASE, "object", accepted=2, iou=2)
+
+    label_studio.save(ANNOTATION, TASK, ring)
+    for _ in range(2):
+        collect(services)
+
+    assert tallies(services)["object"] == Tally(BASE, "object", accepted=1, iou=1, deleted=1)
+
+
+def test_a_mask_made_by_hand_for_a_phrase_that_found_nothing_was_missed(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    services.redis_store.note_nothing_found(str(PROJECT), str(TASK), ["the ring"], [], BASE)
+    drawn = region("WR_laGtqWv", "The ring", mask) + region("WR_laGtqWw", "the dot", mask)
+    label_studio.save(ANNOTATION, TASK, drawn)
 
     collect(services)
 
-    assert tallies(services)["object"].deleted == deleted
-    assert tallies(services)["object"].accepted == 1
+    assert tallies(services)["object"] == Tally(BASE, "object", added=1, missed=1)
 
 
 def test_counts_follow_the_annotation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,8 @@ class CollectedLabels:
 
     records: list[RefRecord]
     tallies: list[Tally]
+    submitted: set[str] = field(default_factory=set)
+    """Ids of the proposed masks that were ever submitted in the annotation."""
 
 
 def collect(services: Services, project_id: int, annotation_id: int) -> Collected:
@@ -151,6 +153,8 @@ def _replace(
     number = int(annotation["id"])
     services.collection(project).replace(number, reading.records)
     services.corrections.note(project, number, reading.tallies)
+    if reading.submitted:
+        services.corrections.note_submitted(project, number, reading.submitted)
     mark = collected_mark(annotation, int(annotation["task"]))
     services.redis.hset(COLLECTED_KEY.format(project=project), str(number), mark)
     services.skipped.clear(project, COLLECT, [f"annotation {number}"])
@@ -186,14 +190,16 @@ def _read(
     def served(region_id: str) -> ServedMask | None:
         return services.served(region_id) or earlier.get(region_id)
 
-    on_task = services.redis_store.served_on(str(project), str(task_id))
-    tallies = tally_annotation(annotation, content, served, on_task, config, _serving(services))
+    before = services.corrections.submitted(project, number)
+    nothing_found = services.redis_store.nothing_found(str(project), str(task_id))
+    tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services))
+    proposed = {region.region_id for region in content.regions if served(region.region_id) is not None}
     if not (content.regions or content.no_target_phrases):
-        return CollectedLabels([], tallies)
+        return CollectedLabels([], tallies, before | proposed)
     image = _image_facts(services, task, config)
     source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)
     records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
-    return CollectedLabels(records, tallies)
+    return CollectedLabels(records, tallies, before | proposed)
 
 
 def _serving(services: Services) -> str:

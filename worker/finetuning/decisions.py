@@ -121,7 +121,7 @@ def note_decision(connection: Redis, project: int, trigger: str, decision: Decis
 
 
 def _sides(services: Services, records: Sequence[RefRecord]) -> dict[str, Side]:
-    corrected = {record.image_sha256 for record in records if record.corrected}
+    corrected = {record.image_sha256 for record in records if record.has_corrected_mask}
     images = {record.image_sha256 for record in records}
     return assign_sides(load_sides(services.settings.model_dir), corrected, images - corrected)
 
@@ -134,7 +134,7 @@ def _evidence(
     sides: Mapping[str, Side],
     now: datetime,
 ) -> Evidence:
-    corrected = [record for record in records if record.corrected]
+    corrected = [record for record in records if record.has_corrected_mask]
     images = {record.image_sha256 for record in corrected}
     run, store, settings = last_run(services.store, project), services.store, services.settings
     learned = set(run.samples) if run else set()

@@ -17,6 +17,7 @@ from finetune.data.records import RefRecord, records_digest, write_records
 from sspsam import VersionStore
 from sspsam.files import replace_text
 from sspsam.version_store.store import VersionCard
+from worker.finetuning.composition import bound_absences
 from worker.finetuning.policy import Side, choose_stopping
 from worker.records import records_folder, sample_key
 
@@ -100,13 +101,15 @@ def prepare_run(
     run = Run(run_id_for(project, digest, base_version), project, store.preset, base_version, digest, samples)
     folder = run_folder(model_dir, run.run_id)
     training = [r for r in records if sides[r.image_sha256] == "train"]
-    stopping = choose_stopping({r.image_sha256 for r in training if r.corrected})
+    stopping = choose_stopping({r.image_sha256 for r in training if r.has_corrected_mask})
     # Accepted masks too: on corrections alone, any version does better than the one that was corrected.
     held_out = [r for r in records if sides[r.image_sha256] == "held-out"]
-    write_records(folder / TRAIN_FILE, [r for r in training if r.image_sha256 not in stopping])
+    trained_on = [r for r in training if r.image_sha256 not in stopping]
+    write_records(folder / TRAIN_FILE, bound_absences(trained_on))
     if stopping:
-        write_records(folder / STOPPING_FILE, [r for r in training if r.image_sha256 in stopping])
-    write_records(folder / HELD_OUT_FILE, held_out)
+        stopped_by = [r for r in training if r.image_sha256 in stopping]
+        write_records(folder / STOPPING_FILE, bound_absences(stopped_by))
+    write_records(folder / HELD_OUT_FILE, bound_absences(held_out))
     replace_text(folder / RUN_FILE, json.dumps(asdict(run), indent=2))
     return run
 

@@ -18,6 +18,12 @@ from finetune.data.records import RefRecord, read_records, write_records
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard
 from worker.finetuning.before_after import write_before_after
+from worker.finetuning.composition import (
+    MAX_ABSENT_SHARE,
+    count_kinds,
+    count_kinds_by_label,
+    in_words,
+)
 from worker.finetuning.measuring import Measured, drawn_edges, measure, to_metrics, verdict_of
 from worker.finetuning.recipes import base_validation, records_spec, train_config
 from worker.finetuning.runs import (
@@ -231,7 +237,12 @@ def _publish(
             title=f"Fine-tune of {run.base_version} on project {run.project}",
             promoted=verdict.promote,
             reason=verdict.reason,
-            data={**card.data, "frozen weights": ", ".join(card.parents_sha256), "code": card.code_version},
+            data={
+                **card.data,
+                **in_words(card.data),
+                "frozen weights": ", ".join(card.parents_sha256),
+                "code": card.code_version,
+            },
             config=card.config,
             log=read_log(config.output_dir / LOG_NAME),
             measured=measured.sections,
@@ -265,6 +276,9 @@ def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
         "trained_on_images": len({record.image_sha256 for record in train}),
         "trained_on_corrections": sum(record.corrected for record in train),
         "trained_on_no_target": sum(record.mask_rle is None for record in train),
+        "composition": count_kinds(train),
+        "composition_by_label": count_kinds_by_label(train),
+        "maximum_share_confirmed_absent": MAX_ABSENT_SHARE,
         "annotations": len({record.annotation for record in (*train, *held_out)}),
         "held_out": len(held_out),
         "stopped_by": len(read_records(stopping)) if stopping.is_file() else 0,

@@ -46,7 +46,7 @@ def test_parts_are_found_by_type_or_confirmation_when_names_differ() -> None:
     assert config.click.name == "point"
     assert config.box is not None
     assert config.box.name == "frame"
-    assert [tag.role for tag in config.missing()] == ["status", "absent"]
+    assert [tag.role for tag in config.missing()] == ["status", "absent", "hints"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_letter_case_of_tags_and_attributes_does_not_matter() -> None:
     assert config.image is not None
 
 
-@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status", "absent", "click"])
+@pytest.mark.parametrize("role", ["image", "prompt", "mask", "phrase", "status", "absent", "hints", "click"])
 def test_what_is_missing_comes_with_the_tag_to_add(role: str) -> None:
     inside = "".join(xml for name, xml in SNIPPETS.items() if name != role)
     inside = inside.replace("{image}", "image").replace("{labels}", "object")

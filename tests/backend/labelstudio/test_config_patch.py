@@ -44,5 +44,5 @@ def test_the_diff_shows_what_comes() -> None:
     lines = config_diff(before, completed_config(before)).splitlines()
 
     assert lines[:2] == ["--- before", "+++ after"]
-    assert sum(line.startswith("+") for line in lines) == 7
+    assert sum(line.startswith("+") for line in lines) == 8
     assert not [line for line in lines[2:] if line.startswith("-")]

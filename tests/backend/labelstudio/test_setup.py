@@ -80,7 +80,7 @@ def client(label_studio: OneProject) -> LabelStudioClient:
 def test_a_new_project_gets_everything(label_studio: OneProject, client: LabelStudioClient) -> None:
     before = check_project(client, 3, BACKEND)
     assert label_studio.changes == 0, "a check changes nothing"
-    assert len(before) == 10
+    assert len(before) == 11
 
     done = connect_project(client, 3, BACKEND, "s3cret", ("user", "pass"))
 
@@ -175,7 +175,7 @@ def test_a_config_without_optional_parts_may_stay(
     done = connect_project(client, 3, BACKEND)
 
     assert label_studio.project["label_config"] == WITHOUT_OPTIONAL
-    assert len(done) == 4 + 3, "a line for each part that it lacks"
+    assert len(done) == 5 + 3, "a line for each part that it lacks"
 
 
 def refuse(label_studio: OneProject) -> None:

@@ -28,14 +28,12 @@ def proposed(phrase: str, column: int) -> tuple[ProposedRegion, dict[str, Any]]:
 
 
 def test_the_mask_served_last_is_the_one_that_counts(redis_store: RedisStore) -> None:
-    redis_store.note_served("1", "2", [proposed("a cat", 1)], "v1")
-    redis_store.note_served("1", "2", [proposed("a cat", 2)], "v2")
+    redis_store.note_served([proposed("a cat", 1)], "v1")
+    redis_store.note_served([proposed("a cat", 2)], "v2")
 
     served = redis_store.served("r1")
 
     assert served is not None
-    assert redis_store.served_on("1", "2") == {"r1"}
-    assert redis_store.served_on("1", "3") == set()
     assert served.version == "v2"
     assert np.flatnonzero(coco_rle_to_mask(served.rle).any(axis=0)).tolist() == [2]
 
@@ -75,7 +73,7 @@ def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
     redis_store = RedisStore(Redis(connection_pool=pool))
 
     for _ in range(100):
-        redis_store.note_served("1", "2", [proposed("a cat", 1)], "v1")
+        redis_store.note_served([proposed("a cat", 1)], "v1")
         redis_store.note_nothing_found("1", "2", ["zebra"], ["cat"], "v1")
         redis_store.note_project(KnownProject("7"))
         redis_store.note_shown("1", "2", [DisplayedMask("r1", "a cat", {})])

@@ -85,7 +85,12 @@ def tuned(app: Flask) -> str:
     card = replace(
         CARD,
         parent=BASE,
-        data={"project": 7, "trained_on": 23},
+        data={
+            "project": 7,
+            "trained_on": 23,
+            "composition": {"corrected": 9, "accepted": 14, "added": 0, "confirmed absent": 0},
+            "composition_by_label": {"cup": {"corrected": 9, "accepted": 1}, "jug": {"accepted": 13}},
+        },
         config={"steps": 400, "batch_size": 12, "learning_rate": 3e-4},
     )
     picture = Path(app.root_path).parent / "docs/images/annotate-type.jpg"
@@ -142,6 +147,8 @@ def test_how_the_serving_version_was_trained(app: Flask, client: FlaskClient, tu
     wait_until(lambda: service_of(app).engine.version == tuned, "it serves")
 
     assert untold(opened(client).text_of("training") or "", BASE, "23 labels", "400 steps") == []
+    assert "(9 corrected, 14 accepted)" in (opened(client).text_of("training") or "")
+    assert "cup: 9 corrected, 1 accepted; jug: 13 accepted." in client.get("/").text
 
 
 def test_a_damaged_log_shows_the_curve_up_to_there(app: Flask, client: FlaskClient) -> None:

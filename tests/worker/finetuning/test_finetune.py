@@ -26,7 +26,7 @@ from sspsam import Predictor
 from sspsam.version_store.store import VersionStore
 from tests.facts import untold
 from tests.waiting import wait_until
-from tests.worker.label_studio_server import LabelStudioServer, prompt, region
+from tests.worker.label_studio_server import LabelStudioServer, absent, region
 from tests.worker.squares import scene
 from worker import jobs
 from worker.finetuning.runs import run_folder
@@ -48,7 +48,7 @@ def corrected_project(label_studio: LabelStudioServer) -> None:
     for number in range(1, 9):
         image, mask = scene(number)
         label_studio.add_task(number, PROJECT, image)
-        label_studio.save(number, number, [*region(f"r{number}", PHRASE, mask), prompt("a giraffe")])
+        label_studio.save(number, number, [*region(f"r{number}", PHRASE, mask), absent("a giraffe")])
 
 
 def work_off(environment: dict[str, str], *queues: str) -> None:
@@ -79,7 +79,7 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     assert json.loads(heard["data"]) == {"line": "", "version": version}
     assert card.metrics["candidate"]["gIoU"] > card.metrics["incumbent"]["gIoU"] + 0.1
     assert (card.metrics["held_out_samples"], card.metrics["held_out_images"]) == (2, 2)
-    assert card.data["trained_on"] == 12  # 6 images, each with a mask and a phrase without one
+    assert card.data["trained_on"] == 8  # 6 images with a mask, and 2 of their 6 confirmed absences
     assert card.parent == store.base_version
     assert "ssp-sam-test-base" in (store.path(version) / "report.md").read_text()
     assert card.metrics["interval"][0] < card.metrics["interval"][1]
@@ -88,6 +88,8 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
     assert page.count('src="data:image/webp') == 2
     assert_shown_on_the_start_page(services, version)
     assert card.data["labels"] == {"object": 6}
+    assert sum(card.data["composition"].values()) == card.data["trained_on"]
+    assert sum(card.data["composition_by_label"]["object"].values()) == 6
     assert card.data["learned_words"] == [], "nothing says which words it knew"
     assert store.load(version).keys() > {"prompt_generator.box_token.weight"}
     assert not run_folder(services.settings.model_dir, job.id).exists()
