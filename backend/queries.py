@@ -35,8 +35,12 @@ class Task:
         """User ID of the requesting annotator, if known: it is part of the draft, which follows some seconds
         after the first change. Empty before that.
         """
-        names = (str(draft.get("created_username") or "") for draft in self.drafts)
-        return next((name.rpartition(", ")[2] for name in names if name), "")
+        return next((name for draft in self.drafts if (name := annotator_of(draft))), "")
+
+    @property
+    def draft_version(self) -> str:
+        """Identifies the annotator's draft as last saved; empty if there is none, or more than one."""
+        return draft_version_of(self.drafts[0]) if len(self.drafts) == 1 else ""
 
     @classmethod
     def parse(cls, payload: object) -> Task:
@@ -99,6 +103,16 @@ def parse_setup(payload: object) -> KnownProject:
         extra_params=fields.get("extra_params"),
         seen_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def annotator_of(draft: Mapping[str, Any]) -> str:
+    """User ID in a draft; empty if it contains none."""
+    return str(draft.get("created_username") or "").rpartition(", ")[2]
+
+
+def draft_version_of(draft: Mapping[str, Any]) -> str:
+    """Identifies a draft as last saved."""
+    return f"{draft.get('id')}@{draft.get('updated_at')}"
 
 
 def project_number(value: object) -> str:

@@ -126,8 +126,9 @@ def build_service(
     engine = Engine(
         load, versions, embeddings, redis, metrics, sharing, version_bytes=settings.version_cache_bytes
     )
-    images = image_store(settings, label_studio_client(settings))
-    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s)
+    client = label_studio_client(settings)
+    images = image_store(settings, client)
+    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s, client)
     return Service(
         settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics, SkippedItems(redis)
     )

@@ -1,32 +1,73 @@
-"""Effect of clicks on the answers of the shipped weights: mean IoU after each, with and without the phrase.
+"""Clicks on wrong masks of phrases, and plain SAM clicks from scratch, with the shipped weights.
 
-Every click is placed like an annotator's: in the middle of the largest error, positive on a missing part,
-negative on a surplus. The scenes are unseen ones of the core nouns.
+A mask is wrong if its IoU with the referent is below 0.8. A simulated annotator clicks in the middle of the
+largest error, positive on a missing part, negative on a surplus; what the click does is decided by the
+backend's own rules (`backend.assistant.click_rules`):
 
-    python benchmarks/clicks.py [--scenes 60] [--clicks 3]
+    corrected    clicks on the mask of the phrase; a click outside it adds the missing part, as in a series
+                 with Auto-Accept off
+    annotated    as docs/label-studio.md advises: a mask of which less than half is right is deleted, and the
+                 object clicked; others are corrected
+    plain SAM    clicks from scratch: SAM's mask of all points, however it treats them
+
+    python benchmarks/clicks.py [--masks 200] [--clicks 3] [--wrong 0.8]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 
+from backend.assistant.click_rules import State, apply, is_obeyed
+from backend.labelstudio.interactions import Interaction
+from backend.serving.shared_model import Clicks
 from finetune.data.stickers.dataset import StickerDataset
-from sspsam import Predictor
+from sspsam import ImageEmbedding, Predictor
 from sspsam.images.frames import BoolMask
+from sspsam.results import Question
 
 SEED = 9
+SCENES = 2000
+"""More than are needed."""
 PHRASES_PER_SCENE = 4
+HALF_RIGHT = 0.5
 
 
-def click_on_fault(mask: BoolMask, truth: BoolMask) -> tuple[int, int, int]:
-    """x, y and label of the point deepest inside the largest error."""
+@dataclass(frozen=True)
+class WrongMask:
+    """What the model took for the referent of a phrase, and the referent."""
+
+    predictor: Predictor
+    embedding: ImageEmbedding
+    phrase: str
+    mask: BoolMask
+    truth: BoolMask
+
+    def segment(self, phrase: str, clicks: Clicks) -> BoolMask:
+        """As `click_rules.Segment`."""
+        question = Question(self.embedding, phrase, **clicks.in_pixels(self.truth.shape))
+        return self.predictor.finish(self.predictor.decode([question])[0]).mask
+
+
+@dataclass
+class Row:
+    """IoU after each click, and whether each click was obeyed."""
+
+    ious: list[list[float]] = field(default_factory=list)
+    obeyed: list[list[bool]] = field(default_factory=list)
+
+
+def click_on_fault(mask: BoolMask, truth: BoolMask) -> Interaction:
+    """A click at the point deepest inside the largest error."""
     faults = np.pad((mask != truth).astype(np.uint8), 1)
     depth = cv2.distanceTransform(faults, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(x), int(y), int(truth[y, x])
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    x, y = (column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0]
+    return Interaction("", "click", (x, y, x, y), bool(truth[row, column]))
 
 
 def overlap(one: BoolMask, other: BoolMask) -> float:
@@ -34,19 +75,10 @@ def overlap(one: BoolMask, other: BoolMask) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--scenes", type=int, default=60)
-    parser.add_argument("--clicks", type=int, default=3)
-    options = parser.parse_args()
-    predictor = Predictor.from_preset("ssp-sam-demo", device="cpu")
-    data = StickerDataset(
-        "val", options.scenes, seed=SEED, nouns=["core"], phrases_per_scene=PHRASES_PER_SCENE
-    )
-    with_phrase: list[list[float]] = []
-    without: list[list[float]] = []
-    obeyed: list[bool] = []
-    for number in range(options.scenes):
+def wrong_masks(predictor: Predictor, wrong: float) -> Iterator[WrongMask]:
+    """Masks of phrases on unseen scenes of the core nouns; phrases that found nothing have none."""
+    data = StickerDataset("val", SCENES, seed=SEED, nouns=["core"], phrases_per_scene=PHRASES_PER_SCENE)
+    for number in range(SCENES):
         scene, phrases = data.scene(number)
         embedding = predictor.embed(scene.image)
         for phrase in phrases:
@@ -54,26 +86,75 @@ def main() -> None:
                 continue
             truth = scene.mask_of(phrase.targets)
             mask = predictor.predict(embedding, [phrase.phrase])[0].mask
-            alone = np.zeros_like(mask)
-            points: list[tuple[int, int, int]] = []
-            points_alone: list[tuple[int, int, int]] = []
-            ious, ious_alone = [overlap(mask, truth)], [0.0]
-            for _ in range(options.clicks):
-                points.append(click_on_fault(mask, truth))
-                mask = predictor.predict(embedding, [phrase.phrase], points=points)[0].mask
-                x, y, label = points[-1]
-                obeyed.append(bool(mask[y, x]) == bool(label))
-                ious.append(overlap(mask, truth))
-                points_alone.append(click_on_fault(alone, truth))
-                alone = predictor.segment(embedding, points=points_alone).mask
-                ious_alone.append(overlap(alone, truth))
-            with_phrase.append(ious)
-            without.append(ious_alone)
-    print(f"{len(with_phrase)} phrases with a target, mean IoU in percent:")
-    print("clicks        " + "".join(f"{count:>8}" for count in range(options.clicks + 1)))
-    for name, rows in (("phrase", with_phrase), ("clicks alone", without)):
-        print(f"{name:<14}" + "".join(f"{100 * mean:>8.1f}" for mean in np.mean(rows, axis=0)))
-    print(f"the mask does at the point what the click asks for: {100 * np.mean(obeyed):.0f} % of clicks")
+            if mask.any() and overlap(mask, truth) < wrong:
+                yield WrongMask(predictor, embedding, phrase.phrase, mask, truth)
+
+
+def corrected(case: WrongMask, clicks: int) -> Iterator[tuple[BoolMask, bool]]:
+    """The mask after each click on the phrase's mask, and whether it obeys all clicks."""
+    yield from _clicked(case, State(case.mask, (), case.phrase), clicks)
+
+
+def annotated(case: WrongMask, clicks: int) -> Iterator[tuple[BoolMask, bool]]:
+    """The same, but a mask of which less than half is right is deleted first."""
+    if overlap(case.mask, case.truth) >= HALF_RIGHT:
+        yield from corrected(case, clicks)
+    else:
+        yield from _clicked(case, State(None, from_clicks=True), clicks)
+
+
+def _clicked(case: WrongMask, state: State, clicks: int) -> Iterator[tuple[BoolMask, bool]]:
+    points: list[Interaction] = []
+    for _ in range(clicks):
+        seen = np.zeros_like(case.truth) if state.mask is None else state.mask
+        click = click_on_fault(seen, case.truth)
+        mask = apply(click, state, case.segment)
+        if mask is None:
+            yield seen, False
+            continue
+        points.append(click)
+        state = replace(state, mask=mask, earlier=tuple(points))
+        yield mask, all(is_obeyed(point, mask) for point in points)
+
+
+def plain_sam(case: WrongMask, clicks: int) -> Iterator[tuple[BoolMask, bool]]:
+    """SAM's mask of all points; the first is in the middle of the object."""
+    mask = np.zeros_like(case.truth)
+    points: list[tuple[float, float, bool]] = []
+    for _ in range(clicks):
+        click = click_on_fault(mask, case.truth)
+        points.append((*click.xy, click.positive))
+        mask = case.segment("", Clicks(tuple(points)))
+        yield mask, is_obeyed(click, mask)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--masks", type=int, default=200)
+    parser.add_argument("--clicks", type=int, default=3)
+    parser.add_argument("--wrong", type=float, default=0.8)
+    options = parser.parse_args()
+    predictor = Predictor.from_preset("ssp-sam-demo", device="cpu")
+    ways: dict[str, Callable[[WrongMask, int], Iterator[tuple[BoolMask, bool]]]]
+    ways = {"corrected": corrected, "annotated": annotated, "plain SAM": plain_sam}
+    rows = {name: Row() for name in ways}
+    before: list[float] = []
+    for case in wrong_masks(predictor, options.wrong):
+        before.append(overlap(case.mask, case.truth))
+        for name, way in ways.items():
+            masks, obeyed = zip(*way(case, options.clicks), strict=True)
+            rows[name].ious.append([overlap(mask, case.truth) for mask in masks])
+            rows[name].obeyed.append(list(obeyed))
+        if len(before) == options.masks:
+            break
+    half = np.mean([iou < HALF_RIGHT for iou in before])
+    print(f"{len(before)} masks with an IoU below {options.wrong} ({100 * half:.0f} % below {HALF_RIGHT})")
+    counts = "".join(f"{count:>7}" for count in range(options.clicks + 1))
+    print(f"mean IoU in percent after {counts} clicks, points obeyed")
+    for name, row in rows.items():
+        ious = [0.0 if name == "plain SAM" else np.mean(before), *np.mean(row.ious, axis=0)]
+        obeyed = 100 * np.mean(row.obeyed)
+        print(f"{name:<26}" + "".join(f"{100 * iou:>7.1f}" for iou in ious) + f"{obeyed:>12.1f} %")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ ImagePrecision = Literal["float32", "bfloat16"]
 """Precision of SAM's image encoder; bfloat16 is faster on supporting hardware, and less exact."""
 
 TEST_SEED = 0
+POINT_MARGIN = 1e-3
+"""Logits by which the threshold is below those of points that a mask must include: more than rounding."""
 CACHED_BYTES = 2 * 2**20
 """Number of image cells that the mask decoder processes at a time on a CPU."""
 
@@ -252,9 +254,9 @@ class Predictor:
                 would remain.
         """
         question, embedding = decoded.question, decoded.question.embedding
-        threshold = self.model.mask_threshold
         logits = decoded.mask_logits.numpy()
-        if min_speck > 0:
+        threshold = self._threshold(question, logits)
+        if min_speck > 0 and not question.includes_points:
             logits = without_small_regions(
                 logits, threshold, min_speck * frames.cells(embedding.original_hw, logits)
             )
@@ -268,8 +270,20 @@ class Predictor:
             mask, decoded.presence, self.model.preset.min_presence, question.has_positive_click
         )
         shown = np.zeros_like(mask) if no_target else mask
-        stability = stability_of(decoded.mask_logits.numpy(), threshold)
+        stability = stability_of(decoded.mask_logits.numpy(), self.model.mask_threshold)
         return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
+
+    def _threshold(self, question: Question, logits: npt.NDArray[np.float32]) -> float:
+        """The logit above which pixels are mask."""
+        threshold = self.model.mask_threshold
+        if not question.includes_points or question.points is None:
+            return threshold
+        points = np.asarray(question.points, np.float32).reshape(-1, 3)
+        positive = points[points[:, 2] > 0, :2]
+        if not len(positive):
+            return threshold
+        lowest = frames.lowest_sam_logit(logits, question.embedding.original_hw, positive)
+        return min(threshold, lowest - POINT_MARGIN)
 
     def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
         """Any number of phrases, or one question with clicks."""

@@ -57,6 +57,8 @@ class Question:
     """(N, 3) x px, y px, 1 (part of it) or 0 (not part of it), original frame."""
     boxes: npt.ArrayLike | None = None
     """(4,) xyxy px, original frame."""
+    includes_points: bool = False
+    """Lowers the threshold of the mask as far as its positive points require; keeps masks of any size."""
 
     @property
     def has_clicks(self) -> bool:

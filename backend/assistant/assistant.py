@@ -17,6 +17,7 @@ from functools import partial
 from textwrap import shorten
 from typing import Any
 
+from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.errors import (
@@ -95,17 +96,25 @@ class Assistant:
         redis_store: Stores earlier answers.
         metrics: Counts phrases.
         timeout_s: How long Label Studio waits for an answer.
+        label_studio: Label Studio's API, for the drafts that clicks are in.
     """
 
     def __init__(
-        self, engine: Engine, images: ImageStore, redis_store: RedisStore, metrics: Metrics, timeout_s: float
+        self,
+        engine: Engine,
+        images: ImageStore,
+        redis_store: RedisStore,
+        metrics: Metrics,
+        timeout_s: float,
+        label_studio: DraftSource,
     ) -> None:
         self._engine = engine
         self._images = images
         self._redis_store = redis_store
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._refiner = Refiner(engine, images, redis_store, metrics)
+        annotations = AnnotationFinder(label_studio)
+        self._refiner = Refiner(engine, images, redis_store, metrics, annotations)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
         """Returns at most one prediction per task, in order, or an empty list for all."""
@@ -191,7 +200,8 @@ class Assistant:
         answer = _written(outcome, box, prompt, context, config)
         written = _result_of(answer["result"], config.prompt)
         if written is not None and config.status is None:  # a click's failure is then shown in the box
-            self._redis_store.note_box(project, task.task_id, str(written["id"]), written["value"]["text"])
+            for place in (task.task_id, f"{task.task_id}/{task.annotator}"):
+                self._redis_store.note_box(project, place, str(written["id"]), written["value"]["text"])
         return answer
 
     def _answer_blank(
@@ -312,7 +322,14 @@ class Assistant:
         found = [region.phrase for region in outcome.regions]
         self._redis_store.note_nothing_found(project, task.task_id, outcome.no_match, found, outcome.version)
         shown = [
-            DisplayedMask(region.region_id, region.phrase, rle, annotator=task.annotator)
+            DisplayedMask(
+                region.region_id,
+                region.phrase,
+                rle,
+                annotator=task.annotator,
+                draft=task.draft_version,
+                shown_s=time.time(),
+            )
             for region, rle in proposed
         ]
         self._redis_store.note_shown(project, task.task_id, shown)

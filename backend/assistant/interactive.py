@@ -1,22 +1,30 @@
 """Answers to clicks and boxes: corrects the mask under them, or creates a new one.
 
-A request contains neither phrases nor masks of the form. Displayed masks of a task are therefore stored in
-Redis with their clicks; older masks come from the annotator's draft and the task's predictions. Only the
-draft identifies the annotator: if it does, masks of others are left alone.
+A request contains neither phrases nor masks of the form. `backend.assistant.annotation_masks` says which
+masks are in the annotation, `backend.assistant.click_rules` what a gesture does to one:
+
+- A click applies to the smallest mask that it is on, a box to the mask that it overlaps most. Any other
+  gesture creates a new object.
+- With Auto-Accept off, gestures come as a series: each request repeats the earlier ones. A click on or near a
+  mask of the series applies to it; another box or a far click is about another mask. The answer contains
+  every mask of the series, because the editor drops the pending ones.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from backend.assistant.annotation_masks import AnnotationFinder, AnnotationMasks
+from backend.assistant.click_series import Series, Work
 from backend.errors import BackendError
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
-from backend.labelstudio.annotations import Region, prompt_entries, read_annotation, region_texts
+from backend.labelstudio.annotations import prompt_entries
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import (
@@ -33,19 +41,21 @@ from backend.metrics import Metrics
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
-from backend.serving.shared_model import ANONYMOUS
-from backend.state.displayed_masks import DisplayedMask, new_mask, seen_by, target_of
+from backend.serving.shared_model import ANONYMOUS, Clicks, ReadImage
+from backend.state.displayed_masks import DisplayedMask, new_region_id
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
-
-if TYPE_CHECKING:
-    from sspsam import Referent
+from sspsam.images.masks import BoolMask
 
 Prediction = dict[str, Any]
 
+MOST_GESTURES = 32
+"""Clicks and boxes of one request: a series that has not been accepted."""
 INTERNAL_ERROR = "an error inside the backend: see its log for request {request_id}"
-NOTHING_LEFT = "this click would remove the whole mask: click elsewhere, or use the brush"
-NOTHING_THERE = "no object found there: click elsewhere, or draw a box"
+TOO_MANY = (
+    f"the click was not used: more than {MOST_GESTURES} clicks and boxes wait to be accepted. "
+    "Accept or reject the suggestion first"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,21 +65,98 @@ def internal_error() -> str:
     return INTERNAL_ERROR.format(request_id=request_id.get())
 
 
+@dataclass
+class _Form:
+    """An annotator's form on a task, as far as it is known."""
+
+    project: str
+    task: Task
+    config: LabelingConfig
+    view: AnnotationMasks | None = None
+
+    @property
+    def annotator(self) -> str:
+        return self.task.annotator if self.view is None else self.view.annotator
+
+    @property
+    def viewer(self) -> str:
+        """Task and annotator: what one annotator is told is no business of another."""
+        return f"{self.task.task_id}/{self.annotator}"
+
+    @property
+    def has_unknown_box(self) -> bool:
+        """Whether the content of the prompt box is not known: the annotation has no draft yet."""
+        return self.view is None or self.view.results is None
+
+    def displayed(self, work: Work) -> DisplayedMask:
+        """The record of a mask in this form, after the gestures of the request."""
+        assert work.mask is not None
+        draft = self.task.draft_version if self.view is None else self.view.draft
+        return replace(
+            work.target,
+            rle=mask_to_coco_rle(work.mask),
+            before=work.target.rle,
+            current=tuple(work.gestures),
+            annotator=self.annotator,
+            draft=draft,
+            shown_s=time.time(),
+        )
+
+    def box(self) -> tuple[str, list[str]] | None:
+        """ID and entries of the prompt box in the annotator's draft."""
+        name = self.config.prompt.name if self.config.prompt else None
+        results = self.view.results if self.view else None
+        for result in results or ():
+            if result.get("from_name") == name:
+                return str(result.get("id")), prompt_entries([result], self.config)
+        return None
+
+
+@dataclass
+class _Model:
+    """The model on the image of a task, and what it said of its last answer."""
+
+    engine: Engine
+    digest: str
+    read_image: ReadImage
+    caller: Caller
+    version: str = ""
+    score: float = 0.0
+    certainty: float = 0.0
+
+    def segment(self, phrase: str, clicks: Clicks) -> BoolMask:
+        """As `click_rules.Segment`."""
+        answer = self.engine.refine(self.digest, self.read_image, phrase, clicks, self.caller)
+        referent = answer.referents[0]
+        assert not isinstance(referent, BackendError)
+        self.version, self.score, self.certainty = answer.version, referent.score, referent.certainty
+        return referent.mask
+
+
 class Refiner:
     """Answers gestures.
 
     Args:
         engine: Runs the model.
         images: Provides the images.
-        memory: Stores displayed masks.
+        redis_store: Stores displayed masks.
         metrics: Counts gestures.
+        annotations: Finds the annotation of a gesture.
     """
 
-    def __init__(self, engine: Engine, images: ImageStore, redis_store: RedisStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        images: ImageStore,
+        redis_store: RedisStore,
+        metrics: Metrics,
+        annotations: AnnotationFinder,
+    ) -> None:
         self._engine = engine
         self._images = images
         self._redis_store = redis_store
         self._metrics = metrics
+        self._annotations = annotations
 
     def answer(
         self,
@@ -82,14 +169,18 @@ class Refiner:
         """Answers the gestures of one request; never raises.
 
         Returns:
-            The mask under its previous ID, with its phrase; or a message to the annotator.
+            Each mask that they correct, under its previous ID and with its phrase, or create; and a message
+            to the annotator if the last one changed nothing.
         """
+        form = _Form(project, task, config)
         try:
-            return self._refine(project, task, interactions, config, caller)
+            if len(interactions) > MOST_GESTURES:
+                return self._say(form, TOO_MANY, "failed")
+            return self._refine(form, interactions, caller)
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             self._redis_store.note_problem(project, task.task_id, str(error))
-            return self._say(project, task, f"The click was not used: {error}.", config, "failed")
+            return self._say(form, f"the click was not used: {error}", "failed")
         except Exception:  # the annotator sees no other sign of the error
             logger.exception("project %s, task %s", project, task.task_id)
             self._redis_store.note_problem(project, task.task_id, internal_error())
@@ -97,126 +188,77 @@ class Refiner:
 
     def report_failure(self, project: str, task: Task, config: LabelingConfig) -> Prediction:
         """Reports an internal error during a click to the annotator."""
-        return self._say(project, task, f"The click was not used: {internal_error()}.", config, "failed")
+        message = f"the click was not used: {internal_error()}"
+        return self._say(_Form(project, task, config), message, "failed")
 
-    def _refine(
-        self,
-        project: str,
-        task: Task,
-        interactions: Sequence[Interaction],
-        config: LabelingConfig,
-        caller: Caller,
-    ) -> Prediction:
+    def _refine(self, form: _Form, interactions: Sequence[Interaction], caller: Caller) -> Prediction:
+        config, task = form.config, form.task
         config.require("image", "mask")
         assert config.image is not None
         digest = self._images.digest(task.data.get(config.image.value), task.task_id)
-        shown = _known_masks(self._redis_store.shown(project, task.task_id), task, config)
-        target = target_of(interactions, shown)
-        wanted = target or new_mask(project, task.task_id, interactions, interactions[0].label)
-        wanted = replace(wanted.joined(interactions), annotator=task.annotator or wanted.annotator)
-        answer = self._engine.refine(
-            digest, partial(self._images.decode, digest), wanted.phrase, wanted.clicks(), caller
-        )
-        referent = answer.referents[0]
-        assert not isinstance(referent, BackendError)
-        if referent.no_target:
-            reason = NOTHING_THERE if target is None else NOTHING_LEFT
-            return self._say(project, task, f"{reason[0].upper()}{reason[1:]}.", config, "nothing")
-        self._metrics.clicks.labels("new" if target is None else "corrected").inc()
-        return self._written(project, task, wanted, referent, answer.version, config)
+        shown = self._redis_store.shown(form.project, task.task_id)
+        form.view = view = self._annotations.find(task, shown, interactions, config)
+        model = _Model(self._engine, digest, partial(self._images.decode, digest), caller)
 
-    def _written(
-        self,
-        project: str,
-        task: Task,
-        wanted: DisplayedMask,
-        referent: Referent,
-        version: str,
-        config: LabelingConfig,
-    ) -> Prediction:
-        region = ProposedRegion(wanted.region_id, wanted.phrase, referent.mask, referent.score, wanted.label)
-        self._redis_store.note_shown(
-            project, task.task_id, [replace(wanted, rle=mask_to_coco_rle(referent.mask))]
-        )
-        results = region_results(region, config)
-        if self._redis_store.pop_message_sent(project, task.task_id):
-            results += self._told(project, task, "", config)
-        return prediction(results, version, [referent.certainty])
+        def confirm() -> AnnotationMasks:
+            return self._annotations.confirmed(view, task, shown, interactions, config, caller)
 
-    def _say(
-        self, project: str, task: Task, message: str, config: LabelingConfig, outcome: str
-    ) -> Prediction:
+        new_id = partial(new_region_id, form.project, task.task_id)
+        series = Series(view, shown, confirm, model.segment, new_id)
+        series.apply(interactions)
+        form.view = series.view
+        return self._written(form, series, model)
+
+    def _written(self, form: _Form, series: Series, model: _Model) -> Prediction:
+        works = series.finished()
+        if series.complaint and not works:
+            return self._say(form, series.complaint, "nothing")
+        displayed: list[DisplayedMask] = []
+        results: list[Result] = []
+        for work in works:
+            assert work.mask is not None
+            target = work.target
+            region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
+            results += region_results(region, form.config)
+            displayed.append(form.displayed(work))
+        is_new = series.last is not None and series.last.is_new and len(series.last.gestures) == 1
+        outcome = "nothing" if series.complaint else "new" if is_new else "corrected"
+        self._metrics.clicks.labels(outcome).inc()
+        self._redis_store.note_shown(form.project, form.task.task_id, displayed)
+        if series.complaint:
+            results += self._message(form, series.complaint)
+        elif self._redis_store.pop_message_sent(form.project, form.viewer):
+            results += self._told(form, "")
+        return prediction(results, model.version or self._engine.version_of(form.project), [model.certainty])
+
+    def _say(self, form: _Form, message: str, outcome: str) -> Prediction:
         """Returns a message to the annotator, without masks."""
         self._metrics.clicks.labels(outcome).inc()
-        told = self._told(project, task, message, config)
-        if not told:
-            return {"result": []}
-        self._redis_store.mark_message_sent(project, task.task_id)
-        return prediction(told, self._engine.version_of(project))
+        told = self._message(form, message)
+        return prediction(told, self._engine.version_of(form.project)) if told else {"result": []}
 
-    def _told(self, project: str, task: Task, message: str, config: LabelingConfig) -> list[Result]:
+    def _message(self, form: _Form, message: str) -> list[Result]:
+        told = self._told(form, f"{message[0].upper()}{message[1:]}.")
+        if told:
+            self._redis_store.mark_message_sent(form.project, form.viewer)
+        return told
+
+    def _told(self, form: _Form, message: str) -> list[Result]:
         """Writes the status line; in a form without one, the prompt box, below its phrases.
 
-        An empty message clears it.
+        An empty message clears it. The box is left alone if its phrases are not known.
         """
+        config = form.config
         if config.status is not None:
             return [status_line(config.status, message)]
         if config.prompt is None:
             return []
-        box_id, entries = (
-            _box_in(task, config) or self._redis_store.box(project, task.task_id) or (fresh_id(), [])
-        )
+        box = form.box()
+        if box is None and form.annotator:
+            box = self._redis_store.box(form.project, form.viewer)
+        if box is None and form.has_unknown_box and self._redis_store.box(form.project, form.task.task_id):
+            return []  # it holds phrases, of this annotator or of another
+        box_id, entries = box or (fresh_id(), [])
         phrases = [entry for entry in entries if prompt_text.plain_phrase(entry)]
         said = [prompt_text.with_failure("", message.rstrip("."))] if message else []
         return [text_result(config.prompt, box_id, [*phrases, *said])]
-
-
-def _box_in(task: Task, config: LabelingConfig) -> tuple[str, list[str]] | None:
-    """ID and entries of the prompt box in the requesting annotator's draft."""
-    name = config.prompt.name if config.prompt else None
-    for draft in task.drafts:
-        results = draft.get("result")
-        for result in results if isinstance(results, list) else []:
-            if isinstance(result, Mapping) and result.get("from_name") == name:
-                return str(result.get("id")), prompt_entries([result], config)
-    return None
-
-
-def _known_masks(shown: Sequence[DisplayedMask], task: Task, config: LabelingConfig) -> list[DisplayedMask]:
-    """Displayed masks, with phrase and label from the draft, and masks found only in draft or prediction."""
-    texts = {key: text for draft in task.drafts for key, text in region_texts(draft, config).items()}
-    owners = {
-        region_id: _user_id(annotation.get("completed_by"))
-        for annotation in task.annotations
-        for region_id in region_texts(annotation, config)
-        if region_id not in texts  # the annotator's own draft
-    }
-    own = seen_by(task.annotator, shown, owners)
-    known = {mask.region_id: _relabelled(mask, texts.get(mask.region_id)) for mask in own}
-    for saved in (*task.drafts, *task.predictions):
-        for region in _regions_beside(saved, known, config):
-            rle = mask_to_coco_rle(region.mask)
-            known[region.region_id] = DisplayedMask(region.region_id, region.phrase or "", rle, region.label)
-    return list(known.values())
-
-
-def _user_id(completed_by: object) -> str:
-    """Label Studio writes the ID, or in some places an object with an ID."""
-    return str(completed_by.get("id", "")) if isinstance(completed_by, Mapping) else str(completed_by or "")
-
-
-def _relabelled(mask: DisplayedMask, text: tuple[str | None, str | None] | None) -> DisplayedMask:
-    if text is None:
-        return mask
-    phrase, label = text
-    return replace(mask, phrase=phrase or mask.phrase, label=label or mask.label)
-
-
-def _regions_beside(
-    saved: Mapping[str, Any], known: Mapping[str, DisplayedMask], config: LabelingConfig
-) -> Iterator[Region]:
-    """Regions of a draft or a prediction that are not known otherwise; only these are decoded."""
-    results = saved.get("result")
-    items = results if isinstance(results, list) else []
-    unknown = [item for item in items if isinstance(item, Mapping) and str(item.get("id")) not in known]
-    yield from read_annotation({"result": unknown}, config).regions

@@ -170,7 +170,7 @@ def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConf
 
 
 def _brush(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[str, Any] | None:
-    return next((result for result in group if _is_brush(result, config)), None)
+    return next((result for result in group if is_brush(result, config)), None)
 
 
 def _score(brush: Mapping[str, Any]) -> float | None:
@@ -186,13 +186,13 @@ def _label(brush: Mapping[str, Any]) -> str | None:
     return str(labels[0]) if isinstance(labels, list) and labels and labels[0] is not None else None
 
 
-def _is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+def is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
     """Whether a result is a mask on the image of the config's masks."""
     return _has_mask(result, config) and config.image is not None and _is_on(result, config.image.name)
 
 
 def _is_foreign_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
-    return _has_mask(result, config) and not _is_brush(result, config)
+    return _has_mask(result, config) and not is_brush(result, config)
 
 
 def _has_mask(result: Mapping[str, Any], config: LabelingConfig) -> bool:

@@ -168,6 +168,10 @@ class LabelStudioClient:
     def annotations(self, task_id: int) -> list[Json]:
         return self._connection.ask_list("GET", f"/api/tasks/{task_id}/annotations/")
 
+    def drafts(self, task_id: int, timeout_s: float) -> list[Json]:
+        """Returns the unsaved changes of all annotators of a task."""
+        return self._connection.ask_list("GET", f"/api/tasks/{task_id}/drafts", timeout=timeout_s)
+
     def annotation(self, annotation_id: int) -> Json:
         return self._connection.ask_object("GET", f"/api/annotations/{annotation_id}/")
 

@@ -85,15 +85,18 @@ class Clicks:
     points: tuple[tuple[float, float, bool], ...] = ()
     """x, y, and whether it is part of the object."""
     box_xyxy: tuple[float, float, float, float] | None = None
+    includes_points: bool = False
+    """The mask has to include the positive points, however unlikely they are."""
 
-    def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, npt.NDArray[np.float32] | None]:
-        """`points` and `boxes`, as in `sspsam.results.Question`."""
+    def in_pixels(self, original_hw: tuple[int, int]) -> dict[str, Any]:
+        """Fields of `sspsam.results.Question`."""
         height, width = original_hw
         points = np.array([(x * width, y * height, part) for x, y, part in self.points], np.float32)
         box = None
         if self.box_xyxy is not None:
             box = np.array(self.box_xyxy, np.float32) * (width, height, width, height)
-        return {"points": points if self.points else None, "boxes": box}
+        given = points if self.points else None
+        return {"points": given, "boxes": box, "includes_points": self.includes_points}
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,22 @@
-"""Masks as displayed to annotators, proposed or corrected by clicks: assigns gestures to masks and combines
-the gestures on a mask. Pure functions without I/O.
-"""
+"""Masks of an annotation, and the gestures that apply to each. Pure functions without I/O."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from backend.labelstudio.interactions import Interaction
-from backend.serving.shared_model import Clicks
 from sspsam import coco_rle_to_mask
 from sspsam.images.masks import BoolMask
 
 NEAR = 0.1
-"""A click outside all masks belongs to the nearest one up to this distance, in fractions of the image's
-longer side. Beyond it a positive click starts a new mask; a negative one has no maximum distance.
-"""
+"""A click belongs to a mask of its series up to this distance, in fractions of the image's longer side."""
 OVERLAP = 0.25
 """A box belongs to the mask with the largest overlap, if that is at least this share of the smaller one."""
 _SAMPLES = 256
@@ -29,8 +24,77 @@ _SAMPLES = 256
 
 
 @dataclass(frozen=True)
+class PackedMask:
+    """A mask in little memory, for tests of single points."""
+
+    hw: tuple[int, int]
+    top_left: tuple[int, int]
+    """Row and column of the bounding box."""
+    box_hw: tuple[int, int]
+    bits: npt.NDArray[np.uint8]
+    """Pixels of the bounding box, eight per byte."""
+    area_px: int
+
+    @classmethod
+    def pack(cls, mask: BoolMask) -> PackedMask:
+        height, width = mask.shape
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not rows.size:
+            return cls((height, width), (0, 0), (0, 0), np.zeros(0, np.uint8), 0)
+        top, left = int(rows[0]), int(columns[0])
+        box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        area_px = int(np.count_nonzero(box))
+        return cls((height, width), (top, left), (box.shape[0], box.shape[1]), np.packbits(box), area_px)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.bits.nbytes + 200
+
+    def unpack(self) -> BoolMask:
+        """(H, W) in the original frame."""
+        mask = np.zeros(self.hw, np.bool_)
+        (top, left), (height, width) = self.top_left, self.box_hw
+        box = np.unpackbits(self.bits, count=height * width).reshape(self.box_hw)
+        mask[top : top + height, left : left + width] = box
+        return mask
+
+    def is_at(self, xy: tuple[float, float]) -> bool:
+        """Whether a point, in fractions of the image, is on the mask."""
+        row, column = pixel_at(xy, self.hw)
+        row, column = row - self.top_left[0], column - self.top_left[1]
+        height, width = self.box_hw
+        if not (0 <= row < height and 0 <= column < width):
+            return False
+        place = row * width + column
+        return bool(self.bits[place // 8] >> (7 - place % 8) & 1)
+
+    def meets(self, xyxy: tuple[float, float, float, float]) -> bool:
+        """Whether the bounding box intersects a box, in fractions of the image."""
+        height, width = self.hw
+        (top, left), (box_height, box_width) = self.top_left, self.box_hw
+        x0, y0, x1, y1 = xyxy
+        return (
+            x0 * width < left + box_width
+            and left < x1 * width
+            and y0 * height < top + box_height
+            and top < y1 * height
+        )
+
+
+@dataclass(frozen=True)
+class VisibleMask:
+    """A mask that the annotator sees."""
+
+    region_id: str
+    phrase: str
+    """Empty for clicks without a phrase."""
+    label: str | None
+    pixels: PackedMask
+
+
+@dataclass(frozen=True)
 class DisplayedMask:
-    """A mask displayed to an annotator of a task."""
+    """A mask as last proposed to an annotator of a task, or corrected by clicks."""
 
     region_id: str
     phrase: str
@@ -40,140 +104,93 @@ class DisplayedMask:
     label: str | None = None
     """None: chosen by the phrase."""
     settled: tuple[Interaction, ...] = ()
-    """Gestures of earlier requests."""
+    """Gestures of earlier series."""
     current: tuple[Interaction, ...] = ()
     """Gestures of the last request: with Auto-Accept off, the next request repeats them."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """COCO RLE before the gestures of `current`; empty for a new mask."""
+    from_clicks: bool = False
+    """The mask is what SAM made of its clicks and boxes alone."""
     annotator: str = ""
     """Label Studio's user ID of the annotator; empty if unknown."""
+    draft: str = ""
+    """`Task.draft_version` when the mask was displayed; empty if there was none."""
+    shown_s: float = 0.0
+    """When it was displayed, in seconds since 1970."""
 
     @cached_property
     def mask(self) -> BoolMask:
         """(H, W) in the original frame."""
         return coco_rle_to_mask(self.rle)
 
-    def joined(self, interactions: Sequence[Interaction]) -> DisplayedMask:
-        """Adds the gestures of a request, without repeating those of the last request."""
-        if self.continues(interactions):
-            return replace(self, current=tuple(interactions))
-        return replace(self, settled=self.settled + self.current, current=tuple(interactions))
+    def visible(self) -> VisibleMask:
+        return VisibleMask(self.region_id, self.phrase, self.label, PackedMask.pack(self.mask))
 
-    def continues(self, interactions: Sequence[Interaction]) -> bool:
+    def has_gesture_of(self, interactions: Iterable[Interaction]) -> bool:
         """Whether a request repeats gestures of the last one on this mask."""
-        return bool(
-            {interaction.gesture_id for interaction in interactions}
-            & {interaction.gesture_id for interaction in self.current}
-        )
-
-    def clicks(self) -> Clicks:
-        """All gestures combined: every click, and the last box."""
-        interactions = (*self.settled, *self.current)
-        boxes = [interaction.xyxy for interaction in interactions if interaction.kind == "box"]
-        points = [
-            (*interaction.xy, interaction.positive)
-            for interaction in interactions
-            if interaction.kind == "click"
-        ]
-        return Clicks(tuple(points), boxes[-1] if boxes else None)
+        current = {interaction.gesture_id for interaction in self.current}
+        return any(interaction.gesture_id in current for interaction in interactions)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DisplayedMask:
+        mask = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
         settled, current = (
             tuple(Interaction(**{**saved, "xyxy": tuple(saved["xyxy"])}) for saved in values[name])
             for name in ("settled", "current")
         )
-        label, annotator = values.get("label"), values.get("annotator", "")
-        return cls(values["region_id"], values["phrase"], values["rle"], label, settled, current, annotator)
+        return replace(mask, settled=settled, current=current)
 
 
-def new_mask(
-    project: str, task: str, interactions: Sequence[Interaction], label: str | None
-) -> DisplayedMask:
-    """A new mask for gestures on no displayed mask; the first gesture's ID becomes the region's."""
-    key = f"{project}/{task}/{interactions[0].gesture_id}"
-    region_id = hashlib.sha256(f"pointed at/{key}".encode()).hexdigest()[:12]
-    return DisplayedMask(region_id, "", {}, label)
+def new_region_id(project: str, task: str, first: Interaction) -> str:
+    """ID of a region that a gesture creates: another gesture creates another region."""
+    key = f"{project}/{task}/{first.gesture_id}"
+    return hashlib.sha256(f"pointed at/{key}".encode()).hexdigest()[:12]
 
 
-def seen_by(
-    annotator: str, shown: Sequence[DisplayedMask], owners: Mapping[str, str] = MappingProxyType({})
-) -> list[DisplayedMask]:
-    """Removes masks displayed to other annotators.
-
-    Args:
-        annotator: Requesting annotator; empty if unknown, which keeps all masks.
-        shown: Displayed masks of the task. Two annotators who type the same phrase have one mask each, with
-            the same region ID.
-        owners: Region ID -> annotator, from saved annotations.
+def mask_under(gesture: Interaction, visible: Sequence[VisibleMask]) -> VisibleMask | None:
+    """Finds the mask that a gesture applies to.
 
     Returns:
-        One mask per region: the annotator's own, else one without a known owner.
+        For a click the smallest mask that it is on; for a box the one with the largest overlap. None if
+        there is none: the gesture is about a new object.
     """
-    found: dict[str, DisplayedMask] = {}
-    for mask in sorted(shown, key=lambda mask: bool(mask.annotator)):
-        owner = mask.annotator or owners.get(mask.region_id, "")
-        if not annotator or not owner or owner == annotator:
-            found[mask.region_id] = mask
-    return list(found.values())
+    if gesture.kind == "click":
+        under = [mask for mask in visible if mask.pixels.is_at(gesture.xy)]
+        return min(under, key=lambda mask: mask.pixels.area_px, default=None)
+    met = [mask for mask in visible if mask.pixels.meets(gesture.xyxy)]
+    shares = [overlap_share(gesture, mask.pixels.unpack()) for mask in met]
+    best = max(range(len(met)), key=shares.__getitem__, default=None)
+    return met[best] if best is not None and shares[best] >= OVERLAP else None
 
 
-def target_of(interactions: Sequence[Interaction], shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
-    """Finds the mask that gestures apply to.
-
-    Continued gestures apply to the mask that they started with. Otherwise the first gesture decides: a click
-    applies to the smallest mask under it, else to the nearest one; a box to the one with the largest overlap.
-
-    Returns:
-        None if they apply to no displayed mask.
-    """
-    begun = next((mask for mask in shown if mask.continues(interactions)), None)
-    if begun is not None:
-        return begun
-    visible = [mask for mask in shown if mask.rle and mask.mask.any()]
-    first = interactions[0]
-    return _boxed(first, visible) if first.kind == "box" else _clicked(first, visible)
+def pixel_at(xy: tuple[float, float], hw: tuple[int, int]) -> tuple[int, int]:
+    """Row and column of a point given in fractions of the image."""
+    height, width = hw
+    return min(int(xy[1] * height), height - 1), min(int(xy[0] * width), width - 1)
 
 
-def _clicked(click: Interaction, shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
-    under = [mask for mask in shown if _is_on(click, mask.mask)]
-    if under:
-        return min(under, key=lambda mask: int(mask.mask.sum()))
-    nearest = min(shown, key=lambda mask: _distance(click, mask.mask), default=None)
-    if nearest is not None and click.positive and _distance(click, nearest.mask) > NEAR:
-        return None
-    return nearest
-
-
-def _boxed(box: Interaction, shown: Sequence[DisplayedMask]) -> DisplayedMask | None:
-    best = max(shown, key=lambda mask: _share(box, mask.mask), default=None)
-    return best if best is not None and _share(box, best.mask) >= OVERLAP else None
-
-
-def _is_on(click: Interaction, mask: BoolMask) -> bool:
-    height, width = mask.shape
-    x, y = click.xy
-    return bool(mask[min(int(y * height), height - 1), min(int(x * width), width - 1)])
-
-
-def _distance(click: Interaction, mask: BoolMask) -> float:
+def distance(click: Interaction, mask: BoolMask) -> float:
     """Distance from a click to the nearest pixel of a mask, in fractions of the image's longer side."""
     height, width = mask.shape
     step = max(1, max(mask.shape) // _SAMPLES)
     rows, columns = np.nonzero(mask[::step, ::step])
     if not rows.size:
         step, (rows, columns) = 1, np.nonzero(mask)
+    if not rows.size:
+        return float("inf")
     x, y = click.xy
     distances_px = np.hypot(columns * step + 0.5 - x * width, rows * step + 0.5 - y * height)
     longer_side_px: int = max(mask.shape)
     return float(distances_px.min()) / longer_side_px
 
 
-def _share(box: Interaction, mask: BoolMask) -> float:
+def overlap_share(box: Interaction, mask: BoolMask) -> float:
     """Intersection of a box and a mask, as a fraction of the smaller one."""
     height, width = mask.shape
     x0, y0, x1, y1 = box.xyxy
     inside = mask[round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]
-    smaller = min(inside.size, int(mask.sum()))
-    return float(inside.sum()) / smaller if smaller else 0.0
+    smaller = min(inside.size, int(np.count_nonzero(mask)))
+    return float(np.count_nonzero(inside)) / smaller if smaller else 0.0

@@ -170,11 +170,11 @@ class RedisStore:
             self._note(SHOWN_KEY.format(project=project, task=task), values)
 
     def shown(self, project: str, task: str) -> list[DisplayedMask]:
-        """Returns the last displayed masks of a task."""
+        """Returns the last displayed masks of a task, the latest last."""
         nothing: list[bytes] = []
         found = self._try(lambda: self._redis.hvals(SHOWN_KEY.format(project=project, task=task)), nothing)
         masks = (_parsed(partial(_displayed_mask, value)) for value in found)
-        return [mask for mask in masks if mask is not None]
+        return sorted((mask for mask in masks if mask is not None), key=lambda mask: mask.shown_s)
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""

@@ -154,6 +154,28 @@ def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, th
     return mask
 
 
+def lowest_sam_logit(
+    mask_logits: npt.NDArray[np.float32], original_hw: Hw, xy: npt.NDArray[np.float32]
+) -> float:
+    """The lowest logit at some pixels of the image, as `sam_logits_to_mask` interpolates it.
+
+    Args:
+        mask_logits: (h, h) over the padded square.
+        original_hw: size of the image.
+        xy: (N, 2) px, at least one.
+    """
+    cells_hw, full_hw = _crop(original_hw, mask_logits.shape[-1])
+    pixels = np.clip(np.floor(xy), 0, np.array(original_hw[::-1]) - 1)
+    last = np.array(cells_hw[::-1]) - 1
+    places = np.clip((pixels + 0.5) * (last + 1) / full_hw[::-1] - 0.5, 0, last)
+    low = np.minimum(places.astype(np.int64), np.maximum(last - 1, 0))
+    high = np.minimum(low + 1, last)
+    (x, y), (x0, y0), (x1, y1) = (places - low).T, low.T, high.T
+    upper = mask_logits[y0, x0] * (1 - x) + mask_logits[y0, x1] * x
+    lower = mask_logits[y1, x0] * (1 - x) + mask_logits[y1, x1] * x
+    return float((upper * (1 - y) + lower * y).min())
+
+
 def cells(original_hw: Hw, mask_logits: npt.NDArray[np.float32]) -> float:
     """Number of cells of (h, h) logits covered by the image."""
     height, width = original_hw

@@ -5,6 +5,7 @@ On projects of their own beside the demo's, whose tasks all show one picture.
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
 from playwright.sync_api import expect
@@ -22,7 +23,7 @@ BOXES = RECOMMENDED_CONFIG.replace(
     '<RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="frame"/>'
     "</RectangleLabels>\n  <Image ",
 )
-COPIES = 6
+COPIES = 8
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,18 @@ def box_around(mask: BoolMask) -> tuple[float, float, float, float]:
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 
+def near_the_top(mask: BoolMask) -> tuple[float, float]:
+    """A place a few pixels within a mask, in parts of the picture."""
+    height, width = mask.shape
+    rows, columns = np.nonzero(cv2.erode(mask.astype(np.uint8), np.ones((9, 9), np.uint8)))
+    return (columns[0] + 0.5) / width, (rows[0] + 0.5) / height
+
+
+def is_on(mask: BoolMask, place_xy: tuple[float, float]) -> bool:
+    height, width = mask.shape
+    return bool(mask[int(place_xy[1] * height), int(place_xy[0] * width)])
+
+
 def decoded(rle: Sequence[int], like: BoolMask) -> BoolMask:
     return brush_rle_to_mask(list(rle), *like.shape)
 
@@ -55,7 +68,8 @@ def test_a_click_corrects_a_mask_in_place(desk: Desk, editor: Editor, at_once: b
         editor.accept_suggestions()
     expect(editor.region_of(phrase)).to_be_visible()
 
-    corrected = masks_of(editor.point_at(inside(truth), "Control"))
+    at = near_the_top(decoded(*proposed.values(), truth))
+    corrected = masks_of(editor.point_at(at, "Control", "Alt"))
     if not at_once:
         editor.accept_suggestions()
     else:
@@ -65,11 +79,32 @@ def test_a_click_corrects_a_mask_in_place(desk: Desk, editor: Editor, at_once: b
     expect(editor.region_of(phrase)).to_be_visible()
     editor.submit()
     assert list(corrected) == list(proposed), "the region keeps its id"
-    assert corrected != proposed
     (saved,) = desk.saved(task).regions
     assert [saved.region_id, saved.phrase] == [*proposed, phrase]
     np.testing.assert_array_equal(saved.mask, decoded(*corrected.values(), truth))
+    assert not is_on(saved.mask, at)
     assert overlap(saved.mask, truth) > UNDERSTOOD_IOU
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "in another annotation"])
+def test_a_click_where_a_mask_was_makes_a_new_object(desk: Desk, editor: Editor, deleted: bool) -> None:
+    """At once, before Label Studio has saved a draft."""
+    task, (phrase, truth) = next(desk.fresh), desk.masks[0]
+    editor.open_task(desk.project, task)
+    proposed = masks_of(editor.ask(phrase))
+    expect(editor.region_of(phrase)).to_be_visible()
+    if deleted:
+        editor.region_of(phrase).click()
+        editor.page.keyboard.press("Backspace")
+        expect(editor.regions).to_have_count(0)
+    else:
+        editor.open_task(desk.project, task)
+
+    added = masks_of(editor.point_at(inside(truth), "Control"))
+
+    assert added.keys() != proposed.keys()
+    expect(editor.regions).to_have_count(1)
+    expect(editor.region_of(phrase)).to_have_count(0)
 
 
 def test_a_click_with_alt_says_not_this(desk: Desk, editor: Editor) -> None:

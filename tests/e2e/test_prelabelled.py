@@ -59,7 +59,7 @@ def test_a_click_corrects_what_was_found(desk: Desk, editor: Editor) -> None:
     editor.open_task(desk.project, task)
     expect(editor.regions).to_have_count(2)
 
-    corrected = masks_of(editor.point_at(inside(one_mask), "Control"))
+    corrected = masks_of(editor.point_at(inside(one_mask), "Control", "Alt"))
 
     assert list(corrected) == [before[one].region_id]
     expect(editor.regions).to_have_count(2)

@@ -1,7 +1,9 @@
 """The loop through the API of a real Label Studio: phrase, correction, training, export."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import requests
@@ -9,8 +11,9 @@ from pycocotools.coco import COCO
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
+from sspsam.images.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
 from sspsam.version_store.store import VersionStore
+from tests.annotator_client import AnnotatorClient
 from tests.integration.project import (
     BROWSER,
     CONFIG,
@@ -53,28 +56,83 @@ def test_what_the_editor_asks_after_a_save_is_answered_with_nothing(project: Pro
     assert answer["data"]["result"] == []
 
 
+def place_on(mask: BoolMask) -> tuple[float, float]:
+    """A pixel of a mask, in percent of the picture."""
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    return 100 * (columns[0] + 0.5) / width, 100 * (rows[0] + 0.5) / height
+
+
 def test_clicks_correct_a_phrases_mask_in_place(project: Project) -> None:
     task = project.tasks[3]
-    mask, phrase = (one for one in project.ask(task, "the crab") if one["from_name"] in ("mask", "phrase"))
-    rows, columns = np.nonzero(mask_of(mask))
-    height, width = size_of(project, task)
-    x, y = 100 * (columns[0] + 0.5) / width, 100 * (rows[0] + 0.5) / height
+    results = project.ask(task, "the crab")
+    mask, phrase = (one for one in results if one["from_name"] in ("mask", "phrase"))
+    draft = project.client.save_draft(task, [mask, phrase])
+    x, y = place_on(mask_of(mask))
     clicks = [
-        project.click(task, x, y, "one"),
-        project.click(task, 100 - x, 100 - y, "two", positive=False),
+        project.click(task, x, y, "one", positive=False),
+        project.click(task, x, y, "two"),
     ]
 
     alone = project.send(task, clicks[0])
+    project.client.update_draft(draft["id"], alone)
     with_auto_accept_off = project.send(task, *clicks)
-    with_auto_accept_on = project.send(task, project.click(task, x, y, "three", positive=True))
 
-    for results in (alone, with_auto_accept_off, with_auto_accept_on):
+    for results in (alone, with_auto_accept_off):
         assert [(one["id"], one["from_name"]) for one in results[:2]] == [
             (mask["id"], "mask"),
             (mask["id"], "phrase"),
         ]
         assert results[1]["value"] == phrase["value"]
-    assert (mask_of(alone[0]) != mask_of(mask)).any()
+    row, column = (values[0] for values in np.nonzero(mask_of(mask)))
+    assert not mask_of(alone[0])[row, column]
+    assert mask_of(alone[0]).any()
+
+
+def test_a_click_finds_its_annotation_in_the_draft_that_follows(project: Project) -> None:
+    """The first draft comes seconds after the first change; until then nothing says whose click it is."""
+    task = project.tasks[2]
+    (mask, phrase) = project.ask(task, "the crab")[:2]
+    click = project.click(task, *place_on(mask_of(mask)), "first")
+    saving = Timer(1.0, project.client.save_draft, (task, [mask, phrase, click]))
+    saving.start()
+
+    answer = project.send(task, click)
+
+    saving.join()
+    assert [(one["id"], one["from_name"]) for one in answer[:2]] == [
+        (mask["id"], "mask"),
+        (mask["id"], "phrase"),
+    ]
+
+
+def test_two_annotators_of_a_task_are_blind_to_each_other(project: Project) -> None:
+    task = project.tasks[1]
+    anna = project.client
+    bela = replace(project, client=anna.invite("bela@example.com", "another password"))
+    backend = int(project.backend["id"])
+    mask, phrase = project.ask(task, "the crab")[:2]
+    x, y = place_on(mask_of(mask))
+
+    def click(annotator: AnnotatorClient, name: str) -> list[str]:
+        one = project.click(task, x, y, name)
+        answer = annotator.interactive_predict(backend, task, {"result": [one]})["data"]["result"]
+        assert mask_of(answer[0]).any()
+        return [one["id"] for one in answer if one["from_name"] in ("mask", "phrase")]
+
+    Timer(0.5, bela.client.save_draft, (task, [project.click(task, x, y, "his first")])).start()
+    unsaved = click(bela.client, "his first")
+    draft = anna.save_draft(task, [mask, phrase])
+    hers = click(anna, "her first")
+    drafted = click(bela.client, "his second")
+    anna.create_annotation(task, [mask, phrase])
+    saved = click(bela.client, "his third")
+
+    assert hers == [mask["id"], mask["id"]], "hers is refined, with its phrase"
+    assert draft["id"]
+    for his in (unsaved, drafted, saved):
+        assert len(his) == 1, "a new object without a phrase"
+        assert his != hers[:1]
 
 
 def test_leftover_clicks_are_neither_records_nor_exported(project: Project, tmp_path: Path) -> None:

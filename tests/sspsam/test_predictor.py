@@ -56,6 +56,21 @@ def test_a_phrase_ends_in_a_full_stop() -> None:
     assert tokenize(["zebra"])[0, :5].tolist() == [49406, 22548, 269, 49407, 0]
 
 
+def test_a_mask_can_be_made_to_include_its_points(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    """However unlikely they are; the threshold is lowered, so nothing is lost."""
+    embedding = predictor.embed(image)
+    height, width = image.shape[:2]
+    for x, y in [(1, 1), (width - 1, height - 1), (width // 2, height // 3), (width - 2, 5)]:
+        points = [[x + 0.5, y + 0.5, 1], [width / 2, height / 2, 0]]
+        [plain] = predictor.decode([Question(embedding, "", points)])
+        [included] = predictor.decode([Question(embedding, "", points, includes_points=True)])
+
+        mask = predictor.finish(included, min_speck=0.9).mask
+
+        assert mask[y, x]
+        assert not (predictor.finish(plain).mask & ~mask).any()
+
+
 @pytest.mark.parametrize("clicks", [{"points": [[10, 20, 1], [50, 60, 0]]}, {"boxes": [5, 5, 60, 70]}])
 def test_clicks_change_the_answer(
     predictor: sspsam.Predictor, image: UInt8Image, clicks: dict[str, list[list[int]]]

@@ -1,4 +1,4 @@
-"""Clicks and boxes correct a mask in place, with and without Auto-Accept, on any of several backends."""
+"""Clicks and boxes correct masks of the annotation in place, and create new ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.wrappers import Response
 
+from backend.assistant.interactive import MOST_GESTURES
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.settings import Settings
 from backend.state.redis_store import SHOWN_S, RedisStore
 from backend.web.app import create_app
-from sspsam.images.masks import coco_rle_to_mask
+from sspsam.images.masks import coco_rle_to_mask, mask_to_brush_rle
+from tests.backend.assistant.annotators import Annotator
 from tests.backend.colours import COLOURS, ColourPredictor, picture
-from tests.backend.editor import PATH, Json, ask, click, colour, ids, masks, prompt, status, task, texts
+from tests.backend.editor import PATH, ask, click, colour, ids, masks, prompt, status, task, texts
 from tests.backend.web_server import Web
 from tests.facts import untold
 
 RED, BLUE, HOLE, FAR = (12, 7), (57, 20), (17, 12), (3, 38)
 """Pixels of `picture()`: on the square, on the bar, in the square's hole, far from both."""
+WHITE = np.asarray((picture() == 255).all(axis=2))
 BOXES = RECOMMENDED_CONFIG.replace(
     "<Image ", '<RectangleLabels name="box" toName="image"><Label value="b"/></RectangleLabels><Image '
 )
@@ -37,30 +40,98 @@ def box(x0: int, y0: int, x1: int, y1: int, result_id: str = "b1") -> dict[str, 
     return {**click(0, 0, result_id), "from_name": "box", "type": "rectanglelabels", "value": where | size}
 
 
-@pytest.mark.parametrize("auto_accept", [True, False])
-def test_clicks_correct_the_mask_that_they_are_on(client: FlaskClient, auto_accept: bool) -> None:
-    first = ask(client, prompt("the red square; the blue bar"))
-    one, two = click(*HOLE, "1"), click(*BLUE, "2")
-
-    filled = ask(client, one)
-    both = ask(client, *([two] if auto_accept else [one, two]))
-
-    assert ids(filled) == ids(first)[:1], "the nearest mask: its region, replaced in place"
-    assert [result["from_name"] for result in filled["result"]] == ["mask", "phrase"]
-    white = np.asarray((picture() == 255).all(axis=2))
-    np.testing.assert_array_equal(masks(filled)["the red square"], colour("red") | white)
-    if auto_accept:
-        assert ids(both) == ids(first)[1:], "a click of its own, on another mask"
-    else:
-        np.testing.assert_array_equal(masks(both)["the red square"], colour("red") | white | colour("blue"))
+@pytest.fixture
+def anna(client: FlaskClient) -> Annotator:
+    return Annotator(client, 1)
 
 
-def test_a_negative_click_takes_away(client: FlaskClient) -> None:
-    ask(client, prompt("the red or blue thing"))
+def test_a_negative_click_removes_a_part_and_leaves_the_others(anna: Annotator) -> None:
+    first = anna.ask(prompt("the red or blue thing"))
+    anna.save()
 
-    prediction = ask(client, click(*BLUE, "1", positive=False))
+    prediction = anna.ask(click(*BLUE, "1", positive=False))
 
+    assert ids(prediction) == ids(first)
+    assert [result["from_name"] for result in prediction["result"]] == ["mask", "phrase"]
     np.testing.assert_array_equal(masks(prediction)["the red or blue thing"], colour("red"))
+
+
+def test_a_positive_click_leaves_what_is_there(anna: Annotator) -> None:
+    first = anna.ask(prompt("the red or blue thing"))
+    anna.save()
+
+    prediction = anna.ask(click(*RED, "1"))
+
+    assert ids(prediction) == ids(first)
+    both = colour("red") | colour("blue")
+    np.testing.assert_array_equal(masks(prediction)["the red or blue thing"], both)
+
+
+@pytest.mark.parametrize("place", [HOLE, FAR, BLUE])
+def test_a_click_outside_every_mask_makes_a_new_object(anna: Annotator, place: tuple[int, int]) -> None:
+    first = anna.ask(prompt("the red square"))
+    anna.save()
+
+    new = anna.ask(click(*place, "1"))
+
+    assert not set(ids(new)) & set(ids(first))
+    assert list(masks(new)) == ["None"], "the annotator gives the phrase"
+    assert masks(new)["None"][place[1], place[0]]
+
+
+def test_a_negative_click_outside_every_mask_is_about_none(anna: Annotator) -> None:
+    anna.ask(prompt("the red square"))
+    anna.save()
+
+    nothing = anna.ask(click(*HOLE, "2", positive=False))
+
+    assert ids(nothing) == []
+    assert "no mask" in str(texts(nothing, "status"))
+
+
+@pytest.mark.parametrize("auto_accept", [True, False])
+def test_clicks_in_a_row(anna: Annotator, auto_accept: bool) -> None:
+    """With Auto-Accept off a request repeats the clicks that wait, and those near the mask add to it."""
+    first = anna.ask(prompt("the red square"))
+    anna.save()
+    one, two = click(*RED, "1"), click(*HOLE, "2")
+    anna.ask(one)
+
+    both = anna.ask(*([two] if auto_accept else [one, two]))
+
+    if auto_accept:
+        assert list(masks(both)) == ["None"], "outside every mask"
+    else:
+        assert ids(both) == ids(first)
+        np.testing.assert_array_equal(masks(both)["the red square"], colour("red") | WHITE)
+        undone = anna.ask(one)
+        np.testing.assert_array_equal(masks(undone)["the red square"], colour("red"))
+
+
+def test_a_far_click_before_the_first_answer_is_accepted_is_about_another_object(anna: Annotator) -> None:
+    one, two = click(*RED, "1"), click(*BLUE, "2")
+    first = anna.ask(one)
+
+    both = anna.ask(one, two)
+
+    assert ids(both)[:1] == ids(first), "repeated, as the editor drops it otherwise"
+    assert len(set(ids(both))) == 2
+    red, blue = (anna.ask(one, two)["result"][place] for place in (0, 1))
+    assert (red["id"], blue["id"]) == tuple(ids(both))
+
+
+def test_two_boxes_before_the_first_answer_is_accepted_are_two_objects(client: FlaskClient) -> None:
+    anna = Annotator(client, 1, config=BOXES)
+    one, two, over_one = box(8, 3, 32, 27, "1"), box(50, 0, 60, 40, "2"), box(9, 4, 31, 26, "3")
+    first = anna.ask(one)
+
+    both = anna.ask(one, two)
+    three = anna.ask(one, two, over_one)
+
+    assert ids(both)[:1] == ids(first)
+    assert len(set(ids(both))) == 2
+    assert ids(three)[:2] == ids(both)
+    assert len(set(ids(three))) == 3, "a box of its own, although it is on the first mask"
 
 
 def test_the_model_gets_phrase_and_clicks_together(settings: Settings, redis_server: Redis) -> None:
@@ -72,23 +143,26 @@ def test_the_model_gets_phrase_and_clicks_together(settings: Settings, redis_ser
     heard: list[Any] = []
     app = create_app(settings, redis_server, Listening())
     app.extensions["sspsam"].engine.start()
-    client = app.test_client()
-    ask(client, prompt("the red square"))
+    anna = Annotator(app.test_client(), 1)
+    anna.ask(prompt("the red or blue thing"))
+    anna.save()
 
-    ask(client, click(*RED, "1"))
-    ask(client, click(*HOLE, "2", positive=False))
+    anna.ask(click(*RED, "1"))
+    anna.ask(click(*BLUE, "2", positive=False))
 
-    question = heard[-1]
-    assert question.phrase == "the red square"
-    np.testing.assert_allclose(question.points, [[12.5, 7.5, 1], [17.5, 12.5, 0]])
+    question = next(question for question in reversed(heard) if question.phrase)
+    assert question.phrase == "the red or blue thing"
+    np.testing.assert_allclose(question.points, [[12.5, 7.5, 1], [57.5, 20.5, 0]])
     assert question.boxes is None
     app.extensions["sspsam"].engine.stop()
 
 
 def test_a_box_cuts_a_mask_in_place(client: FlaskClient) -> None:
-    first = ask(client, prompt("the red square"), config=BOXES)
+    anna = Annotator(client, 1, config=BOXES)
+    first = anna.ask(prompt("the red square"))
+    anna.save()
 
-    prediction = ask(client, box(8, 3, 20, 27), config=BOXES)
+    prediction = anna.ask(box(8, 3, 20, 27))
 
     assert ids(prediction) == ids(first)
     expected = colour("red")
@@ -96,18 +170,17 @@ def test_a_box_cuts_a_mask_in_place(client: FlaskClient) -> None:
     np.testing.assert_array_equal(masks(prediction)["the red square"], expected)
 
 
-def test_a_click_on_something_else_is_plain_sam(client: FlaskClient) -> None:
-    ask(client, prompt("the red square"))
+def test_a_click_keeps_what_was_painted(anna: Annotator) -> None:
+    """The draft has the mask with the strokes of the brush, which the model knows nothing of."""
+    first = anna.ask(prompt("the red square"))
+    painted = colour("red") | colour("blue")
+    anna.results[0]["value"]["rle"] = mask_to_brush_rle(painted)
+    anna.save()
 
-    new = ask(client, click(*BLUE, "1"))
-    grown = ask(client, click(*BLUE, "1"), click(*RED, "2"))
-    without = ask(client, click(*RED, "3", positive=False))
+    prediction = anna.ask(click(*RED, "1"))
 
-    assert [result["type"] for result in new["result"]] == ["brushlabels"], "the annotator gives the phrase"
-    np.testing.assert_array_equal(masks(new)["None"], colour("blue"))
-    np.testing.assert_array_equal(masks(grown)["None"], colour("blue") | colour("red"))
-    assert ids(new) == ids(grown)
-    assert len(masks(without)) <= 1
+    assert ids(prediction) == ids(first)
+    np.testing.assert_array_equal(masks(prediction)["the red square"], painted)
 
 
 def test_a_click_without_any_phrase_is_plain_sam(client: FlaskClient) -> None:
@@ -128,14 +201,15 @@ def test_the_clicks_label_is_the_masks_where_a_brush_has_it(client: FlaskClient)
 def test_another_backend_process_knows_what_was_clicked(
     settings: Settings, redis_server: Redis, client: FlaskClient
 ) -> None:
-    ask(client, prompt("the red square"))
-    ask(client, click(*HOLE, "1"))
+    one = click(*RED, "1")
+    first = ask(client, one)
     other = create_app(settings, redis_server, ColourPredictor())
     other.extensions["sspsam"].engine.start()
 
-    prediction = ask(other.test_client(), click(*FAR, "2", positive=False))
+    prediction = ask(other.test_client(), one, click(*HOLE, "2"))
 
-    np.testing.assert_array_equal(masks(prediction)["the red square"], colour("red"))
+    assert ids(prediction) == ids(first)
+    np.testing.assert_array_equal(masks(prediction)["None"], colour("red") | WHITE)
     other.extensions["sspsam"].engine.stop()
 
 
@@ -147,42 +221,9 @@ def test_tasks_do_not_mix(client: FlaskClient) -> None:
     assert list(masks(prediction)) == ["None"]
 
 
-def draft_of(user: int, prediction: Json) -> Json:
-    """As Label Studio gives a backend the draft of the annotator who asks."""
-    name = f"{user}@example.com"
-    return {"user": name, "created_username": f"{name}, {user}", "result": prediction["result"]}
-
-
-def test_two_annotators_of_a_task_do_not_share_clicks(client: FlaskClient) -> None:
-    first = ask(client, prompt("the red square"))
-    anna, bela = (task(drafts=[draft_of(user, first)]) for user in (1, 2))
-    ask(client, click(*HOLE, "1"), one=anna)
-
-    hers = ask(client, click(*BLUE, "2"), one=anna)
-    his = ask(client, click(*RED, "3"), one=bela)
-
-    white = np.asarray((picture() == 255).all(axis=2))
-    np.testing.assert_array_equal(masks(hers)["the red square"], colour("red") | colour("blue") | white)
-    np.testing.assert_array_equal(masks(his)["the red square"], colour("red"))
-    assert ids(hers) == ids(his) == ids(first)
-
-
-def test_a_mask_that_another_annotator_has_saved_is_left_alone(client: FlaskClient) -> None:
-    saved = ask(client, prompt("the red square"))
-    other = {"id": 7, "completed_by": 1, "result": saved["result"]}
-    own = draft_of(2, {"result": []})
-
-    hers = ask(client, click(*RED, "1"), one=task(annotations=[other], drafts=[draft_of(1, saved)]))
-    his = ask(client, click(*RED, "2"), one=task(annotations=[other], drafts=[own]))
-
-    assert ids(hers) == ids(saved)
-    assert list(masks(his)) == ["None"], "a new mask, without her phrase"
-
-
 def test_what_is_kept_has_a_time_limit(
     client: FlaskClient, redis_store: RedisStore, redis_server: Redis
 ) -> None:
-    ask(client, prompt("the red square"))
     ask(client, click(*RED, "1"))
 
     (shown,) = redis_store.shown("2", "1")
@@ -190,74 +231,107 @@ def test_what_is_kept_has_a_time_limit(
     assert 0 < redis_server.ttl("sspsam:shown:2:1") <= SHOWN_S
 
 
-def test_a_mask_corrected_by_clicks_stays_a_correction(client: FlaskClient, redis_store: RedisStore) -> None:
+def test_a_mask_corrected_by_clicks_stays_a_correction(anna: Annotator, redis_store: RedisStore) -> None:
     """What was proposed for the phrase alone is what the worker compares the saved mask with."""
-    (region,) = ids(ask(client, prompt("the red square")))
-    ask(client, click(*BLUE, "1"))
-    ask(client, click(*HOLE, "2"))
+    (region,) = ids(anna.ask(prompt("the red or blue thing")))
+    anna.save()
+    anna.ask(click(*BLUE, "1", positive=False))
 
     served = redis_store.served(region)
 
     assert served is not None
-    np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red"))
-    (pointed_at,) = ids(ask(client, click(*BLUE, "1")))
+    np.testing.assert_array_equal(coco_rle_to_mask(served.rle), colour("red") | colour("blue"))
+    (pointed_at,) = ids(anna.ask(click(*FAR, "2")))
     assert redis_store.served(pointed_at) is None, "without a phrase nothing was proposed for one"
 
 
-def test_a_phrase_asked_again_forgets_the_clicks(client: FlaskClient) -> None:
-    ask(client, prompt("the red square"))
-    ask(client, click(*HOLE, "1"))
+def test_a_phrase_asked_again_forgets_the_clicks(anna: Annotator) -> None:
+    anna.ask(prompt("the red or blue thing"))
+    anna.save()
+    anna.ask(click(*BLUE, "1", positive=False))
 
-    again = ask(client, prompt("the red square"))
+    again = anna.ask(prompt("the red or blue thing"))
 
-    np.testing.assert_array_equal(masks(again)["the red square"], colour("red"))
-    after = ask(client, click(*RED, "2"))
-    np.testing.assert_array_equal(masks(after)["the red square"], colour("red"))
+    both = colour("red") | colour("blue")
+    np.testing.assert_array_equal(masks(again)["the red or blue thing"], both)
+    after = anna.ask(click(*BLUE, "2"))
+    np.testing.assert_array_equal(masks(after)["the red or blue thing"], both)
 
 
 def test_phrase_and_label_are_those_of_the_draft(client: FlaskClient) -> None:
     config = RECOMMENDED_CONFIG.replace('<Label value="object"', '<Label value="sky"/><Label value="car"')
-    first = ask(client, prompt("the red square"), config=config)
+    anna = Annotator(client, 1, config=config)
+    first = anna.ask(prompt("the red square"))
     mask, phrase, *_ = first["result"]
-    draft = {
-        "user": "a@example.com",
-        "result": [
-            {**mask, "value": {**mask["value"], "brushlabels": ["car"]}},
-            {**phrase, "value": {**mask["value"], "text": ["the blue or red thing"]}},
-        ],
-    }
+    anna.results = [
+        {**mask, "value": {**mask["value"], "brushlabels": ["car"]}},
+        {**phrase, "value": {**mask["value"], "text": ["the blue or red thing"]}},
+    ]
+    anna.save()
 
-    prediction = ask(client, click(*RED, "1"), one=task(drafts=[draft]), config=config)
+    prediction = anna.ask(click(*RED, "1"))
 
     assert ids(prediction) == ids(first)
     assert list(masks(prediction)) == ["the blue or red thing"]
     assert prediction["result"][0]["value"]["brushlabels"] == ["car"]
 
 
-@pytest.mark.parametrize("where", ["drafts", "predictions"])
-def test_masks_that_are_not_remembered_are_found(
-    client: FlaskClient, redis_server: Redis, where: str
-) -> None:
-    first = ask(client, prompt("the red square"))
+def test_masks_of_a_draft_are_found_without_redis(anna: Annotator, redis_server: Redis) -> None:
+    first = anna.ask(prompt("the red square"))
+    anna.save()
     redis_server.flushall()
 
-    prediction = ask(client, click(*RED, "1"), one=task(**{where: [{"result": first["result"]}]}))
+    prediction = anna.ask(click(*RED, "1"))
 
     assert ids(prediction) == ids(first)
     assert list(masks(prediction)) == ["the red square"]
 
 
-def test_nothing_left_is_told_and_the_mask_stays(client: FlaskClient, redis_store: RedisStore) -> None:
-    ask(client, prompt("the red square"))
+def test_a_click_that_cannot_be_obeyed_is_told_and_the_mask_stays(
+    anna: Annotator, redis_store: RedisStore
+) -> None:
+    """The whole mask lies within reach of the click: nothing would be left."""
+    anna.ask(prompt("the red square"))
+    dot = np.zeros_like(WHITE)
+    dot[RED[1], RED[0]] = True
+    anna.results[0]["value"]["rle"] = mask_to_brush_rle(dot)
+    anna.save()
 
-    prediction = ask(client, click(*RED, "1", positive=False))
+    prediction = anna.ask(click(*RED, "1", positive=False))
 
     assert ids(prediction) == []
-    assert "brush" in str(texts(prediction, "status")), "what to do instead"
+    assert "not changed: use the eraser" in str(texts(prediction, "status"))
     assert redis_store.shown("2", "1")[0].current == (), "as if it had not been clicked"
-    after = ask(client, click(*HOLE, "2"))
+    after = anna.ask(click(*RED, "2"))
     assert texts(after, "status") == [], "what was said is taken back"
-    assert texts(ask(client, click(*RED, "3")), "status") is None
+    assert texts(anna.ask(click(*RED, "3")), "status") is None
+
+
+def test_many_clicks_are_refused_at_once(anna: Annotator) -> None:
+    """Each needs the model, which all annotators share."""
+    clicks = [click(*RED, str(number)) for number in range(12_000)]
+
+    prediction = anna.ask(*clicks)
+
+    assert ids(prediction) == []
+    assert untold(str(texts(prediction, "status")), str(MOST_GESTURES), "Accept") == []
+
+
+def test_repeated_clicks_ask_the_model_only_for_the_new_one(settings: Settings, redis_server: Redis) -> None:
+    predictor = ColourPredictor()
+    app = create_app(settings, redis_server, predictor)
+    app.extensions["sspsam"].engine.start()
+    anna = Annotator(app.test_client(), 1)
+    clicks = [click(RED[0] + number, RED[1], str(number)) for number in range(8)]
+    asked = []
+
+    for number in range(1, len(clicks) + 1):
+        before = len(predictor.asked)
+        anna.ask(*clicks[:number])
+        asked.append(len(predictor.asked) - before)
+
+    assert max(asked) <= 3
+    app.extensions["sspsam"].engine.stop()
 
 
 def test_an_image_that_cannot_be_had_is_told(client: FlaskClient, label_studio: Web) -> None:
@@ -274,24 +348,24 @@ WITHOUT_STATUS = RECOMMENDED_CONFIG.replace(
 )
 
 
-@pytest.mark.parametrize("drafted", [False, True])
-def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient, drafted: bool) -> None:
+def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient) -> None:
     """Below the phrases that it holds; a click that works takes it back."""
-    asked = ask(client, prompt("the red square", "zebra"), config=WITHOUT_STATUS)
+    anna = Annotator(client, 1, config=WITHOUT_STATUS)
+    asked = anna.ask(prompt("the red square", "zebra"))
     held = texts(asked, "prompt")
-    one = task(drafts=[{"result": asked["result"]}] if drafted else [])
+    anna.save()
 
-    failed = ask(client, click(*RED, "1", positive=False), one=one, config=WITHOUT_STATUS)
-    after = ask(client, click(*HOLE, "2"), one=one, config=WITHOUT_STATUS)
+    failed = anna.ask(click(*FAR, "1", positive=False))
+    after = anna.ask(click(*RED, "2"))
 
     *phrases, said = texts(failed, "prompt") or []
     assert phrases == held
-    assert "brush" in said
+    assert "no mask" in said
     assert failed["result"][0]["id"] == prompt()["id"]
     assert read_annotation(failed, LabelingConfig.parse(WITHOUT_STATUS)).found_nothing == ("zebra",)
     assert ids(after)
     assert texts(after, "prompt") == held
-    assert texts(ask(client, click(*RED, "3"), one=one, config=WITHOUT_STATUS), "prompt") is None
+    assert texts(anna.ask(click(*RED, "3")), "prompt") is None
 
 
 def test_a_form_with_neither_gets_nothing(client: FlaskClient, label_studio: Web) -> None:
@@ -308,10 +382,10 @@ def test_without_redis_a_click_is_plain_sam(settings: Settings) -> None:
     client = app.test_client()
 
     one = ask(client, click(*RED, "1"))
-    both = ask(client, click(*RED, "1"), click(*BLUE, "2"))
+    both = ask(client, click(*RED, "1"), click(*HOLE, "2"))
 
     assert ids(one) == ids(both)
-    np.testing.assert_array_equal(masks(both)["None"], colour("red") | colour("blue"))
+    np.testing.assert_array_equal(masks(both)["None"], colour("red") | WHITE)
     app.extensions["sspsam"].engine.stop()
 
 
@@ -329,9 +403,11 @@ def test_leftover_clicks_are_no_labels_and_no_part_of_a_region(client: FlaskClie
 
 
 def test_clicks_are_counted(app: Flask, client: FlaskClient) -> None:
-    ask(client, prompt("the red square"))
-    ask(client, click(*RED, "1"))
-    ask(client, click(*BLUE, "2"))
+    anna = Annotator(client, 1)
+    anna.ask(prompt("the red square"))
+    anna.save()
+    anna.ask(click(*RED, "1"))
+    anna.ask(click(*BLUE, "2"))
 
     text = client.get("/metrics").text
 
