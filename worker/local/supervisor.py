@@ -10,8 +10,10 @@ Errors:
 """
 
 import logging
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -70,6 +72,10 @@ class Part:
     awaits: str = ""
     """Description of what `ready` checks, shown while the part is not ready."""
     ready_within_s: float = 300.0
+    umask: int = -1
+    """Permissions that the files it creates do not have; -1: as of this process."""
+    holds: tuple[int, ...] = ()
+    """File descriptors that it inherits, and so keeps open: a lock is then held until it has ended."""
     stop_last: bool = False
     """Stopped after all others, which need it for a clean exit (Redis)."""
 
@@ -82,7 +88,7 @@ class RunningPart:
         self.log = log
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
-        with log.open("wb") as output:
+        with open(log, "wb", opener=_private) as output:
             self.process = start_in_own_session(part, output)
         self.family: set[psutil.Process] = set()
         self.last_error = ""
@@ -157,9 +163,12 @@ class Supervisor:
         self.grace_s = grace_s
         self.running: dict[str, RunningPart] = {}
         self.stop_signals = StopSignals()
+        self._guardian: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.stop_signals.__enter__()
+        with self.stop_signals.held():
+            self._guardian = start_guardian()
         return self
 
     def __exit__(
@@ -167,14 +176,26 @@ class Supervisor:
     ) -> None:
         self.stop_signals.ignore()
         self.stop()
+        if self._guardian is not None:
+            self._guardian.communicate()
         self.stop_signals.__exit__(kind, error, trace)
 
     def start(self, *parts: Part) -> None:
         """Starts parts without waiting for them; `wait_until_ready` does that."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        private_folder(self.logs)
         for part in parts:
             with self.stop_signals.held():  # every started process must be recorded, to be stopped
-                self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
+                running = self.running[part.name] = RunningPart(part, self.logs / f"{part.name}.log")
+                self._tell_guardian(running.process.pid)
+
+    def _tell_guardian(self, pid: int) -> None:
+        if self._guardian is None or self._guardian.stdin is None:
+            return  # not entered: nothing stops the parts
+        try:
+            self._guardian.stdin.write(f"{pid}\n".encode())
+            self._guardian.stdin.flush()
+        except OSError as error:
+            logger.warning("the parts would outlive a killed supervisor: their guardian has gone (%s)", error)
 
     def wait_until_ready(
         self,
@@ -243,6 +264,23 @@ class Supervisor:
         self.running.clear()
 
 
+def private_folder(path: Path) -> None:
+    """Makes a folder that only its owner can read; also narrows one of an earlier release."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def start_guardian() -> subprocess.Popen[bytes]:
+    """Starts the process that ends the parts if this one is killed; see `worker.local.guardian`."""
+    command = [sys.executable, "-P", "-m", "worker.local.guardian"]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
+
+
 def start_in_own_session(part: Part, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts a part's process with its output in `output` and no input."""
     return subprocess.Popen(
@@ -252,6 +290,8 @@ def start_in_own_session(part: Part, output: IO[bytes]) -> subprocess.Popen[byte
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=part.umask,
+        pass_fds=part.holds,
     )
 
 

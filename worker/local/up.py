@@ -19,11 +19,13 @@ from backend.shared_redis import QUEUES, connect
 from backend.web.access import require_secrets
 from sspsam.instance import LOCK_FILE, MODELS, published
 from worker.local.redis_program import redis_program
-from worker.local.supervisor import Part, RunningPart, Supervisor
+from worker.local.supervisor import Part, RunningPart, Supervisor, private_folder
 from worker.queueing.healthcheck import all_queues_served
 
 LOOPBACK = "127.0.0.1"
 HTTP_TIMEOUT_S = 2.0
+PRIVATE = 0o077
+"""The umask of parts whose files concern only their owner."""
 LOG_LINES_WHEN_SLOW = 3
 SOCKET_PATH_MAX_BYTES = 100
 """The path of a unix socket is limited to 107 bytes on Linux, 103 on macOS."""
@@ -58,13 +60,20 @@ class Port:
                 ) from error
 
 
-def redis_part(data_dir: Path) -> tuple[Part, str]:
-    """An embedded Redis on a unix socket that persists every change in `data_dir`.
+def redis_part(data_dir: Path, lock: int | None = None) -> tuple[Part, str]:
+    """An embedded Redis on a unix socket that persists every change in `data_dir`, for its owner alone.
+
+    Args:
+        data_dir: Of Redis.
+        lock: Descriptor of the lock of the service's folder, which Redis holds until it ends: a second server
+            on the same file would destroy it.
 
     Returns:
         The part and its URL.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(data_dir)
+    for path in data_dir.rglob("*"):  # of an earlier release
+        path.chmod(0o700 if path.is_dir() else 0o600)
     path = socket_path(data_dir)
     url = f"unix://{path}"
     command = [str(redis_program()), "--port", "0", "--unixsocket", str(path)]
@@ -76,7 +85,17 @@ def redis_part(data_dir: Path) -> tuple[Part, str]:
             return bool(connection.ping())
 
     awaits = f"an answer on {path}"
-    return Part("redis", command, ready=ready, awaits=awaits, ready_within_s=30.0, stop_last=True), url
+    part = Part(
+        "redis",
+        command,
+        ready=ready,
+        awaits=awaits,
+        ready_within_s=30.0,
+        umask=PRIVATE,
+        holds=() if lock is None else (lock,),
+        stop_last=True,
+    )
+    return part, url
 
 
 def socket_path(data_dir: Path) -> Path:
@@ -148,13 +167,16 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
 
 
 @contextmanager
-def data_dir_lock(data_dir: Path) -> Iterator[None]:
+def data_dir_lock(data_dir: Path) -> Iterator[int]:
     """Locks a data folder for one running service; two would corrupt each other's data.
+
+    Yields:
+        The descriptor of the lock. A process that inherits it holds the lock until it ends.
 
     Raises:
         CannotStartError: another service holds it.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     ignored = data_dir / ".gitignore"
     if not ignored.exists():
         ignored.write_text(
@@ -164,8 +186,11 @@ def data_dir_lock(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotStartError(f"{data_dir} is in use by another sspsam; see --data-dir") from None
-        yield
+            raise CannotStartError(
+                f"{data_dir} is in use by another sspsam; see --data-dir. If one was killed, its Redis may "
+                "still be ending: try again in a few seconds."
+            ) from None
+        yield lock.fileno()
 
 
 def up(data_dir: Path, port: Port, console: Console) -> None:
@@ -187,11 +212,11 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
     port.require_free(os.environ.get("HOST", LOOPBACK))
     model_dir = os.environ.get("MODEL_DIR") or str(data_dir.resolve() / MODELS)
     environment = {**os.environ, "MODEL_DIR": model_dir}
-    with data_dir_lock(data_dir), Supervisor(data_dir / "logs") as supervisor:
+    with data_dir_lock(data_dir) as lock, Supervisor(data_dir / "logs") as supervisor:
         if environment.get("REDIS_URL"):
             redis_url = settings.redis_url  # with REDIS_PASSWORD
         else:
-            redis_url = start_redis(supervisor, data_dir / "redis", console)
+            redis_url = start_redis(supervisor, data_dir / "redis", console, lock)
         start_service(supervisor, console, environment, redis_url, port.number)
         told_redis = os.environ.get("REDIS_URL") or redis_url  # as set, since commands compare it
         with published(data_dir, "up", instance_variables(environment, told_redis, port.number)):
@@ -208,9 +233,9 @@ def instance_variables(environment: Mapping[str, str], redis_url: str, port: int
     return {name.upper(): value for name, value in told.items() if value and name.upper() in known}
 
 
-def start_redis(supervisor: Supervisor, data_dir: Path, console: Console) -> str:
+def start_redis(supervisor: Supervisor, data_dir: Path, console: Console, lock: int | None = None) -> str:
     """Starts the embedded Redis, waits for it, and returns its URL."""
-    part, url = redis_part(data_dir)
+    part, url = redis_part(data_dir, lock)
     supervisor.start(part)
     wait_and_show(supervisor, console, part.name)
     return url
