@@ -106,8 +106,8 @@ def parse_setup(payload: object) -> KnownProject:
 
 
 def annotator_of(draft: Mapping[str, Any]) -> str:
-    """User ID in a draft; empty if it contains none."""
-    return str(draft.get("created_username") or "").rpartition(", ")[2]
+    """User ID in a draft, or the e-mail address if there is no ID; empty if it contains neither."""
+    return str(draft.get("created_username") or draft.get("user") or "").rpartition(", ")[2]
 
 
 def draft_version_of(draft: Mapping[str, Any]) -> str:

@@ -35,7 +35,6 @@ from backend.queries import Task, annotator_of, draft_version_of
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask, PackedMask, VisibleMask, mask_under
 from sspsam import brush_rle_to_mask, coco_rle_to_mask
-from sspsam.images.masks import MaskFormatError
 
 AUTOSAVE_S = 5.0
 """Label Studio's editor saves a draft at most this long after a change."""
@@ -48,6 +47,8 @@ MOST_WAITING = 8
 """Maximum number of gestures that wait for a draft; further ones are answered without."""
 MOST_MASKS = 200
 """Masks that one gesture may be on: the last ones of the annotation."""
+MOST_PIXELS = 2**30
+"""Pixels that are decoded for one gesture, of the latest masks first; those decoded before do not count."""
 CACHE_BYTES = 64 * 2**20
 
 logger = logging.getLogger(__name__)
@@ -99,30 +100,34 @@ class MaskReader:
         """The masks of an annotation, a draft or a prediction; unreadable ones are left out."""
         brushes = _brushes(results, config)[-most:] if most else []
         texts = region_texts({"result": results}, config) if brushes else {}
-        found = {}
-        for brush in brushes:
-            region_id, pixels = str(brush.get("id")), self._pixels(brush)
-            if pixels is not None and pixels.area_px:
+        found, left_px = {}, MOST_PIXELS
+        for brush in reversed(brushes):
+            region_id = str(brush.get("id"))
+            pixels, decoded_px = self._pixels(brush, left_px)
+            left_px -= decoded_px
+            if pixels is not None and pixels.area_px and region_id not in found:
                 phrase, label = texts.get(region_id, (None, None))
                 found[region_id] = VisibleMask(region_id, phrase or "", label, pixels)
-        return list(found.values())
+        return list(reversed(found.values()))
 
-    def _pixels(self, brush: Mapping[str, Any]) -> PackedMask | None:
+    def _pixels(self, brush: Mapping[str, Any], left_px: int) -> tuple[PackedMask | None, int]:
+        """A mask, and the number of pixels that were decoded for it."""
         try:
             height, width = int(brush["original_height"]), int(brush["original_width"])
             rle = bytes(brush["value"]["rle"])
             key = f"{height} {width} {hashlib.sha256(rle).hexdigest()}"
             with self._lock:
                 known = self._known.get(key)
-            if known is None:
-                known = PackedMask.pack(brush_rle_to_mask(list(rle), height, width))
-        except (KeyError, TypeError, ValueError, MaskFormatError) as error:
+            if known is not None or height * width > left_px:
+                return known, 0
+            mask = PackedMask.pack(brush_rle_to_mask(list(rle), height, width))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             logger.info("a mask of a draft is not readable: %s", error)
-            return None
+            return None, 0
         with self._lock:
-            if known.size_bytes <= self._known.maxsize:
-                self._known[key] = known
-        return known
+            if mask.size_bytes <= self._known.maxsize:
+                self._known[key] = mask
+        return mask, height * width
 
 
 class AnnotationFinder:

@@ -269,6 +269,19 @@ def test_a_draft_of_very_many_masks_is_bounded(counted: list[int]) -> None:
     assert len(counted) <= 40, "the same mask only once"
 
 
+def test_pixels_decoded_for_a_click_are_bounded(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest masks first; the next click goes on."""
+    monkeypatch.setattr(annotation_masks, "MOST_PIXELS", 3 * 40 * 60)
+    reader, results = MaskReader(), many_masks(7)
+
+    found = [[mask.region_id for mask in reader.masks(results, CONFIG)] for _ in range(3)]
+
+    assert found == [["4", "5", "6"], ["1", "2", "3", "4", "5", "6"], [str(n) for n in range(7)]]
+    huge = {**results[0], "original_width": 10**9, "original_height": 10**9}
+    assert reader.masks([huge], CONFIG) == []
+    assert len(counted) == 7
+
+
 @pytest.mark.parametrize(
     "value", [{"rle": [1, 2]}, {"rle": "abc"}, {"rle": [999]}, {"rle": None}, {}, None, {"rle": [0] * 9}]
 )
@@ -276,7 +289,9 @@ def test_unreadable_masks_of_a_draft_are_left_out(value: object) -> None:
     good = many_masks(1)
     bad = {**good[0], "id": "bad", "value": value}
 
-    found = MaskReader().masks([bad, *good, {**good[0], "id": "no size", "original_width": None}], CONFIG)
+    found = MaskReader().masks(
+        [bad, *good, {**good[0], "id": "no size", "original_width": float("inf")}], CONFIG
+    )
 
     assert [mask.region_id for mask in found] == ["0"]
     assert MaskReader().masks(None, CONFIG) == MaskReader().masks("x", CONFIG) == []
