@@ -47,6 +47,7 @@ from tests.integration.conftest import LABEL_STUDIO, free_port
 from worker.finetuning.policy import assign_sides
 from worker.finetuning.runs import prepare_run
 from worker.finetuning.training import judge_candidate, perform
+from worker.lines import Line
 from worker.local.local_label_studio import Account, label_studio_part
 from worker.local.supervisor import Supervisor
 from worker.local.up import LOOPBACK, start_redis, start_service
@@ -143,7 +144,7 @@ def teach_directly(settings: Settings, store: VersionStore) -> Teach:
     def teach(scenes: Sequence[NovelScene]) -> VersionCard:
         records = [as_record(number, scene, settings) for number, scene in enumerate(scenes, start=1)]
         sides = assign_sides({}, {record.image_sha256 for record in records}, ())
-        run = prepare_run(settings.model_dir, store, 1, records, sides)
+        run = prepare_run(settings.model_dir, store, Line(store.line_of(1), (1,)), records, sides)
         return judge_candidate(store, perform(run, store, settings))
 
     return teach
@@ -196,7 +197,7 @@ class Service:
         client.start_training(backend)
         wait_until(lambda: len(store.list()) > known and store.list()[-1].status != "candidate", FINETUNE_S)
         card = store.list()[-1]
-        serving = store.current()
+        serving = store.current(store.line_of(project))
         wait_until(lambda: client.ml_backends(project)[0]["model_version"] == serving, SWAP_S)
         return card
 
@@ -208,12 +209,6 @@ class Service:
         region = next((one["id"] for one in drawn if one["from_name"] == "mask"), f"drawn{task}")
         results = region_results(ProposedRegion(region, scene.phrase, scene.mask, score=0.5), CONFIG)
         self.client.create_annotation(task, results)
-
-    def forget(self) -> None:
-        """Returns to the shipped weights."""
-        store = VersionStore(self.model_dir, PRESET)
-        while store.current() != store.base_version:
-            store.rollback()
 
 
 @contextmanager
@@ -253,12 +248,11 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> None:
 
 
 def through_label_studio(pupil: Pupil, wanted: Sequence[Subject]) -> None:
-    """All lessons through the complete service, one after the other, each from the shipped weights."""
+    """All lessons through the complete service, one after the other, each in a project of its own."""
     with tempfile.TemporaryDirectory(prefix="sspsam-") as folder, service(Path(folder)) as started:
         store = VersionStore(started.model_dir, PRESET)
         for noun, corrections in wanted:
             pupil.learn(noun, corrections, store, started.teach)
-            started.forget()
 
 
 def directly(pupil: Pupil, wanted: Sequence[Subject]) -> None:

@@ -34,6 +34,7 @@ from worker.finetuning.measuring import verdict_of
 from worker.finetuning.policy import assign_sides
 from worker.finetuning.runs import prepare_run
 from worker.finetuning.training import perform
+from worker.lines import Line
 
 PRESET = "ssp-sam-demo"
 PROJECT = 1
@@ -118,7 +119,8 @@ def measure(noun: str, corrections: int) -> Forgotten:
         store = VersionStore(settings.model_dir, PRESET)
         records = correct(noun, corrections, settings.images_dir)
         sides = assign_sides({}, {record.image_sha256 for record in records}, ())
-        run = prepare_run(settings.model_dir, store, PROJECT, records, sides)
+        line = Line(store.line_of(PROJECT), (PROJECT,))
+        run = prepare_run(settings.model_dir, store, line, records, sides)
         started_s = time.monotonic()
         card = perform(run, store, settings)
         minutes = (time.monotonic() - started_s) / 60

@@ -38,7 +38,7 @@ MODELS = "models"
 IDENTITY = ("REDIS_URL", "MODEL_DIR", "VERSIONS_URL")
 """Where one of these is set to something else, another service is meant."""
 PATHS = ("MODEL_DIR", "WEIGHTS")
-OF_THE_VERSIONS = ("MODEL_DIR", "VERSIONS_URL", "PRESET", "SAM_ENCODER", "WEIGHTS")
+OF_THE_VERSIONS = ("MODEL_DIR", "VERSIONS_URL", "MODEL_LINES", "PRESET", "SAM_ENCODER", "WEIGHTS")
 """What a stopped instance still says."""
 BELONG_TOGETHER = (
     ("MODEL_DIR", "VERSIONS_URL"),

@@ -34,13 +34,20 @@ from backend.serving.engine import Engine
 from backend.settings import Settings
 from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announce_version
 from backend.state.skipped_items import reason_of
+from sspsam.version_store.store import VersionError
 from worker.corrections import collector
 from worker.corrections.reconciling import reconcile
-from worker.finetuning.decisions import ask_for_decision, maybe_start_finetune, note_decision
+from worker.finetuning.decisions import (
+    ask_for_decision,
+    maybe_start_finetune,
+    note_decision,
+    startable_version,
+)
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
 from worker.finetuning.runs import Run, discard_run, find_version, run_folder
 from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
+from worker.lines import Line
 from worker.projects.active_learning import Ranker, Scores, order_tasks
 from worker.projects.batch_jobs import enqueue_once
 from worker.projects.prefetch import Prefetched, Prefetcher
@@ -133,50 +140,63 @@ def reconcile_project(project_id: Number) -> JobResult | Retry:
 
 
 def check_projects() -> JobResult:
-    """Decides on a fine-tune for every known project."""
+    """Decides on a fine-tune for the line of every known project: one decision per line."""
     services = Services(Settings())
+    decisions: dict[str, Decision] = {}
 
     def decide(project: int) -> JobResult:
         for number in services.collection(project).damaged():
             item, reason = f"annotation {number}", "its records were damaged and are collected again"
             services.skipped.note(project, collector.COLLECT, item, reason)
             ask_for_reconciliation(services.redis, project)
-        return asdict(maybe_start_finetune(services, project, "schedule"))
+        line = services.line(project).name
+        if line not in decisions:
+            decisions[line] = maybe_start_finetune(services, project, "schedule")
+        return asdict(decisions[line])
 
     return _each_project(services, "decide", decide)
 
 
 @checked
-def maybe_finetune(project_id: Number, trigger: Trigger) -> JobResult:
-    """Decides whether to fine-tune on a project's labels now, and enqueues the fine-tune if so.
+def maybe_finetune(project_id: Number, trigger: Trigger, start_version: str = "") -> JobResult:
+    """Decides whether to fine-tune on the labels of a project's line now, and enqueues the fine-tune if so.
 
     For an explicit request, labels are first read from Label Studio, since events may still be in transit.
+
+    Args:
+        project_id: Id of the project.
+        trigger: Source of the request.
+        start_version: Version that training is to start from, or `base`; default: the serving version.
     """
     services = Services(Settings())
+    try:
+        start_version = startable_version(services, project_id, start_version)
+    except VersionError as error:
+        return asdict(Decision(False, str(error)))
     if trigger in EXPLICIT_TRIGGERS:
-        try:
-            reconcile(services, project_id)
-        except (BackendError, LookupError, TypeError, ValueError) as error:
-            logger.warning(
-                "project %d: deciding on the labels collected so far: %s", project_id, reason_of(error)
-            )
-    return asdict(maybe_start_finetune(services, project_id, trigger))
+        for project in services.line(project_id).projects:
+            try:
+                reconcile(services, project)
+            except (BackendError, LookupError, TypeError, ValueError) as error:
+                logger.warning(
+                    "project %d: deciding on the labels collected so far: %s", project, reason_of(error)
+                )
+    return asdict(maybe_start_finetune(services, project_id, trigger, start_version=start_version))
 
 
 @checked
 def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
     """Performs a prepared run: train, evaluate, publish, promote or reject. The only long job."""
     services = Services(Settings())
-    settings, store = services.settings, services.store
+    settings, line = services.settings, services.line(project_id)
     lock = TRAINING_LOCK.format(preset=settings.preset)
     with redis_lock(services.redis, lock, wait_s=0, owner=run_id) as locked:
         if not locked:
             return TRAINING_BUSY_RETRY
-        result = _finetune(services, project_id, run_id)
-    services.redis.delete(PROGRESS_KEY.format(project=project_id))
+        result = _finetune(services, line, run_id)
+    services.redis.delete(PROGRESS_KEY.format(line=line.key))
     if result.get("status") == "promoted":
-        line = store.get(result["version"]).line
-        announce_version(services.redis, line, store.current(line))
+        announce_version(services.redis, line.name, services.store.current(line.name))
     discard_run(settings.model_dir, run_id)
     ask_for_decision(services.redis, project_id, "after-finetune")
     return result
@@ -258,8 +278,8 @@ def rank_chunk(
 def order_project(project_id: Number, run: str) -> JobResult:
     """Orders the tasks of a run once its chunks are done."""
     services = Services(Settings())
-    scores = Scores(services.redis, run)
-    return {"ordered": order_tasks(services.label_studio, scores, project_id, services.store.current())}
+    scores, version = Scores(services.redis, run), services.store.current(services.store.line_of(project_id))
+    return {"ordered": order_tasks(services.label_studio, scores, project_id, version)}
 
 
 def prefetch_projects() -> JobResult:
@@ -327,32 +347,38 @@ def _running_service(services: Services) -> Iterator[Service]:
         service.engine.stop()
 
 
-def _finetune(services: Services, project: int, run_id: str) -> JobResult:
+def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
     """The run's result; a run interrupted after it was published resumes there."""
     store, settings = services.store, services.settings
     card = find_version(store, run_id)
     if card is None:
         run = Run.read(run_folder(settings.model_dir, run_id))
-        if run.base_version != store.current():
-            return {
-                "status": "outdated",
-                "reason": f"{store.current()} has been promoted since this was decided",
-            }
+        if outdated := _why_outdated(run, line, store.current(line.name)):
+            return {"status": "outdated", "reason": outdated}
         try:
-            card = perform(run, store, settings, _progress_noter(services.redis, project, run_id))
+            card = perform(run, store, settings, _progress_noter(services.redis, line, run_id))
         except RunError as error:
-            note_decision(services.redis, project, "fine-tune", Decision(False, str(error)))
+            note_decision(services.redis, line, "fine-tune", Decision(False, str(error)))
             return {"status": "failed", "reason": str(error)}
         except Exception as error:
             reason = f"the fine-tune failed ({type(error).__name__}: {error}); see the worker's log"
-            note_decision(services.redis, project, "fine-tune", Decision(False, reason))
+            note_decision(services.redis, line, "fine-tune", Decision(False, reason))
             raise
     card = judge_candidate(store, card)
     return {"version": card.version_id, "status": card.status, "reason": card.reason}
 
 
-def _progress_noter(connection: Redis, project: int, run_id: str) -> Callable[[int, int], None]:
-    key, last_s = PROGRESS_KEY.format(project=project), -PROGRESS_EVERY_S
+def _why_outdated(run: Run, line: Line, serving: str) -> str:
+    """Why a run must not be performed any more; empty if it may be."""
+    if run.base_version != serving:
+        return f"{serving} has been promoted since this was decided"
+    if run.line != line.name or not set(run.projects) <= set(line.projects):
+        return f"the line {line.name} serves {line.described} since this was decided"
+    return ""
+
+
+def _progress_noter(connection: Redis, line: Line, run_id: str) -> Callable[[int, int], None]:
+    key, last_s = PROGRESS_KEY.format(line=line.key), -PROGRESS_EVERY_S
 
     def note(step: int, steps: int) -> None:
         nonlocal last_s

@@ -16,6 +16,8 @@ from backend.shared_redis import SERVED_KEY, connect
 from backend.state.redis_store import KEPT_S, RedisStore, is_project_id
 from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
+from sspsam.version_store.lines import SHARED_LINE
+from worker.lines import Line
 from worker.records import Collection, ServedMask, collected_projects
 
 
@@ -73,6 +75,14 @@ class Services:
             if is_project_id(project.project_id)
         ]
         return sorted({*told, *collected_projects(self.settings.model_dir)})
+
+    def line(self, project: int) -> Line:
+        """The line of versions that serves a project."""
+        state = self.store.state()
+        name = state.line_of(project)
+        if name == SHARED_LINE:
+            return Line(name, tuple(sorted({project, *self.known_projects()})))
+        return Line(name, tuple(sorted(state.groups.get(name, (project,)))))
 
     def image_hw(self, value: object, task_id: str = "") -> tuple[int, int]:
         """Fetches the image of a task and returns its (H, W).

@@ -35,6 +35,7 @@ from backend.shared_redis import (
     SHOWN_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
+from sspsam.version_store.lines import line_key
 
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
@@ -275,13 +276,15 @@ class RedisStore:
         value = self._try(lambda: self._redis.hget(LAST_WEBHOOK_KEY, project_id), None)
         return "" if value is None else _text(value)
 
-    def decision(self, project_id: str) -> dict[str, Any]:
-        """Returns the worker's last fine-tune decision: at, trigger, go, reason; {} if there is none."""
-        return self._json(DECISION_KEY.format(project=project_id))
+    def decision(self, line: str) -> dict[str, Any]:
+        """Returns the worker's last fine-tune decision on a line: at, trigger, start, reason; {} if there is
+        none.
+        """
+        return self._json(DECISION_KEY.format(line=line_key(line)))
 
-    def progress(self, project_id: str) -> dict[str, Any]:
-        """Returns the progress of a project's running fine-tune: run, step, steps; {} if none runs."""
-        return self._json(PROGRESS_KEY.format(project=project_id))
+    def progress(self, line: str) -> dict[str, Any]:
+        """Returns the progress of a line's running fine-tune: run, step, steps; {} if none runs."""
+        return self._json(PROGRESS_KEY.format(line=line_key(line)))
 
     def corrections(self) -> list[ProjectTally]:
         """Returns the worker's counts of corrections; see `backend.corrections`."""

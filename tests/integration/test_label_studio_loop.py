@@ -266,7 +266,8 @@ def test_start_training_makes_a_version_that_serves_only_if_it_is_better(project
     assert card.metrics["candidate"] is not None
     assert "gIoU" in card.reason
     serving = card.version_id if card.status == "promoted" else "ssp-sam-test-base"
-    wait_until(lambda: store.current() == serving, "that it serves", WAIT_S, POLL_S)
+    line = store.line_of(project.number)
+    wait_until(lambda: store.current(line) == serving, "that it serves", WAIT_S, POLL_S)
     wait_until(lambda: project.backend["model_version"] == serving, "Label Studio's word", WAIT_S, POLL_S)
     page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
     assert serving in page

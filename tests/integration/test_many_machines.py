@@ -16,6 +16,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.shared_redis import EVENTS, TRAINING
+from sspsam.version_store.lines import line_of_project
 from tests.integration.conftest import LOOPBACK, free_port
 from tests.integration.parts import Backend, FixedLabelStudio, asked
 from tests.integration.test_worker_faults import (
@@ -63,7 +64,8 @@ def backend() -> Iterator[Backend]:
 
 
 def version_of(server: Backend, image: str) -> str:
-    answer = requests.post(f"{server.url}/predict", json=asked(image, "the bright square"), timeout=60)
+    body = asked(image, "the bright square") | {"project": f"{PROJECT}.1"}
+    answer = requests.post(f"{server.url}/predict", json=body, timeout=60)
     return str(answer.json()["results"][0]["model_version"])
 
 
@@ -86,7 +88,7 @@ def test_jobs_are_shared_data_is_trained_once_and_every_backend_swaps(
             ask_for_decision(services.redis, PROJECT, "start-training")
             jobs.maybe_finetune(PROJECT, "start-training")
             jobs.check_projects()
-        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
         wait_long(lambda: {version_of(server, image) for server in backends} == {FIRST})
         wait_long(lambda: training_queue(services.redis).count == 0)
 

@@ -23,6 +23,7 @@ from rq.serializers import JSONSerializer
 
 from backend.events import EventQueue
 from backend.shared_redis import QUEUES, connect
+from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import VersionCard, VersionStore
 from tests.integration.parts import FixedLabelStudio, RedisProcess
 from tests.terminal import Terminal
@@ -183,10 +184,10 @@ def test_a_worker_killed_while_it_trains(services: Services) -> None:
     with workers("training") as process:
         wait_long((folder / "checkpoint.pt").exists)
         kill(process)
-    assert services.store.current() == BASE
+    assert services.store.current(line_of_project(PROJECT)) == BASE
     let_heartbeats_expire(services.redis)
     with workers("training"):
-        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
@@ -195,12 +196,12 @@ def test_a_worker_killed_while_it_publishes(services: Services) -> None:
     with workers("training") as process:
         wait_long(lambda: aside(services.store))
         kill(process)
-    assert services.store.current() == BASE
+    assert services.store.current(line_of_project(PROJECT)) == BASE
     for card in services.store.list():
         services.store.load(card.version_id)  # what is visible is whole
     let_heartbeats_expire(services.redis)
     with workers("training"):
-        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
 
 
@@ -237,7 +238,7 @@ def test_redis_restarted_with_jobs_queued_and_running(
         assert set(events_queue(connect(redis_process.url)).get_job_ids()) == waiting
         time.sleep(1.0)
         let_heartbeats_expire(services.redis)
-        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
     with workers("events"):
         wait_long(lambda: collected(services) == set(range(1, PICTURES + 1)))
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
@@ -266,7 +267,7 @@ def test_a_clock_that_jumps_ahead_makes_no_second_version(services: Services) ->
         wait_long((folder / "checkpoint.pt").exists)
         let_heartbeats_expire(services.redis)
         with workers("training"):
-            wait_long(lambda: services.store.current() == FIRST)
+            wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
             wait_long(lambda: job.get_status() == "finished")
             wait_long(lambda: not StartedJobRegistry(queue=training_queue(services.redis)).count)
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST]
@@ -278,7 +279,7 @@ def test_poisoned_records_are_left_out(services: Services, caplog: pytest.LogCap
     records = Collection(services.settings.model_dir, PROJECT).records()
     (services.settings.images_dir / records[0].image_sha256).write_bytes(b"no picture")
     with workers("training"):
-        wait_long(lambda: services.store.current() == FIRST)
+        wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
     card = services.store.get(FIRST)
     assert card.data["trained_on_images"] + card.metrics["held_out_images"] == PICTURES - 1
 

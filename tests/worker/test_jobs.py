@@ -362,7 +362,7 @@ def test_a_person_need_not_wait_for_the_threshold(
     correct(label_studio, mask, images=2)
     decision = jobs.maybe_finetune(PROJECT, "start-training")
     assert decision == {"start": True, "reason": "requested, with 2 new corrected masks", "deferred": False}
-    kept = json.loads(services.redis.get(DECISION_KEY.format(project=PROJECT)) or b"{}")
+    kept = json.loads(services.redis.get(DECISION_KEY.format(line=PROJECT)) or b"{}")
     assert kept | {"at": ""} == {"at": "", "trigger": "start-training", **decision}
 
 

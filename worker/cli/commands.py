@@ -96,6 +96,15 @@ def finetune(
             help="Do not wait for the number of corrections to be reached, nor for quiet hours to end.",
         ),
     ] = False,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="VERSION",
+            help="Start from this version of the project's line, or from the base weights (base), instead of "
+            "the serving version; the result is promoted if it is not worse. Implies --now.",
+        ),
+    ] = "",
     data_dir: DataDirOption = None,
 ) -> None:
     """Fine-tune on a project's corrected labels if there are enough of them. Needs a running worker."""
@@ -105,15 +114,17 @@ def finetune(
 
     settings = service_settings(data_dir)
     require_redis(settings.redis_url)
-    trigger = "now" if now else "schedule"
+    now = now or bool(start)
+    asked = {"start_version": start} if start else {}
     queue = reconcile_queue if now else events_queue
     job = queue(connect(settings.redis_url)).enqueue_call(
-        "worker.jobs.maybe_finetune", kwargs={"project_id": project, "trigger": trigger}
+        "worker.jobs.maybe_finetune",
+        kwargs={"project_id": project, "trigger": "now" if now else "schedule", **asked},
     )
     decision = _wait_for(job)
     typer.echo(decision["reason"])
     if decision["start"]:
-        typer.echo("The fine-tune is queued. To see its result: sspsam versions list")
+        typer.echo(f"The fine-tune is queued. To see its result: sspsam versions list --project {project}")
     elif decision["deferred"]:
         typer.echo("The request is kept: the scheduler decides again each minute.")
     elif now:

@@ -192,7 +192,7 @@ def _read(
 
     before = services.corrections.submitted(project, number)
     nothing_found = services.redis_store.nothing_found(str(project), str(task_id))
-    tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services))
+    tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services, project))
     proposed = {region.region_id for region in content.regions if served(region.region_id) is not None}
     if not (content.regions or content.no_target_phrases):
         return CollectedLabels([], tallies, before | proposed)
@@ -202,10 +202,13 @@ def _read(
     return CollectedLabels(records, tallies, before | proposed)
 
 
-def _serving(services: Services) -> str:
-    """The serving version; the base version if the store cannot be read, which must not stop collection."""
+def _serving(services: Services, project: int) -> str:
+    """The version that serves a project; the base version if the store cannot be read, which must not stop
+    collection.
+    """
     try:
-        return services.store.current()
+        state = services.store.state()
+        return state.current(state.line_of(project))
     except (VersionError, OSError) as error:
         logger.warning("masks without a proposal are counted for the base version: %s", error)
         return services.store.base_version

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask
 from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, compares_edges, judge
+from worker.finetuning.runs import Run
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
     from finetune.data.sample import Dataset
-    from finetune.evaluation.evaluate import EvaluationResult
+    from finetune.evaluation.evaluate import EvaluationResult, SampleResult
     from finetune.evaluation.html_report import MeasuredOn
     from sspsam import Predictor
 
@@ -98,16 +100,30 @@ def drawn_edges(records: Iterable[RefRecord]) -> float:
     return sum(fractions) / len(fractions) if fractions else 1.0
 
 
-def to_metrics(measured: Measured, base_data: str | None, tolerance: float) -> dict[str, Any]:
-    """Metrics for the version's card: everything that `verdict_of` needs, as JSON."""
+def to_metrics(
+    measured: Measured, base_data: str | None, tolerance: float, run: Run | None = None
+) -> dict[str, Any]:
+    """Metrics for the version's card: everything that `verdict_of` needs, as JSON.
+
+    Args:
+        measured: Results of both versions.
+        base_data: Name of the base validation set.
+        tolerance: Setting VALIDATION_TOLERANCE.
+        run: The run, if several projects share its line or it restarts from another version.
+    """
     metrics = {
         "metric": GATE_METRIC,
+        "tolerance": tolerance,
         **_figures(measured.held_out, "held_out_samples", "held_out_images"),
         "drawn_edges": round(measured.drawn_edges, 4),
     }
     if measured.base is not None:
         base = _figures(measured.base, "samples", "images")
         metrics["base_validation"] = {"data": base_data, "tolerance": tolerance, **base}
+    if run is not None and run.restarts:
+        metrics["restarts"] = True
+    if run is not None and len(run.projects) > 1:
+        metrics["projects"] = _by_project(measured.held_out)
     return metrics
 
 
@@ -117,8 +133,31 @@ def verdict_of(metrics: Mapping[str, Any]) -> Verdict:
     return judge(
         _measurement(metrics, "held_out_samples", "held_out_images"),
         None if base is None else _measurement(base, "samples", "images"),
-        tolerance=0.0 if base is None else float(base["tolerance"]),
+        tolerance=float((metrics if base is None else base).get("tolerance", 0.0)),
+        projects={
+            str(project): _measurement(figures, "samples", "images")
+            for project, figures in metrics.get("projects", {}).items()
+        },
+        restarts=bool(metrics.get("restarts", False)),
     )
+
+
+def _by_project(on: MeasuredOn) -> dict[str, Any]:
+    """Figures of each project whose corrections are held out; their sample ids begin with its id."""
+    from finetune.evaluation.report import paired_samples
+
+    pairs: dict[str, list[tuple[SampleResult, SampleResult]]] = {}
+    for pair in paired_samples(on.incumbent, on.candidate):
+        pairs.setdefault(pair[0].sample_id.partition("/")[0], []).append(pair)
+    return {
+        project: {
+            "incumbent": {GATE_METRIC: mean(before.iou for before, _ in answers)},
+            "candidate": {GATE_METRIC: mean(after.iou for _, after in answers)},
+            "samples": len(answers),
+            "images": len({before.image_id for before, _ in answers}),
+        }
+        for project, answers in sorted(pairs.items())
+    }
 
 
 def _figures(on: MeasuredOn, samples_key: str, images_key: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from backend.quiet_hours import QuietHours
+from worker.lines import Side
 
 Trigger = Literal["annotation", "schedule", "start-training", "now", "after-finetune"]
 EXPLICIT_TRIGGERS: frozenset[Trigger] = frozenset({"start-training", "now"})
@@ -37,8 +38,6 @@ STOPPING_FRACTION = 0.125
 """Fraction of the training images with corrections that is used for early stopping, not for training."""
 MIN_STOPPING_IMAGES = 4
 """With fewer, there is no early stopping: they are too noisy a signal and more useful for training."""
-
-Side = Literal["train", "held-out"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def assign_sides(
     candidate that fails elsewhere. An assigned image keeps its side.
 
     Args:
-        known: Image sha256 -> side, for every image seen before in any project.
+        known: Image sha256 -> side, for every image that the line has seen before.
         corrected: Digests of the images with corrections.
         others: Digests of the images whose masks were all accepted unchanged.
 
@@ -212,31 +211,61 @@ def compares_edges(drawn_edges: float) -> bool:
     return drawn_edges >= MIN_DRAWN_EDGES
 
 
-def judge(held_out: Measurement, base: Measurement | None, tolerance: float) -> Verdict:
+def judge(
+    held_out: Measurement,
+    base: Measurement | None,
+    tolerance: float,
+    projects: Mapping[str, Measurement] | None = None,
+    restarts: bool = False,
+) -> Verdict:
     """Decides whether a candidate is promoted.
 
     On the held-out labels it must gain at least MARGIN, with a confidence interval above 0. An interval
     over fewer than FEW_IMAGES images is meaningless; FEW_IMAGES_MARGIN is required instead. On the base
     validation set it must not lose more than the tolerance; if that set is given but its metric is
-    undefined, the candidate is rejected.
+    undefined, the candidate is rejected. In a line that projects share, no project with at least FEW_IMAGES
+    held-out images may lose more than the tolerance.
 
     Args:
         held_out: On labels that neither version was trained on.
         base: On the base validation set; None if there is none.
-        tolerance: Maximum loss of GATE_METRIC on the base validation set.
+        tolerance: Maximum loss of GATE_METRIC.
+        projects: On the held-out labels of each project of a shared line, by its id.
+        restarts: The candidate does not continue the serving version, on a person's request: to serve, it
+            need not be better, but must not lose more than the tolerance on the held-out labels.
     """
-    better, how = _judge_held_out(held_out)
+    good, how = _judge_restart(held_out, tolerance) if restarts else _judge_held_out(held_out)
     kept, what = _judge_base(base, tolerance)
-    return Verdict(better and kept, f"{how}. {what}")
+    fair, who = _judge_projects(projects or {}, tolerance)
+    return Verdict(good and kept and fair, ". ".join(text for text in (how, who, what) if text))
+
+
+def _judge_restart(held_out: Measurement, tolerance: float) -> tuple[bool, str]:
+    on = _held_out_in_words(held_out)
+    if held_out.change is None:
+        return False, f"{GATE_METRIC} on {on} is undefined, so a loss cannot be excluded"
+    return held_out.change >= -tolerance, f"{_in_words(held_out)} on {on}; -{tolerance:.3f} is allowed"
+
+
+def _judge_projects(projects: Mapping[str, Measurement], tolerance: float) -> tuple[bool, str]:
+    """Names the projects that lose; those with few held-out images are not judged."""
+    losses = [
+        f"Project {project} loses: {_in_words(measured)} on {_held_out_in_words(measured)}; "
+        f"-{tolerance:.3f} is allowed"
+        for project, measured in projects.items()
+        if measured.images >= FEW_IMAGES and measured.change is not None and measured.change < -tolerance
+    ]
+    judged = sum(measured.images >= FEW_IMAGES for measured in projects.values())
+    if losses or not projects:
+        return not losses, ". ".join(losses)
+    return (
+        True,
+        f"Of {len(projects)} projects, {judged} with {FEW_IMAGES} held-out images or more, none loses",
+    )
 
 
 def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
-    on = (
-        f"{held_out.samples} {_plural('label', held_out.samples)} of {held_out.images} "
-        f"held-out {_plural('image', held_out.images)}"
-    )
-    if not compares_edges(held_out.drawn_edges):
-        on += f", without mask edges, of which annotators drew only {held_out.drawn_edges:.0%}"
+    on = _held_out_in_words(held_out)
     if held_out.change is None:
         return False, f"{GATE_METRIC} on {on} is undefined, so an improvement cannot be shown"
     comparison = f"{_in_words(held_out)} on {on}; at least "
@@ -250,6 +279,16 @@ def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
         held_out.change >= MARGIN and sure,
         f"{comparison}+{MARGIN:.3f} and an interval above 0 are needed",
     )
+
+
+def _held_out_in_words(measured: Measurement) -> str:
+    text = (
+        f"{measured.samples} {_plural('label', measured.samples)} of {measured.images} "
+        f"held-out {_plural('image', measured.images)}"
+    )
+    if not compares_edges(measured.drawn_edges):
+        text += f", without mask edges, of which annotators drew only {measured.drawn_edges:.0%}"
+    return text
 
 
 def _judge_base(base: Measurement | None, tolerance: float) -> tuple[bool, str]:

@@ -138,7 +138,7 @@ def _recipe(preset: str, settings: Settings) -> Recipe:
 
 
 def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConfig:
-    """Training configuration of a run: its preset's recipe, starting from the serving version."""
+    """Training configuration of a run: its preset's recipe, starting from the version that the run names."""
     from finetune.training.config import TrainConfig
 
     folder, recipe = run_folder(settings.model_dir, run.run_id), _recipe(run.preset, settings)
@@ -152,7 +152,7 @@ def train_config(run: Run, store: VersionStore, settings: Settings) -> TrainConf
         validate_every=VALIDATE_EVERY,
         patience=recipe.patience if stops else 0,
         weights=() if settings.weights is None else (settings.weights.resolve(),),
-        init=store.weights_path(run.base_version),
+        init=store.weights_path(run.start_version),
         steps=recipe.steps(samples),
         checkpoint_every=CHECKPOINT_EVERY,
         device=settings.device,

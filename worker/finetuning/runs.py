@@ -8,25 +8,29 @@ version. The folder is removed once the version is published and judged.
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.data.records import RefRecord, records_digest, write_records
 from sspsam import VersionStore
 from sspsam.files import replace_text
+from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import VersionCard
 from worker.finetuning.composition import bound_absences
-from worker.finetuning.policy import Side, choose_stopping
-from worker.records import records_folder, sample_key
+from worker.finetuning.policy import choose_stopping
+from worker.lines import Line, Split, save_split
+from worker.records import sample_key
 
 TRAIN_FILE = "train.jsonl"
 STOPPING_FILE = "stopping.jsonl"
 """The part of the training side used for early stopping; absent if there are few labels."""
 HELD_OUT_FILE = "held-out.jsonl"
 RUN_FILE = "run.json"
-SPLIT_FILE = "split.json"
+_DIGITS = 16
+"""Of the digest, in a run's id."""
 
 
 @dataclass(frozen=True)
@@ -34,71 +38,90 @@ class Run:
     """Description of a fine-tune; stored as run.json."""
 
     run_id: str
-    project: int
+    line: str
+    """The line of versions that it continues."""
+    projects: tuple[int, ...]
+    """Projects whose records it learns from."""
     preset: str
     base_version: str
-    """The serving version: training starts from it, and the candidate must beat it."""
+    """The serving version, which the candidate is compared with."""
+    start_version: str
+    """The version whose weights training starts from: the serving version, unless a person chose another."""
     digest: str
     """Digest of all records on both sides."""
     samples: tuple[str, ...]
     """sample_key of every record; the next fine-tune does not count these as new."""
 
+    @property
+    def restarts(self) -> bool:
+        """Whether it does not continue the serving version."""
+        return self.start_version != self.base_version
+
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Reads the run.json of a run or of a version.
+        """Reads the run.json of a run or of a version. One of release 0.2 names its project alone.
 
         Raises:
             FileNotFoundError: there is none.
         """
         values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return cls(**{**values, "samples": tuple(values["samples"])})
+        if (project := values.pop("project", None)) is not None:
+            own = {"line": line_of_project(project), "projects": (project,)}
+            values = {**values, **own, "start_version": values["base_version"]}
+        return cls(**{**values, "projects": tuple(values["projects"]), "samples": tuple(values["samples"])})
 
 
-def run_id_for(project: int, digest: str, base_version: str) -> str:
+def run_id_for(line: Line, digest: str, base_version: str, start_version: str = "") -> str:
     """Derives the id of a fine-tune from its input; also the id of its job."""
-    return f"{data_id_for(project, digest)}-{base_version}"
+    restart = f"-from-{start_version}" if start_version not in ("", base_version) else ""
+    return f"{data_id_for(line, digest)}-{base_version}{restart}"
 
 
-def data_id_for(project: int, digest: str) -> str:
+def data_id_for(line: Line, digest: str) -> str:
     """Common prefix of the ids of all fine-tunes on the same data."""
-    return f"finetune-{project}-{digest[:16]}"
+    return f"finetune-{line.key}-{digest[:_DIGITS]}"
+
+
+def is_of_line(run_id: str, line: Line) -> bool:
+    """Whether a run's id was derived for a line: the name of another may begin like this one's."""
+    return re.match(rf"finetune-{re.escape(line.key)}-[0-9a-f]{{{_DIGITS}}}-", run_id) is not None
 
 
 def run_folder(model_dir: Path, run_id: str) -> Path:
     return model_dir / "runs" / run_id
 
 
-def load_sides(model_dir: Path) -> dict[str, Side]:
-    """Reads the split shared by all fine-tunes of all projects: image sha256 -> side."""
-    try:
-        text = (records_folder(model_dir) / SPLIT_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    sides: dict[str, Side] = json.loads(text)
-    return sides
-
-
 def prepare_run(
     model_dir: Path,
     store: VersionStore,
-    project: int,
+    line: Line,
     records: Sequence[RefRecord],
-    sides: Mapping[str, Side],
+    sides: Split,
+    start_version: str = "",
 ) -> Run:
     """Freezes the data of a fine-tune based on the serving version. Idempotent.
 
     Args:
         model_dir: Root of records and runs.
         store: Version store.
-        project: Label Studio's project id.
-        records: All records of the project.
+        line: The line and its projects.
+        records: All records of the projects.
         sides: Side of every image in the records; stored permanently.
+        start_version: Training starts from its weights; default: the serving version's.
     """
-    records_folder(model_dir).mkdir(parents=True, exist_ok=True)
-    replace_text(records_folder(model_dir) / SPLIT_FILE, json.dumps(dict(sides)))
-    base_version, digest = store.current(), records_digest(records)
-    samples = tuple(sorted({sample_key(record) for record in records}))
-    run = Run(run_id_for(project, digest, base_version), project, store.preset, base_version, digest, samples)
+    save_split(model_dir, line.name, sides)
+    base_version, digest = store.current(line.name), records_digest(records)
+    start_version = start_version or base_version
+    run = Run(
+        run_id=run_id_for(line, digest, base_version, start_version),
+        line=line.name,
+        projects=tuple(sorted({record.project for record in records})),
+        preset=store.preset,
+        base_version=base_version,
+        start_version=start_version,
+        digest=digest,
+        samples=tuple(sorted({sample_key(record) for record in records})),
+    )
     folder = run_folder(model_dir, run.run_id)
     training = [r for r in records if sides[r.image_sha256] == "train"]
     stopping = choose_stopping({r.image_sha256 for r in training if r.has_corrected_mask})
@@ -119,17 +142,36 @@ def find_version(store: VersionStore, run_id: str) -> VersionCard | None:
     return next((card for card in store.list() if card.data.get("run") == run_id), None)
 
 
-def last_version(store: VersionStore, project: int) -> VersionCard | None:
-    """Returns the newest version of a project."""
-    cards = [card for card in store.list() if card.data.get("project") == project]
+def last_version(store: VersionStore, line: Line) -> VersionCard | None:
+    """Returns the newest fine-tuned version of a line."""
+    cards = _fine_tuned(store, line)
     return cards[-1] if cards else None
 
 
-def last_run(store: VersionStore, project: int) -> Run | None:
-    """Returns the run of the newest version of a project."""
-    card = last_version(store, project)
-    path = None if card is None else store.file(card.version_id, RUN_FILE)
+def learned_samples(store: VersionStore, line: Line) -> set[str]:
+    """sample_key of every record that the last fine-tune of a line knew.
+
+    A line without one has those of the last fine-tunes of its projects before there were lines.
+    """
+    newest = {card.line or card.data.get("project"): card for card in _fine_tuned(store, line)}
+    own = newest.get(line.name)
+    cards = [own] if own is not None else [*newest.values()]
+    return {sample for card in cards if (run := run_of(store, card)) for sample in run.samples}
+
+
+def run_of(store: VersionStore, card: VersionCard) -> Run | None:
+    """Returns the run that made a version; None if it does not contain it."""
+    path = store.file(card.version_id, RUN_FILE)
     return None if path is None else Run.read(path.parent)
+
+
+def _fine_tuned(store: VersionStore, line: Line) -> list[VersionCard]:
+    """Fine-tuned versions of a line, and of its projects before there were lines; oldest first."""
+    return [
+        card
+        for card in store.list(line.name)
+        if "run" in card.data and (card.line or card.data.get("project") in line.projects)
+    ]
 
 
 def discard_run(model_dir: Path, run_id: str) -> None:

@@ -35,6 +35,7 @@ from worker.finetuning.runs import (
     find_version,
     run_folder,
 )
+from worker.lines import named_projects
 
 if TYPE_CHECKING:
     from finetune.training.config import TrainConfig
@@ -223,9 +224,10 @@ def _publish(
 
     folder, state = run_folder(settings.model_dir, run.run_id), read_tensors(trained.weights)
     card = VersionCard(
-        parent=run.base_version,
+        line=run.line,
+        parent=run.start_version,
         parents_sha256=frozen_weights(run.preset, settings.weights),
-        metrics=to_metrics(measured, base, settings.validation_tolerance),
+        metrics=to_metrics(measured, base, settings.validation_tolerance, run),
         data=_data_summary(run, folder)
         | {"learned_words": learned_words(state), "steps": trained.steps, "best_step": trained.best_step},
         config=config.to_dict(),
@@ -234,7 +236,7 @@ def _publish(
     verdict = verdict_of(card.metrics)
     page = render_report(
         FineTuneReport(
-            title=f"Fine-tune of {run.base_version} on project {run.project}",
+            title=f"Fine-tune of {run.start_version} on {named_projects(run.projects)}",
             promoted=verdict.promote,
             reason=verdict.reason,
             data={
@@ -270,7 +272,7 @@ def _data_summary(run: Run, folder: Path) -> dict[str, Any]:
     return {
         "run": run.run_id,
         "digest": run.digest,
-        "project": run.project,
+        **({"project": run.projects[0]} if len(run.projects) == 1 else {"projects": [*run.projects]}),
         "records": len(run.samples),
         "trained_on": len(train),
         "trained_on_images": len({record.image_sha256 for record in train}),

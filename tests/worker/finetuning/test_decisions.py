@@ -46,7 +46,7 @@ def with_quiet_hours(services: Services) -> Services:
 
 
 def wanted(services: Services) -> bytes | None:
-    kept = services.redis.get(WANTED_KEY.format(project=PROJECT))
+    kept = services.redis.get(WANTED_KEY.format(line=PROJECT))
     assert kept is None or isinstance(kept, bytes)
     return kept
 
@@ -146,7 +146,7 @@ def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet
     assert wanted(services) == b"start-training"
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_QUIET_HOURS).deferred
     assert finetunes(services) == []
-    kept = services.redis_store.decision(str(PROJECT))
+    kept = services.redis_store.decision(f"project-{PROJECT}")
     assert (kept["trigger"], kept["deferred"]) == ("start-training", True)
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_THE_EVENING).start, (
         "though no threshold is reached"

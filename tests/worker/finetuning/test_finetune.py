@@ -23,6 +23,7 @@ from rq.registry import StartedJobRegistry
 from backend.shared_redis import VERSIONS_CHANNEL
 from backend.web.app import create_app
 from sspsam import Predictor
+from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import VersionStore
 from tests.facts import untold
 from tests.waiting import wait_until
@@ -73,10 +74,10 @@ def test_corrections_become_a_version_that_serves(services: Services, environmen
 
     store, version = services.store, "ssp-sam-test-0001"
     card = store.get(version)
-    assert (card.status, store.current()) == ("promoted", version), card.reason
+    assert (card.status, store.current(line_of_project(PROJECT))) == ("promoted", version), card.reason
     assert job.return_value() == {"version": version, "status": "promoted", "reason": card.reason}
     assert heard is not None
-    assert json.loads(heard["data"]) == {"line": "", "version": version}
+    assert json.loads(heard["data"]) == {"line": line_of_project(PROJECT), "version": version}
     assert card.metrics["candidate"]["gIoU"] > card.metrics["incumbent"]["gIoU"] + 0.1
     assert (card.metrics["held_out_samples"], card.metrics["held_out_images"]) == (2, 2)
     assert card.data["trained_on"] == 8  # 6 images with a mask, and 2 of their 6 confirmed absences
@@ -132,7 +133,10 @@ def test_a_candidate_that_is_no_better_is_kept_with_the_reason(
     jobs.maybe_finetune(PROJECT, "now")
     work_off(environment, "training")
     [_, card] = services.store.list()
-    assert (card.status, services.store.current()) == ("rejected", services.store.base_version)
+    assert (card.status, services.store.current(line_of_project(PROJECT))) == (
+        "rejected",
+        services.store.base_version,
+    )
     assert card.reason.startswith("gIoU 1.000 -> 0.")
     assert untold(card.reason, "2 labels", "2 held-out images", "+0.020") == []
 
@@ -153,7 +157,7 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
     assert job.get_status() == "queued"
     assert training_queue(services.redis).get_job_ids() == [job.id]
     work_off(environment, "training")
-    assert services.store.current() == "ssp-sam-test-0001"
+    assert services.store.current(line_of_project(PROJECT)) == "ssp-sam-test-0001"
     assert len(services.store.list()) == 2
 
 
@@ -185,7 +189,7 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     with subprocess.Popen(command, env=environment) as pool:
         wait_until(lambda: job.get_status() == "finished", patience_s=WAIT_S)
         pool.terminate()
-    assert services.store.current() == "ssp-sam-test-0001"
+    assert services.store.current(line_of_project(PROJECT)) == "ssp-sam-test-0001"
     assert len(services.store.list()) == 2
     assert not training_queue(services.redis).count
 

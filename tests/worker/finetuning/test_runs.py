@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import replace
 from io import BytesIO
@@ -21,7 +22,6 @@ from sspsam.presets import PRESETS
 from sspsam.version_store.store import ForeignVersionError, VersionCard
 from tests.sspsam.published_files import golden_bundle
 from worker import jobs
-from worker.finetuning.policy import Side
 from worker.finetuning.recipes import RECIPES, Recipe, base_validation, train_config
 from worker.finetuning.runs import (
     HELD_OUT_FILE,
@@ -29,15 +29,19 @@ from worker.finetuning.runs import (
     TRAIN_FILE,
     Run,
     find_version,
-    last_run,
-    load_sides,
+    is_of_line,
+    learned_samples,
     prepare_run,
     run_folder,
+    run_id_for,
+    run_of,
 )
 from worker.finetuning.training import RunError, keep_usable, perform
+from worker.lines import Line, Side, load_split, merge_splits, save_split
 from worker.services import Services
 
 PROJECT = 8
+LINE = Line("project-8", (PROJECT,))
 
 
 def record(number: int, images: Path, **changes: object) -> RefRecord:
@@ -67,7 +71,7 @@ def record(number: int, images: Path, **changes: object) -> RefRecord:
 def prepare(services: Services, count: int = 4) -> Run:
     records = [record(number, services.settings.images_dir) for number in range(count)]
     sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
-    return prepare_run(services.settings.model_dir, services.store, PROJECT, records, sides)
+    return prepare_run(services.settings.model_dir, services.store, LINE, records, sides)
 
 
 def test_a_run_is_frozen_and_named_by_what_it_is_made_of(services: Services) -> None:
@@ -79,14 +83,14 @@ def test_a_run_is_frozen_and_named_by_what_it_is_made_of(services: Services) -> 
     assert Run.read(folder) == run
     assert len(read_records(folder / TRAIN_FILE)) == 3
     assert len(read_records(folder / HELD_OUT_FILE)) == 1
-    assert sorted(load_sides(services.settings.model_dir).values()) == ["held-out", *["train"] * 4]
+    assert sorted(load_split(services.settings.model_dir, LINE.name).values()) == ["held-out", *["train"] * 4]
 
 
 def test_masks_that_were_accepted_are_learned_and_measured_on(services: Services) -> None:
     images = services.settings.images_dir
     accepted = [replace(it, served_rle=it.mask_rle) for it in (record(number, images) for number in range(2))]
     sides: dict[str, Side] = {accepted[0].image_sha256: "train", accepted[1].image_sha256: "held-out"}
-    run = prepare_run(services.settings.model_dir, services.store, PROJECT, accepted, sides)
+    run = prepare_run(services.settings.model_dir, services.store, LINE, accepted, sides)
     folder = run_folder(services.settings.model_dir, run.run_id)
     assert len(read_records(folder / TRAIN_FILE)) == 1
     assert [it.image_sha256 for it in read_records(folder / HELD_OUT_FILE)] == [accepted[1].image_sha256]
@@ -223,7 +227,12 @@ def publish_candidate(services: Services, run: Run, candidate: float) -> Version
         "held_out_samples": 9,
         "held_out_images": 6,
     }
-    card = VersionCard(parent=run.base_version, metrics=metrics, data={"run": run.run_id, "project": PROJECT})
+    card = VersionCard(
+        line=run.line,
+        parent=run.base_version,
+        metrics=metrics,
+        data={"run": run.run_id, "project": PROJECT},
+    )
     folder = run_folder(services.settings.model_dir, run.run_id)
     return services.store.publish({"w": torch.ones(1)}, card, {"run.json": folder / "run.json"})
 
@@ -257,8 +266,66 @@ def test_a_version_tells_what_it_was_made_of(services: Services) -> None:
     card = publish_candidate(services, run, 0.6)
     assert find_version(services.store, run.run_id) == card
     assert find_version(services.store, "finetune-8-other") is None
-    assert last_run(services.store, PROJECT) == run
-    assert last_run(services.store, 99) is None
+    assert run_of(services.store, card) == run
+    assert learned_samples(services.store, LINE) == set(run.samples)
+    assert learned_samples(services.store, Line("project-99", (99,))) == set()
+
+
+def test_what_was_learned_before_there_were_lines_is_not_learned_again(services: Services) -> None:
+    """Release 0.2 named the project in the run and on the card, and no line."""
+    run = prepare(services)
+    old = {"run_id": run.run_id, "project": PROJECT, "preset": run.preset, "base_version": run.base_version}
+    text = json.dumps({**old, "digest": run.digest, "samples": run.samples})
+    for project in (PROJECT, 9):
+        card = VersionCard(data={"run": run.run_id, "project": project})
+        services.store.publish({"w": torch.ones(1)}, card, {"run.json": text})
+    assert learned_samples(services.store, LINE) == set(run.samples)
+    assert learned_samples(services.store, Line("shared", (PROJECT, 10))) == set(run.samples)
+    assert learned_samples(services.store, Line("project-10", (10,))) == set()
+    [card, _] = services.store.list()[1:]
+    assert run_of(services.store, card) == run
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    (folder / "run.json").write_text(text)
+    assert Run.read(folder) == run, "a run that was queued before the upgrade"
+
+
+def test_a_line_without_a_split_starts_with_the_one_of_all_projects(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "split.json").write_text('{"a": "train", "b": "held-out"}')
+    assert load_split(tmp_path, "project-7") == {"a": "train", "b": "held-out"}
+    save_split(tmp_path, "project-7", {"a": "train", "b": "held-out", "c": "held-out"})
+    assert set(load_split(tmp_path, "project-7")) == {"a", "b", "c"}
+    assert set(load_split(tmp_path, "project-9")) == {"a", "b"}
+
+
+def test_what_one_of_several_lines_was_trained_on_is_not_held_out() -> None:
+    one: dict[str, Side] = {"a": "train", "b": "held-out", "c": "held-out"}
+    other: dict[str, Side] = {"a": "held-out", "b": "held-out", "d": "train"}
+    assert merge_splits([one, other]) == {"a": "train", "b": "held-out", "c": "held-out", "d": "train"}
+
+
+def test_runs_of_lines_with_similar_names_are_told_apart() -> None:
+    lines = [
+        Line(name, (1,)) for name in ("project-7", "project-77", "bats", "bats-2", "projects-7-9", "shared")
+    ]
+    ids = [run_id_for(line, "0123456789abcdef" * 4, "ssp-sam-test-base") for line in lines]
+    assert len(set(ids)) == len(ids)
+    for line in lines:
+        assert [is_of_line(run_id, line) for run_id in ids] == [other is line for other in lines]
+
+
+def test_a_run_may_start_from_another_version_than_the_serving_one(services: Services) -> None:
+    version = services.store.publish({"w": torch.ones(1)}, VersionCard(line=LINE.name), {}).version_id
+    services.store.promote(version)
+    records = [record(number, services.settings.images_dir) for number in range(4)]
+    sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
+    folder, store, base = services.settings.model_dir, services.store, services.store.base_version
+    run = prepare_run(folder, store, LINE, records, sides)
+    restarted = prepare_run(folder, store, LINE, records, sides, start_version=base)
+    assert (run.start_version, run.restarts) == (version, False)
+    assert (restarted.base_version, restarted.start_version, restarted.restarts) == (version, base, True)
+    assert restarted.run_id == f"{run.run_id}-from-{base}"
+    assert train_config(restarted, store, services.settings).init is None
 
 
 @pytest.mark.parametrize(("samples", "views"), [(1, 8), (15, 8), (40, 4), (100, 1), (5000, 1)])
