@@ -28,7 +28,7 @@ def test_finetune_says_what_the_worker_decides(
     mask: npt.NDArray[np.bool_],
 ) -> None:
     label_studio.add_project(PROJECT)
-    command = [sys.executable, "-m", "worker", "worker", "--queues", "events"]
+    command = [sys.executable, "-m", "worker", "worker", "--queues", "events,reconcile"]
     with subprocess.Popen(command, env=environment) as worker:
         done = CliRunner().invoke(app, ["finetune", "--project", str(PROJECT), "--now"])
         assert done.exit_code == 1
@@ -47,4 +47,4 @@ def test_finetune_says_what_the_worker_decides(
 def test_queues_that_do_not_exist_are_refused(services: Services, queues: str) -> None:
     done = CliRunner().invoke(app, ["worker", "--queues", queues])
     assert done.exit_code == 2
-    assert "the queues are events, training" in " ".join(done.output.replace("│", "").split())
+    assert "the queues are events, reconcile, training" in " ".join(done.output.replace("│", "").split())
