@@ -61,6 +61,14 @@ def connect(
             help="URL of the backend as seen from Label Studio. Default: PUBLIC_URL, or HOST and PORT."
         ),
     ] = "",
+    prompt: Annotated[
+        str,
+        typer.Option(help="Name of the text area into which phrases are typed, if it is not “prompt”."),
+    ] = "",
+    phrase: Annotated[
+        str,
+        typer.Option(help="Name of the text area under a region with its phrase, if it is not “phrase”."),
+    ] = "",
     data_dir: DataDirOption = None,
 ) -> None:
     """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
@@ -84,7 +92,14 @@ def connect(
         lines = connecting.check_project(client, project, backend_url)
     else:
         lines = connecting.connect_project(
-            client, project, backend_url, secret, settings.basic_auth, typer.echo, may_change_config
+            client,
+            project,
+            backend_url,
+            secret,
+            settings.basic_auth,
+            typer.echo,
+            may_change_config,
+            {role: name for role, name in (("prompt", prompt), ("phrase", phrase)) if name},
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} is fully connected"]:

@@ -21,8 +21,8 @@ Label Studio keeps with the form and otherwise ignores.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from xml.sax.saxutils import escape
 
@@ -38,6 +38,8 @@ _ENDINGS = ("", "s", "es")
 """Of a label in the singular and in the plural."""
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
+_TEXT_AREA_NAMES = frozenset({"prompt", "phrase", "status", "absent"})
+SHOWN_CANDIDATES = 3
 HINTS_CLASS = "hints"
 ROLE_ATTRIBUTE = "sspsam"
 """Attribute by which the project lead gives a text area of another name its role."""
@@ -133,6 +135,8 @@ class LabelingConfig:
     mask_names: frozenset[str] = frozenset()
     """All brush tags, including those on other images."""
 
+    candidates: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """Role -> names of the text areas that may have it once the project lead confirms it."""
     has_names: bool = False
     """Whether any tag has a name: a new project's form has none."""
 
@@ -191,6 +195,10 @@ class LabelingConfig:
             click=_tag(_choose(_smart(on_image, "keypointlabels"), "click"), here),
             box=_tag(_choose(_smart(on_image, "rectanglelabels"), "box"), here),
             mask_names=frozenset(tag.get("name", "") for tag in brushes),
+            candidates={
+                "prompt": _other_names(_smart(whole, "textarea")),
+                "phrase": _other_names(per_region),
+            },
             has_names=bool(tags),
         )
 
@@ -199,10 +207,19 @@ class LabelingConfig:
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
         labels = ",".join(label.written for tag in self.masks for label in tag.labels) or "object"
         return [
-            MissingTag(role, role in _REQUIRED, WHY[role], _filled(xml, image, labels))
+            MissingTag(role, role in _REQUIRED, WHY[role] + self._advice(role), _filled(xml, image, labels))
             for role, xml in SNIPPETS.items()
             if getattr(self, role) is None
         ]
+
+    def _advice(self, role: str) -> str:
+        """How to give the role to a text area of another name, if there are any."""
+        names = self.candidates.get(role, ())
+        if not names:
+            return ""
+        shown = " or ".join(f"“{name}”" for name in names[:SHOWN_CANDIDATES])
+        command = f"sspsam connect --{role} {names[0]}"
+        return f" (if {shown} is meant for that, run `{command}` with the project's ID)"
 
     def require(self, *roles: str) -> None:
         """Checks that roles have tags.
@@ -257,6 +274,11 @@ def _filled(xml: str, image: str, labels: str) -> str:
 
 def _choose(tags: list[ElementTree.Element], name: str) -> ElementTree.Element | None:
     return next((tag for tag in tags if tag.get("name") == name), tags[0] if tags else None)
+
+
+def _other_names(areas: list[ElementTree.Element]) -> tuple[str, ...]:
+    """Names of text areas that may have a role, but have none by their name."""
+    return tuple(tag.get("name", "") for tag in areas if tag.get("name") not in _TEXT_AREA_NAMES)
 
 
 def _text_area(areas: list[ElementTree.Element], role: str) -> ElementTree.Element | None:

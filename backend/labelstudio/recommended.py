@@ -8,9 +8,9 @@ HINTS = """\
   <View className="hints">
     <Style>
       .hint { display: none; }
-      .hint h6 { color: #b36b00; margin: 0; }
+      .hint * { color: #b36b00; margin: 0; }
       .absent [data-testid=htx-textbox-content]::before { content: '\u2717 not in the image: '; }
-      .absent [data-testid=htx-textbox-content] { color: #1f8a4c; }
+      .absent [data-testid=htx-textbox-content] { color: #1f8a4c; display: flex; gap: .4em; }
       body:has([data-testid=bottombar-auto-annotation-toggle]:not(:checked)) .hint-off { display: block; }
       body:has(.lsf-auto-accept__info) .hint-waiting { display: block; }
     </Style>

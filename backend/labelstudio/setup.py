@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -11,7 +12,7 @@ import requests
 from backend.errors import LabelingConfigError, LabelStudioBlocksError, LabelStudioError
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER, LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.config_patch import completed_config, config_diff
+from backend.labelstudio.config_patch import completed_config, config_diff, with_role
 
 TITLE = "SSP-SAM Assist"
 EMPTY_CONFIG = "<View></View>"
@@ -58,6 +59,7 @@ def connect_project(
     basic_auth: tuple[str, str] | None = None,
     show_diff: Callable[[str], None] = lambda diff: None,
     may_change_config: Callable[[], bool] = lambda: False,
+    text_areas: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Configures a project for this backend: labeling config, ML backend, webhook.
 
@@ -70,6 +72,7 @@ def connect_project(
         show_diff: Called with changes of the labeling config before they are made.
         may_change_config: Whether missing parts may be added to the labeling config. An empty config of a new
             project is replaced by the recommended one without asking.
+        text_areas: Role, "prompt" or "phrase" -> name of the text area that has it.
 
     Returns:
         What was done, one line each.
@@ -80,7 +83,7 @@ def connect_project(
         LabelStudioError: Label Studio does not respond, refuses the key, or cannot reach the backend.
     """
     project = client.project(project_id)
-    done = _set_config(client, project, show_diff, may_change_config)
+    done = _set_config(client, project, show_diff, may_change_config, text_areas)
     if _asks_unasked(project, client.ml_backends(project_id)):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are no longer shown to annotators: only phrases send requests to the model")
@@ -167,16 +170,20 @@ def _set_config(
     project: dict[str, Any],
     show_diff: Callable[[str], None],
     may_change_config: Callable[[], bool],
+    text_areas: Mapping[str, str],
 ) -> list[str]:
     before = project.get("label_config") or EMPTY_CONFIG
-    config = LabelingConfig.parse(before)
+    confirmed = before
+    for role, name in text_areas.items():
+        confirmed = with_role(confirmed, name, role)
+    config = LabelingConfig.parse(confirmed)
     missing = config.missing()
-    if not missing:
+    after = completed_config(confirmed) if missing else confirmed
+    if after == before:
         return ["the labeling config is complete"]
-    after = completed_config(before)
     show_diff(config_diff(before, after))
     if config.has_names and not may_change_config():
-        needed = [tag for tag in missing if tag.required]
+        needed = [tag for tag in LabelingConfig.parse(before).missing() if tag.required]
         if not needed:
             return [f"the labeling config is unchanged: {tag.reason}" for tag in missing]
         reasons, additions = "; ".join(tag.reason for tag in needed), "\n".join(tag.xml for tag in needed)
@@ -184,7 +191,8 @@ def _set_config(
     client.update_project(int(project["id"]), label_config=after)
     if not config.has_names:
         return ["the project now has the recommended labeling config"]
-    return [f"added to the labeling config: {tag.xml}" for tag in missing]
+    given = [f"the {role} is the text area “{name}”" for role, name in text_areas.items()]
+    return [*given, *(f"added to the labeling config: {tag.xml}" for tag in missing)]
 
 
 def _connect_backend(

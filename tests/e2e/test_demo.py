@@ -81,14 +81,15 @@ def test_phrases_put_masks_on_what_they_name(demo: Demo, editor: Editor, underst
     editor.keep_picture("editor.png")
     assert not editor.type_phrase(nothing), f"a mask for {nothing!r}, which is not there"
     expect(editor.regions).to_have_count(len(targets))
-    expect(editor.page.get_by_text(f"Nothing here fits “{nothing}”")).to_be_visible()
+    expect(editor.page.get_by_text(f"Nothing found for “{nothing}”")).to_be_visible()
     editor.submit()
 
     saved = saved_regions(demo, task)
     assert saved.keys() == targets.keys()
     assert all(overlap(saved[phrase], target) > UNDERSTOOD_IOU for phrase, target in targets.items())
     (annotation,) = demo.client.annotations(task)
-    assert read_annotation(annotation, CONFIG).no_target_phrases == (nothing,)
+    saved_phrases = read_annotation(annotation, CONFIG)
+    assert (saved_phrases.no_target_phrases, saved_phrases.found_nothing) == ((), (nothing,))
 
 
 @pytest.mark.timeout(1500)

@@ -49,7 +49,7 @@ def test_an_absence_is_a_label_once_a_person_confirms_it(desk: Desk, editor: Edi
     denial = denial_of(desk.nothing)
     expect(editor.status).to_contain_text(f"Enter “{denial}”")
     expect(absences(editor)).to_have_count(0)
-    editor.keep_picture("annotate-nothing.png")
+    editor.keep_picture("annotate-nothing.jpg")
     editor.submit()
     assert desk.saved(task).no_target_phrases == ()
     assert desk.saved(task).found_nothing == (desk.nothing,)
@@ -59,11 +59,10 @@ def test_an_absence_is_a_label_once_a_person_confirms_it(desk: Desk, editor: Edi
     expect(absences(editor)).to_have_text([desk.nothing])
     expect(editor.unmatched_phrases).to_have_count(0)
     expect(editor.status).to_have_count(0)
-    editor.keep_picture("annotate-absent.png")
+    editor.keep_picture("annotate-absent.jpg")
     editor.update()
     assert desk.saved(task).no_target_phrases == (desk.nothing,)
 
-    print(editor.page.locator(".absent").inner_html())
     editor.page.locator(".absent li button, .absent [aria-label*=elete]").last.click()
     expect(absences(editor)).to_have_count(0)
     editor.update()
@@ -76,7 +75,6 @@ def test_phrases_typed_with_the_model_off_were_not_looked_for(desk: Desk, editor
     expect(hint(editor, "off")).to_be_hidden()
     editor.switch("Auto-Annotation", on=False)
     expect(hint(editor, "off")).to_be_visible()
-    editor.keep_picture("annotate-off.png")
     for phrase in (one, desk.nothing):
         editor.prompt.fill(phrase)
         editor.prompt.press("Enter")
@@ -98,7 +96,6 @@ def test_a_mask_that_waits_is_announced(desk: Desk, editor: Editor) -> None:
     editor.ask(desk.masks[0][0])
 
     expect(hint(editor, "waiting")).to_be_visible()
-    editor.keep_picture("annotate-waiting.png")
     editor.accept_suggestions()
     expect(hint(editor, "waiting")).to_be_hidden()
 

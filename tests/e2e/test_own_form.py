@@ -20,12 +20,12 @@ from tests.e2e.truth import UNDERSTOOD_IOU, overlap
 
 OWN = """<View>
   <View className="prompt">
-    <TextArea name="what" toName="photo" rows="1" showSubmitButton="true" editable="false"/>
+    <TextArea name="what" toName="photo" sspsam="prompt" rows="1" showSubmitButton="true" editable="false"/>
   </View>
   <BrushLabels name="things" toName="photo" smart="false"><Label value="Thing"/></BrushLabels>
   <BrushLabels name="named" toName="photo" smart="false"><Label value="Named" alias="{alias}"/></BrushLabels>
   <Image name="photo" value="$image"/>
-  <TextArea name="remark" toName="photo" perRegion="true" displayMode="region-list" editable="true"
+  <TextArea name="remark" toName="photo" sspsam="phrase" perRegion="true" displayMode="region-list" editable="true"
             whenLabelValue="Thing,{alias}" maxSubmissions="1" rows="1" smart="false"/>
 </View>"""
 ORIENTATION = 0x0112
@@ -61,7 +61,7 @@ def test_a_form_of_ones_own_on_a_turned_photograph(photograph: Desk, editor: Edi
     assert editor.type_phrase(other)
     assert not editor.type_phrase(desk.nothing)
 
-    expect(editor.unmatched_phrases).to_have_text([f"{desk.nothing}  ∅ nothing here fits"])
+    expect(editor.unmatched_phrases).to_have_text([f"{desk.nothing} ∅ nothing found"])
     expect(editor.regions).to_have_count(2)
     editor.submit()
     saved = desk.saved(task)
@@ -70,7 +70,7 @@ def test_a_form_of_ones_own_on_a_turned_photograph(photograph: Desk, editor: Edi
         one: "Thing",
         other: word_of(other, one),
     }
-    assert saved.no_target_phrases == (desk.nothing,)
+    assert (saved.no_target_phrases, saved.found_nothing) == ((), (desk.nothing,))
     assert overlap(regions[one].mask, one_mask) > UNDERSTOOD_IOU, "upright, as it is shown"
     assert overlap(regions[other].mask, other_mask) > UNDERSTOOD_IOU
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from backend.errors import LabelingConfigError
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from backend.labelstudio.config_patch import completed_config, config_diff
+from backend.labelstudio.config_patch import completed_config, config_diff, with_role
 
 BRUSH = '<BrushLabels name="mask" toName="image"><Label value="cat &amp; dog"/></BrushLabels>'
 
@@ -31,6 +32,47 @@ def test_what_is_missing_is_added_and_nothing_is_lost(xml: str) -> None:
     assert prompt < picture, "where it is seen"
     assert completed_config(after) == after
     assert not [line for line in config_diff(xml + "\n", after).splitlines() if line.startswith("-<Image")]
+
+
+OTHER_AREAS = (
+    '<View>\n  <Image name="image" value="$image"/>\n'
+    f"  {BRUSH}\n"
+    '  <TextArea name="wörds" toName="image"/>\n'
+    '  <TEXTAREA rows="1" name="what" toName="image"/>\n'
+    '  <TextArea name="remark" toName="image" perRegion="true"/>\n'
+    '  <TextArea name="notes" toName="image" smart="false"/>\n'
+    '  <TextArea name="there" toName="second"/>\n</View>'
+)
+
+
+def test_a_text_area_of_another_name_gets_its_role() -> None:
+    after = with_role(with_role(OTHER_AREAS, "what", "prompt"), "remark", "phrase")
+
+    config = LabelingConfig.parse(after)
+    assert [tag.name for tag in (config.prompt, config.phrase) if tag] == ["what", "remark"]
+    assert after.replace(' sspsam="prompt"', "").replace(' sspsam="phrase"', "") == OTHER_AREAS
+    assert with_role(after, "what", "prompt") == after
+    assert LabelingConfig.parse(completed_config(after)).missing() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "reason"),
+    [
+        ("remark", "prompt", "whole image"),
+        ("notes", "prompt", "smart"),
+        ("there", "prompt", "image of the masks"),
+        ("what", "phrase", "perRegion"),
+        ("mask", "prompt", "no <TextArea>"),
+    ],
+)
+def test_a_text_area_that_cannot_have_a_role_is_refused(name: str, role: str, reason: str) -> None:
+    with pytest.raises(LabelingConfigError, match=reason):
+        with_role(OTHER_AREAS, name, role)
+
+
+def test_only_one_text_area_is_the_prompt() -> None:
+    with pytest.raises(LabelingConfigError, match="only one"):
+        with_role(with_role(OTHER_AREAS, "wörds", "prompt"), "what", "prompt")
 
 
 def test_a_new_project_gets_the_recommended_config() -> None:

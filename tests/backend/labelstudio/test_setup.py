@@ -12,7 +12,7 @@ from werkzeug.wrappers import Request, Response
 from backend.cli.commands import app as commands
 from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError
 from backend.labelstudio.client import LabelStudioClient
-from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.setup import check_project, connect_project, probe_webhook
 from tests.backend.web_server import Web, as_json
 from tests.facts import untold
@@ -134,6 +134,60 @@ def test_predictions_of_a_version_stay_shown(label_studio: OneProject, client: L
     assert len(check_project(client, 3, BACKEND)) == 1, "every opened task would ask the model"
     connect_project(client, 3, BACKEND, "s3cret")
     assert label_studio.project["show_collab_predictions"] is False
+
+
+NOTES_CONFIG = (
+    '<View>\n  <Image name="image" value="$image"/>\n'
+    '  <BrushLabels name="mask" toName="image" smart="false"><Label value="object"/></BrushLabels>\n'
+    '  <TextArea name="notes" toName="image"/>\n</View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [NOTES_CONFIG], indirect=True)
+def test_a_text_area_becomes_the_prompt_only_when_the_lead_says_so(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    (prompt, *_) = check_project(client, 3, BACKEND)
+    assert "sspsam connect --prompt notes" in prompt
+    with pytest.raises(LabelingConfigError, match='name="prompt"'):
+        connect_project(client, 3, BACKEND)
+    assert label_studio.project["label_config"] == NOTES_CONFIG
+
+    shown: list[str] = []
+    connect_project(client, 3, BACKEND, "", None, shown.append, lambda: True, text_areas={"prompt": "notes"})
+
+    config = LabelingConfig.parse(label_studio.project["label_config"])
+    assert config.prompt is not None
+    assert config.prompt.name == "notes"
+    assert '+  <TextArea sspsam="prompt" name="notes" toName="image"/>' in shown[0].splitlines()
+    assert connect_project(client, 3, BACKEND)[0] == "the labeling config is complete"
+
+
+@pytest.mark.parametrize("label_studio", [NOTES_CONFIG], indirect=True)
+def test_without_the_leads_word_notes_stay_notes(label_studio: OneProject, client: LabelStudioClient) -> None:
+    connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+
+    config = LabelingConfig.parse(label_studio.project["label_config"])
+    assert config.prompt is not None
+    assert config.prompt.name == "prompt"
+    assert '<TextArea name="notes" toName="image"/>' in label_studio.project["label_config"]
+
+
+@pytest.mark.parametrize(
+    "label_studio",
+    [RECOMMENDED_CONFIG.replace('"absent"', '"remarks"').replace('className="hints"', 'className="x"')],
+    indirect=True,
+)
+def test_a_form_from_before_absences_were_confirmed_is_upgraded(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    shown: list[str] = []
+
+    done = connect_project(client, 3, BACKEND, "", None, shown.append, lambda: True)
+
+    assert LabelingConfig.parse(label_studio.project["label_config"]).absent is not None
+    assert [line for line in shown[0].splitlines() if line.startswith("+") and 'name="absent"' in line]
+    assert [line for line in done if line.startswith("added") and 'name="absent"' in line]
 
 
 @pytest.mark.parametrize("label_studio", [OTHER_CONFIG], indirect=True)
