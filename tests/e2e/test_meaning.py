@@ -49,7 +49,6 @@ def test_an_absence_is_a_label_once_a_person_confirms_it(desk: Desk, editor: Edi
     denial = denial_of(desk.nothing)
     expect(editor.status).to_contain_text(f"Enter “{denial}”")
     expect(absences(editor)).to_have_count(0)
-    editor.keep_picture("annotate-nothing.jpg")
     editor.submit()
     assert desk.saved(task).no_target_phrases == ()
     assert desk.saved(task).found_nothing == (desk.nothing,)

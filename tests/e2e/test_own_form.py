@@ -25,7 +25,8 @@ OWN = """<View>
   <BrushLabels name="things" toName="photo" smart="false"><Label value="Thing"/></BrushLabels>
   <BrushLabels name="named" toName="photo" smart="false"><Label value="Named" alias="{alias}"/></BrushLabels>
   <Image name="photo" value="$image"/>
-  <TextArea name="remark" toName="photo" sspsam="phrase" perRegion="true" displayMode="region-list" editable="true"
+  <TextArea name="remark" toName="photo" sspsam="phrase" perRegion="true"
+            displayMode="region-list" editable="true"
             whenLabelValue="Thing,{alias}" maxSubmissions="1" rows="1" smart="false"/>
 </View>"""
 ORIENTATION = 0x0112
