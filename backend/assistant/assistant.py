@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from textwrap import shorten
 from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
+from backend.assistant.messages import hint, open_phrases_message
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.errors import (
     BackendError,
@@ -65,9 +65,6 @@ BATCH_PART = 0.85
 PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
 """Transient errors: a batch then stores nothing, so that Label Studio retries."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
-SHOWN_CHARACTERS = 60
-SHOWN_PHRASES = 3
-"""Phrases named in a message: the newest."""
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +184,7 @@ class Assistant:
         box = read_box(
             entries,
             prompt_text.distinct(absent_entries(context, config)),
-            {key for draft in task.drafts for key in drawn_phrases(draft, config)},
+            drawn_phrases(task.drafts[0], config) if len(task.drafts) == 1 else (),
             deniable=config.absent is not None,
         )
         if not box.asked and not box.denied:  # another control has sent the request
@@ -344,28 +341,6 @@ def _valid_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _not_looked_for(phrase: str, reason: str) -> str:
-    shown = shorten(phrase, SHOWN_CHARACTERS, placeholder="…")
-    sentence = f"“{shown}” was not looked for: {reason}" if shown else reason
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _message(outcome: Outcome, unmatched: Sequence[str], config: LabelingConfig) -> str:
-    """Message for the annotator about the phrases that are still open; empty if there are none."""
-    said = [_not_found(unmatched, config)] if unmatched else []
-    said += [_not_looked_for(phrase, reason) for phrase, reason in outcome.failed.items()]
-    return " ".join(said)
-
-
-def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
-    shown = [shorten(phrase, SHOWN_CHARACTERS, placeholder="…") for phrase in phrases[-SHOWN_PHRASES:]]
-    more = f" and {len(phrases) - len(shown)} more" if len(phrases) > len(shown) else ""
-    said = f"Nothing found for {', '.join(f'“{phrase}”' for phrase in shown)}{more}."
-    if config.absent is None:
-        return f"{said} In the image? Paint it."
-    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise paint it."
-
-
 def _written(
     outcome: Outcome, box: PromptBox, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
 ) -> Prediction:
@@ -381,21 +356,14 @@ def _written(
         if prompt_text.phrase_key(phrase) not in confirmed
     ]
     if config.prompt is not None:
-        open_entries = [prompt_text.with_no_match(phrase, _hint(phrase, config)) for phrase in unmatched]
+        open_entries = [prompt_text.with_no_match(phrase, hint(phrase, config)) for phrase in unmatched]
         failed = [prompt_text.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
         results.append(text_result(config.prompt, str(prompt.get("id")), [*open_entries, *failed]))
     if config.absent is not None and box.denied:
         shown = _result_of(context, config.absent)
         results.append(text_result(config.absent, _id_of(shown), absent))
-    results += _status(_message(outcome, unmatched, config), context, config)
+    results += _status(open_phrases_message(unmatched, outcome.failed, config), context, config)
     return prediction(results, outcome.version, list(outcome.certainties.values()))
-
-
-def _hint(phrase: str, config: LabelingConfig) -> str:
-    """Advice behind a phrase, for forms without a status line."""
-    if config.status is not None or config.absent is None:
-        return ""
-    return f": not in the image? Enter “{prompt_text.denial_of(phrase)}”"
 
 
 def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, AnnotationMasks
 from backend.assistant.click_series import Series, Work
+from backend.assistant.messages import message_of_box
 from backend.errors import BackendError
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
-from backend.labelstudio.annotations import prompt_entries
+from backend.labelstudio.annotations import is_of, prompt_entries
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import (
@@ -102,12 +103,21 @@ class _Form:
             shown_s=time.time(),
         )
 
+    @property
+    def shows_status(self) -> bool:
+        """Whether the status line in the annotator's draft has a message."""
+        results = self.view.results if self.view else None
+        return any(
+            result["value"].get("text")
+            for result in results or ()
+            if is_of(result, self.config.status) and isinstance(result.get("value"), Mapping)
+        )
+
     def box(self) -> tuple[str, list[str]] | None:
         """ID and entries of the prompt box in the annotator's draft."""
-        name = self.config.prompt.name if self.config.prompt else None
         results = self.view.results if self.view else None
         for result in results or ():
-            if result.get("from_name") == name:
+            if is_of(result, self.config.prompt):
                 return str(result.get("id")), prompt_entries([result], self.config)
         return None
 
@@ -227,9 +237,20 @@ class Refiner:
         self._redis_store.note_shown(form.project, form.task.task_id, displayed)
         if series.complaint:
             results += self._message(form, series.complaint)
-        elif self._redis_store.pop_message_sent(form.project, form.viewer):
-            results += self._told(form, "")
+        elif (message := self._current_message(form)) is not None:
+            results += self._told(form, message)
         return prediction(results, model.version or self._engine.version_of(form.project), [model.certainty])
+
+    def _current_message(self, form: _Form) -> str | None:
+        """What the form says once a click has been used; None to leave it as it is.
+
+        What was said of a click ends; what is said of phrases ends with the last of them.
+        """
+        box = form.box()
+        message = message_of_box(box[1] if box else [], form.config) if form.config.status else ""
+        if self._redis_store.pop_message_sent(form.project, form.viewer):
+            return message
+        return "" if form.shows_status and not message else None
 
     def _say(self, form: _Form, message: str, outcome: str) -> Prediction:
         """Returns a message to the annotator, without masks."""

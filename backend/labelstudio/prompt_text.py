@@ -40,6 +40,12 @@ def has_failed(entry: str) -> bool:
     return _FAILURE.search(entry) is not None
 
 
+def failure_of(entry: str) -> str:
+    """The reason why an entry's phrase could not be answered; empty for other entries."""
+    note = _FAILURE.search(entry)
+    return "" if note is None else entry[note.end() :].strip()
+
+
 def found_nothing(entry: str) -> bool:
     """Whether an entry is a phrase for which the model found nothing."""
     return _NOTHING_FOUND.search(entry) is not None

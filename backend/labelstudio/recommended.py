@@ -13,9 +13,13 @@ HINTS = """\
       .absent [data-testid=htx-textbox-content] { color: #1f8a4c; display: flex; gap: .4em; }
       body:has([data-testid=bottombar-auto-annotation-toggle]:not(:checked)) .hint-off { display: block; }
       body:has(.lsf-auto-accept__info) .hint-waiting { display: block; }
+      body:has(.prompt [data-testid=htx-textbox-content]) .hint-marks { display: block; }
     </Style>
     <View className="hint hint-off">
       <Header size="6" value="Auto-Annotation is off: phrases are not looked for"/>
+    </View>
+    <View className="hint hint-marks">
+      <Header size="6" value="Below: \u2205 nothing was found; without a mark, not looked for yet"/>
     </View>
     <View className="hint hint-waiting">
       <Header size="6" value="A mask waits for the tick or cross below; Submit and the next phrase drop it"/>

@@ -428,3 +428,24 @@ def test_status_of_a_phrase_is_left_alone(client: FlaskClient) -> None:
     ask(client, prompt("zebra"), status("Nothing here fits “zebra”."))
 
     assert texts(ask(client, click(*RED, "1")), "status") is None
+
+
+def test_the_status_of_a_phrase_ends_with_the_phrase(anna: Annotator) -> None:
+    anna.ask(prompt("zebra; the red square"))
+    anna.save()
+    assert texts(anna.ask(click(*HOLE, "1")), "status") is None, "the phrase is still open"
+
+    anna.results = [result for result in anna.results if result["from_name"] != "prompt"]  # its bin icon
+    anna.save()
+
+    assert texts(anna.ask(click(*FAR, "2")), "status") == []
+
+
+def test_after_a_click_the_status_is_about_the_open_phrases_again(anna: Annotator) -> None:
+    said = texts(anna.ask(prompt("zebra; the red square")), "status")
+    anna.save()
+    failed = anna.ask(click(-1, -1, "1", positive=False))
+    assert texts(failed, "status") not in (None, said)
+    anna.save()
+
+    assert texts(anna.ask(click(*HOLE, "2")), "status") == said

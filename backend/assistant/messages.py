@@ -1,0 +1,59 @@
+"""Messages to annotators about the phrases that are open: nothing was found, or they were not looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+
+from backend.labelstudio import prompt_text
+from backend.labelstudio.config import LabelingConfig
+
+SHOWN_CHARACTERS = 60
+SHOWN_PHRASES = 3
+"""Phrases named in a message: the newest."""
+
+
+def open_phrases_message(unmatched: Sequence[str], failed: Mapping[str, str], config: LabelingConfig) -> str:
+    """Message about open phrases; empty if there are none.
+
+    Args:
+        unmatched: Phrases for which nothing was found.
+        failed: Phrase -> reason why it was not looked for.
+        config: The form.
+    """
+    said = [_not_found(unmatched, config)] if unmatched else []
+    said += [_not_looked_for(phrase, reason) for phrase, reason in failed.items()]
+    return " ".join(said)
+
+
+def message_of_box(entries: Sequence[str], config: LabelingConfig) -> str:
+    """The same message, from the entries of a prompt box."""
+    unmatched = [prompt_text.plain_phrase(entry) for entry in entries if prompt_text.found_nothing(entry)]
+    failed = {
+        prompt_text.plain_phrase(entry): prompt_text.failure_of(entry)
+        for entry in entries
+        if prompt_text.has_failed(entry)
+    }
+    return open_phrases_message(unmatched, failed, config)
+
+
+def hint(phrase: str, config: LabelingConfig) -> str:
+    """Advice behind a phrase for which nothing was found, for forms without a status line."""
+    if config.status is not None or config.absent is None:
+        return ""
+    return f": not in the image? Enter “{prompt_text.denial_of(phrase)}”"
+
+
+def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
+    shown = [shorten(phrase, SHOWN_CHARACTERS, placeholder="…") for phrase in phrases[-SHOWN_PHRASES:]]
+    more = f" and {len(phrases) - len(shown)} more" if len(phrases) > len(shown) else ""
+    said = f"Nothing found for {', '.join(f'“{phrase}”' for phrase in shown)}{more}."
+    if config.absent is None:
+        return f"{said} In the image? Paint it."
+    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise paint it."
+
+
+def _not_looked_for(phrase: str, reason: str) -> str:
+    shown = shorten(phrase, SHOWN_CHARACTERS, placeholder="…")
+    sentence = f"“{shown}” was not looked for: {reason}" if shown else reason
+    return f"{sentence[0].upper()}{sentence[1:]}."
