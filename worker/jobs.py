@@ -50,7 +50,7 @@ from worker.isolation import left_out
 from worker.lines import Line
 from worker.projects.active_learning import Ranker, Scores, order_tasks
 from worker.projects.batch_jobs import enqueue_once
-from worker.projects.prefetch import Prefetched, Prefetcher
+from worker.projects.prefetch import PREFETCH, Prefetched, Prefetcher
 from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
 from worker.queueing.queues import ask_for_reconciliation, prelabel_queue, redis_lock
 from worker.services import Services
@@ -73,6 +73,8 @@ TRAINING_BUSY_RETRY = Retry(max=10_000, interval=20)
 """For a fine-tune that waits for another project's fine-tune."""
 CONTINUE_RETRY = Retry(max=10_000, interval=0)
 """For a reconciliation that has used up its time: it goes to the end of the queue."""
+DECIDE = "decide"
+"""Kind of work under which projects without a decision are recorded."""
 MODEL_LOAD_S = 600.0
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
@@ -144,17 +146,33 @@ def check_projects() -> JobResult:
     services = Services(Settings())
     decisions: dict[str, Decision] = {}
 
-    def decide(project: int) -> JobResult:
+    def check(project: int) -> JobResult:
         for number in services.collection(project).damaged():
             item, reason = f"annotation {number}", "its records were damaged and are collected again"
             services.skipped.note(project, collector.COLLECT, item, reason)
             ask_for_reconciliation(services.redis, project)
         line = services.line(project).name
         if line not in decisions:
-            decisions[line] = maybe_start_finetune(services, project, "schedule")
+            decisions[line] = _decide(services, project, "schedule")
         return asdict(decisions[line])
 
-    return _each_project(services, "decide", decide)
+    return _each_project(services, DECIDE, check)
+
+
+def _decide(services: Services, project: int, trigger: Trigger, start_version: str = "") -> Decision:
+    """A decision. If none can be made, as with a damaged file, the reason is shown in its place.
+
+    Raises:
+        RedisError, LabelStudioUnavailable: see `CONCERN_ALL`.
+    """
+    with left_out(services.skipped, project, DECIDE, "project") as outcome:
+        decision = maybe_start_finetune(services, project, trigger, start_version=start_version)
+        services.skipped.clear(project, DECIDE, ["project"])
+    if outcome.reason:
+        decision = Decision(False, f"no decision is possible: {outcome.reason}")
+        with suppress(VersionError, OSError):  # the store names the line
+            note_decision(services.redis, services.line(project), trigger, decision)
+    return decision
 
 
 @checked
@@ -181,7 +199,7 @@ def maybe_finetune(project_id: Number, trigger: Trigger, start_version: str = ""
                 logger.warning(
                     "project %d: deciding on the labels collected so far: %s", project, reason_of(error)
                 )
-    return asdict(maybe_start_finetune(services, project_id, trigger, start_version=start_version))
+    return asdict(_decide(services, project_id, trigger, start_version))
 
 
 @checked
@@ -288,7 +306,7 @@ def prefetch_projects() -> JobResult:
     settings = services.settings
     if not settings.prefetch_tasks or settings.embeddings_dir is None:
         return {}
-    return _each_project(services, "prefetch", partial(_prefetch_next, services))
+    return _each_project(services, PREFETCH, partial(_prefetch_next, services))
 
 
 def _each_project(services: Services, work: str, do: Callable[[int], Any]) -> JobResult:
@@ -298,7 +316,6 @@ def _each_project(services: Services, work: str, do: Callable[[int], Any]) -> Jo
         try:
             with left_out(services.skipped, project, work, "project") as outcome:
                 results[str(project)] = do(project)
-                services.skipped.clear(project, work, ["project"])
             if outcome.reason:
                 results[str(project)] = outcome.reason
         except LabelStudioUnavailable as error:
@@ -316,6 +333,7 @@ def _prefetch_next(services: Services, project: int) -> list[int]:
     run, chunk = f"prefetch-{project}", "next"
     kwargs = {"project_id": project, "run": run, "chunk": chunk, "task_ids": missing}
     queue = prelabel_queue(services.redis)
+    services.skipped.clear(project, PREFETCH, ["project"])
     if missing:
         enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{chunk}", kwargs, at_front=True)
     return missing
@@ -361,7 +379,7 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
             note_decision(services.redis, line, "fine-tune", Decision(False, str(error)))
             return {"status": "failed", "reason": str(error)}
         except Exception as error:
-            reason = f"the fine-tune failed ({type(error).__name__}: {error}); see the worker's log"
+            reason = f"the fine-tune failed ({reason_of(error)}); see the worker's log"
             note_decision(services.redis, line, "fine-tune", Decision(False, reason))
             raise
     card = judge_candidate(store, card)

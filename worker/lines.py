@@ -8,6 +8,7 @@ all projects together: what served before there were lines was trained by it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,16 @@ Side = Literal["train", "held-out"]
 Split = Mapping[str, Side]
 """Image sha256 -> side."""
 
+logger = logging.getLogger(__name__)
+
+COPY = ".copy.json"
+"""Suffix of a second copy of a split, which cannot be derived from anything else."""
 SPLIT_OF_ALL = "split.json"
 """Of release 0.2."""
+
+
+class DamagedSplitError(ValueError):
+    """A split cannot be read; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +61,48 @@ def named_projects(projects: Iterable[int]) -> str:
 
 def load_split(model_dir: Path, line: str) -> dict[str, Side]:
     """Reads the split of a line."""
-    for path in (_split_path(model_dir, line), records_folder(model_dir) / SPLIT_OF_ALL):
+    own = _split_path(model_dir, line)
+    for paths in ((own, own.with_suffix(COPY)), (records_folder(model_dir) / SPLIT_OF_ALL,)):
+        found = _first_readable(paths)
+        if found is not None:
+            return found
+    return {}
+
+
+def _first_readable(paths: Iterable[Path]) -> dict[str, Side] | None:
+    """The first of these that can be read; None if there is none of them.
+
+    Raises:
+        DamagedSplitError: all that there are are damaged.
+    """
+    damage = ""
+    for path in paths:
         try:
-            sides: dict[str, Side] = json.loads(path.read_text(encoding="utf-8"))
+            sides = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(sides, dict) or not set(sides.values()) <= {"train", "held-out"}:
+                raise ValueError("not a split of images")
         except FileNotFoundError:
             continue
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            damage = damage or f"{path} is damaged ({error})"
+            logger.error("%s", damage)
+            continue
         return sides
-    return {}
+    if damage:
+        raise DamagedSplitError(
+            f"{damage}: restore it from a backup. Without it, images that a version was trained on might "
+            "count as held out"
+        )
+    return None
 
 
 def save_split(model_dir: Path, line: str, sides: Split) -> None:
     """Replaces the split of a line."""
     path = _split_path(model_dir, line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(dict(sides)))
+    text = json.dumps(dict(sides))
+    replace_text(path.with_suffix(COPY), text)
+    replace_text(path, text)
 
 
 def continue_split(model_dir: Path, line: str, others: Iterable[str]) -> None:

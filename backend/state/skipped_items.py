@@ -6,6 +6,7 @@ it stops no other; what it is and why is kept here until it succeeds.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -22,6 +23,16 @@ ITEMS_KEPT = 50
 ITEMS_S = 7 * 24 * 3600
 """Expiry of a project's items after the last one was added."""
 REASON_CHARACTERS = 300
+
+_OS_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write or read",
+    errno.EPERM: "no permission to write or read",
+}
+_TORCH_WRITER = "inline_container.cc"
+"""PyTorch names the source of its writer of archives instead of the system's error."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +109,17 @@ class SkippedItems:
 
 def reason_of(error: Exception | str) -> str:
     """One line about an error, for people."""
-    in_words = isinstance(error, BackendError | str)
-    text = str(error) if in_words else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:REASON_CHARACTERS]
+    return " ".join(_text_of(error).split())[:REASON_CHARACTERS]
+
+
+def _text_of(error: Exception | str) -> str:
+    if isinstance(error, BackendError | str):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _OS_ERRORS:
+        return f"{_OS_ERRORS[error.errno]}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, RuntimeError) and _TORCH_WRITER in str(error):
+        return "the file of a checkpoint could not be written: the disk is probably full"
+    return f"{type(error).__name__}: {error}"
 
 
 def _parsed(value: bytes) -> SkippedItem | None:

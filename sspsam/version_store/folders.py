@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sspsam.files import replace_text, sha256_of_file, sync_folder
@@ -115,8 +115,12 @@ class VersionFolders:
     def leftovers(self) -> dict[str, int]:
         """Leftovers of crashed writers: name -> bytes."""
         oldest = time.time() - LEFTOVER_AGE_S
-        hidden = (entry for entry in self._entries() if entry.name.startswith("."))
-        return {entry.name: _size_bytes(entry) for entry in hidden if entry.stat().st_mtime < oldest}
+        found = {}
+        for entry in self._entries():
+            with suppress(FileNotFoundError):  # a writer has published it meanwhile
+                if entry.name.startswith(".") and entry.stat().st_mtime < oldest:
+                    found[entry.name] = _size_bytes(entry)
+        return found
 
     def remove_leftover(self, name: str) -> None:
         shutil.rmtree(self.folder / name)

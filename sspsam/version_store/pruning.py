@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
-from sspsam.version_store.cards import VersionCard, VersionStateError
+from sspsam.version_store.cards import UnknownVersionError, VersionCard, VersionStateError
 from sspsam.version_store.lines import LineState, StoreState
 from sspsam.version_store.store import VersionStore
 
@@ -49,8 +51,15 @@ def plan_pruning(store: VersionStore, keep_latest: int = KEEP_LATEST) -> PrunePl
     kept |= {card.version_id: "not judged yet" for card in needed if card.status == "candidate"}
     kept |= dict.fromkeys(_rollback_targets(state), "can be rolled back to")
     kept |= dict.fromkeys(_serving(state), "serves")
-    removed = {card.version_id: store.files.size_bytes(card) for card in cards if card.version_id not in kept}
+    removed = {card.version_id: _size_bytes(store, card) for card in cards if card.version_id not in kept}
     return PrunePlan(removed, kept, store.files.leftovers())
+
+
+def _size_bytes(store: VersionStore, card: VersionCard) -> int:
+    try:
+        return store.files.size_bytes(card)
+    except FileNotFoundError:  # removed meanwhile
+        return 0
 
 
 def _without_retired(state: StoreState) -> StoreState:
@@ -107,9 +116,16 @@ def prune(store: VersionStore, plan: PrunePlan) -> None:
     if store.state().retired:
         store.change_state(_without_retired)
     for version_id in plan.removed:
-        state = store.state()
-        if version_id in (*_serving(state), *_rollback_targets(state)):
-            raise VersionStateError(f"{version_id} is needed now: plan again")
-        store.files.remove(store.get(version_id))
+        store.change_state(partial(_remove_unneeded, store, version_id))
     for name in plan.leftovers:
-        store.files.remove_leftover(name)
+        with suppress(FileNotFoundError):  # another `prune` was faster
+            store.files.remove_leftover(name)
+
+
+def _remove_unneeded(store: VersionStore, version_id: str, state: StoreState) -> StoreState:
+    """Removes a version. In folders the state is locked meanwhile, so it is not promoted after the check."""
+    if version_id in (*_serving(state), *_rollback_targets(state)):
+        raise VersionStateError(f"{version_id} is needed now: plan again")
+    with suppress(UnknownVersionError, FileNotFoundError):  # another `prune` was faster
+        store.files.remove(store.get(version_id))
+    return state

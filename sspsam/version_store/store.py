@@ -274,9 +274,13 @@ class VersionStore:
             )
         if version_id != self.base_version:
             self.verify(version_id)
-        self._change(
-            line, lambda state: self._judged(state.promote(version_id), version_id, "promoted", reason)
-        )
+
+        def promote(state: LineState) -> LineState:
+            if version_id != self.base_version:
+                self._require_known(version_id)  # it may have been removed since
+            return self._judged(state.promote(version_id), version_id, "promoted", reason)
+
+        self._change(line, promote)
         return self._judged_card(version_id, line)
 
     def reject(self, version_id: str, reason: str) -> VersionCard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from redis import Redis
 from backend.serving.engine import Engine
 from backend.shared_redis import CORRECTION_SUMS_KEY, PROBLEMS_KEY, PROJECTS_KEY, SKIPPED_KEY
 from backend.state.redis_store import KnownProject, RedisStore
-from backend.state.skipped_items import ITEMS_KEPT, SkippedItems
+from backend.state.skipped_items import ITEMS_KEPT, SkippedItems, reason_of
 from tests.worker.label_studio_server import LabelStudioServer, region
 from tests.worker.reconciling import reconcile_all
 from worker import jobs
+from worker.export.png import INDEX, PngWriter
+from worker.export.reader import ProjectReader, export
 from worker.projects.prefetch import Prefetched
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
@@ -189,3 +193,41 @@ def test_attempts_at_a_picture_back_off(services: Services) -> None:
         now_s += 60
     assert 5 <= tried <= 12, "a day of minutes"
     assert prefetched.due([31], now_s - 7 * 24 * 3600) == [31], "a clock that is set back"
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_an_export_goes_on(
+    services: Services, label_studio: LabelStudioServer, name: str, tmp_path: Path
+) -> None:
+    change(label_studio, **BAD_VALUES[name])
+    reader = ProjectReader(services.label_studio, PROJECT, services.image_hw)
+    summary = export(reader, PngWriter(tmp_path / "masks"))
+    exported = [json.loads(line) for line in (tmp_path / "masks" / INDEX).read_text().splitlines()]
+    assert {line["label_studio_task"] for line in exported} >= {32}
+    if len(exported) < 2 and name not in ("result", "results"):
+        assert summary.problem_count == 1
+
+
+def test_a_long_region_id_can_be_exported(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    name = "é/" * 150
+    label_studio.save(31, 31, region(name, "the ring", mask) + region(name + "x", "a ring", mask))
+    export(ProjectReader(services.label_studio, PROJECT, services.image_hw), PngWriter(tmp_path / "masks"))
+    lines = [json.loads(line) for line in (tmp_path / "masks" / INDEX).read_text().splitlines()]
+    assert {line["region"] for line in lines} == {name, name + "x", "a"}
+    assert len({line["file"] for line in lines}) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/models/x"), "the disk is full: /models/x"),
+        (OSError(errno.EROFS, "Read-only file system", "/models"), "the file system is read-only: /models"),
+        (RuntimeError("[enforce fail at inline_container.cc:677] . unexpected pos 64 vs 0"), "disk"),
+        (ValueError("a\n\tb"), "ValueError: a b"),
+    ],
+)
+def test_reasons_are_in_plain_words(error: Exception, words: str) -> None:
+    assert words in reason_of(error)
+    assert "inline_container" not in reason_of(error)

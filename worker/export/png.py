@@ -21,6 +21,8 @@ from backend.errors import ExportError
 from worker.export.reader import LabelledImage, user_id
 
 INDEX = "masks.jsonl"
+NAME_CHARACTERS = 80
+"""Of a region's ID in a file name; file systems allow 255 bytes in all. The index has the whole ID."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -45,7 +47,7 @@ class PngWriter:
     def add(self, image: LabelledImage) -> None:
         for entry, content in image.annotations:
             for number, region in enumerate(content.regions):
-                region_name = _UNSAFE.sub("_", region.region_id)
+                region_name = _UNSAFE.sub("_", region.region_id[:NAME_CHARACTERS])
                 name = f"task-{image.task}-annotation-{entry['id']}-{number}-{region_name}.png"
                 Image.fromarray(region.mask).save(self._aside / name, optimize=False)
                 about = {"phrase": region.phrase, "label": region.label, "region": region.region_id}

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
-from backend.errors import BackendError, LabelStudioNotFound
+from backend.errors import BackendError, LabelStudioNotFound, LabelStudioUnavailable
 from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
+from backend.state.skipped_items import reason_of
 
 Json = dict[str, Any]
 
@@ -151,29 +152,55 @@ class ProjectReader:
             on_task: Called after each task of the project.
         """
         for task in self._client.tasks(int(self.project["id"]), TASKS_PER_PAGE):
-            chosen = [entry for entry in task.get("annotations") or [] if self._selection.takes(entry)]
-            if chosen:
-                yield self._image(task, chosen)
+            image = self._image_if_readable(task)
+            if image is not None:
+                yield image
             on_task()
 
-    def _image(self, task: Mapping[str, Any], chosen: list[Mapping[str, Any]]) -> LabelledImage:
-        contents = tuple((entry, read_annotation(entry, self.config)) for entry in chosen)
-        for entry, content in contents:
-            for problem in content.problems:
-                self.summary.note(f"task {task['id']}, annotation {entry['id']}: {problem}")
+    def _image_if_readable(self, task: Mapping[str, Any]) -> LabelledImage | None:
+        """A task that cannot be read is noted and does not end the export."""
+        number = str(task.get("id"))[:20]
+        try:
+            chosen = [
+                found
+                for entry in task.get("annotations") or []
+                if (found := self._chosen(number, entry)) is not None
+            ]
+            return self._image(task, tuple(chosen)) if chosen else None
+        except (LabelStudioUnavailable, MemoryError):
+            raise
+        except Exception as error:
+            self.summary.note(f"task {number} is left out: {reason_of(error)}")
+            return None
+
+    def _chosen(
+        self, task: str, entry: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], AnnotationContent] | None:
+        """An annotation with its content; None if it is not selected, or cannot be read."""
+        try:
+            if not self._selection.takes(entry):
+                return None
+            content = read_annotation(entry, self.config)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            self.summary.note(f"an annotation of task {task} is left out: {reason_of(error)}")
+            return None
+        for problem in content.problems:
+            self.summary.note(f"task {task}, annotation {entry['id']}: {problem}")
+        return entry, content
+
+    def _image(
+        self, task: Mapping[str, Any], contents: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
+    ) -> LabelledImage:
         masks = [region.mask for _, content in contents for region in content.regions]
-        self.summary.images += 1
-        self.summary.several += len(contents) > 1
-        self.summary.masks += len(masks)
-        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
-        self.summary.unconfirmed += sum(
-            len(content.found_nothing) + len(content.not_asked) for _, content in contents
-        )
         assert self.config.image is not None
         value = (task.get("data") or {}).get(self.config.image.value, "")
         url = urljoin(f"{self.url}/", str(value))
         name = self._file_name(task["id"], url)
         hw = (masks[0].shape[0], masks[0].shape[1]) if masks else self._size_of(task["id"], value)
+        self.summary.images += 1
+        self.summary.several += len(contents) > 1
+        self.summary.masks += len(masks)
+        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
         return LabelledImage(task["id"], name, url, hw, contents)
 
     def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:

@@ -21,13 +21,15 @@ from typing import Any, Literal, get_args
 from redis import Redis
 
 from backend.assistant.assistant import Assistant
-from backend.errors import LabelStudioNotFound, PrelabelError
+from backend.errors import LabelStudioError, LabelStudioNotFound, PrelabelError
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task, phrases_in
 from backend.shared_redis import PRELABEL_PROGRESS_KEY
+from backend.state.skipped_items import reason_of
+from worker.isolation import CONCERN_ALL
 
 CHUNK_TASKS = 100
 """Tasks per job: each job loads a model."""
@@ -158,6 +160,12 @@ def each_task(task_ids: Iterable[int], work: Callable[[int], None], report: Chun
             work(number)
         except LabelStudioNotFound:
             report.skipped += 1
+        except LabelStudioError:
+            raise
+        except CONCERN_ALL:
+            raise
+        except Exception as error:  # odd data of this task
+            report.problems[str(number)] = reason_of(error)
         yield
 
 

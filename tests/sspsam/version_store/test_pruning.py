@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -101,3 +102,39 @@ def test_nothing_of_a_version_is_left_behind(tmp_path: Path) -> None:
 def test_a_negative_number_is_refused(store: VersionStore) -> None:
     with pytest.raises(ValueError, match="0 or more, got -1"):
         plan_pruning(store, keep_latest=-1)
+
+
+def test_a_version_is_not_promoted_while_it_is_removed(tmp_path: Path) -> None:
+    """In folders, the promotion waits for the removal, and is then refused."""
+    store = VersionStore(tmp_path, PRESET)
+    (version,) = publish(store, 1)
+    store.reject(version, "no better")
+    plan = plan_pruning(store, keep_latest=0)
+    remove, refused, threads = store.files.remove, [], []
+
+    def promote() -> None:
+        try:
+            store.promote(version)
+        except UnknownVersionError as error:
+            refused.append(error)
+
+    def remove_slowly(card: VersionCard) -> None:
+        threads.append(Thread(target=promote))
+        threads[0].start()
+        threads[0].join(0.3)
+        remove(card)
+
+    store.files.remove = remove_slowly  # type: ignore[method-assign]
+    prune(store, plan)
+    threads[0].join()
+    assert len(refused) == 1
+    assert store.current() == store.base_version
+
+
+def test_two_that_prune_at_once_end_without_an_error(store: VersionStore) -> None:
+    versions = publish(store, 3)
+    reject_all(store, versions)
+    plan = plan_pruning(store, keep_latest=0)
+    prune(store, plan)
+    prune(store, plan)
+    assert plan_pruning(store, keep_latest=0).removed == {}
