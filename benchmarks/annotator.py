@@ -46,7 +46,7 @@ from backend.labelstudio.prompt_text import phrase_key
 from backend.serving.engine import Engine
 from backend.settings import Settings
 from backend.web.app import create_app
-from finetune.data.records import read_records, write_records
+from finetune.data.records import RefRecord, read_records, write_records
 from finetune.data.sample import Sample
 from finetune.data.stickers.dataset import StickerDataset
 from tests.worker.label_studio_server import LabelStudioServer
@@ -54,7 +54,7 @@ from worker import jobs
 from worker.corrections import collector
 from worker.finetuning.decisions import maybe_start_finetune
 from worker.finetuning.recipes import RECIPES
-from worker.finetuning.runs import HELD_OUT_FILE, run_folder
+from worker.finetuning.runs import HELD_OUT_FILE, STOPPING_FILE, TRAIN_FILE, run_folder
 from worker.queueing.queues import training_queue
 from worker.services import Services
 
@@ -195,9 +195,9 @@ class Loop:
         if not decision.start:
             return decision.reason
         [run_id] = queue.get_job_ids()
-        held_out = run_folder(services.settings.model_dir, run_id) / HELD_OUT_FILE
         if rule == OLD_RULE:
-            write_records(held_out, [record for record in read_records(held_out) if record.corrected])
+            records = services.collection(PROJECT).records()
+            apply_old_rule(run_folder(services.settings.model_dir, run_id), records)
         result = jobs.finetune(PROJECT, run_id)
         assert isinstance(result, dict)
         print(result["reason"], flush=True)
@@ -236,6 +236,18 @@ class Loop:
             labels=dict(sorted(kinds.items())),
             minutes=minutes,
         )
+
+
+def apply_old_rule(run: Path, records: Sequence[RefRecord]) -> None:
+    """Changes a run's data: all absences are learned, and only corrected masks are compared."""
+    held_out, stopping = (
+        {record.image_sha256 for record in read_records(path)} if path.exists() else set()
+        for path in (run / HELD_OUT_FILE, run / STOPPING_FILE)
+    )
+    compared = [record for record in records if record.image_sha256 in held_out and record.corrected]
+    learned = [record for record in records if record.image_sha256 not in held_out | stopping]
+    write_records(run / HELD_OUT_FILE, compared)
+    write_records(run / TRAIN_FILE, learned)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask
+from sspsam.images.masks import MaskFormatError
 from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, compares_edges, judge
 from worker.finetuning.runs import Run
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from finetune.evaluation.evaluate import EvaluationResult, SampleResult
     from finetune.evaluation.html_report import MeasuredOn
     from sspsam import Predictor
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_TITLE = "Held-out labels"
 BASE_TITLE = "Base validation set"
@@ -88,16 +92,22 @@ def drawn_edges(records: Iterable[RefRecord]) -> float:
 
     A mask without a known proposal was drawn by hand. Without any mask, the fraction is 1.
     """
+    fractions = [_drawn_fraction(record) for record in records if record.mask_rle is not None]
+    return sum(fractions) / len(fractions) if fractions else 1.0
+
+
+def _drawn_fraction(record: RefRecord) -> float:
+    """The same of one mask. A proposal that does not fit the image is unknown."""
     from finetune.evaluation.edge_bands import drawn_fraction
 
-    fractions = [
-        1.0
-        if record.served_rle is None
-        else drawn_fraction(coco_rle_to_mask(record.mask_rle), coco_rle_to_mask(record.served_rle))
-        for record in records
-        if record.mask_rle is not None
-    ]
-    return sum(fractions) / len(fractions) if fractions else 1.0
+    mask, served = record.mask_rle, record.served_rle
+    if mask is None or served is None or tuple(served["size"]) != record.image_hw:
+        return 1.0
+    try:
+        return drawn_fraction(coco_rle_to_mask(mask), coco_rle_to_mask(served))
+    except MaskFormatError as error:
+        logger.warning("sample %s: its proposal is unknown: %s", record.sample_id, error)
+        return 1.0
 
 
 def to_metrics(

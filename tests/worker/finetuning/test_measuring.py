@@ -112,6 +112,8 @@ def test_edges_of_hand_drawn_refined_and_accepted_masks(tmp_path: Path) -> None:
     assert drawn_edges([absent]) == 1
     assert drawn_edges([accepted]) == 0
     assert drawn_edges([accepted, drawn, drawn, absent]) == pytest.approx(2 / 3)
+    for served in ({"size": [9, 9], "counts": "a"}, {"size": [6, 8], "counts": "not a mask"}):
+        assert drawn_edges([replace(accepted, served_rle=served)]) == 1, "the proposal is unknown"
 
 
 def test_without_a_base_set_that_is_said(measured: Measured) -> None:
