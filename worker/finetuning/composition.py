@@ -50,14 +50,18 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[NAMES[kind]]} {NAMES[kind]}" for kind in KINDS)
 
 
-def bound_absences(records: Sequence[RefRecord], share: float = MAX_ABSENT_SHARE) -> list[RefRecord]:
+def bound_absences(
+    records: Sequence[RefRecord], share: float = MAX_ABSENT_SHARE, corrections_first: bool = True
+) -> list[RefRecord]:
     """Leaves out confirmed absences beyond a share of all records.
 
-    Those for which the model had proposed a mask stay first; among the others, the choice depends on their
-    content alone.
+    The choice depends on their content alone. To learn from, those for which the model had proposed a mask
+    stay first; to compare versions, that would count the proposing version's failures alone.
     """
     absent = [record for record in records if record.kind == "absent"]
     allowed = int(share / (1 - share) * (len(records) - len(absent)))
-    ordered = sorted(absent, key=lambda record: (not record.corrected, sample_key(record)))
+    ordered = sorted(
+        absent, key=lambda record: (corrections_first and not record.corrected, sample_key(record))
+    )
     left_out = {id(record) for record in ordered[allowed:]}
     return [record for record in records if id(record) not in left_out]

@@ -132,7 +132,7 @@ def prepare_run(
     if stopping:
         stopped_by = [r for r in training if r.image_sha256 in stopping]
         write_records(folder / STOPPING_FILE, bound_absences(stopped_by))
-    write_records(folder / HELD_OUT_FILE, bound_absences(held_out))
+    write_records(folder / HELD_OUT_FILE, bound_absences(held_out, corrections_first=False))
     replace_text(folder / RUN_FILE, json.dumps(asdict(run), indent=2))
     return run
 

@@ -72,6 +72,17 @@ def test_absences_of_what_the_model_proposed_stay_first(images: Path) -> None:
     assert [it for it in bounded if it.kind == "absent"] == proposed
 
 
+def test_absences_to_compare_versions_on_are_chosen_without_regard_to_the_proposal(images: Path) -> None:
+    masks = [record(number, images) for number in range(30)]
+    absences = [absent(50 + number, images, proposed=number < 10) for number in range(40)]
+    accepted = [replace(it, served_rle=None) for it in absences]
+
+    kept, same = (bound_absences([*masks, *some], corrections_first=False) for some in (absences, accepted))
+
+    assert [it.phrase for it in kept] == [it.phrase for it in same]
+    assert count_kinds(kept)["confirmed absent"] == 10
+
+
 def test_a_run_is_bounded(services: Services) -> None:
     folder = services.settings.images_dir
     records = [record(number, folder) for number in range(4)]
