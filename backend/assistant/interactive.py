@@ -248,9 +248,14 @@ class Refiner:
         """
         box = form.box()
         message = message_of_box(box[1] if box else [], form.config) if form.config.status else ""
-        if self._redis_store.pop_message_sent(form.project, form.viewer):
+        if self._was_told(form):
             return message
         return "" if form.shows_status and not message else None
+
+    def _was_told(self, form: _Form) -> bool:
+        """Whether the form shows a message about a click, perhaps from before its first draft."""
+        viewers = {form.viewer, f"{form.task.task_id}/"}
+        return any([self._redis_store.pop_message_sent(form.project, viewer) for viewer in viewers])
 
     def _say(self, form: _Form, message: str, outcome: str) -> Prediction:
         """Returns a message to the annotator, without masks."""

@@ -40,6 +40,8 @@ from sspsam.version_store.lines import line_key
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
 """How long after the last answer on a task clicks can correct its masks."""
+MOST_SHOWN = 200
+"""Masks of a task that clicks can correct: the latest."""
 PROBLEMS_S = 24 * 3600
 """How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
@@ -171,11 +173,18 @@ class RedisStore:
             self._note(SHOWN_KEY.format(project=project, task=task), values)
 
     def shown(self, project: str, task: str) -> list[DisplayedMask]:
-        """Returns the last displayed masks of a task, the latest last."""
-        nothing: list[bytes] = []
-        found = self._try(lambda: self._redis.hvals(SHOWN_KEY.format(project=project, task=task)), nothing)
-        masks = (_parsed(partial(_displayed_mask, value)) for value in found)
-        return sorted((mask for mask in masks if mask is not None), key=lambda mask: mask.shown_s)
+        """Returns the last displayed masks of a task, the latest last; drops the oldest of very many."""
+        key = SHOWN_KEY.format(project=project, task=task)
+        nothing: dict[bytes, bytes] = {}
+        found = self._try(lambda: self._redis.hgetall(key), nothing)
+        read = ((name, _parsed(partial(_displayed_mask, value))) for name, value in found.items())
+        masks = sorted(
+            ((name, mask) for name, mask in read if mask is not None), key=lambda entry: entry[1].shown_s
+        )
+        surplus = [name for name, _ in masks[:-MOST_SHOWN]]
+        if surplus:
+            self._try(lambda: self._redis.hdel(key, *surplus), 0)
+        return [mask for _, mask in masks[-MOST_SHOWN:]]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""

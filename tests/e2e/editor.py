@@ -179,6 +179,11 @@ class Editor:
         suggestions.locator("..").get_by_role("button").last.click()
         expect(suggestions).to_have_count(0)
 
+    def refuse_suggestions(self) -> None:
+        """Rejects what is proposed, with the cross of the bottom bar."""
+        self.page.get_by_test_id("bottombar-reject-suggestions-button").click()
+        expect(self.page.get_by_text(re.compile(r"^\d+ suggestions?$"))).to_have_count(0)
+
     def keep_picture(self, name: str) -> None:
         """Saves the page (as PNG), or its editor (as JPEG), for the documents; see `make screenshot`."""
         if PICTURES_FOLDER is None:

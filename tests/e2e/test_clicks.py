@@ -23,7 +23,7 @@ BOXES = RECOMMENDED_CONFIG.replace(
     '<RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="frame"/>'
     "</RectangleLabels>\n  <Image ",
 )
-COPIES = 8
+COPIES = 9
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def desk(demo: Demo, predictor: Predictor) -> Desk:
 
 @pytest.fixture(scope="module")
 def desk_with_boxes(demo: Demo, predictor: Predictor) -> Desk:
-    return make_desk(demo, predictor, "Boxes", BOXES, 1)
+    return make_desk(demo, predictor, "Boxes", BOXES, 2)
 
 
 def box_around(mask: BoolMask) -> tuple[float, float, float, float]:
@@ -86,25 +86,28 @@ def test_a_click_corrects_a_mask_in_place(desk: Desk, editor: Editor, at_once: b
     assert overlap(saved.mask, truth) > UNDERSTOOD_IOU
 
 
-@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "in another annotation"])
-def test_a_click_where_a_mask_was_makes_a_new_object(desk: Desk, editor: Editor, deleted: bool) -> None:
+@pytest.mark.parametrize("why", ["deleted", "refused", "in another annotation"])
+def test_a_click_where_a_mask_was_makes_a_new_object(desk: Desk, editor: Editor, why: str) -> None:
     """At once, before Label Studio has saved a draft."""
     task, (phrase, truth) = next(desk.fresh), desk.masks[0]
-    editor.open_task(desk.project, task)
+    editor.open_task(desk.project, task, accept_at_once=why != "refused")
     proposed = masks_of(editor.ask(phrase))
-    expect(editor.region_of(phrase)).to_be_visible()
-    if deleted:
+    if why == "refused":
+        editor.refuse_suggestions()
+    else:
+        expect(editor.region_of(phrase)).to_be_visible()
+    if why == "deleted":
         editor.region_of(phrase).click()
         editor.page.keyboard.press("Backspace")
         expect(editor.regions).to_have_count(0)
-    else:
+    if why == "in another annotation":
         editor.open_task(desk.project, task)
 
-    added = masks_of(editor.point_at(inside(truth), "Control"))
+    results = editor.point_at(inside(truth), "Control")
 
-    assert added.keys() != proposed.keys()
-    expect(editor.regions).to_have_count(1)
-    expect(editor.region_of(phrase)).to_have_count(0)
+    assert masks_of(results)
+    assert not masks_of(results).keys() & proposed.keys()
+    assert "phrase" not in {result["from_name"] for result in results}
 
 
 def test_a_click_with_alt_says_not_this(desk: Desk, editor: Editor) -> None:
@@ -206,3 +209,17 @@ def test_boxes_correct_and_add(desk_with_boxes: Desk, editor: Editor) -> None:
     assert overlap(decoded(*added.values(), truth), elsewhere) > UNDERSTOOD_IOU
     expect(editor.regions).to_have_count(2)
     expect(editor.region_of(phrase)).to_be_visible()
+
+
+def test_two_boxes_before_the_first_is_accepted_are_two(desk_with_boxes: Desk, editor: Editor) -> None:
+    desk = desk_with_boxes
+    (_, one), (_, other) = desk.masks
+    editor.open_task(desk.project, next(desk.fresh), accept_at_once=False)
+    first = masks_of(editor.draw_box(box_around(one), "Control"))
+
+    both = masks_of(editor.draw_box(box_around(other), "Control"))
+    editor.accept_suggestions()
+
+    assert first.keys() < both.keys()
+    assert len(both) == 2
+    expect(editor.regions).to_have_count(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event, Semaphore, Thread
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from redis import Redis
 from werkzeug.wrappers import Request, Response
 
 from backend.assistant import annotation_masks
-from backend.assistant.annotation_masks import AnnotationFinder, MaskReader
+from backend.assistant.annotation_masks import MOST_WAITING, AnnotationFinder, AnnotationMasks, MaskReader
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import ProposedRegion, region_results
+from backend.queries import Task
+from backend.serving.batch_queue import Caller
 from tests.backend.assistant.annotators import Annotator, draft
 from tests.backend.editor import Json, ask, click, colour, ids, masks, prompt, task, texts
 from tests.backend.web_server import Web, as_json
@@ -223,6 +227,35 @@ def test_waiting_ends(
     monkeypatch.setattr(finder_of(app), "_wait_s", 0.2)
 
     assert is_new(anna.ask(click(*RED, "1")), first)
+
+
+def test_few_clicks_wait_at_a_time() -> None:
+    """Each holds a thread of the server; further ones are answered without the draft."""
+    entered, free = Semaphore(0), Event()
+
+    class Slow:
+        def drafts(self, task_id: int, timeout_s: float) -> list[Json]:
+            entered.release()
+            free.wait(20)
+            return []
+
+    finder, one = AnnotationFinder(Slow(), wait_s=0.1), Interaction("1", "click", (0.5, 0.5, 0.5, 0.5))
+    unknown = AnnotationMasks("", "", ())
+
+    def confirm() -> AnnotationMasks:
+        return finder.confirmed(unknown, Task("1", {}), (), [one], CONFIG, Caller())
+
+    waiting = [Thread(target=confirm) for _ in range(MOST_WAITING)]
+    for thread in waiting:
+        thread.start()
+    assert all(entered.acquire(timeout=20) for _ in waiting)
+
+    assert confirm().certain == []
+
+    assert not entered.acquire(blocking=False)
+    free.set()
+    for thread in waiting:
+        thread.join()
 
 
 def finder_of(app: Flask) -> AnnotationFinder:

@@ -307,6 +307,16 @@ def test_a_click_that_cannot_be_obeyed_is_told_and_the_mask_stays(
     assert texts(anna.ask(click(*RED, "3")), "status") is None
 
 
+def test_a_message_ends_although_the_first_draft_came_after_it(anna: Annotator) -> None:
+    told = anna.ask(click(*FAR, "1", positive=False))
+    anna.save()
+
+    after = anna.ask(click(*RED, "2"))
+
+    assert texts(told, "status")
+    assert texts(after, "status") == []
+
+
 def test_many_clicks_are_refused_at_once(anna: Annotator) -> None:
     """Each needs the model, which all annotators share."""
     clicks = [click(*RED, str(number)) for number in range(12_000)]

@@ -11,8 +11,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from backend.labelstudio.predictions import ProposedRegion
+from backend.shared_redis import SHOWN_KEY
 from backend.state.displayed_masks import DisplayedMask
-from backend.state.redis_store import KnownProject, RedisStore
+from backend.state.redis_store import MOST_SHOWN, KnownProject, RedisStore
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 
 
@@ -87,3 +88,11 @@ def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
 
     assert not redis_store.alive()
     assert 2 <= len(tries) < 20
+
+
+def test_displayed_masks_of_a_task_are_bounded(redis_store: RedisStore, redis_server: Redis) -> None:
+    masks = [DisplayedMask(str(number), "", {}, shown_s=float(number)) for number in range(MOST_SHOWN + 30)]
+    redis_store.note_shown("1", "2", reversed(masks))
+
+    assert redis_store.shown("1", "2") == masks[30:]
+    assert redis_server.hlen(SHOWN_KEY.format(project="1", task="2")) == MOST_SHOWN
