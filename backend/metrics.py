@@ -8,9 +8,11 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from backend.corrections import Tally
+from backend.corrections import Tally, merged
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
+OUTCOMES = ("accepted", "edited", "deleted", "added", "missed")
+"""Of a mask, as counted by `backend.corrections`."""
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 NO_LINE = "default"
 """Label of the line of requests without a project."""
@@ -118,6 +120,12 @@ class Metrics:
             ["version", "label", "outcome"],
             registry=self.registry,
         )
+        self.line_corrections = Gauge(
+            "sspsam_line_corrections",
+            "The same, by line of versions",
+            ["line", "outcome"],
+            registry=self.registry,
+        )
         self.correction_iou = Gauge(
             "sspsam_corrections_mean_iou",
             "Mean IoU of proposed and submitted masks",
@@ -137,12 +145,17 @@ class Metrics:
         for work, count in counts.items():
             self.skipped.labels(work).set(count)
 
-    def set_corrections(self, tallies: Iterable[Tally]) -> None:
-        """Exports the worker's counts of corrections."""
+    def set_corrections(self, by_line: Iterable[tuple[str, Tally]]) -> None:
+        """Exports the worker's counts of corrections, each with the line of its project."""
         self.corrections.clear()
+        self.line_corrections.clear()
         self.correction_iou.clear()
-        for tally in tallies:
-            for outcome in ("accepted", "edited", "deleted", "added", "missed"):
+        counted = list(by_line)
+        for line, tally in counted:
+            for outcome in OUTCOMES:
+                self.line_corrections.labels(line, outcome).inc(getattr(tally, outcome))
+        for tally in merged(tally for _, tally in counted):
+            for outcome in OUTCOMES:
                 self.corrections.labels(tally.version, tally.label, outcome).set(getattr(tally, outcome))
             if tally.mean_iou is not None:
                 self.correction_iou.labels(tally.version, tally.label).set(tally.mean_iou)

@@ -7,11 +7,10 @@ from typing import Any
 
 from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
 
-from backend.corrections import merged
 from backend.events import read_event
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
-from backend.queries import PredictQuery, parse_setup
+from backend.queries import PredictQuery, parse_setup, project_number
 from backend.service import Service
 from backend.web.dashboard import start_page
 from backend.web.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
@@ -84,7 +83,10 @@ def versions() -> Response:
 @routes.get("/metrics")
 def metrics() -> Response:
     parts = service()
-    parts.metrics.set_corrections(merged(counted.tally for counted in parts.redis_store.corrections()))
+    parts.metrics.set_corrections(
+        (parts.engine.line_of(str(counted.project)), counted.tally)
+        for counted in parts.redis_store.corrections()
+    )
     parts.metrics.set_skipped(parts.skipped.counts())
     status, embeddings = parts.engine.status(), parts.engine.embeddings
     refused = [(refusal.line, refusal.version) for refusal in status.refusals]
@@ -100,7 +102,7 @@ def index() -> str | Response:
     """The start page for browsers; other clients get the response of /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
         return health()
-    page = start_page(service())
+    page = start_page(service(), project_number(request.args.get("project", "")))
     return render_template("start.html", page=page, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
 
 

@@ -17,7 +17,8 @@ from backend.serving.served_lines import Refusal
 from backend.state.redis_store import KnownProject, Problem, RedisStore
 from backend.state.skipped_items import SkippedItem, reason_of
 from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
-from sspsam.version_store.store import HistoryEntry, VersionCard, VersionError
+from sspsam.version_store.lines import StoreState, line_of_project
+from sspsam.version_store.store import VersionCard, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class VersionRow:
     """A row of the version table."""
 
     card: VersionCard
-    serves: bool
+    serves: Sequence[str]
+    """Who it serves: names of projects, or of lines without one; empty if it serves none on the page."""
     served_since: str
     """ISO 8601; empty for base weights and versions that never served."""
     metric: str
@@ -50,6 +52,17 @@ class VersionRow:
     def training(self) -> str:
         """How it was trained, in one sentence; empty for base weights."""
         return how_trained(self.card)
+
+
+@dataclass(frozen=True)
+class ServingVersion:
+    """A version that serves projects on the page."""
+
+    version: str
+    projects: Sequence[KnownProject]
+    """Empty for requests without a project, if none is known."""
+    row: VersionRow | None
+    """None if its card cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,9 @@ class StartPage:
     """Everything on the page."""
 
     status: EngineStatus
-    serving: VersionRow | None
+    project: str
+    """The project that the page is about; empty for all of them."""
+    serving: Sequence[ServingVersion]
     versions: Sequence[VersionRow]
     """Newest first."""
     fine_tunes: Sequence[FineTune]
@@ -86,41 +101,71 @@ class StartPage:
     waiting_jobs: Mapping[str, int]
     """By queue."""
     corrections: Sequence[Tally] = ()
-    """Over all labels and projects, by version, newest first."""
+    """Over all labels and the projects on the page, by version, newest first."""
     corrected_labels: Sequence[Tally] = ()
-    """By label, for the serving version."""
+    """By label, for the versions that serve these projects."""
     warnings: Sequence[str] = field(default=())
 
 
-def start_page(service: Service) -> StartPage:
-    """Collects the page's content; anything unreadable becomes a warning on the page."""
-    status = service.engine.status()
-    warnings = [_refusal_text(refusal) for refusal in status.refusals]
+def start_page(service: Service, project: str = "") -> StartPage:
+    """Collects the page's content; anything unreadable becomes a warning on the page.
+
+    Args:
+        service: The service.
+        project: ID of a project: restricts the page to its line of versions and to the projects of that line.
+    """
+    status, known = service.engine.status(), service.redis_store.projects()
+    line = service.engine.line_of(project) if project else None
+    shown = [one for one in known if line is None or service.engine.line_of(one.project_id) == line]
+    serving = _serving_projects(service, shown, project)
+    warnings = [_refusal_text(refusal) for refusal in status.refusals if line in (None, refusal.line)]
     if not service.redis_store.alive():
         warnings.append("Redis does not respond: corrections are not collected. Check REDIS_URL.")
     if not service.settings.label_studio_api_key.get_secret_value():
         warnings.append("No API key for Label Studio: its images cannot be read. Set LABEL_STUDIO_API_KEY.")
     try:
-        cards = service.versions.list()
-        rows = _version_rows(cards, service.versions.history(), status.version)
-        fine_tunes = latest_fine_tunes(service.versions, cards)
+        cards = service.versions.list(line)
+        rows = _version_rows(cards, service.versions.state(), serving)
+        fine_tunes = latest_fine_tunes(
+            service.versions, [card for card in cards if line is None or card.line == line]
+        )
     except (VersionError, OSError) as error:
         rows, fine_tunes = [], []
         warnings.append(f"Cannot read the version store: {error}")
-    tallies = [counted.tally for counted in service.redis_store.corrections()]
+    ids = {one.project_id for one in shown} | {project}
+    tallies = [
+        counted.tally
+        for counted in service.redis_store.corrections()
+        if not project or str(counted.project) in ids
+    ]
+    by_version = {row.card.version_id: row for row in rows}
     return StartPage(
         status=status,
-        serving=next((row for row in rows if row.serves), None),
+        project=project,
+        serving=[
+            ServingVersion(version, projects, by_version.get(version))
+            for version, projects in serving.items()
+        ],
         versions=rows[::-1],
         fine_tunes=fine_tunes,
-        projects=[_project_row_or_problem(project, service) for project in service.redis_store.projects()],
+        projects=[_project_row_or_problem(one, service) for one in shown],
         label_studio_url=service.settings.label_studio_for_browsers,
         backend_url=service.settings.backend_url,
         waiting_jobs=service.redis_store.waiting_jobs(),
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
-        corrected_labels=merged(tally for tally in tallies if tally.version == status.version),
+        corrected_labels=merged(replace(tally, version="") for tally in tallies if tally.version in serving),
         warnings=warnings,
     )
+
+
+def _serving_projects(
+    service: Service, shown: Sequence[KnownProject], project: str
+) -> dict[str, list[KnownProject]]:
+    """Version -> the projects on the page that it serves."""
+    serving: dict[str, list[KnownProject]] = {}
+    for one in shown:
+        serving.setdefault(service.engine.version_of(one.project_id), []).append(one)
+    return serving or {service.engine.version_of(project): []}
 
 
 def _refusal_text(refusal: Refusal) -> str:
@@ -139,13 +184,23 @@ def _by_version(tallies: Sequence[Tally], versions: Sequence[str]) -> list[Tally
 
 
 def _version_rows(
-    cards: Sequence[VersionCard], history: Sequence[HistoryEntry], serving: str
+    cards: Sequence[VersionCard], state: StoreState, serving: Mapping[str, Sequence[KnownProject]]
 ) -> list[VersionRow]:
-    since = {entry.version_id: entry.at for entry in history}
-    return [_version_row(card, card.version_id == serving, since.get(card.version_id, "")) for card in cards]
+    since = {entry.version_id: entry.at for line in state.every_line() for entry in line.history}
+    names = {
+        version: [_name(project) for project in projects] or ["requests without a project"]
+        for version, projects in serving.items()
+    }
+    return [
+        _version_row(card, names.get(card.version_id, ()), since.get(card.version_id, "")) for card in cards
+    ]
 
 
-def _version_row(card: VersionCard, serves: bool, served_since: str) -> VersionRow:
+def _name(project: KnownProject) -> str:
+    return project.title or f"project {project.project_id}"
+
+
+def _version_row(card: VersionCard, serves: Sequence[str], served_since: str) -> VersionRow:
     metric = str(card.metrics.get("metric", DEFAULT_METRIC))
     return VersionRow(
         card=card,
@@ -167,14 +222,16 @@ def _project_row_or_problem(project: KnownProject, service: Service) -> ProjectR
     """A project that cannot be shown does not keep the others from the page."""
     skipped = service.skipped.of(project.project_id)
     try:
-        return replace(_project_row(project, service.redis_store), skipped=skipped)
+        line = service.engine.line_of(project.project_id)
+        return replace(_project_row(project, line, service.redis_store), skipped=skipped)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         logger.exception("project %s cannot be shown", project.project_id)
         return ProjectRow(project, reason_of(error), (), "", "", "", skipped=skipped)
 
 
-def _project_row(project: KnownProject, redis_store: RedisStore) -> ProjectRow:
-    decision, progress = redis_store.decision(project.project_id), redis_store.progress(project.project_id)
+def _project_row(project: KnownProject, line: str, redis_store: RedisStore) -> ProjectRow:
+    line = line or line_of_project(int(project.project_id))  # before the store has been read
+    decision, progress = redis_store.decision(line), redis_store.progress(line)
     try:
         missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
     except LabelingConfigError as error:

@@ -69,6 +69,8 @@ def test_metrics_show_them(client: FlaskClient, log: CorrectionLog) -> None:
     assert 'sspsam_corrections{label="cat",outcome="accepted",version="v1"} 4.0' in text
     assert 'sspsam_corrections{label="dog",outcome="deleted",version="v2"} 1.0' in text
     assert 'sspsam_corrections_mean_iou{label="cat",version="v1"} 0.8333' in text
+    assert 'sspsam_line_corrections{line="project-7",outcome="accepted"} 2.0' in text
+    assert 'sspsam_line_corrections{line="project-8",outcome="deleted"} 1.0' in text
     log.forget(7, [1])
     log.forget(8, [2])
     assert "sspsam_corrections{" not in client.get("/metrics").text

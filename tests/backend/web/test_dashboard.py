@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.wrappers import Response
 
+from backend.corrections import CorrectionLog, Tally
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from backend.state.redis_store import PROBLEMS_KEPT, PROBLEMS_S
@@ -173,6 +174,40 @@ def test_a_damaged_list_of_pictures_shows_none(app: Flask, client: FlaskClient, 
 
     assert len(page.texts("h3")) == 1
     assert "img" not in page.tags
+
+
+def test_each_project_is_shown_with_its_own_line(
+    app: Flask, client: FlaskClient, redis_server: Redis
+) -> None:
+    """Neither versions, pictures, corrections, decisions nor errors of another project are on its page."""
+    parts = service_of(app)
+    versions, redis_store = parts.versions, parts.redis_store
+    tuned = {}
+    for shift, project in enumerate((7, 9), start=1):
+        client.post("/setup", json={"project": f"{project}.1", "schema": RECOMMENDED_CONFIG})
+        redis_store.note_title(str(project), f"Project of user {project}")
+        card = replace(CARD, line=f"project-{project}", data={"project": project})
+        listed = [{"file": "a.webp", "phrase": f"cat {project}", "before": 0.1, "after": 0.9}]
+        files: dict[str, Path | str] = {"before-after.json": json.dumps(listed), "a.webp": "picture"}
+        tuned[project] = versions.publish({"shift": torch.tensor(shift)}, card, files).version_id
+        versions.promote(tuned[project], f"better {project}")
+        tally = Tally(tuned[project], f"label {project}", accepted=2)
+        CorrectionLog(redis_server).note(project, 1, [tally, replace(tally, label="other")])
+        redis_store.note_problem(str(project), "1", f"problem {project}")
+    wait_until(
+        lambda: [parts.engine.version_of(str(project)) for project in tuned] == [*tuned.values()],
+        "both serve",
+    )
+    whole = client.get("/").text
+    for project, other in ((7, 9), (9, 7)):
+        text = client.get(f"/?project={project}").text
+        page = Page(text)
+        assert page.text_of("serving") == tuned[project]
+        assert untold(text, f"cat {project}", f"better {project}", f"problem {project}") == []
+        assert page.values("img", "src") == [f"reports/{tuned[project]}/a.webp"]
+        told = (tuned[other], f"cat {other}", f"better {other}", f"label {other}", f"problem {other}")
+        assert untold(text, *told, f"user {other}") == [*told, f"user {other}"]
+        assert untold(whole, *told, f"?project={project}") == []
 
 
 def test_a_version_that_cannot_be_loaded_is_a_warning(app: Flask, client: FlaskClient) -> None:
