@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common.kept import KeepingPredictor
@@ -41,6 +42,7 @@ from backend.settings import Settings
 from finetune.data.records import RefRecord
 from finetune.evaluation.evaluate import evaluate
 from sspsam import VersionStore, mask_to_coco_rle
+from sspsam.version_store.lines import ModelLines
 from sspsam.version_store.store import VersionCard
 from tests.annotator_client import AnnotatorClient
 from tests.integration.conftest import LABEL_STUDIO, free_port
@@ -177,42 +179,69 @@ class Service:
     url: str
     secret: str
     model_dir: Path
+    model_lines: ModelLines = "project"
 
     def teach(self, scenes: Sequence[NovelScene]) -> VersionCard:
-        """Annotates like a user, starts the training, and waits until a version is judged and serves."""
-        client, store = self.client, VersionStore(self.model_dir, PRESET)
-        project = int(client.create_project("Lesson", RECOMMENDED_CONFIG)["id"])
+        """Corrects the scenes in a project of their own, and trains on them."""
+        project = self.connect("Lesson")
+        self.correct(project, scenes)
+        return self.train(project)
+
+    def connect(self, title: str) -> int:
+        """Creates a connected project."""
+        project = int(self.client.create_project(title, RECOMMENDED_CONFIG)["id"])
+        connect_project(self.client, project, self.url, webhook_secret=self.secret)
+        return project
+
+    def correct(self, project: int, scenes: Sequence[NovelScene]) -> None:
+        """Adds scenes to a project, annotates them like a user, and waits for their records."""
+        collection = Collection(self.model_dir, project)
+        wanted, backend = len(collection.records()) + len(scenes), self.backend(project)
+        for task, scene in zip(self.upload(project, scenes), scenes, strict=True):
+            self._correct(backend, task, scene)
+        wait_until(lambda: len(collection.records()) == wanted, COLLECT_S)
+
+    def upload(self, project: int, scenes: Sequence[NovelScene]) -> list[int]:
+        """Adds scenes to a project; returns their tasks."""
+        known = {int(task["id"]) for task in self.client.tasks(project)}
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{number:03d}.png" for number in range(len(scenes))]
             for path, scene in zip(paths, scenes, strict=True):
                 path.write_bytes(png(scene))
-            client.upload_images(project, paths)
-        connect_project(client, project, self.url, webhook_secret=self.secret)
-        backend = int(client.ml_backends(project)[0]["id"])
-        for task, scene in zip(client.tasks(project), scenes, strict=True):
-            self._correct(backend, int(task["id"]), scene)
-        collection = Collection(self.model_dir, project)
-        wait_until(lambda: len(collection.records()) == len(scenes), COLLECT_S)
+            self.client.upload_images(project, paths)
+        return [number for task in self.client.tasks(project) if (number := int(task["id"])) not in known]
+
+    def train(self, project: int) -> VersionCard:
+        """Starts the training, and waits until a version is judged and the right one serves."""
+        store = VersionStore(self.model_dir, PRESET, model_lines=self.model_lines)
         known = len(store.list())
-        client.start_training(backend)
+        self.client.start_training(self.backend(project))
         wait_until(lambda: len(store.list()) > known and store.list()[-1].status != "candidate", FINETUNE_S)
-        card = store.list()[-1]
         serving = store.current(store.line_of(project))
-        wait_until(lambda: client.ml_backends(project)[0]["model_version"] == serving, SWAP_S)
-        return card
+        wait_until(lambda: self.client.ml_backends(project)[0]["model_version"] == serving, SWAP_S)
+        return store.list()[-1]
+
+    def backend(self, project: int) -> int:
+        return int(self.client.ml_backends(project)[0]["id"])
+
+    def ask(self, backend: int, task: int, phrase: str) -> list[dict[str, Any]]:
+        """The results that an annotator gets who types a phrase."""
+        prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
+        context = {"result": [{**prompt, "value": {"text": [phrase]}}]}
+        answer = self.client.interactive_predict(backend, task, context)
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
 
     def _correct(self, backend: int, task: int, scene: NovelScene) -> None:
         """Types the phrase and saves the true mask, replacing the proposed one or drawn by hand."""
-        prompt = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
-        context = {"result": [{**prompt, "value": {"text": [scene.phrase]}}]}
-        drawn = self.client.interactive_predict(backend, task, context)["data"]["result"]
+        drawn = self.ask(backend, task, scene.phrase)
         region = next((one["id"] for one in drawn if one["from_name"] == "mask"), f"drawn{task}")
         results = region_results(ProposedRegion(region, scene.phrase, scene.mask, score=0.5), CONFIG)
         self.client.create_annotation(task, results)
 
 
 @contextmanager
-def service(folder: Path) -> Iterator[Service]:
+def service(folder: Path, model_lines: ModelLines = "project") -> Iterator[Service]:
     """Starts everything as `sspsam demo` does."""
     console, secret, port = Console(quiet=True), secrets.token_hex(8), free_port()
     account = Account("annotator@example.com", "password", secrets.token_hex(20))
@@ -226,6 +255,7 @@ def service(folder: Path) -> Iterator[Service]:
         "MODEL_DIR": str(folder / "models"),
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         "PRESET": PRESET,
+        "MODEL_LINES": model_lines,
         "FINETUNE_AFTER": "1000",  # "Start Training" begins it
         "PREFETCH_TASKS": "0",
         "DEVICE": "cpu",
@@ -236,7 +266,7 @@ def service(folder: Path) -> Iterator[Service]:
         supervisor.wait_until_ready("label-studio")
         start_service(supervisor, console, told, start_redis(supervisor, folder / "redis", console), port)
         client = AnnotatorClient(told["LABEL_STUDIO_URL"], account.token)
-        yield Service(client, told["PUBLIC_URL"], secret, folder / "models")
+        yield Service(client, told["PUBLIC_URL"], secret, folder / "models", model_lines)
 
 
 def wait_until(condition: Callable[[], bool], within_s: float) -> None:

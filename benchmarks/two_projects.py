@@ -188,8 +188,8 @@ def main() -> None:
         f"The first project learns {NOUN}, the second {OTHER_NOUN}, and calls a {MISNAMED} {NOUN}: "
         f"{options.corrections} corrected images for each word, a quarter of which the gate holds out; end "
         f"to end with Label Studio, worker, gate and swap. mIoU on {options.fresh} unseen scenes for each "
-        "word, with the version that serves its project: at first, after the training of the first project, and "
-        f"after that of the second. Target with lines apart: {TARGET} each, and no answer of the first "
+        "word, with the version that serves its project: at first, after the training of the first project, "
+        f"and after that of the second. Target with lines apart: {TARGET} each, and no answer of the first "
         "project changed.",
         table(
             ["lines", "project", "word", "at first", "after the first", "after the second"],
