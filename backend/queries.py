@@ -17,6 +17,13 @@ from backend.state.redis_store import KnownProject
 
 Results = list[Mapping[str, Any]]
 
+ID_MAX_CHARACTERS = 100
+"""Of projects and tasks; Label Studio's are numbers, some with a fraction."""
+MAX_DEPTH = 32
+"""Of nested values that are kept."""
+EXTRA_PARAMS_MAX_CHARACTERS = 2**20
+"""Of a project's phrases, as JSON."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,7 +53,7 @@ class Task:
     def parse(cls, payload: object) -> Task:
         fields = _mapping(payload, "tasks[]")
         return cls(
-            task_id=str(fields.get("id", "")),
+            task_id=short_id(fields.get("id", ""), "tasks[].id"),
             data=_mapping(fields.get("data") or {}, "tasks[].data"),
             annotations=_mappings(fields.get("annotations")),
             drafts=_mappings(fields.get("drafts")),
@@ -100,7 +107,7 @@ def parse_setup(payload: object) -> KnownProject:
     return KnownProject(
         project_id=project_number(fields.get("project")),
         label_config=str(fields.get("schema") or ""),
-        extra_params=fields.get("extra_params"),
+        extra_params=_bounded(fields.get("extra_params"), "extra_params"),
         seen_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -117,7 +124,23 @@ def draft_version_of(draft: Mapping[str, Any]) -> str:
 
 def project_number(value: object) -> str:
     """Label Studio names project `2` as `2.1795330931` in requests to backends."""
-    return "" if value is None else str(value).partition(".")[0]
+    number = "" if value is None else short_id(value, "project")
+    return number.partition(".")[0]
+
+
+def short_id(value: object, place: str) -> str:
+    """An ID as text.
+
+    Raises:
+        RequestError: longer than any ID of Label Studio.
+    """
+    try:
+        text = str(value)
+    except ValueError as error:  # more digits than Python converts
+        raise RequestError(f"{place} has too many digits") from error
+    if len(text) > ID_MAX_CHARACTERS:
+        raise RequestError(f"{place} has {len(text)} characters, which no ID of Label Studio has")
+    return text
 
 
 def phrases_in(fields: Mapping[str, Any]) -> list[str]:
@@ -125,6 +148,28 @@ def phrases_in(fields: Mapping[str, Any]) -> list[str]:
     many = fields.get("phrases")
     listed = prompt_text.entries(many.splitlines() if isinstance(many, str) else many)
     return list(prompt_text.distinct(listed + prompt_text.entries(fields.get("phrase"))).values())
+
+
+def _bounded(value: object, place: str) -> object:
+    """The value, which is stored and read by others.
+
+    Raises:
+        RequestError: it is too long as JSON, or nested too deeply.
+    """
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RequestError(f"{place} is nested more than {MAX_DEPTH} deep")
+        level = [
+            entry
+            for parent in level
+            if isinstance(parent, Mapping | list)
+            for entry in (parent.values() if isinstance(parent, Mapping) else parent)
+        ]
+    if len(json.dumps(value)) > EXTRA_PARAMS_MAX_CHARACTERS:
+        raise RequestError(f"{place} has more than {EXTRA_PARAMS_MAX_CHARACTERS} characters")
+    return value
 
 
 def _json_mapping(value: object) -> Mapping[str, Any]:

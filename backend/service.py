@@ -31,6 +31,8 @@ from sspsam.version_store.store import VersionCard, VersionError
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
 
+TITLE_MAX_CHARACTERS = 300
+"""Kept of a project's title."""
 _COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING}
 
 logger = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ class Service:
         if isinstance(project, Mapping) and action != START_TRAINING:  # sent separately
             number = project_number(project.get("id"))
             self.redis_store.set_last_webhook_time(number)
-            self.redis_store.note_title(number, str(project.get("title") or ""))
+            self.redis_store.note_title(number, str(project.get("title") or "")[:TITLE_MAX_CHARACTERS])
 
 
 def build_service(

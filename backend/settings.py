@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from backend.images.fetching import HostRule
 from backend.quiet_hours import QuietHours
+from sspsam.images.image_io import IMAGE_MAX_PIXELS
 from sspsam.instance import default_model_dir
 from sspsam.presets import with_image_encoder
 from sspsam.version_store.lines import ModelLines
@@ -142,8 +143,8 @@ class Settings(BaseSettings):
     public_url: Url = ""
     """URL at which Label Studio reaches this backend; default: http://HOST:PORT."""
     image_max_bytes: Annotated[int, Field(ge=1)] = 100 * 2**20
-    image_max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """About 300 MB of RGB."""
+    image_max_pixels: Annotated[int, Field(ge=1)] = IMAGE_MAX_PIXELS
+    """Of images, and of the masks in saved annotations."""
     image_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """For one image, in total."""
     image_hosts: Hosts = ()

@@ -166,7 +166,7 @@ def make_records(
     """
     records = []
     for region in content.regions:
-        if not region.phrase or region.mask.shape != source.image.hw:
+        if not region.phrase or region.hw != source.image.hw:
             logger.warning("region %s of annotation %d is left out", region.region_id, source.annotation)
             continue
         record = source.record(region.phrase, mask_to_coco_rle(region.mask), region.region_id, region.label)

@@ -65,6 +65,9 @@ BATCH_PART = 0.85
 PASSING = (ImageFetchError, LabelStudioError, ModelUnavailableError)
 """Transient errors: a batch then stores nothing, so that Label Studio retries."""
 EMPTY_PHRASE = "the phrase is empty: type what to look for, such as: the dog on the left"
+MAX_PHRASES = 500
+"""Of one task in one request: tokenising them holds up other requests."""
+TOO_MANY_PHRASES = f"there are more than {MAX_PHRASES} phrases: ask for the others afterwards"
 
 logger = logging.getLogger(__name__)
 
@@ -292,8 +295,10 @@ class Assistant:
         config.require("image", "mask")
         assert config.image is not None
         digest = self._images.digest(task.data.get(config.image.value), task.task_id)
+        refused = phrases[MAX_PHRASES:]
+        phrases = phrases[:MAX_PHRASES]
         answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
-        outcome = Outcome(answer.version)
+        outcome = Outcome(answer.version, failed=dict.fromkeys(refused, TOO_MANY_PHRASES))
         texts = {
             region_id: text or ""
             for saved in (*task.annotations, *task.drafts)

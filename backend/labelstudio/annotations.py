@@ -18,11 +18,17 @@ from typing import Any
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig, Tag
-from sspsam import brush_rle_to_mask
-from sspsam.images.masks import BoolMask, MaskFormatError
+from sspsam.images.image_io import IMAGE_MAX_PIXELS
+from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns, brush_rle_to_runs
 
 OUR_ID = re.compile("[0-9a-f]{12}")
 """IDs of regions that were made for a phrase: see `predictions.region_id_for`."""
+
+
+MASKS_PER_IMAGE = 100
+"""As many masks of the largest image are read from one annotation; of smaller images more, in proportion."""
+RLE_BYTES_PER_ANNOTATION = 2**26
+"""Of all masks of an annotation."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,20 @@ class Region:
     region_id: str
     phrase: str | None
     """None if the annotator gave none."""
-    mask: BoolMask
-    """(H, W) in the original frame."""
+    runs: MaskRuns
     label: str | None
     score: float | None = None
     """The model's score, if the model proposed the mask."""
+
+    @property
+    def mask(self) -> BoolMask:
+        """(H, W) in the original frame; made at each call, so that no two masks need be in memory."""
+        return self.runs.to_mask()
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Size of the mask's image."""
+        return self.runs.height, self.runs.width
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,32 @@ class AnnotationContent:
     """Results that are left out, as messages."""
 
 
-def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> AnnotationContent:
+class _Budget:
+    """Bounds what the masks of one annotation take: few bytes can stand for many pixels."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._pixels_left = MASKS_PER_IMAGE * max_pixels
+        self._bytes_left = RLE_BYTES_PER_ANNOTATION
+
+    def spend(self, pixels: int, size_bytes: int) -> None:
+        """Counts a mask, before it is read.
+
+        Raises:
+            MaskFormatError: the masks together are too large.
+        """
+        self._pixels_left -= pixels
+        self._bytes_left -= size_bytes
+        if self._pixels_left < 0 or self._bytes_left < 0:
+            raise MaskFormatError(
+                f"the masks before it in its annotation have {MASKS_PER_IMAGE * self.max_pixels} pixels or "
+                f"{RLE_BYTES_PER_ANNOTATION} bytes together, the most that are read"
+            )
+
+
+def read_annotation(
+    annotation: Mapping[str, Any], config: LabelingConfig, max_pixels: int = IMAGE_MAX_PIXELS
+) -> AnnotationContent:
     """Parses an annotation or a prediction from Label Studio's API.
 
     Cancelled (skipped) annotations are parsed like others: see `annotation["was_cancelled"]`.
@@ -62,6 +102,7 @@ def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> An
     Args:
         annotation: A dict with a `result` list.
         config: The project's labeling config.
+        max_pixels: Masks of larger images are refused before they are read.
 
     Returns:
         Regions in the order of their first result. Empty masks are left out; so are unreadable ones, those on
@@ -70,13 +111,14 @@ def read_annotation(annotation: Mapping[str, Any], config: LabelingConfig) -> An
     groups = _by_id(_results(annotation))
     regions, problems = [], []
     elsewhere: Counter[str] = Counter()
+    budget = _Budget(max_pixels)
     for region_id, group in groups.items():
         try:
-            region = _region(region_id, group, config)
+            region = _region(region_id, group, config, budget)
         except MaskFormatError as error:
             problems.append(f"region {region_id}: {error}")
             continue
-        if region is not None and region.mask.any():
+        if region is not None and not region.runs.is_empty:
             regions.append(region)
         elsewhere.update({_place(brush) for brush in group if _is_foreign_brush(brush, config)})
     problems += [f"{count} masks on the image “{name}” are left out" for name, count in elsewhere.items()]
@@ -161,12 +203,15 @@ def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return groups
 
 
-def _region(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> Region | None:
+def _region(
+    region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig, budget: _Budget
+) -> Region | None:
     """Returns the region of results that share an ID; None without a brush mask."""
     brush = _brush(group, config)
     if brush is None:
         return None
-    return Region(region_id, _phrase(region_id, group, config), _mask(brush), _label(brush), _score(brush))
+    phrase, runs = _phrase(region_id, group, config), _runs(brush, budget)
+    return Region(region_id, phrase, runs, _label(brush), _score(brush))
 
 
 def _brush(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[str, Any] | None:
@@ -211,12 +256,16 @@ def _place(result: Mapping[str, Any]) -> str:
     return f"{result.get('to_name', '')}{f', page {page}' if page else ''}"
 
 
-def _mask(brush: Mapping[str, Any]) -> BoolMask:
+def _runs(brush: Mapping[str, Any], budget: _Budget) -> MaskRuns:
     try:
         height, width = int(brush["original_height"]), int(brush["original_width"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MaskFormatError("a brush result without the size of its image") from error
-    return brush_rle_to_mask(brush["value"]["rle"], height, width)
+    rle = brush["value"]["rle"]
+    if not isinstance(rle, list):
+        raise MaskFormatError("brush RLE is not a list of numbers 0..255")
+    budget.spend(height * width, len(rle))
+    return brush_rle_to_runs(rle, height, width, budget.max_pixels)
 
 
 def _phrase(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:

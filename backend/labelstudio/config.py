@@ -23,6 +23,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from xml.sax.saxutils import escape
 
@@ -83,11 +84,14 @@ class Label:
             Lower is better: position in the phrase, then specificity of the name; None without a match.
         """
         text = _spelling(phrase)
-        places = {
-            name: _named_at(text, _spelling(name)) for name in (self.value, self.alias, *self.predicted)
-        }
-        found = ((place, -len(name)) for name, place in places.items() if place is not None)
-        return min(found, default=None)
+        found = ((_named_at(text, spelling), -length) for spelling, length in self._spellings)
+        return min(((place, order) for place, order in found if place is not None), default=None)
+
+    @cached_property
+    def _spellings(self) -> tuple[tuple[str, int], ...]:
+        """Of each name, with the name's length."""
+        names = (self.value, self.alias, *self.predicted)
+        return tuple((_spelling(name), len(name)) for name in names if name.strip())
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,7 @@ def _spelling(text: str) -> str:
 
 def _named_at(text: str, name: str) -> int | None:
     """Where a text has a name as whole words, also in the plural; both as `_spelling` has them."""
-    start = text.find(name) if name else -1
+    start = text.find(name)
     while start >= 0:
         behind = text[start + len(name) : start + len(name) + 3]
         whole = start == 0 or not _is_word(text[start - 1])

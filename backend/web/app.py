@@ -86,6 +86,7 @@ def create_app(
     app.register_error_handler(BackendError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(UnicodeEncodeError, _answer_half_character)
+    app.register_error_handler(RecursionError, _answer_depth)
     app.register_error_handler(Exception, _answer_bug)
 
     @app.before_request
@@ -125,6 +126,11 @@ def _answer_http_error(error: HTTPException) -> tuple[Response, int]:
 def _answer_half_character(error: UnicodeEncodeError) -> tuple[Response, int]:
     """Rejects lone surrogates: valid in JSON, but not encodable in UTF-8 and therefore not storable."""
     return _answer_error(RequestError("the body contains an invalid character (a lone surrogate)"))
+
+
+def _answer_depth(error: RecursionError) -> tuple[Response, int]:
+    """Rejects values that can be read, but are nested too deeply for what is done with them."""
+    return _answer_error(RequestError("the body is nested too deeply"))
 
 
 def _answer_bug(error: Exception) -> tuple[Response, int]:

@@ -8,6 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sspsam.images.masks import MAX_PIXELS
+
+IMAGE_MAX_PIXELS = 100_000_000
+"""Default limit of the service, for images and masks: about 300 MB of RGB."""
+
 
 class PictureError(ValueError):
     """A file that cannot be read as an image, or a path that cannot be written. The message names it."""
@@ -21,6 +26,10 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:  # the header is read, and nothing decoded
+                raise PictureError(
+                    f"{path} has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS} are read"
+                )
             return picture_to_pixels(picture)
     except FileNotFoundError as error:
         raise PictureError(f"there is no image {path}") from error

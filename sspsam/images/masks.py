@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -29,6 +30,7 @@ CHANNELS = 4  # RGBA
 ALPHA_THRESHOLD = 127  # alpha values above this are mask: brush strokes have antialiased edges
 
 MAX_PIXELS = 2**28  # limit for decoding; 16 Ki x 16 Ki
+MAX_RLE_BYTES = 2**24  # of brush RLE; a ragged mask of 100 megapixels has a third of that
 
 _MAX_UNITS = 7  # characters per count of COCO RLE: 35 bits
 _WORD_BITS = 8
@@ -73,6 +75,27 @@ def mask_to_brush_rle(mask: npt.NDArray[Any]) -> list[int]:
     return _pack_bits(codes, np.concatenate(([32, _HEADER_BITS - 32], code_bits)))
 
 
+@dataclass(frozen=True)
+class MaskRuns:
+    """A mask as runs of equal pixels, row by row: its size in memory is that of its RLE, not of its image."""
+
+    height: int
+    width: int
+    filled: BoolMask
+    """Of each run."""
+    lengths: _Ints
+    """Of each run, in pixels; some are 0."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.lengths[self.filled].any()
+
+    def to_mask(self) -> BoolMask:
+        """Returns (H, W) bool."""
+        mask: BoolMask = np.repeat(self.filled, self.lengths)
+        return mask.reshape(self.height, self.width)
+
+
 def brush_rle_to_mask(rle: Sequence[int], height: int, width: int) -> BoolMask:
     """Decodes Label Studio's brush RLE; alpha above 127 is mask.
 
@@ -85,12 +108,31 @@ def brush_rle_to_mask(rle: Sequence[int], height: int, width: int) -> BoolMask:
         (H, W) bool.
 
     Raises:
-        MaskFormatError: The stream is truncated, is not bytes, or is of another image size.
+        MaskFormatError: The stream is truncated, is not bytes, is of another image size, or is too large.
     """
+    return brush_rle_to_runs(rle, height, width).to_mask()
+
+
+def brush_rle_to_runs(rle: Sequence[int], height: int, width: int, max_pixels: int = MAX_PIXELS) -> MaskRuns:
+    """Reads Label Studio's brush RLE, as `brush_rle_to_mask`, without making the mask.
+
+    Args:
+        rle: Bytes as ints 0..255.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        max_pixels: Larger images are refused before anything is read: few bytes can stand for many pixels.
+
+    Raises:
+        MaskFormatError: As there.
+    """
+    if min(height, width) < 0 or height * width > max_pixels:
+        raise MaskFormatError(f"a mask of {height} x {width} pixels; at most {max_pixels} are read")
     try:
-        data = np.frombuffer(bytes(rle) if len(rle) else b"", dtype=np.uint8)
+        data = np.frombuffer(bytes(rle[: MAX_RLE_BYTES + 1]) if len(rle) else b"", dtype=np.uint8)
     except (TypeError, ValueError) as error:
         raise MaskFormatError(f"brush RLE is not a list of numbers 0..255: {error}") from error
+    if data.size > MAX_RLE_BYTES:
+        raise MaskFormatError(f"brush RLE of more than {MAX_RLE_BYTES} bytes, the most that are read")
     if data.size * 8 < _HEADER_BITS:
         raise MaskFormatError(f"brush RLE is cut: {data.size} bytes do not hold its header")
     return _decode(data, height, width)
@@ -235,11 +277,11 @@ def _pack_bits(codes: npt.NDArray[np.uint64], code_bits: _Ints) -> list[int]:
     return packed
 
 
-def _decode(data: npt.NDArray[np.uint8], height: int, width: int) -> BoolMask:
+def _decode(data: npt.NDArray[np.uint8], height: int, width: int) -> MaskRuns:
     header = int.from_bytes(data[:7].tobytes(), "big") >> 3
     n_elements, word_bits = header >> 21, (header >> 16 & 31) + 1
     field_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
-    if n_elements != height * width * CHANNELS or n_elements == 0 or min(height, width) < 0:
+    if n_elements != height * width * CHANNELS or n_elements == 0:
         raise MaskFormatError(
             f"brush RLE of {n_elements} elements; "
             f"an image of {height} x {width} pixels has {height * width * CHANNELS}"
@@ -254,15 +296,20 @@ def _decode(data: npt.NDArray[np.uint8], height: int, width: int) -> BoolMask:
     if n_tokens > ends.size:
         held = int(ends[-1]) if ends.size else 0
         raise MaskFormatError(f"brush RLE is cut: {held} of {n_elements} elements")
-    return _fill(tokens, is_run[:n_tokens], counts[:n_tokens], word_positions[:n_tokens], n_elements).reshape(
-        height, width
+    filled, lengths = _fill(
+        tokens, is_run[:n_tokens], counts[:n_tokens], word_positions[:n_tokens], n_elements
     )
+    return MaskRuns(height, width, filled, lengths)
 
 
 def _fill(
     tokens: _TokenReader, is_run: BoolMask, counts: _Ints, word_positions: _Ints, n_elements: int
-) -> BoolMask:
-    """Expands tokens to the alpha channel: element 4p + 3 is pixel p. Literal tokens become single words."""
+) -> tuple[BoolMask, _Ints]:
+    """Runs of the alpha channel: element 4p + 3 is pixel p. Literal tokens become runs of one word.
+
+    Returns:
+        Whether each run is mask, and its length in pixels.
+    """
     repeats = np.where(is_run, 1, counts)
     if not is_run.all():
         first = np.cumsum(repeats) - repeats
@@ -274,9 +321,8 @@ def _fill(
     # A token that ends within a pixel does not cover its alpha, the last of four bytes: floor division
     # gives that pixel to the token that does.
     pixel_ends = np.minimum(np.cumsum(counts), n_elements) // CHANNELS
-    filled = tokens.words(word_positions) > ALPHA_THRESHOLD
-    mask: BoolMask = np.repeat(filled, np.diff(pixel_ends, prepend=0))
-    return mask
+    filled: BoolMask = tokens.words(word_positions) > ALPHA_THRESHOLD
+    return filled, np.diff(pixel_ends, prepend=0)
 
 
 class _TokenReader:

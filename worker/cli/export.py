@@ -84,7 +84,9 @@ def export(
         _user_ids(services.label_studio, annotator or []),
         ground_truth,
     )
-    reader = ProjectReader(services.label_studio, project, services.image_hw, selection)
+    reader = ProjectReader(
+        services.label_studio, project, services.image_hw, selection, services.settings.image_max_pixels
+    )
     if out == STANDARD_OUTPUT:
         summary = _export_to(sys.stdout.buffer, file_format, reader, split)
     else:

@@ -177,7 +177,7 @@ def _read(
     Raises:
         ImageError, LabelingConfigError: its image or the project's labeling config cannot be read.
     """
-    content = read_annotation(annotation, config)
+    content = read_annotation(annotation, config, services.settings.image_max_pixels)
     if content.problems:
         services.skipped.note(project, READ, f"annotation {annotation['id']}", "; ".join(content.problems))
     else:

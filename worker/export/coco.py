@@ -160,16 +160,17 @@ class CocoWriter:
         return [{"id": number, "name": name, "supercategory": ""} for name, number in self.categories.items()]
 
     def _add_region(self, image: LabelledImage, entry: Mapping[str, Any], region: Region) -> Json:
-        x0, y0, x1, y1 = mask_to_box_xyxy(region.mask)
+        mask = region.mask
+        x0, y0, x1, y1 = mask_to_box_xyxy(mask)
         annotations = self._lists["annotations"]
         category = self.categories.setdefault(region.label or NO_LABEL, len(self.categories) + 1)
-        segmentation = mask_to_polygons(region.mask) if self._polygons else mask_to_coco_rle(region.mask)
+        segmentation = mask_to_polygons(mask) if self._polygons else mask_to_coco_rle(mask)
         annotation = {
             "id": annotations.count + 1,
             "image_id": image.task,
             "category_id": category,
             "segmentation": segmentation,
-            "area": int(region.mask.sum()),
+            "area": int(mask.sum()),
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "iscrowd": 0,
             "phrase": region.phrase,

@@ -17,6 +17,7 @@ from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.state.skipped_items import reason_of
+from sspsam.images.image_io import IMAGE_MAX_PIXELS
 
 Json = dict[str, Any]
 
@@ -126,6 +127,7 @@ class ProjectReader:
         project_id: int,
         image_size: ImageSize,
         selection: Selection = EVERYTHING,
+        max_pixels: int = IMAGE_MAX_PIXELS,
     ) -> None:
         try:
             self.project = client.project(project_id)
@@ -138,6 +140,7 @@ class ProjectReader:
         self._client = client
         self._image_size = image_size
         self._selection = selection
+        self._max_pixels = max_pixels
         self._file_names: set[str] = set()
 
     @property
@@ -180,7 +183,7 @@ class ProjectReader:
         try:
             if not self._selection.takes(entry):
                 return None
-            content = read_annotation(entry, self.config)
+            content = read_annotation(entry, self.config, self._max_pixels)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             self.summary.note(f"an annotation of task {task} is left out: {reason_of(error)}")
             return None
@@ -191,15 +194,15 @@ class ProjectReader:
     def _image(
         self, task: Mapping[str, Any], contents: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
     ) -> LabelledImage:
-        masks = [region.mask for _, content in contents for region in content.regions]
+        regions = [region for _, content in contents for region in content.regions]
         assert self.config.image is not None
         value = (task.get("data") or {}).get(self.config.image.value, "")
         url = urljoin(f"{self.url}/", str(value))
         name = self._file_name(task["id"], url)
-        hw = (masks[0].shape[0], masks[0].shape[1]) if masks else self._size_of(task["id"], value)
+        hw = regions[0].hw if regions else self._size_of(task["id"], value)
         self.summary.images += 1
         self.summary.several += len(contents) > 1
-        self.summary.masks += len(masks)
+        self.summary.masks += len(regions)
         self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
         return LabelledImage(task["id"], name, url, hw, contents)
 
