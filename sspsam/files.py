@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,7 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses this too: the first error counts
+            aside.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:

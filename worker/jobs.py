@@ -44,7 +44,7 @@ from worker.finetuning.decisions import (
     startable_version,
 )
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
-from worker.finetuning.runs import Run, discard_run, find_version, run_folder
+from worker.finetuning.runs import Run, base_of, discard_run, find_version, run_folder
 from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
 from worker.lines import Line
@@ -371,7 +371,7 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
     card = find_version(store, run_id)
     if card is None:
         run = Run.read(run_folder(settings.model_dir, run_id))
-        if outdated := _why_outdated(run, line, store.current(line.name)):
+        if outdated := _why_outdated(run, line, base_of(store, line)):
             return {"status": "outdated", "reason": outdated}
         try:
             card = perform(run, store, settings, _progress_noter(services.redis, line, run_id))

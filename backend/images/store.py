@@ -7,6 +7,7 @@ limits. Files are stored under the sha256 of their bytes, and never served.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ import struct
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -200,10 +201,13 @@ class ImageStore:
             aside.write_bytes(data)
             os.replace(aside, self.path(digest))
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system refuses this too
+                aside.unlink(missing_ok=True)
             logger.error("cannot store images in %s: %s", self.folder, error)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "its disk is full" if full else "its folder MODEL_DIR must be writable"
             raise ImageFetchError(
-                f"the backend cannot store the image ({error.strerror}): its disk may be full"
+                f"the backend cannot store the image ({error.strerror}): {advice}"
             ) from error
 
     def _turn(self, image: Image.Image) -> AbstractContextManager[object]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from backend.errors import ImageFetchError
 from backend.state.redis_store import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, region
 from tests.worker.reconciling import reconcile_all
@@ -99,3 +102,27 @@ def test_the_state_of_the_store_stops_no_collection(
     assert [record.phrase for record in services.collection(PROJECT).records()] == ["another ring"]
     assert jobs.check_projects().keys() == {str(PROJECT), str(OTHER)}
     assert "decide" in {item.work for item in services.skipped.of(PROJECT)}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EROFS, "MODEL_DIR must be writable"), (errno.ENOSPC, "its disk is full")]
+)
+def test_a_folder_that_takes_no_image_is_named(
+    services: Services,
+    label_studio: LabelStudioServer,
+    mask: npt.NDArray[np.bool_],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    words: str,
+) -> None:
+    """A read-only file system refuses also to remove the partial file."""
+
+    def refuse(self: Path, *arguments: object, **named: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    label_studio.add_task(9, PROJECT, np.full((*mask.shape, 3), 99, dtype=np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(ImageFetchError, match=words):
+            services.images.digest(label_studio.tasks[9]["data"]["image"], "9")

@@ -176,7 +176,7 @@ def full_disk() -> Iterator[None]:
 def test_disk_full_when_a_picture_is_kept(tmp_path: Path, label_studio_server: FixedLabelStudio) -> None:
     client = LabelStudioClient(label_studio_server.url, KEY)
     store = ImageStore(tmp_path / "images", client, 10**6, 10**6, 10)
-    with full_disk(), pytest.raises(ImageFetchError, match="its disk may be full"):
+    with full_disk(), pytest.raises(ImageFetchError, match="its disk is full"):
         store.digest(image_of(label_studio_server))
     assert list(store.folder.iterdir()) == [], "nothing half-written is left"
     np.testing.assert_array_equal(store.decode(store.digest(image_of(label_studio_server))), picture())

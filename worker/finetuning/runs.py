@@ -8,6 +8,7 @@ version. The folder is removed once the version is published and judged.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,11 +19,18 @@ from finetune.data.records import RefRecord, records_digest, write_records
 from sspsam import VersionStore
 from sspsam.files import replace_text
 from sspsam.version_store.lines import line_of_project
-from sspsam.version_store.store import VersionCard
+from sspsam.version_store.store import (
+    DamagedVersionError,
+    ForeignVersionError,
+    UnknownVersionError,
+    VersionCard,
+)
 from worker.finetuning.composition import bound_absences
 from worker.finetuning.policy import choose_stopping
 from worker.lines import Line, Split, save_split
 from worker.records import sample_key
+
+logger = logging.getLogger(__name__)
 
 TRAIN_FILE = "train.jsonl"
 STOPPING_FILE = "stopping.jsonl"
@@ -71,6 +79,20 @@ class Run:
         return cls(**{**values, "projects": tuple(values["projects"]), "samples": tuple(values["samples"])})
 
 
+def base_of(store: VersionStore, line: Line) -> str:
+    """The version that a fine-tune of a line must beat: the serving one. After new frozen weights were
+    installed, backends refuse versions that were trained on others, and the base weights serve.
+    """
+    serving = store.current(line.name)
+    try:
+        if serving != store.base_version:
+            store.verify(serving)
+    except (ForeignVersionError, DamagedVersionError, UnknownVersionError) as error:
+        logger.warning("fine-tunes of %s start from the base weights: %s", line.described, error)
+        return store.base_version
+    return serving
+
+
 def run_id_for(line: Line, digest: str, base_version: str, start_version: str = "") -> str:
     """Derives the id of a fine-tune from its input; also the id of its job."""
     restart = f"-from-{start_version}" if start_version not in ("", base_version) else ""
@@ -110,7 +132,7 @@ def prepare_run(
         start_version: Training starts from its weights; default: the serving version's.
     """
     save_split(model_dir, line.name, sides)
-    base_version, digest = store.current(line.name), records_digest(records)
+    base_version, digest = base_of(store, line), records_digest(records)
     start_version = start_version or base_version
     run = Run(
         run_id=run_id_for(line, digest, base_version, start_version),

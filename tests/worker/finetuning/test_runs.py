@@ -28,6 +28,7 @@ from worker.finetuning.runs import (
     STOPPING_FILE,
     TRAIN_FILE,
     Run,
+    base_of,
     find_version,
     is_of_line,
     learned_samples,
@@ -337,3 +338,19 @@ def test_few_samples_are_seen_from_several_sides(samples: int, views: int) -> No
 def test_a_mask_decoder_that_does_not_learn_is_frozen() -> None:
     assert Recipe(decoder_learning_rate=0).settings()["decoder_frozen_steps"] > Recipe().max_steps
     assert Recipe().settings()["decoder_frozen_steps"] == 0
+
+
+def test_a_version_that_backends_refuse_is_no_base(services: Services) -> None:
+    """After new frozen weights were installed: the version on which they were trained cannot serve."""
+    store = services.store
+    store.__dict__["_frozen"] = {"old.safetensors": "1" * 64}
+    card = VersionCard(parents_sha256={"old.safetensors": "1" * 64}, line=LINE.name)
+    version = store.publish({"w": torch.ones(1)}, card, {}).version_id
+    store.promote(version)
+    assert base_of(store, LINE) == version
+    store.__dict__["_frozen"] = {"new.safetensors": "2" * 64}
+    assert base_of(store, LINE) == store.base_version
+    records = [record(number, services.settings.images_dir) for number in range(4)]
+    sides: dict[str, Side] = {r.image_sha256: ("train", "held-out")[n % 2] for n, r in enumerate(records)}  # type: ignore[misc]
+    run = prepare_run(services.settings.model_dir, store, LINE, records, sides)
+    assert (run.base_version, run.start_version) == (store.base_version, store.base_version)
