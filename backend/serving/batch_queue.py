@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -61,9 +61,14 @@ class Pending(Generic[Work, Result]):
 
 
 class FairQueue(Generic[Work, Result]):
-    """Round-robin over callers, each with its oldest item first. Not thread-safe."""
+    """Round-robin over callers, each with its oldest item first. Not thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        kind: Items of one kind are cheaper together.
+    """
+
+    def __init__(self, kind: Callable[[Work], Hashable] = lambda work: None) -> None:
+        self._kind = kind
         self._by_caller: OrderedDict[str, deque[Pending[Work, Result]]] = OrderedDict()
         self._count = 0
 
@@ -74,13 +79,24 @@ class FairQueue(Generic[Work, Result]):
         self._by_caller.setdefault(pending.caller.name, deque()).append(pending)
         self._count += 1
 
-    def take(self) -> Pending[Work, Result]:
-        """The next item; raises KeyError if there is none."""
-        name, pieces = self._by_caller.popitem(last=False)
+    def take(self, most: int = 1) -> list[Pending[Work, Result]]:
+        """The next caller's item, and those of its kind of the callers behind, one each; empty without items.
+
+        The caller that waits longest is always served, so a kind with many callers delays no other one by
+        more than its items ahead.
+        """
+        if not self._count:
+            return []
+        wanted = self._kind(next(iter(self._by_caller.values()))[0].work)
+        names = [name for name, pieces in self._by_caller.items() if self._kind(pieces[0].work) == wanted]
+        return [self._take_from(name) for name in names[:most]]
+
+    def _take_from(self, name: str) -> Pending[Work, Result]:
+        pieces = self._by_caller.pop(name)
         pending = pieces.popleft()
         self._count -= 1
         if pieces:
-            self._by_caller[name] = pieces
+            self._by_caller[name] = pieces  # behind all others
         return pending
 
 
@@ -94,6 +110,7 @@ class BatchQueue(Generic[Work, Result]):
         gather_s: Time to wait for further items. A single caller does not wait.
         on_batch: Called with the batch size and the waiting time of its first item.
         on_late: Called for each item whose caller had timed out.
+        kind: Items of one kind are cheaper in the same batch.
     """
 
     def __init__(
@@ -104,6 +121,7 @@ class BatchQueue(Generic[Work, Result]):
         gather_s: float = 0.0,
         on_batch: Callable[[int, float], None] = lambda size, waited_s: None,
         on_late: Callable[[], None] = lambda: None,
+        kind: Callable[[Work], Hashable] = lambda work: None,
     ) -> None:
         self._name = name
         self._perform = perform
@@ -111,7 +129,7 @@ class BatchQueue(Generic[Work, Result]):
         self._gather_s = gather_s
         self._on_batch = on_batch
         self._on_late = on_late
-        self._queue: FairQueue[Work, Result] = FairQueue()
+        self._queue: FairQueue[Work, Result] = FairQueue(kind)
         self._come_together = False
         self._changed = Condition()
         self._stopped = False
@@ -165,8 +183,9 @@ class BatchQueue(Generic[Work, Result]):
         return True
 
     def _cancel_all(self) -> None:
-        while len(self._queue):
-            self._queue.take().future.cancel()
+        while pieces := self._queue.take():
+            for piece in pieces:
+                piece.future.cancel()
 
     def _next_batch(self) -> list[Pending[Work, Result]]:
         """Waits for a batch; empty if the lane was stopped."""
@@ -181,7 +200,8 @@ class BatchQueue(Generic[Work, Result]):
                         lambda: len(self._queue) >= self._max_batch or self._stopped, self._gather_s
                     )
                 while not self._stopped and len(self._queue) and len(batch) < self._max_batch:
-                    batch += self._wanted(self._queue.take())
+                    for piece in self._queue.take(self._max_batch - len(batch)):
+                        batch += self._wanted(piece)
             self._come_together = len(batch) > 1
         return batch
 

@@ -283,6 +283,10 @@ class Engine:
             return
         self._loaded.set()
         self._start_thread("versions", self._follow_versions)
+        try:
+            _ = self._versions.frozen_weights  # hashed now, so that the first cold line does not wait for it
+        except OSError:
+            logger.exception("cannot read the frozen weights")
 
     def _load(self) -> None:
         from sspsam.results import Question

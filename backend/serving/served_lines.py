@@ -19,6 +19,9 @@ from sspsam import VersionStore
 from sspsam.version_store.lines import StoreState
 from sspsam.version_store.store import UnreachableStoreError, VersionError
 
+MOST_DIGITS = 18
+"""Of a project's ID; Label Studio's are 32-bit numbers."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +58,7 @@ class ServedLines:
 
     def line_of(self, project: str) -> str:
         """The line of a project; empty for the line of requests without a project."""
-        number = int(project) if project.isdecimal() else None
+        number = int(project) if project.isdecimal() and len(project) <= MOST_DIGITS else None
         return "" if self._state is None else self._state.line_of(number)
 
     def version_of(self, project: str) -> str:

@@ -2,13 +2,14 @@
 
 Images are encoded in one lane and phrases answered in another (`backend.serving.batch_queue`), with phrases
 of several callers in one forward pass; masks are resized to their image in the callers' threads. A pass may
-hold phrases of several lines of versions: each row names its model. An answer comes from one version.
+hold phrases of several lines of versions, as many as possible of each: every row names its model, and rows of
+one model are cheaper together. An answer comes from one version.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -136,7 +137,9 @@ class SharedModel:
         self._options = options
         self._entrance = AdmissionLimit(options.queue_limit)
         self._images = self._make_lane("images", self._encode)
-        self._phrases = self._make_lane("phrases", self._decode, options.max_batch, options.gather_s)
+        self._phrases = self._make_lane(
+            "phrases", self._decode, options.max_batch, options.gather_s, lambda asked: id(asked[0])
+        )
         self._ahead = self._make_lane("ahead", self._embed_ahead)
         self._lanes: dict[str, BatchQueue[Any, Any]] = {
             "images": self._images,
@@ -291,13 +294,15 @@ class SharedModel:
         perform: Callable[[Sequence[Work]], Sequence[Result]],
         max_batch: int = 1,
         gather_s: float = 0.0,
+        kind: Callable[[Work], Hashable] = lambda work: None,
     ) -> BatchQueue[Work, Result]:
         def note(size: int, waited_s: float) -> None:
             self._metrics.waited.labels(name).observe(waited_s)
             if name == "phrases":
                 self._metrics.batch.observe(size)
 
-        return BatchQueue(name, perform, max_batch, gather_s, note, self._metrics.refused.labels("late").inc)
+        late = self._metrics.refused.labels("late").inc
+        return BatchQueue(name, perform, max_batch, gather_s, note, late, kind)
 
 
 def _edges(mask: BoolMask) -> int:

@@ -115,12 +115,14 @@ def ask(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: s
     return [one for one in prediction["result"] if one["type"] == "brushlabels"]
 
 
-def predict(session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str) -> dict[str, Any]:
+def predict(
+    session: requests.Session, url: str, scene: Mapping[str, Any], phrase: str, project: int = PROJECT
+) -> dict[str, Any]:
     """Sends a phrase like the editor; returns the complete prediction."""
     entry = {"id": "p", "from_name": "prompt", "to_name": "image", "type": "textarea"}
     body = {
         "tasks": [{"id": scene["id"], "data": scene["data"]}],
-        "project": f"{PROJECT}.1",
+        "project": f"{project}.1",
         "label_config": RECOMMENDED_CONFIG,
         "params": {"context": {"result": [{**entry, "value": {"text": [phrase]}}]}},
     }

@@ -231,11 +231,13 @@ class VersionStore:
         """
         if version_id == self.base_version:
             return None
-        self.verify(version_id)
-        return self.file(version_id, WEIGHTS)
+        return self.verify(version_id)
 
-    def verify(self, version_id: str) -> None:
+    def verify(self, version_id: str) -> Path:
         """Verifies a published version's files and its frozen weights against its card.
+
+        Returns:
+            Its safetensors file on this machine.
 
         Raises:
             UnknownVersionError: no such version.
@@ -245,11 +247,12 @@ class VersionStore:
         card = self.get(version_id)
         if not isinstance(card.sha256, dict):
             raise DamagedVersionError(f"{version_id}: its card has no sha256")
-        for name, expected in {WEIGHTS: "", **card.sha256}.items():
-            if Path(name).name != name:
-                raise DamagedVersionError(f"{version_id}: its card names a file outside of it, {name!r}")
-            self.files.checked(card, name, str(expected))
-        check_parents(card, self._frozen)
+        sha256 = {WEIGHTS: "", **{name: str(digest) for name, digest in card.sha256.items()}}
+        if outside := [name for name in sha256 if Path(name).name != name]:
+            raise DamagedVersionError(f"{version_id}: its card names a file outside of it, {outside[0]!r}")
+        paths = {name: self.files.checked(card, name, expected) for name, expected in sha256.items()}
+        check_parents(card, self.frozen_weights)
+        return paths[WEIGHTS]
 
     def promote(
         self, version_id: str, reason: str = "promoted by hand", line: str | None = None
@@ -399,7 +402,8 @@ class VersionStore:
         return made[-1]
 
     @cached_property
-    def _frozen(self) -> dict[str, str]:
+    def frozen_weights(self) -> dict[str, str]:
+        """The weights that versions must have been trained on: file name -> sha256, computed on first use."""
         from sspsam.checkpoints.bundles import frozen_weights
 
         return frozen_weights(self.preset, self.weights)

@@ -67,13 +67,46 @@ def test_callers_take_turns() -> None:
     queue.put(Pending(20, CLEO))
     queue.put(Pending(11, BERT))
 
-    taken = [queue.take().work for _ in range(3)]
+    taken = [piece.work for _ in range(3) for piece in queue.take()]
     queue.put(Pending(30, Caller("dora")))
-    taken += [queue.take().work for _ in range(len(queue))]
+    taken += [piece.work for _ in range(len(queue)) for piece in queue.take()]
 
     assert taken == [0, 10, 20, 1, 11, 30, 2, 3, 4]
-    with pytest.raises(KeyError):
-        queue.take()
+    assert queue.take() == []
+
+
+def test_items_of_a_kind_are_taken_together() -> None:
+    queue: FairQueue[int, int] = FairQueue(kind=lambda number: number // 10)
+    for caller, number in enumerate((10, 20, 11, 30, 21, 12)):
+        queue.put(Pending(number, Caller(str(caller))))
+    queue.put(Pending(13, Caller("0")))
+
+    taken = [[piece.work for piece in queue.take(most)] for most in (2, 8, 8, 8, 8)]
+
+    assert taken == [[10, 11], [20, 21], [30], [12, 13], []]
+
+
+@pytest.mark.parametrize("busy_kinds", [1, 3])
+def test_a_rare_kind_is_not_starved(busy_kinds: int) -> None:
+    """Thirty callers of busy kinds always ask again at once; one of another kind asks now and then."""
+    queue: FairQueue[int, int] = FairQueue(kind=lambda number: number)
+    for caller in range(30):
+        queue.put(Pending(caller % busy_kinds, Caller(str(caller))))
+    waits = []
+    for _ in range(20):
+        queue.put(Pending(99, Caller("rare")))
+        waits.append(0)
+        batch: list[Pending[int, int]] = []
+        while all(piece.work != 99 for piece in batch):
+            waits[-1] += 1
+            batch = []
+            while len(batch) < 16:
+                batch += queue.take(16 - len(batch))
+            for piece in batch:
+                if piece.work != 99:
+                    queue.put(Pending(piece.work, piece.caller))
+
+    assert max(waits) <= 2 + busy_kinds
 
 
 def test_what_waits_is_done_together(make_lane: Callable[..., BatchQueue[int, int]]) -> None:

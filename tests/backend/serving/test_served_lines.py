@@ -413,11 +413,11 @@ def test_a_busy_line_does_not_lock_out_a_rare_one(
 
     with ThreadPoolExecutor(10) as pool:
         first = [pool.submit(busy, number) for number in range(8)]
-        wait_until(lambda: engine.waiting()["phrases"] >= 6, "the model is busy")
+        wait_until(lambda: engine._model._entrance.inside == 8, "the queue is full")
         with pytest.raises(ModelBusyError):
             busy(8)
         alone = pool.submit(shift_of, engine, 2)
-        wait_until(lambda: engine.waiting()["phrases"] >= 7, "it is admitted")
+        wait_until(lambda: engine._model._entrance.inside == 9, "it is admitted")
         with pytest.raises(ModelBusyError):
             shift_of(engine, 2)
         predictor.may_answer.set()

@@ -16,12 +16,15 @@ from werkzeug.wrappers import Response
 
 from backend.corrections import CorrectionLog, Tally
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.serving.batch_queue import Caller
 from backend.settings import Settings
 from backend.state.redis_store import PROBLEMS_KEPT, PROBLEMS_S
 from backend.web.dashboard import short_time
 from backend.web.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES
 from finetune.training.loop import LOG_NAME
-from sspsam.version_store.store import VersionCard, VersionStore
+from sspsam.version_store.lines import line_of_project
+from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore
+from tests.backend.colours import picture
 from tests.backend.editor import ask, click, prompt, task
 from tests.backend.parts import BASE, service_of
 from tests.backend.web_server import Web
@@ -343,3 +346,36 @@ def test_a_missing_key_is_a_warning(app: Flask, client: FlaskClient) -> None:
 )
 def test_times(text: str, shown: str) -> None:
     assert short_time(text) == shown
+
+
+def test_a_refusal_names_its_line(app: Flask, client: FlaskClient) -> None:
+    service = service_of(app)
+    for project, title in ((7, "Cups"), (8, "Boats"), (9, "Trees")):
+        client.post("/setup", json={"project": f"{project}.1", "schema": RECOMMENDED_CONFIG})
+        service.redis_store.note_title(str(project), title)
+    version = publish(service.versions, replace(CARD, line=line_of_project(7)), 1)
+    service.versions.promote(version, "better on cups")
+    bad = publish(service.versions, replace(CARD, line=line_of_project(8)), 2)
+    service.versions.promote(bad)
+    (service.versions.path(bad) / WEIGHTS).write_bytes(b"damaged")
+    service.engine.refresh()
+    service.engine.predict("picture", picture, ["red"], Caller(project="8"))
+
+    page = opened(client)
+
+    (warning,) = [text for text in page.texts("p", "warning") if bad in text]
+    assert untold(warning, "project-8", BASE, "sha256") == []
+    setup = {
+        project: client.post("/setup", json={"project": project, "schema": ""}).json for project in (7, 8)
+    }
+    assert setup == {7: {"model_version": version}, 8: {"model_version": BASE}}
+    assert client.get("/versions?project=7").json == {"versions": [version, BASE]}
+    metrics = client.get("/metrics").text
+    assert f'sspsam_version_refused{{line="project-8",version="{bad}"}} 1.0' in metrics
+    assert f'sspsam_line_info{{line="project-8",version="{BASE}"}} 1.0' in metrics
+    assert f'sspsam_line_info{{line="default",version="{BASE}"}} 1.0' in metrics
+    assert client.get("/health").json["model_version"] == BASE
+
+
+def test_a_project_with_an_endless_number_is_answered(client: FlaskClient) -> None:
+    assert client.post("/setup", json={"project": "9" * 5000, "schema": ""}).json == {"model_version": BASE}

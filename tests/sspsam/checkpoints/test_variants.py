@@ -151,3 +151,21 @@ def test_frozen_tensors_are_refused(predictor: Predictor, extra: str) -> None:
     """All versions share image embeddings because none can bring frozen weights of its own."""
     with pytest.raises(CheckpointError, match=f"unexpected: {extra}"):
         predictor.variant(state_of(predictor, 1) | {extra: torch.zeros(1)})
+
+
+def test_learned_words_stay_apart_in_a_shared_pass(predictor: Predictor) -> None:
+    width = predictor.model.learned_words.width
+    states = [
+        predictor.trainable_state()
+        | {"learned_words.tokens": torch.tensor([1929]), "learned_words.offsets": torch.full((1, width), by)}
+        for by in (0.5, -0.5)
+    ]
+    asked, models = questions(predictor), [predictor.model, *map(predictor.variant, states)]
+    [dog, *_] = asked
+
+    found = predictor.decode([dog] * 3, models)
+
+    for one, state in zip(found, [predictor.trainable_state(), *states], strict=True):
+        torch.testing.assert_close(
+            one.mask_logits, by_itself(state, [dog])[0].mask_logits, atol=1e-3, rtol=1e-4
+        )
