@@ -4,7 +4,7 @@ The model whose masks were shown is compared with another one on these labels, b
 0.2, by the present one, and by each half of the change alone. Masks are those of sticker scenes; models are
 simulated (`benchmarks.common.simulated`), so that their true quality is known.
 
-    python benchmarks/gate_bias.py [--images 60] [--pairs 10]
+    python benchmarks/gate_bias.py [--images 20] [--pairs 8]
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _cell(compared: Sequence[Compared], orders: int) -> str:
 def main() -> None:
     """Simulates and writes the section."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=60, help="held-out images of each pair")
-    parser.add_argument("--pairs", type=int, default=10, help="pairs of models in each case")
+    parser.add_argument("--images", type=int, default=20, help="held-out images of each pair")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of models in each case")
     options = parser.parse_args()
     samples = [scenes(options.images, number) for number in range(options.pairs)]
     rows = []
