@@ -204,6 +204,9 @@ class ProjectReader:
         self.summary.several += len(contents) > 1
         self.summary.masks += len(regions)
         self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
+        self.summary.unconfirmed += sum(
+            len(content.found_nothing) + len(content.not_asked) for _, content in contents
+        )
         return LabelledImage(task["id"], name, url, hw, contents)
 
     def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:
