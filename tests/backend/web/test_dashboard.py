@@ -375,7 +375,3 @@ def test_a_refusal_names_its_line(app: Flask, client: FlaskClient) -> None:
     assert f'sspsam_line_info{{line="project-8",version="{BASE}"}} 1.0' in metrics
     assert f'sspsam_line_info{{line="default",version="{BASE}"}} 1.0' in metrics
     assert client.get("/health").json["model_version"] == BASE
-
-
-def test_a_project_with_an_endless_number_is_answered(client: FlaskClient) -> None:
-    assert client.post("/setup", json={"project": "9" * 5000, "schema": ""}).json == {"model_version": BASE}
