@@ -193,3 +193,32 @@ def test_deleted_annotations_are_kept_while_label_studio_is_away(
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
     assert isinstance(jobs.forget_annotations(PROJECT, [1]), Retry)
     assert collected(services) == [1, 2, 3]
+
+
+def test_what_was_proposed_survives_redis_and_the_records(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    """For masks proposed by a prediction, which Label Studio keeps; other masks count as corrected."""
+    label_studio.predictions.append(
+        {
+            "id": 1000,
+            "task": 1,
+            "model_version": "v7",
+            "created_at": "2026-01-01T00:00:00.000000Z",
+            "result": region("p1", "the ring", mask) + region("p2", "the dot", mask),
+        }
+    )
+    label_studio.predictions.append({"id": 1001, "task": 1, "result": 7, "model_version": ["odd"]})
+    label_studio.save(
+        1, 1, region("p1", "the ring", mask) + region("p2", "the dot", ~mask) + region("p3", "a ring", mask)
+    )
+    pass_over(services)
+    expected = {"the ring": (False, "v7"), "the dot": (True, "v7"), "a ring": (True, None)}
+    for _ in range(2):
+        records = services.collection(PROJECT).of_annotation(1)
+        found = {record.phrase: (record.corrected, record.served_version) for record in records}
+        assert found == expected
+        services.redis.flushall()
+        for number in collected(services):
+            (services.collection(PROJECT).folder / f"{number}.jsonl").unlink()
+        pass_over(services)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from backend.corrections import Tally
@@ -16,11 +16,13 @@ from backend.errors import (
     LabelStudioNotFound,
 )
 from backend.labelstudio.annotations import read_annotation
-from backend.labelstudio.client import LabelStudioClient
+from backend.labelstudio.client import LabelStudioClient, moment_of
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import region_id_for
 from backend.shared_redis import COLLECTED_KEY, RECORDS_LOCK
+from backend.state.skipped_items import reason_of
 from finetune.data.records import RefRecord
+from sspsam import mask_to_coco_rle
 from sspsam.version_store.cards import VersionError
 from worker.corrections.feedback_counts import tally_annotation
 from worker.queueing.queues import redis_lock
@@ -187,8 +189,12 @@ def _read(
     number, task_id = int(annotation["id"]), int(task["id"])
     earlier = remembered(services.collection(project).of_annotation(number))
 
+    @cache
+    def predicted() -> dict[str, ServedMask]:
+        return _predicted(task, config, services.settings.image_max_pixels)
+
     def served(region_id: str) -> ServedMask | None:
-        return services.served(region_id) or earlier.get(region_id)
+        return services.served(region_id) or earlier.get(region_id) or predicted().get(region_id)
 
     before = services.corrections.submitted(project, number)
     nothing_found = services.redis_store.nothing_found(str(project), str(task_id))
@@ -200,6 +206,23 @@ def _read(
     source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)
     records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
     return CollectedLabels(records, tallies, before | proposed)
+
+
+def _predicted(task: Mapping[str, Any], config: LabelingConfig, max_pixels: int) -> dict[str, ServedMask]:
+    """The proposals in the task's predictions, which outlive Redis and the records."""
+    found: dict[str, ServedMask] = {}
+    for prediction in task.get("predictions") or []:
+        try:
+            content = read_annotation(prediction, config, max_pixels)
+            version = str(prediction.get("model_version") or "")
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            logger.warning("a prediction of task %s is not read: %s", task.get("id"), reason_of(error))
+            continue
+        at = moment_of(prediction.get("created_at"))
+        for region in content.regions:
+            rle = mask_to_coco_rle(region.mask)
+            found[region.region_id] = ServedMask(rle, version, at, region.phrase or "")
+    return found
 
 
 def _serving(services: Services, project: int) -> str:

@@ -13,6 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,12 @@ import numpy.typing as npt
 from redis import Redis
 
 from backend.assistant.assistant import Assistant
-from backend.errors import LabelStudioNotFound
+from backend.errors import (
+    LabelStudioError,
+    LabelStudioNotFound,
+    LabelStudioUnauthorized,
+    LabelStudioUnavailable,
+)
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
 from backend.labelstudio.client import LabelStudioClient
@@ -84,7 +90,11 @@ class Scores:
     def all(self) -> dict[int, Scored]:
         """By task."""
         values: Mapping[bytes, bytes] = self._redis.hgetall(self._key)  # type: ignore[assignment]
-        return {int(task): Scored(**json.loads(value)) for task, value in values.items()}
+        found = {}
+        for task, value in values.items():
+            with suppress(ValueError, TypeError):  # not in our format
+                found[int(task)] = Scored(**json.loads(value))
+        return found
 
     def forget(self, tasks: Iterable[int]) -> None:
         gone = [str(task) for task in tasks]
@@ -218,6 +228,10 @@ def order_tasks(client: LabelStudioClient, scores: Scores, project: int, version
             ordered += 1
         except LabelStudioNotFound:
             scores.forget([task])  # the task or its prediction has been deleted meanwhile
+        except (LabelStudioUnavailable, LabelStudioUnauthorized):
+            raise
+        except LabelStudioError as error:
+            logger.warning("task %d is not ranked: %s", task, error)
     if ordered:
         client.update_project(project, sampling=SAMPLING, model_version=version)
     return ordered
