@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption, SamEncoderOption
+from sspsam.cli.output import echo
 
 app = typer.Typer()
 
@@ -37,13 +38,13 @@ def secrets(
     """Print new secrets for the environment or .env: letters and digits only, so no quoting is needed."""
     from secrets import token_hex
 
-    typer.echo("BASIC_AUTH_USER=sspsam")
+    echo("BASIC_AUTH_USER=sspsam")
     for name in ("BASIC_AUTH_PASS", "WEBHOOK_SECRET", "REDIS_PASSWORD"):
-        typer.echo(f"{name}={token_hex(SECRET_BYTES)}")
+        echo(f"{name}={token_hex(SECRET_BYTES)}")
     if label_studio:
-        typer.echo(f"LABEL_STUDIO_PASSWORD={token_hex(SECRET_BYTES)}")
-        typer.echo(f"LABEL_STUDIO_API_KEY={token_hex(LEGACY_TOKEN_BYTES)}")
-        typer.echo("COMPOSE_PROFILES=label-studio")
+        echo(f"LABEL_STUDIO_PASSWORD={token_hex(SECRET_BYTES)}")
+        echo(f"LABEL_STUDIO_API_KEY={token_hex(LEGACY_TOKEN_BYTES)}")
+        echo("COMPOSE_PROFILES=label-studio")
 
 
 @app.command()
@@ -97,12 +98,12 @@ def connect(
             backend_url,
             secret,
             settings.basic_auth,
-            typer.echo,
+            echo,
             may_change_config,
             {role: name for role, name in (("prompt", prompt), ("phrase", phrase)) if name},
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} is fully connected"]:
-        typer.echo(line)
+        echo(line)
     if check and lines:
         raise typer.Exit(1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import typer
-
 from backend.settings import Settings
+from sspsam.cli.output import echo
 from sspsam.instance import find_target
 
 
@@ -28,7 +27,7 @@ def service_settings(data_dir: Path | None) -> Settings:
         REDIS_URL=settings.redis_url,
         MODEL_DIR=settings.model_dir,
     )
-    typer.echo(line, err=True)
+    echo(line, err=True)
     return settings
 
 
@@ -45,5 +44,5 @@ def versions_settings(data_dir: Path | None, options: Mapping[str, object]) -> S
     target = find_target(options, data_dir, stopped_too=True)
     settings = Settings.of(target.variables)
     place = {"VERSIONS_URL": settings.versions_url} if settings.versions_url else {}
-    typer.echo(target.describe(MODEL_DIR=settings.model_dir, **place, PRESET=settings.preset), err=True)
+    echo(target.describe(MODEL_DIR=settings.model_dir, **place, PRESET=settings.preset), err=True)
     return settings

@@ -19,6 +19,7 @@ from sspsam.cli.commands import (
     WeightsOption,
     open_predictor,
 )
+from sspsam.cli.output import echo
 
 if TYPE_CHECKING:
     from finetune.data.sample import Dataset
@@ -87,7 +88,7 @@ def evaluate(
     _print_result(result, about)
     if out is not None:
         write_evaluation(out, result, about)
-        typer.echo(f"Written to {out}")
+        echo(f"Written to {out}")
 
 
 @app.command()
@@ -117,7 +118,7 @@ def gallery(
     samples = open_dataset(dataset)
     predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
     write_picture(draw_gallery(predictor, samples, failures=failures), out)
-    typer.echo(f"Written to {out}")
+    echo(f"Written to {out}")
 
 
 def _evaluate_with_progress(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sspsam.cli.output import echo
+
 if TYPE_CHECKING:
     from finetune.data.stickers.phrases import ScenePhrase
     from finetune.data.stickers.scenes import Scene
@@ -57,7 +59,7 @@ def scenes(
         lines += [json.dumps(_describe(name, scene, phrase)) for phrase in phrases]
     (out / TASKS_FILE).write_text(json.dumps(tasks, indent=1) + "\n", encoding="utf-8")
     (out / PHRASES_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    typer.echo(f"{count} scenes with {len(lines)} phrases are in {out}")
+    echo(f"{count} scenes with {len(lines)} phrases are in {out}")
 
 
 def _describe(name: str, scene: Scene, phrase: ScenePhrase) -> dict[str, object]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sspsam.cli.output import echo
+
 if TYPE_CHECKING:
     from finetune.training.config import TrainConfig
     from finetune.training.loop import ProgressFn
@@ -63,15 +65,15 @@ def train(
     tune_process()
     if recipe is not None:
         bundle = (train_further if further else train_demo)(recipe, show_progress)
-        typer.echo(f"Written to {bundle}")
+        echo(f"Written to {bundle}")
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)
     result = run(options, show_progress(options))
     if int(os.environ.get("RANK", "0")):
         return
-    typer.echo(f"Step {result.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
-    typer.echo(f"Written to {result.weights}")
+    echo(f"Step {result.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items()))
+    echo(f"Written to {result.weights}")
 
 
 def _key_and_value(setting: str) -> tuple[str, str]:
@@ -95,6 +97,6 @@ def show_progress(config: TrainConfig) -> ProgressFn:
         if step > first:
             left_s = (time.monotonic() - started) / (step - first) * (config.steps - step)
             where += f"  {timedelta(seconds=round(left_s))} left"
-        typer.echo(f"{where}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), err=True)
+        echo(f"{where}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()), err=True)
 
     return show

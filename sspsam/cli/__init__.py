@@ -19,6 +19,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from sspsam.cli.output import echo
+
 DISTRIBUTION = "ssp-sam-assist"
 COMMANDS_GROUP = "sspsam.commands"
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if not is_expected(error) or os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        typer.secho(f"sspsam: {describe(error)}", fg=typer.colors.RED, err=True)
+        echo(f"sspsam: {describe(error)}", fg=typer.colors.RED, err=True)
         sys.exit(exit_code(error))
     sys.exit(0)
 
@@ -94,7 +96,7 @@ def _our_packages() -> set[str]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sspsam {version(DISTRIBUTION)}")
+        echo(f"sspsam {version(DISTRIBUTION)}")
         raise typer.Exit
 
 

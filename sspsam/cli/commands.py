@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sspsam.cli.output import echo
 from sspsam.cli.weights import app as weights_app
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def predict(
     if out is not None:
         write_picture(draw_referents(pixels, referents), out)
     if as_json:
-        typer.echo(json.dumps([referent_to_dict(referent) for referent in referents], indent=2))
+        echo(json.dumps([referent_to_dict(referent) for referent in referents], indent=2))
     else:
         _print_referents(referents)
 
@@ -169,7 +170,7 @@ def _versions_target(
     variables.setdefault("MODEL_DIR", str(default_model_dir()))
     names = ("MODEL_DIR", "VERSIONS_URL", "PRESET")
     places = {name: variables[name] for name in names if name in variables}
-    typer.echo(target.describe(**places), err=True)
+    echo(target.describe(**places), err=True)
     return variables
 
 
@@ -189,7 +190,7 @@ def referent_to_dict(referent: Referent) -> dict[str, Any]:
 def _print_referents(referents: Sequence[Referent]) -> None:
     for referent in referents:
         if referent.no_target:
-            typer.echo(f"{referent.phrase}: nothing in the image matches")
+            echo(f"{referent.phrase}: nothing in the image matches")
         else:
             share = 100 * referent.mask.mean()
-            typer.echo(f"{referent.phrase}: {share:.1f} % of the image, score {referent.score:.2f}")
+            echo(f"{referent.phrase}: {share:.1f} % of the image, score {referent.score:.2f}")

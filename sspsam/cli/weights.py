@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sspsam.cli.output import echo
+
 if TYPE_CHECKING:
     from sspsam.checkpoints.files import WeightsFolder
     from sspsam.checkpoints.hub import Progress
@@ -60,14 +62,14 @@ def list_weights(
         for file in files
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     for file, row in zip(files, rows, strict=True):
-        typer.secho(file.name, bold=True)
-        typer.echo(f"  {file.what}; {_size(file.size_bytes)}; {file.licence}")
-        typer.echo(f"  {file.url}")
-        typer.echo(f"  sha256 {file.sha256 or 'not in this table'} ({file.sha256_from})")
-        typer.echo(f"{'file: ' + str(row['file']) if row['here'] else 'not downloaded'}")
+        echo(file.name, bold=True)
+        echo(f"  {file.what}; {_size(file.size_bytes)}; {file.licence}")
+        echo(f"  {file.url}")
+        echo(f"  sha256 {file.sha256 or 'not in this table'} ({file.sha256_from})")
+        echo(f"{'file: ' + str(row['file']) if row['here'] else 'not downloaded'}")
 
 
 @app.command()
@@ -90,8 +92,8 @@ def pull(
     for file in [find_public_file(name) for name in names]:
         with _progress(file) as progress:
             record = folder.pull(file, progress)
-        typer.echo(f"{file.name}: {folder.path(file)}")
-        typer.echo(f"  sha256 {record.sha256} ({record.sha256_from})")
+        echo(f"{file.name}: {folder.path(file)}")
+        echo(f"  sha256 {record.sha256} ({record.sha256_from})")
 
 
 @app.command()
@@ -119,9 +121,9 @@ def verify(
         for name in names or here
     }
     for name, condition in answers.items():
-        typer.echo(f"{name}: {condition}")
+        echo(f"{name}: {condition}")
     if not answers:
-        typer.echo(f"nothing to verify in {folder.folder}")
+        echo(f"nothing to verify in {folder.folder}")
     if any(condition != "good" for condition in answers.values()):
         raise typer.Exit(1)
 
@@ -165,12 +167,12 @@ def convert(
 
     preset = with_image_encoder(preset, sam_encoder)
     card = convert_files(_find(sources, _folder(model_dir)), preset, out, for_training)
-    typer.echo(f"{out}: {card.tensors} tensors, {_size(card.size_bytes)}, of {card.preset}")
+    echo(f"{out}: {card.tensors} tensors, {_size(card.size_bytes)}, of {card.preset}")
     for source in card.sources:
-        typer.echo(f"  {source.tensors} from {source.file} ({source.layout}; {source.licence})")
-    typer.echo(f"Card: {card_path(out)}")
+        echo(f"  {source.tensors} from {source.file} ({source.layout}; {source.licence})")
+    echo(f"Card: {card_path(out)}")
     if card.complete:
-        typer.echo(f'Try it: sspsam predict IMAGE "PHRASE" --preset {preset} --weights {out}')
+        echo(f'Try it: sspsam predict IMAGE "PHRASE" --preset {preset} --weights {out}')
 
 
 def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:

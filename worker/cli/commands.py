@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
+from sspsam.printable import printable
 from worker.cli.demo import app as demo_app
 from worker.cli.export import app as export_app
 from worker.cli.prefetch import app as prefetch_app
@@ -122,11 +124,11 @@ def finetune(
         kwargs={"project_id": project, "trigger": "now" if now else "schedule", **asked},
     )
     decision = _wait_for(job)
-    typer.echo(decision["reason"])
+    echo(printable(decision["reason"]))
     if decision["start"]:
-        typer.echo(f"The fine-tune is queued. To see its result: sspsam versions list --project {project}")
+        echo(f"The fine-tune is queued. To see its result: sspsam versions list --project {project}")
     elif decision["deferred"]:
-        typer.echo("The request is kept: the scheduler decides again each minute.")
+        echo("The request is kept: the scheduler decides again each minute.")
     elif now:
         raise typer.Exit(1)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sspsam.cli.output import echo
+
 app = typer.Typer()
 
 INTERRUPTED = 130
@@ -80,12 +82,12 @@ def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
             try:
                 run()
             except SupervisorError as error:
-                typer.secho(
+                echo(
                     f"{error}; all other parts have been stopped. Last lines of its log:", fg="red", err=True
                 )
-                typer.echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
-                typer.echo(f"Full log: {data_dir / 'logs' / error.part}.log", err=True)
+                echo("\n".join(f"    {line}" for line in error.last_lines), err=True)
+                echo(f"Full log: {data_dir / 'logs' / error.part}.log", err=True)
                 raise typer.Exit(1) from error
     except StopRequested as stop:
-        typer.echo("Everything has been stopped.")
+        echo("Everything has been stopped.")
         raise typer.Exit(0 if stop.number == signal.SIGTERM else INTERRUPTED) from None

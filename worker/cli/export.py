@@ -13,6 +13,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
+from sspsam.printable import printable
 
 if TYPE_CHECKING:
     from backend.labelstudio.client import LabelStudioClient
@@ -92,25 +94,25 @@ def export(
     else:
         summary = _run(reader, _writer(file_format, out, reader, split))
     for problem in summary.problems[:SHOWN_PROBLEMS]:
-        typer.secho(problem, fg=typer.colors.YELLOW, err=True)
+        echo(printable(problem), fg=typer.colors.YELLOW, err=True)
     if summary.problem_count > SHOWN_PROBLEMS:
         more = summary.problem_count - SHOWN_PROBLEMS
-        typer.secho(f"and {more} more", fg=typer.colors.YELLOW, err=True)
+        echo(f"and {more} more", fg=typer.colors.YELLOW, err=True)
     if summary.several:
-        typer.secho(
+        echo(
             f"{summary.several} images have several annotations; each is written. Tell them apart by "
             "`label_studio_annotation` and `completed_by`",
             fg=typer.colors.YELLOW,
             err=True,
         )
     if summary.unconfirmed:
-        typer.secho(
+        echo(
             f"{summary.unconfirmed} phrases left in the prompt box are not exported: their absence is not "
             "confirmed",
             fg=typer.colors.YELLOW,
             err=True,
         )
-    typer.echo(
+    echo(
         f"{out}: masks: {summary.masks}, images: {summary.images}, "
         f"phrases without a target: {summary.no_target}",
         err=out == STANDARD_OUTPUT,

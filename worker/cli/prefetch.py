@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
 from worker.projects.batch_jobs import DetachOption, ProjectOption
 
 app = typer.Typer()
@@ -44,7 +45,7 @@ def prefetch(
     asked = {"project_id": project}
     chunks = enqueue_chunks(services.redis, "worker.jobs.prefetch_chunk", run, task_ids, asked)
     if detach or not chunks:
-        typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
     jobs = [f"{run}-{name}" for name in chunks]
     report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))

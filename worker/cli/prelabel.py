@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
 from worker.projects.batch_jobs import ColumnOption, DetachOption, PhrasesOption, ProjectOption
 
 app = typer.Typer()
@@ -49,9 +50,7 @@ def prelabel(
     asked = {"project_id": project, "source": source.to_dict()}
     chunks = enqueue_chunks(services.redis, "worker.jobs.prelabel_chunk", run, task_ids, asked)
     if detach or not chunks:
-        typer.echo(
-            f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see progress."
-        )
+        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see progress.")
         return
     jobs = [f"{run}-{name}" for name in chunks]
     report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))

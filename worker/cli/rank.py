@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
 from worker.projects.batch_jobs import ColumnOption, DetachOption, PhrasesOption, ProjectOption
 
 app = typer.Typer()
@@ -56,7 +57,7 @@ def rank(
         queue, last = prelabel_queue(services.redis), {"project_id": project, "run": run}
         jobs.append(enqueue_after(queue, "worker.jobs.order_project", f"{run}-order", last, jobs))
     if detach or not chunks:
-        typer.echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
         return
     report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
     scored = report.tasks - len(report.problems)

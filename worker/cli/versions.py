@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.output import echo
+from sspsam.printable import printable
 from sspsam.version_store.lines import DEFAULT_LINE, SHARED_LINE, line_of_project
 from sspsam.version_store.places import VERSIONS_URL_VARIABLE
 from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
@@ -67,9 +69,7 @@ def list_versions(
     serves = {card.version_id: served_lines(state, card.version_id, line) for card in cards}
     if as_json:
         rows = [(card, serves[card.version_id]) for card in cards]
-        typer.echo(
-            json.dumps([{**asdict(card), "serves": bool(ls), "serves_lines": ls} for card, ls in rows])
-        )
+        echo(json.dumps([{**asdict(card), "serves": bool(ls), "serves_lines": ls} for card, ls in rows]))
     else:
         _print_table(cards, serves)
 
@@ -87,17 +87,17 @@ def show(
     store = _open(data_dir, model_dir, preset, versions_url).store
     card = store.get(version)
     if as_json:
-        typer.echo(card.to_json())
+        echo(card.to_json())
         return
     for name, value in asdict(card).items():
         if value not in ("", {}):
-            typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+            echo(f"{name}: {printable(value) if isinstance(value, str) else json.dumps(value)}")
     if version == store.base_version:
         return
     if (page := store.file(version, "report.html")) is not None:
-        typer.echo(f"report: {page}, or /reports/{version}/report.html of the backend")
+        echo(f"report: {page}, or /reports/{version}/report.html of the backend")
     if (report := store.file(version, "report.md")) is not None:
-        typer.echo("\n" + report.read_text(encoding="utf-8"))
+        echo("\n" + report.read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -156,7 +156,7 @@ def adopt(
     continue_split(opened.model_dir, line, [other])
     card = adopt_version(opened.store, line, other)
     if card.parent:
-        typer.echo(f"{card.version_id} is a copy of {card.parent}")
+        echo(f"{card.version_id} is a copy of {card.parent}")
     _announce(opened, line)
 
 
@@ -188,7 +188,7 @@ def share(
     store, lines = opened.store, [line_of_project(number) for number in numbers]
     line = share_line(store, numbers, name, None if source is None else store.line_of(source))
     continue_split(opened.model_dir, line, lines)
-    typer.echo(f"projects {', '.join(map(str, store.state().groups[line]))} share the line {line}")
+    echo(f"projects {', '.join(map(str, store.state().groups[line]))} share the line {line}")
     _announce(opened, line)
 
 
@@ -228,15 +228,15 @@ def prune(
     store = _open(data_dir, model_dir, preset, versions_url).store
     plan = plan_pruning(store, keep)
     for version_id, why in sorted(plan.kept.items()):
-        typer.echo(f"{version_id} stays: {why}")
+        echo(f"{version_id} stays: {why}")
     verb = "goes" if yes else "would go"
     for version_id, size_bytes in plan.removed.items():
-        typer.echo(f"{version_id} {verb}: {_megabytes(size_bytes)}, {store.get(version_id).reason}")
+        echo(f"{version_id} {verb}: {_megabytes(size_bytes)}, {store.get(version_id).reason}")
     for name, size_bytes in plan.leftovers.items():
-        typer.echo(f"{name} {verb}: {_megabytes(size_bytes)}, left by an interrupted writer")
+        echo(f"{name} {verb}: {_megabytes(size_bytes)}, left by an interrupted writer")
     if yes:
         remove_versions(store, plan)
-    typer.echo(f"{_megabytes(plan.bytes_freed)} {'freed' if yes else 'would be freed; --yes does it'}")
+    echo(f"{_megabytes(plan.bytes_freed)} {'freed' if yes else 'would be freed; --yes does it'}")
 
 
 def _megabytes(size_bytes: int) -> str:
@@ -328,7 +328,8 @@ def _print_table(cards: list[VersionCard], serves: Mapping[str, list[str]]) -> N
     for card in cards:
         lines = ", ".join(name.replace("default", rest) for name in serves[card.version_id])
         figure = held_out_figure(card)
-        table.add_row(card.version_id, card.line, lines, card.status, figure, card.reason, card.created_at)
+        cells = (card.version_id, card.line, lines, card.status, figure, card.reason, card.created_at)
+        table.add_row(*map(printable, cells))
     console.print(table)
 
 
@@ -339,8 +340,8 @@ def _announce(opened: _Opened, line: str) -> None:
     from backend.shared_redis import announce_version, connect
 
     current = opened.store.current(line)
-    typer.echo(f"{current} serves {line or 'every line without a version of its own'} from now on")
+    echo(f"{current} serves {line or 'every line without a version of its own'} from now on")
     try:
         announce_version(connect(opened.redis_url), line, current)
     except RedisError:
-        typer.echo("Redis does not respond; running backends will notice within a few seconds")
+        echo("Redis does not respond; running backends will notice within a few seconds")

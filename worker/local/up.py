@@ -18,6 +18,7 @@ from backend.settings import Settings
 from backend.shared_redis import QUEUES, connect
 from backend.web.access import require_secrets
 from sspsam.instance import LOCK_FILE, MODELS, published
+from sspsam.printable import printable
 from worker.local.redis_program import redis_program
 from worker.local.supervisor import Part, RunningPart, Supervisor, private_folder
 from worker.queueing.healthcheck import all_queues_served
@@ -161,7 +162,7 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
                 f"{running.part.name} is not ready after {seconds:.0f} s: {running.why_not_ready()}"
             )
             for line in running.last_lines()[-LOG_LINES_WHEN_SLOW:]:
-                console.print(f"    {line}", style="dim", markup=False)
+                console.print(f"    {printable(line)}", style="dim", markup=False)
 
         supervisor.wait_until_ready(*names, on_ready=ready, on_slow=slow)
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sspsam.cli.output import echo
+from sspsam.printable import printable
+
 if TYPE_CHECKING:
     from redis import Redis
     from rq import Queue
@@ -147,12 +150,12 @@ def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
     """Prints the results and the problems; exits with 1 if there are problems."""
     problems = report.problems
     for task, reason in list(problems.items())[:SHOWN_PROBLEMS]:
-        typer.secho(f"task {task}: {reason}", fg=typer.colors.YELLOW, err=True)
+        echo(printable(f"task {task}: {reason}"), fg=typer.colors.YELLOW, err=True)
     if len(problems) > SHOWN_PROBLEMS:
-        typer.secho(f"and {len(problems) - SHOWN_PROBLEMS} more", fg=typer.colors.YELLOW, err=True)
+        echo(f"and {len(problems) - SHOWN_PROBLEMS} more", fg=typer.colors.YELLOW, err=True)
     for reason in dict.fromkeys(failures):
-        typer.secho(f"a job failed: {reason}", fg=typer.colors.RED, err=True)
-    typer.echo(f"{summary}, tasks with a problem: {len(problems)}")
+        echo(printable(f"a job failed: {reason}"), fg=typer.colors.RED, err=True)
+    echo(f"{summary}, tasks with a problem: {len(problems)}")
     if problems or failures:
         raise typer.Exit(1)
 
