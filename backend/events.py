@@ -46,6 +46,7 @@ ENDED = (JobStatus.FAILED, JobStatus.FINISHED, JobStatus.STOPPED, JobStatus.CANC
 SAVED = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED"})
 SAVED_MANY = "ANNOTATIONS_CREATED"
 DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
+TASKS_DELETED = "TASKS_DELETED"
 START_TRAINING = "START_TRAINING"
 
 logger = logging.getLogger(__name__)
@@ -204,6 +205,8 @@ def _jobs(action: str, payload: Mapping[str, Any]) -> list[_Job]:
         project, ids = _project(payload), list(dict.fromkeys(gone))
         digest = hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
         return [_Job(FORGET, {"project_id": project, "annotation_ids": ids}, f"forget-{project}-{digest}")]
+    if action == TASKS_DELETED:
+        return [_reconciliation(_project(payload))]
     if action == START_TRAINING:
         project = _project(payload)
         kwargs = {"project_id": project, "trigger": "start-training"}

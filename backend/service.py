@@ -12,7 +12,7 @@ from redis import Redis
 
 from backend.assistant.assistant import Assistant
 from backend.errors import LabelingConfigError
-from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, EventQueue
+from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, TASKS_DELETED, EventQueue
 from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TITLE_MAX_CHARACTERS = 300
 """Kept of a project's title."""
-_COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING}
+_COUNTED_ACTIONS = SAVED | DELETED | {SAVED_MANY, START_TRAINING, TASKS_DELETED}
 
 logger = logging.getLogger(__name__)
 

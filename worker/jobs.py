@@ -27,7 +27,13 @@ from pydantic import ConfigDict, Field, validate_call
 from redis import Redis, RedisError
 from rq.job import Retry
 
-from backend.errors import BackendError, ImageFetchError, LabelStudioUnavailable, ModelUnavailableError
+from backend.errors import (
+    BackendError,
+    ImageFetchError,
+    LabelStudioNotFound,
+    LabelStudioUnavailable,
+    ModelUnavailableError,
+)
 from backend.labelstudio.config import LabelingConfig
 from backend.service import Service, build_service
 from backend.serving.engine import Engine
@@ -36,6 +42,7 @@ from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announc
 from backend.state.skipped_items import reason_of
 from sspsam.version_store.store import VersionError
 from worker.corrections import collector
+from worker.corrections.deleted_projects import drop_if_deleted, note_existing
 from worker.corrections.reconciling import reconcile
 from worker.finetuning.decisions import (
     ask_for_decision,
@@ -44,7 +51,7 @@ from worker.finetuning.decisions import (
     startable_version,
 )
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
-from worker.finetuning.runs import Run, base_of, discard_run, find_version, run_folder
+from worker.finetuning.runs import Run, base_of, discard_run, find_version, run_folder, why_outdated
 from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
 from worker.lines import Line
@@ -134,10 +141,16 @@ def reconcile_project(project_id: Number) -> JobResult | Retry:
     except LabelStudioUnavailable as error:
         logger.warning("project %d was not reconciled: %s", project_id, error)
         return {"project": project_id, "problem": str(error)}
+    except LabelStudioNotFound as error:
+        if (forgotten := drop_if_deleted(services, project_id)) is not None:
+            return {"project": project_id, "deleted": True, "forgotten": forgotten}
+        services.skipped.note(project_id, RECONCILE, "project", error)
+        return {"project": project_id, "problem": reason_of(error)}
     except (BackendError, LookupError, TypeError, ValueError) as error:
         services.skipped.note(project_id, RECONCILE, "project", error)
         return {"project": project_id, "problem": reason_of(error)}
     services.skipped.clear(project_id, RECONCILE, ["project"])
+    note_existing(services, project_id)
     return asdict(result) if result.complete else CONTINUE_RETRY
 
 
@@ -371,7 +384,7 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
     card = find_version(store, run_id)
     if card is None:
         run = Run.read(run_folder(settings.model_dir, run_id))
-        if outdated := _why_outdated(run, line, base_of(store, line)):
+        if outdated := why_outdated(run, line, base_of(store, line)):
             return {"status": "outdated", "reason": outdated}
         try:
             card = perform(run, store, settings, _progress_noter(services.redis, line, run_id))
@@ -384,15 +397,6 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
             raise
     card = judge_candidate(store, card)
     return {"version": card.version_id, "status": card.status, "reason": card.reason}
-
-
-def _why_outdated(run: Run, line: Line, serving: str) -> str:
-    """Why a run must not be performed any more; empty if it may be."""
-    if run.base_version != serving:
-        return f"{serving} has been promoted since this was decided"
-    if run.line != line.name or not set(run.projects) <= set(line.projects):
-        return f"the line {line.name} serves {line.described} since this was decided"
-    return ""
 
 
 def _progress_noter(connection: Redis, line: Line, run_id: str) -> Callable[[int, int], None]:

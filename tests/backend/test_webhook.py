@@ -69,6 +69,10 @@ COLLECT = ("worker.jobs.collect_annotation", {"project_id": 5, "annotation_id": 
             [("worker.jobs.forget_annotations", {"project_id": 5, "annotation_ids": [19]})],
         ),
         (START_TRAINING, [("worker.jobs.maybe_finetune", {"project_id": 5, "trigger": "start-training"})]),
+        (
+            {"action": "TASKS_DELETED", "tasks": [{"id": 1}], "project": {"id": 5}},
+            [("worker.jobs.reconcile_project", {"project_id": 5})],
+        ),
         ({"action": "TASKS_CREATED", "tasks": [{"id": 1}], "project": {"id": 5}}, []),
         ({"action": "PROJECT_UPDATED", "project": {"id": 5}}, []),
         ({"action": "SOMETHING_NEW"}, []),

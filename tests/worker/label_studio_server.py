@@ -173,6 +173,8 @@ class LabelStudioServer(Loopback):
         if shape == "/api/projects/N":
             project = self.projects.get(parts[0])
             return None if project is None else {**project, **self._counts(parts[0])}
+        if shape == "/api/projects":
+            return {"results": list(self.projects.values()), "count": len(self.projects)}
         if shape == "/api/annotations/N":
             return self.annotations.get(parts[0])
         if shape == "/api/tasks/N":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from rq.job import JobStatus, Retry
 
 from backend.corrections import Tally
@@ -19,11 +20,13 @@ from backend.shared_redis import DECISION_KEY, SERVED_KEY
 from backend.state.redis_store import KnownProject
 from finetune.data.records import RefRecord, read_records
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
+from sspsam.version_store.pruning import plan_pruning
+from sspsam.version_store.store import VersionCard
 from tests.facts import untold
 from tests.worker.label_studio_server import LabelStudioServer, absent, prompt, region
 from tests.worker.reconciling import reconcile_all
 from worker import jobs
-from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
+from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, Run, run_folder
 from worker.queueing.queues import TRAINING_TIMEOUT_S, events_queue, training_queue
 from worker.queueing.schedule import SCHEDULE
 from worker.services import Services
@@ -309,8 +312,69 @@ def test_reconcile_goes_on_after_a_project_that_is_gone(
     label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
     services.redis_store.note_project(KnownProject(str(PROJECT)))
     result = reconcile_all(services)
-    assert "nothing there" in result["1"]["problem"]
+    assert result["1"] == {"project": 1, "deleted": True, "forgotten": 0}
     assert result["3"]["collected"] == 1
+
+
+def test_a_deleted_project_leaves_no_records_and_gives_its_versions_to_prune(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    store, line = services.store, f"project-{PROJECT}"
+    version = store.publish({"w": torch.ones(1)}, VersionCard(line=line), {}).version_id
+    store.promote(version)
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    assert reconcile_all(services)["3"]["collected"] == 1
+    assert plan_pruning(store).removed == {}
+    kept = label_studio.projects.pop(PROJECT)
+
+    assert reconcile_all(services) == {"3": {"project": 3, "deleted": True, "forgotten": 1}}
+
+    assert services.known_projects() == []
+    assert services.collection(PROJECT).annotations() == []
+    assert services.corrections.sums() == []
+    assert list(plan_pruning(store).removed) == [version]
+    label_studio.projects[PROJECT] = kept
+    jobs.reconcile_project(PROJECT)
+    assert plan_pruning(store).removed == {}, "it is there after all, as after a restored backup"
+    assert len(services.collection(PROJECT).records()) == 1
+
+
+def test_a_project_that_only_its_page_lacks_was_not_deleted(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that answers 404 to all of /api/projects."""
+    label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
+    collect(services)
+    answer = label_studio.answer
+    monkeypatch.setattr(
+        label_studio,
+        "answer",
+        lambda path, query: None if path.startswith("/api/projects") else answer(path, query),
+    )
+    assert "nothing there" in reconcile_all(services)["3"]["problem"]
+    assert len(services.collection(PROJECT).records()) == 1
+
+
+def test_a_deleted_annotation_or_task_is_not_in_the_data_of_the_next_version(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    correct(label_studio, mask, images=8)
+
+    def digest() -> str:
+        assert jobs.maybe_finetune(PROJECT, "now")["start"]
+        [job] = training_queue(services.redis).jobs
+        run = Run.read(run_folder(services.settings.model_dir, job.id))
+        training_queue(services.redis).empty()
+        return run.digest
+
+    before = digest()
+    label_studio.delete(101)
+    without_annotation = digest()
+    label_studio.delete_task(102)
+    without_task = digest()
+    assert len({before, without_annotation, without_task}) == 3
+    assert {record.task for record in services.collection(PROJECT).records()} == {100, *range(103, 108)}
 
 
 def test_a_correction_asks_for_a_decision_once(

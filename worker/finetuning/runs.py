@@ -159,6 +159,15 @@ def prepare_run(
     return run
 
 
+def why_outdated(run: Run, line: Line, serving: str) -> str:
+    """Why a run must not be performed any more; empty if it may be."""
+    if run.base_version != serving:
+        return f"{serving} has been promoted since this was decided"
+    if run.line != line.name or not set(run.projects) <= set(line.projects):
+        return f"the line {line.name} serves {line.described} since this was decided"
+    return ""
+
+
 def find_version(store: VersionStore, run_id: str) -> VersionCard | None:
     """Returns the version that a run published, if any."""
     return next((card for card in store.list() if card.data.get("run") == run_id), None)

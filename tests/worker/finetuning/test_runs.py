@@ -343,12 +343,12 @@ def test_a_mask_decoder_that_does_not_learn_is_frozen() -> None:
 def test_a_version_that_backends_refuse_is_no_base(services: Services) -> None:
     """After new frozen weights were installed: the version on which they were trained cannot serve."""
     store = services.store
-    store.__dict__["_frozen"] = {"old.safetensors": "1" * 64}
+    store.__dict__["frozen_weights"] = {"old.safetensors": "1" * 64}
     card = VersionCard(parents_sha256={"old.safetensors": "1" * 64}, line=LINE.name)
     version = store.publish({"w": torch.ones(1)}, card, {}).version_id
     store.promote(version)
     assert base_of(store, LINE) == version
-    store.__dict__["_frozen"] = {"new.safetensors": "2" * 64}
+    store.__dict__["frozen_weights"] = {"new.safetensors": "2" * 64}
     assert base_of(store, LINE) == store.base_version
     records = [record(number, services.settings.images_dir) for number in range(4)]
     sides: dict[str, Side] = {r.image_sha256: ("train", "held-out")[n % 2] for n, r in enumerate(records)}  # type: ignore[misc]
