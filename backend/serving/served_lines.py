@@ -16,7 +16,7 @@ from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.loaded_versions import LoadedVersion, LoadedVersions
 from sspsam import VersionStore
-from sspsam.version_store.lines import StoreState
+from sspsam.version_store.lines import DEFAULT_LINE, StoreState
 from sspsam.version_store.store import UnreachableStoreError, VersionError
 
 MOST_DIGITS = 18
@@ -59,7 +59,7 @@ class ServedLines:
     def line_of(self, project: str) -> str:
         """The line of a project; empty for the line of requests without a project."""
         number = int(project) if project.isdecimal() and len(project) <= MOST_DIGITS else None
-        return "" if self._state is None else self._state.line_of(number)
+        return DEFAULT_LINE if self._state is None else self._state.line_of(number)
 
     def version_of(self, project: str) -> str:
         """The version that serves a project; never waits."""
@@ -164,11 +164,16 @@ class ServedLines:
         return self._base if self._state is None else self._state.current(line)
 
     def _candidates(self, line: str) -> Iterator[str]:
-        """Versions that may serve a line, best first: the store's, the one that serves, those before it."""
-        earlier = () if self._state is None else self._state.line(line).stack[::-1]
-        for version in (self._wanted(line), self._serving.get(line, ""), *earlier):
-            if self._is_usable(version):
-                yield version
+        """Versions that may serve a line, best first: the store's, the one that serves, those before it.
+
+        A line without a version of its own goes on with what serves requests without a project.
+        """
+        versions = [self._wanted(line), self._serving.get(line, "")]
+        if self._state is not None:
+            if not self._state.stored_line(line).version_id:
+                versions.append(self._serving.get(DEFAULT_LINE, ""))
+            versions += reversed(self._state.line(line).stack)
+        yield from filter(self._is_usable, versions)
         yield self._base
 
     def _is_usable(self, version: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
@@ -24,7 +25,7 @@ from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.shared_redis import announce_version
 from sspsam import Predictor, Referent
 from sspsam.version_store.lines import line_of_project
-from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore
+from sspsam.version_store.store import WEIGHTS, DamagedVersionError, VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
 from tests.waiting import wait_until
 
@@ -298,6 +299,27 @@ def test_a_cold_line_with_a_damaged_version_is_served_by_the_one_before(
     assert {refusal.version for refusal in engine.status().refusals} == {bad, only}
     engine.refresh()
     assert engine.version_of("1") == good
+
+
+def test_lines_without_a_version_go_on_with_what_served_them(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    """A damaged default version concerns them all, whether they were asked before or not."""
+    good, bad = (
+        versions.publish({"shift": torch.tensor(shift)}, VersionCard(), {}).version_id for shift in (1, 2)
+    )
+    versions.promote(good)
+    engine = make_engine()
+    assert shift_of(engine, 1) == (good, 1)
+    damage(versions, bad)
+    with pytest.raises(DamagedVersionError):
+        versions.promote(bad)
+    state = versions.state()
+    versions.change_state(lambda _: replace(state, default=replace(state.default, version_id=bad)))
+    engine.refresh()
+
+    assert [shift_of(engine, project) for project in (1, 2, "")] == [(good, 1)] * 3
+    assert engine.version_of("3") == good
 
 
 def test_a_version_that_was_damaged_after_it_left_memory_is_refused(
