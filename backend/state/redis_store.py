@@ -278,6 +278,8 @@ class RedisStore:
 
     def set_last_webhook_time(self, project_id: str) -> None:
         """Records that a project's webhook has arrived."""
+        if not is_project_id(project_id):
+            return
         self._try(lambda: self._redis.hset(LAST_WEBHOOK_KEY, project_id, datetime.now(UTC).isoformat()), 0)
 
     def get_last_webhook_time(self, project_id: str) -> str:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import requests
 from rq import Worker
-from rq.job import Job
-from rq.serializers import JSONSerializer
 
 from backend.shared_redis import EVENTS, TRAINING
 from sspsam.version_store.lines import line_of_project
@@ -78,7 +76,8 @@ def test_jobs_are_shared_data_is_trained_once_and_every_backend_swaps(
         for _ in range(2):
             stack.enter_context(worker())
         wait_long(lambda: len(Worker.all(connection=services.redis)) == 4)
-        events = [save_event(services, number) for number in range(1, PICTURES + 1)]
+        for number in range(1, PICTURES + 1):
+            save_event(services, number)
         wait_long(lambda: collected(services) == set(range(1, PICTURES + 1)))
         for server in backends:
             wait_long(server.ready)
@@ -91,7 +90,11 @@ def test_jobs_are_shared_data_is_trained_once_and_every_backend_swaps(
         wait_long(lambda: services.store.current(line_of_project(PROJECT)) == FIRST)
         wait_long(lambda: {version_of(server, image) for server in backends} == {FIRST})
         wait_long(lambda: training_queue(services.redis).count == 0)
+        shares = [
+            each.successful_job_count
+            for each in Worker.all(connection=services.redis)
+            if EVENTS in each.queue_names()
+        ]
 
     assert [card.version_id for card in services.store.list()] == [BASE, FIRST], "trained once"
-    done = [Job.fetch(one, connection=services.redis, serializer=JSONSerializer) for one in events]
-    assert len({job.worker_name for job in done}) == 2, "shared"
+    assert len([share for share in shares if share]) == 2, "shared"

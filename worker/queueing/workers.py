@@ -67,7 +67,12 @@ class StoppableWorker(Worker):
 
     def run_maintenance_tasks(self) -> None:
         self._cleaned_s = time.monotonic()
-        Worker.run_maintenance_tasks(self)
+        level = self.log.level
+        self.log.setLevel(logging.WARNING)  # RQ logs each search, whether or not it finds anything
+        try:
+            Worker.run_maintenance_tasks(self)
+        finally:
+            self.log.setLevel(level)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """How long the job's entry stays valid without another heartbeat; RQ allows 60 s of silence."""
