@@ -335,6 +335,45 @@ def test_a_version_that_was_damaged_after_it_left_memory_is_refused(
     assert of_one in engine.status().refused
 
 
+def test_no_answer_is_another_lines_while_versions_come_and_go(
+    make_engine: Callable[..., Engine], versions: VersionStore
+) -> None:
+    """Six projects ask from eight threads, with room for two versions, during promotions of all of them."""
+    projects, stop = range(1, 7), Event()
+    allowed = {project: {promote(versions, project, project): project} for project in projects}
+    file = versions.weights_path(versions.current("project-1"))
+    assert file is not None
+    size = file.stat().st_size
+    engine = make_engine(version_bytes=2 * size)
+    most: list[int] = []
+
+    def annotate(number: int) -> list[tuple[int, str, int]]:
+        seen = []
+        while not stop.is_set():
+            project = projects[(number + len(seen)) % len(projects)]
+            caller = Caller(f"{project}/{number}", project=str(project))
+            answer = engine.predict("picture", picture, ["red", "red again"], caller)
+            tops = [int(np.flatnonzero(one.mask.any(axis=1))[0]) for one in answer.referents]
+            assert tops[0] == tops[1]
+            seen.append((project, answer.version, tops[0] - TOP))
+            most.append(engine.status().loaded_bytes)
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        threads = [pool.submit(annotate, number) for number in range(8)]
+        for project in (*projects, *projects):
+            shift = 7 + project if len(allowed[project]) == 1 else project
+            allowed[project][promote(versions, project, shift)] = shift
+            engine.refresh()
+        stop.set()
+        seen = [one for thread in threads for one in thread.result(60)]
+
+    assert {project for project, _, _ in seen} == set(projects)
+    assert all(allowed[project].get(version) == shift for project, version, shift in seen)
+    assert max(most) <= 2 * size
+    assert [shift_of(engine, project)[1] for project in projects] == list(projects), "the newest serve"
+
+
 class SlowStore(VersionStore):
     """Finds some versions only when it may."""
 
