@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import BoundedSemaphore, Lock
 from typing import Any, Protocol
@@ -169,8 +169,24 @@ class AnnotationFinder:
         caller: Caller,
     ) -> AnnotationMasks:
         """Waits for the draft that contains one of the gestures; without it, the masks that are assumed."""
-        draft = self._wait_for_draft(task.task_id, gestures, caller)
+        draft = self._wait_for_draft(task.task_id, lambda drafts: _draft_with(drafts, gestures), caller)
         return view.unconfirmed() if draft is None else self._of_draft(draft, shown, config)
+
+    def draft_with_prompt(
+        self, task: Task, prompt: Mapping[str, Any], caller: Caller
+    ) -> Mapping[str, Any] | None:
+        """Waits for the draft with this content of the prompt box; None if there is none in time."""
+
+        def has_prompt(draft: Mapping[str, Any]) -> bool:
+            return any(
+                (result.get("id"), result.get("value")) == (prompt.get("id"), prompt.get("value"))
+                for result in _results(draft)
+            )
+
+        def choose(drafts: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+            return next(filter(has_prompt, drafts), None)
+
+        return self._wait_for_draft(task.task_id, choose, caller)
 
     def _of_draft(
         self, draft: Mapping[str, Any], shown: Sequence[DisplayedMask], config: LabelingConfig
@@ -226,14 +242,17 @@ class AnnotationFinder:
         return found
 
     def _wait_for_draft(
-        self, task_id: str, gestures: Sequence[Interaction], caller: Caller
+        self,
+        task_id: str,
+        choose: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any] | None],
+        caller: Caller,
     ) -> Mapping[str, Any] | None:
         if not task_id.isdecimal() or not self._waiting.acquire(blocking=False):
             return None
         try:
             until_s = time.monotonic() + min(self._wait_s, caller.left_s / 2)
             while (left_s := until_s - time.monotonic()) > 0:
-                draft = _draft_with(self._source.drafts(int(task_id), timeout_s=left_s), gestures)
+                draft = choose(self._source.drafts(int(task_id), timeout_s=left_s))
                 if draft is not None:
                     return draft
                 time.sleep(min(POLL_S, max(until_s - time.monotonic(), 0)))

@@ -20,6 +20,7 @@ from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
 from backend.assistant.messages import hint, open_phrases_message
 from backend.assistant.prompt_box import PromptBox, read_box
+from backend.assistant.renamed_regions import beside_renamed, texts_of
 from backend.errors import (
     BackendError,
     ImageFetchError,
@@ -35,7 +36,6 @@ from backend.labelstudio.annotations import (
     drawn_phrases,
     is_of,
     prompt_entries,
-    region_texts,
 )
 from backend.labelstudio.config import LabelingConfig, Tag
 from backend.labelstudio.interactions import read_interactions
@@ -113,8 +113,8 @@ class Assistant:
         self._redis_store = redis_store
         self._metrics = metrics
         self._timeout_s = timeout_s
-        annotations = AnnotationFinder(label_studio)
-        self._refiner = Refiner(engine, images, redis_store, metrics, annotations)
+        self._annotations = AnnotationFinder(label_studio)
+        self._refiner = Refiner(engine, images, redis_store, metrics, self._annotations)
 
     def answer(self, query: PredictQuery) -> list[Prediction | list[Prediction]]:
         """Returns at most one prediction per task, in order, or an empty list for all."""
@@ -195,6 +195,10 @@ class Assistant:
         outcome = Outcome(self._engine.version_of(project))
         if box.asked:
             outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
+            shown = self._redis_store.shown(project, task.task_id)
+            outcome.regions = beside_renamed(
+                outcome.regions, project, task, prompt, shown, self._annotations, config, caller
+            )
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = _written(outcome, box, prompt, context, config)
@@ -299,11 +303,7 @@ class Assistant:
         phrases = phrases[:MAX_PHRASES]
         answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
         outcome = Outcome(answer.version, failed=dict.fromkeys(refused, TOO_MANY_PHRASES))
-        texts = {
-            region_id: text or ""
-            for saved in (*task.annotations, *task.drafts)
-            for region_id, (text, _) in region_texts(saved, config).items()
-        }
+        texts = texts_of([*task.annotations, *task.drafts], config)
         for phrase, referent in zip(phrases, answer.referents, strict=True):
             if isinstance(referent, PhraseRefusedError):
                 outcome.failed[phrase] = str(referent)

@@ -169,6 +169,26 @@ def test_the_draft_with_the_gesture_says_what_the_annotation_holds(
     assert list(masks(corrected)) == ["the red square"]
 
 
+def test_the_draft_with_a_phrase_asked_again_says_that_its_mask_was_renamed(
+    anna: Annotator, label_studio: Web
+) -> None:
+    first = anna.ask(prompt("the red square"))
+    renamed = [
+        {**result, "value": {"text": ["the red tile"]}} if result["from_name"] == "phrase" else result
+        for result in anna.results
+    ]
+    again = prompt("the red square")
+    late = [draft(2, [prompt("a cup")]), draft(1, [*renamed[:-1], again])]
+    label_studio.answers[DRAFTS] = Drafts([], late)
+
+    second = anna.ask(again)
+
+    assert not set(ids(second)) & set(ids(first))
+    assert list(masks(second)) == ["the red square"]
+    label_studio.answers[DRAFTS] = Drafts([draft(1, [*first["result"][:-1], again])])
+    assert ids(anna.ask(again)) == ids(first), "not renamed: replaced"
+
+
 def test_the_draft_with_the_gesture_says_that_a_mask_was_refused(anna: Annotator, label_studio: Web) -> None:
     anna.save()
     first = anna.ask(prompt("the red square"))
