@@ -57,19 +57,19 @@ def _denials(entries: Sequence[str], absent: Collection[str]) -> tuple[set[str],
 
     A denial follows the phrase; a phrase entered again after it is open again.
     """
-    standing: dict[str, list[str]] = {}
+    standing: dict[str, set[str]] = {}  # by the phrase without its article
     for key in absent:
-        standing.setdefault(prompt_text.without_article(key), []).append(key)
+        standing.setdefault(prompt_text.without_article(key), set()).add(key)
     denials: set[str] = set()
     denied: set[str] = set()
     for entry in entries:
         key = prompt_text.phrase_key(entry)
         phrase = "" if prompt_text.has_note(entry) else prompt_text.denied_phrase(key)
-        found = standing.get(prompt_text.without_article(phrase), []) if phrase else []
+        found = standing.get(prompt_text.without_article(phrase)) if phrase else None
         if found:
             denials.add(key)
             denied.update(found)
         else:
             denied.discard(key)
-            standing.setdefault(prompt_text.without_article(key), []).append(key)
+            standing.setdefault(prompt_text.without_article(key), set()).add(key)
     return denials, denied

@@ -184,7 +184,7 @@ class LabelingConfig:
         mask = _choose(brushes, "mask")
         image = _image_tag(tags, mask)
         here = image.name if image else mask.get("toname", "") if mask is not None else ""
-        on_image = [tag for tag in tags if tag.get("toname", here) == here]
+        on_image = [tag for tag in tags if not here or tag.get("toname", here) == here]
         areas = [tag for tag in on_image if tag.tag == "textarea"]
         per_region = [tag for tag in areas if _is(tag, "perregion")]
         whole = [tag for tag in areas if not _is(tag, "perregion")]

@@ -72,6 +72,13 @@ def test_a_text_area_of_somebody_else_has_no_role(area: str) -> None:
     assert "prompt" in [tag.role for tag in config.missing() if tag.required]
 
 
+def test_a_form_without_an_image_lacks_only_that() -> None:
+    config = parse('<TextArea name="prompt" toName="image"/>')
+
+    assert config.prompt is not None
+    assert [tag.role for tag in config.missing() if tag.required] == ["image", "mask"]
+
+
 def test_a_confirmed_text_area_is_preferred() -> None:
     areas = '<TextArea name="prompt" toName="image"/><TextArea name="what" toName="image" sspsam="prompt"/>'
 
