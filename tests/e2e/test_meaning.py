@@ -10,10 +10,12 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.labelstudio.prompt_text import denial_of
 from sspsam import Predictor
 from tests.e2e.desk import Desk, make_desk
-from tests.e2e.editor import Editor, masks_of
+from tests.e2e.editor import Editor, masks_of, place
 from tests.e2e.running_demo import Demo
 from worker.records import Collection
 
+POLL_MS = 300
+CLOSINGS = 10
 NOTES = '<TextArea name="notes" toName="image" rows="1" editable="false"/>'
 SHAPES = RECOMMENDED_CONFIG.replace(
     "<Image ",
@@ -147,5 +149,16 @@ def draw_polygon(editor: Editor) -> None:
     editor.page.keyboard.press("Escape")
     editor.page.locator(".lsf-label").filter(has_text=re.compile("^area")).click()
     frame = editor.picture_frame()
-    for x, y in ((0.2, 0.2), (0.5, 0.2), (0.4, 0.5), (0.2, 0.2)):
-        editor.page.mouse.click(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"])
+    first, *others = (place(frame, corner) for corner in ((0.2, 0.2), (0.5, 0.2), (0.4, 0.5)))
+    incomplete = editor.page.get_by_text("Incomplete polygon")
+    editor.page.mouse.click(*first)
+    expect(incomplete).to_be_visible()
+    for at in others:
+        editor.page.mouse.click(*at)
+    for _ in range(CLOSINGS):  # the editor closes it only once it has seen the mouse on the first point
+        if not incomplete.is_visible():
+            break
+        editor.page.mouse.move(first[0] + 2, first[1] + 2, steps=4)
+        editor.page.mouse.click(*first, delay=100)
+        editor.page.wait_for_timeout(POLL_MS)
+    expect(incomplete).to_have_count(0)
