@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data.records import RefRecord, read_records
-from tests.worker.finetuning.test_runs import PROJECT, record
+from tests.worker.finetuning.test_runs import LINE, PROJECT, record
 from worker.finetuning.composition import (
     MAX_ABSENT_SHARE,
     bound_absences,
@@ -17,6 +17,7 @@ from worker.finetuning.composition import (
     in_words,
 )
 from worker.finetuning.decisions import maybe_start_finetune
+from worker.finetuning.policy import Side
 from worker.finetuning.runs import TRAIN_FILE, prepare_run, run_folder
 from worker.services import Services
 
@@ -87,9 +88,9 @@ def test_a_run_is_bounded(services: Services) -> None:
     folder = services.settings.images_dir
     records = [record(number, folder) for number in range(4)]
     records += [absent(10 + number, folder) for number in range(8)]
-    sides = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
+    sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
 
-    run = prepare_run(services.settings.model_dir, services.store, PROJECT, records, sides)  # type: ignore[arg-type]
+    run = prepare_run(services.settings.model_dir, services.store, LINE, records, sides)
 
     train = read_records(run_folder(services.settings.model_dir, run.run_id) / TRAIN_FILE)
     assert count_kinds(train) == {"corrected": 0, "accepted": 0, "added": 3, "confirmed absent": 1}
