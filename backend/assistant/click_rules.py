@@ -13,8 +13,9 @@ click. The candidates are, in this order:
     any                         the mask with, or without, the part of that object within REACH of the click;
                                 SAM's threshold is lowered as far as the point requires
 
-The answer is the first one that keeps the rule, and at least REST of a mask that loses an object. If there is
-none, the mask is not changed, and the annotator is told to use the eraser.
+A negative click concerns the connected part that it is on. The answer is the first candidate that keeps the
+rule, and at least REST of a mask in one part. If there is none, the mask is not changed, and the annotator is
+told to use the eraser.
 
 A box has the mask recomputed within it, with the phrase and the earlier points.
 """
@@ -35,7 +36,7 @@ from backend.state.displayed_masks import pixel_at
 from sspsam.images.masks import BoolMask
 
 REST = 0.3
-"""Share of a mask that remains at least when it loses the object at a negative click."""
+"""Share of a mask in one part that remains at least when it loses the object at a negative click."""
 MIDDLE = 0.5
 """Depth of a click that means the whole object, as a share of the mask's greatest depth."""
 REACH = 0.02
@@ -116,20 +117,22 @@ def _changed(click: Interaction, state: State, segment: Segment) -> Iterator[Boo
         yield mask | _part_at(click, together)
         yield mask | _within_reach(click, earlier, segment)
         return
-    there = _object_under(click, earlier, segment)
+    part = _part_at(click, mask)
+    others = mask & ~part
+    there = _object_under(click, earlier, segment) & part
     kept = segment(state.phrase, combined([*earlier, click])) if state.phrase else np.zeros_like(mask)
     if is_obeyed(click, kept):
-        yield from _substantial(mask & ~(there & ~kept), mask)
-    if _is_in_the_middle(click, mask):
-        yield from _substantial(mask & ~there, mask)
-        yield kept & ~there
+        yield from _substantial(part & ~(there & ~kept), part, others)
+    if _is_in_the_middle(click, part):
+        yield from _substantial(part & ~there, part, others)
+        yield (kept & ~part) | others
     yield mask & ~_within_reach(click, earlier, segment)
 
 
-def _substantial(rest: BoolMask, mask: BoolMask) -> Iterator[BoolMask]:
-    """The rest of a mask, unless it is most of it that would go."""
-    if np.count_nonzero(rest) >= REST * np.count_nonzero(mask):
-        yield rest
+def _substantial(rest: BoolMask, part: BoolMask, others: BoolMask) -> Iterator[BoolMask]:
+    """What is left of a part, with the others, unless most of a mask in one part would go."""
+    if others.any() or np.count_nonzero(rest) >= REST * np.count_nonzero(part):
+        yield rest | others
 
 
 def _object_under(click: Interaction, earlier: Sequence[Interaction], segment: Segment) -> BoolMask:

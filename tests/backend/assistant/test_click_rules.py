@@ -82,6 +82,18 @@ def test_a_misunderstood_phrase_is_asked_again() -> None:
     np.testing.assert_array_equal(after, DOG)
 
 
+@pytest.mark.parametrize("scene", [Scene(EVERYTHING), Scene(CAT), Scene(CAT, phrase=DOG), Scene()])
+def test_a_small_other_part_stays(scene: Scene) -> None:
+    """Also if nearly the whole mask goes, and if SAM takes all of it for one object."""
+    mask = CAT | rectangle(195, 0, 200, 5)
+
+    after = apply(click(115, 50, False), State(mask, phrase="the dog"), scene)
+
+    assert after is not None
+    assert not at(after, click(115, 50))
+    assert after[:5, 195:].all()
+
+
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("scene", [Scene(), Scene(EVERYTHING), Scene(DOG | CAT | SUN)])
 def test_a_model_that_does_not_help_is_followed_within_reach(scene: Scene, positive: bool) -> None:
