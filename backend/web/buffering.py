@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -192,6 +193,11 @@ class BufferingServer(TcpWSGIServer):  # type: ignore[misc]
         for channel in list(self.active_channels.values()):
             if channel.is_overdue(now_s):
                 channel.handle_close()
+
+    def pull_trigger(self) -> None:
+        """Ends the wait of `step`; does nothing after `stop`."""
+        with suppress(OSError):
+            super().pull_trigger()
 
     def add_task(self, task: Channel) -> None:
         is_open = task.requests[0].error is None and task.requests[0].path in OPEN_PATHS

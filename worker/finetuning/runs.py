@@ -38,6 +38,7 @@ STOPPING_FILE = "stopping.jsonl"
 HELD_OUT_FILE = "held-out.jsonl"
 RUN_FILE = "run.json"
 _DIGITS = 16
+_DIGEST = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-")
 """Of the digest, in a run's id."""
 
 
@@ -106,7 +107,8 @@ def data_id_for(line: Line, digest: str) -> str:
 
 def is_of_line(run_id: str, line: Line) -> bool:
     """Whether a run's id was derived for a line: the name of another may begin like this one's."""
-    return re.match(rf"finetune-{re.escape(line.key)}-[0-9a-f]{{{_DIGITS}}}-", run_id) is not None
+    prefix = f"finetune-{line.key}-"
+    return run_id.startswith(prefix) and _DIGEST.match(run_id, len(prefix)) is not None
 
 
 def run_folder(model_dir: Path, run_id: str) -> Path:
