@@ -15,11 +15,13 @@ from sspsam.cli.weights import app as weights_app
 if TYPE_CHECKING:
     from sspsam.predictor import Predictor
     from sspsam.results import Referent
+    from sspsam.version_store.store import VersionStore
 
 app = typer.Typer()
 app.add_typer(weights_app, name="weights")
 
 DEFAULT_PRESET = "ssp-sam-demo"
+CURRENT_VERSION = "current"
 
 PresetOption = Annotated[
     str | None, typer.Option(envvar="PRESET", help=f"Variant of the model; default: {DEFAULT_PRESET}.")
@@ -38,8 +40,8 @@ VersionOption = Annotated[
     typer.Option(
         "--version",
         metavar="ID|FILE",
-        help="Fine-tuned version: its id, `current` for the serving one, or a .safetensors file of "
-        "fine-tuned tensors. Default: the weights that ship with the preset.",
+        help="Fine-tuned version: its id, `current` for the serving one (`current:7`: that of project 7), or "
+        "a .safetensors file of fine-tuned tensors. Default: the weights that ship with the preset.",
     ),
 ]
 WeightsOption = Annotated[
@@ -120,7 +122,8 @@ def open_predictor(
     Args:
         preset: Name of the variant; None for that of the versions, or the default.
         device: Device of the predictor.
-        version: Id in the version store, `current`, or path of a safetensors file; None for the base weights.
+        version: Id in the version store, `current`, `current:<project>`, or path of a safetensors file; None
+            for the base weights.
         model_dir: Root of the version store; None for that of the environment, or of the running instance.
         weights: The preset's weights; None for those in the package.
         sam_encoder: Replaces the preset's SAM image encoder.
@@ -151,11 +154,30 @@ def open_predictor(
     if version.endswith(".safetensors"):
         predictor.load_trainable(read_tensors(Path(version)))
         return predictor
-    store = VersionStore(Path(found["MODEL_DIR"]), preset, weights, found.get("VERSIONS_URL", ""))
-    version_id = store.current() if version == "current" else version
+    store = VersionStore(
+        Path(found["MODEL_DIR"]),
+        preset,
+        weights,
+        found.get("VERSIONS_URL", ""),
+        "shared" if found.get("MODEL_LINES") == "shared" else "project",
+    )
+    version_id = _serving_version(store, version)
     if version_id != store.base_version:
         predictor.load_trainable(store.load(version_id))
     return predictor
+
+
+def _serving_version(store: VersionStore, version: str) -> str:
+    """ID of the version that is meant: `current`, or `current:7` for the line that serves project 7."""
+    name, _, project = version.partition(":")
+    if name != CURRENT_VERSION:
+        return version
+    state = store.state()
+    if not project:
+        return state.current(state.only_line())
+    if not project.isdecimal():
+        raise typer.BadParameter(f"expected {CURRENT_VERSION}:7 for project 7, got {version!r}")
+    return state.current(state.line_of(int(project)))
 
 
 def _versions_target(

@@ -150,6 +150,21 @@ class StoreState:
         """ID of the version that serves a line."""
         return self.line(line).version_id
 
+    def only_line(self) -> str:
+        """The line that is meant where none is named.
+
+        Raises:
+            VersionStateError: there are several.
+        """
+        if self.model_lines == SHARED_LINE:
+            return SHARED_LINE
+        lines = sorted(
+            name for name, line in self.lines.items() if line.version_id and name not in self.retired
+        )
+        if len(lines) > 1:
+            raise VersionStateError(f"there are several lines: {', '.join(lines)}; name a project")
+        return lines[0] if lines else DEFAULT_LINE
+
     def with_line(self, name: str, line: LineState) -> StoreState:
         if name == DEFAULT_LINE:
             return replace(self, default=line)

@@ -14,7 +14,7 @@ import typer
 from sspsam.cli.commands import DataDirOption
 from sspsam.cli.output import echo
 from sspsam.printable import printable
-from sspsam.version_store.lines import DEFAULT_LINE, SHARED_LINE, line_of_project
+from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.places import VERSIONS_URL_VARIABLE
 from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_store.pruning import prune as remove_versions
@@ -264,12 +264,12 @@ def served_lines(state: StoreState, version_id: str, line: str | None = None) ->
 
 def _only_line(state: StoreState) -> str:
     """The line to act on if no project is named."""
-    if state.model_lines == SHARED_LINE:
-        return SHARED_LINE
-    lines = [name for name, line in state.lines.items() if line.version_id and name not in state.retired]
-    if len(lines) > 1:
-        raise typer.BadParameter(f"there are several lines, {', '.join(sorted(lines))}: add --project")
-    return lines[0] if lines else DEFAULT_LINE
+    from sspsam.version_store.store import VersionStateError
+
+    try:
+        return state.only_line()
+    except VersionStateError as error:
+        raise typer.BadParameter(f"{error} with --project") from error
 
 
 def _numbers(projects: str) -> list[int]:
