@@ -27,6 +27,7 @@ from backend.shared_redis import (
     JOB_RETRY,
     RECONCILE,
     RECONCILE_TIMEOUT_S,
+    ServiceJob,
     ServiceQueue,
     fetch_job,
 )
@@ -159,9 +160,12 @@ class EventQueue:
                         fetch_job(job_id, self._redis).delete()
                 self._enqueue_as(queue, job, job_id)
             except DuplicateJobError:
-                with suppress(NoSuchJobError):
+                try:
                     if fetch_job(job_id, self._redis).get_status(refresh=False) == JobStatus.STARTED:
                         continue
+                except NoSuchJobError:  # it has just ended, or cannot be read
+                    self._redis.delete(ServiceJob.key_for(job_id))
+                    self._enqueue_as(queue, job, job_id)
             return job_id
         return job.job_id
 

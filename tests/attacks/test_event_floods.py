@@ -114,3 +114,13 @@ def test_a_starting_backend_asks_for_a_reconciliation_once(redis_server: Redis) 
     for _ in range(3):
         EventQueue(redis_server).reconcile()
     assert queued(redis_server) == ["reconcile-projects"]
+
+
+def test_a_job_that_cannot_be_read_does_not_swallow_events(redis_server: Redis) -> None:
+    events, queue = EventQueue(redis_server), ServiceQueue(EVENTS, redis_server)
+    [number] = events.handle(saved(7))
+    queue.remove(number)
+    redis_server.hset(f"rq:job:{number}", "timeout", "for ever")
+    events.handle(saved(7))
+    assert queued(redis_server) == [number]
+    assert queue.fetch_job(number) is not None

@@ -190,7 +190,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_finds_it_again(demo: Demo) ->
 def test_the_death_of_one_part_ends_all_and_is_told_and_the_next_start_works(demo: Demo) -> None:
     assert demo.process is not None
     family = psutil.Process(demo.process.pid).children(recursive=True)
-    redis = next(process for process in family if "redis-server" in process.cmdline()[0])
+    redis = next(process for process in family if "valkey-server" in process.cmdline()[0])
     redis.kill()
     assert demo.process.wait(60) == 1
     assert "redis exited unexpectedly (killed by SIGKILL)" in demo.screen

@@ -15,7 +15,7 @@ from backend.state.redis_store import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, region
 from worker import jobs
 from worker.corrections.reconciling import FULL_PASS_EVERY, reconcile
-from worker.queueing.queues import reconcile_queue
+from worker.queueing.queues import ask_for_reconciliation, reconcile_queue
 from worker.services import Services
 
 Mask = npt.NDArray[np.bool_]
@@ -222,3 +222,21 @@ def test_what_was_proposed_survives_redis_and_the_records(
         for number in collected(services):
             (services.collection(PROJECT).folder / f"{number}.jsonl").unlink()
         pass_over(services)
+
+
+@pytest.mark.parametrize("lost", ["unreadable", "left its queue"])
+def test_a_job_that_was_lost_does_not_keep_its_project_from_reconciliation(
+    services: Services, lost: str
+) -> None:
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    assert not ask_for_reconciliation(services.redis, PROJECT)
+    queue = reconcile_queue(services.redis)
+    [number] = queue.get_job_ids()
+    services.redis.lrem(queue.key, 1, number)
+    assert not ask_for_reconciliation(services.redis, PROJECT), "a worker may be taking it"
+    if lost == "unreadable":
+        services.redis.hset(f"rq:job:{number}", "timeout", "for ever")
+    else:
+        services.redis.hset(f"rq:job:{number}", "enqueued_at", "2026-01-01T00:00:00.000000Z")
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    assert queue.get_job_ids() == [number]

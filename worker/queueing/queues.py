@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from threading import Event, Thread
 from urllib.parse import urlsplit
 
@@ -12,7 +13,8 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 from rq import Queue
-from rq.exceptions import DuplicateJobError
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import JobStatus
 
 from backend.errors import QueueUnavailableError
 from backend.shared_redis import (
@@ -21,15 +23,20 @@ from backend.shared_redis import (
     RECONCILE,
     RECONCILE_TIMEOUT_S,
     TRAINING,
+    ServiceJob,
     ServiceQueue,
     connect,
+    fetch_job,
 )
+from worker.queueing.healthcheck import in_utc
 
 EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
 PRELABEL_TIMEOUT_S = 4 * 3600
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 14 * 24 * 3600
+LOST_AFTER_S = 600
+"""A job that is neither in its queue nor started has been lost after this time."""
 FAILED_AGAIN_S = 60
 """How long after a failure the same job is not queued again."""
 LOCK_TTL_S = 30
@@ -66,17 +73,40 @@ def reconcile_queue(connection: Redis) -> Queue:
 
 def ask_for_reconciliation(connection: Redis, project: int) -> bool:
     """Queues a reconciliation of a project unless one is queued or running; returns whether it did."""
-    try:
-        reconcile_queue(connection).enqueue_call(
+    queue, job_id = reconcile_queue(connection), f"reconcile-{project}"
+
+    def enqueue() -> None:
+        queue.enqueue_call(
             "worker.jobs.reconcile_project",
             kwargs={"project_id": project},
-            job_id=f"reconcile-{project}",
+            job_id=job_id,
             unique=True,
             result_ttl=0,
             failure_ttl=FAILED_AGAIN_S,
         )
+
+    try:
+        enqueue()
     except DuplicateJobError:
+        if not _discard_lost(queue, job_id):
+            return False
+        enqueue()
+    return True
+
+
+def _discard_lost(queue: Queue, job_id: str) -> bool:
+    """Deletes a job that no worker will take: it is unreadable, or has left its queue without a start."""
+    try:
+        job = fetch_job(job_id, queue.connection)
+    except NoSuchJobError:
+        queue.connection.delete(ServiceJob.key_for(job_id))
+        return True
+    queued = job.get_status(refresh=False) == JobStatus.QUEUED
+    since = job.enqueued_at or job.created_at
+    is_old = since is None or abs((datetime.now(UTC) - in_utc(since)).total_seconds()) > LOST_AFTER_S
+    if not (queued and is_old) or job_id in queue.get_job_ids():
         return False
+    job.delete()
     return True
 
 
