@@ -19,6 +19,8 @@ from sspsam import VersionStore
 from sspsam.version_store.lines import DEFAULT_LINE, StoreState
 from sspsam.version_store.store import UnreachableStoreError, VersionError
 
+PASSING = (UnreachableStoreError, OSError, MemoryError)
+"""Errors that say nothing about a version itself."""
 MOST_DIGITS = 18
 """Of a project's ID; Label Studio's are 32-bit numbers."""
 
@@ -153,8 +155,8 @@ class ServedLines:
         return self._loaded.use(version, caller)
 
     def _note_failure(self, line: str, version: str, error: Exception) -> None:
-        if isinstance(error, UnreachableStoreError):  # the version may be good: retry at the next refresh
-            logger.warning("line %r: cannot fetch version %s: %s", line, version, error)
+        if isinstance(error, PASSING):  # the version may be good: retry at the next refresh
+            logger.warning("line %r: cannot load version %s yet: %s", line, version, error)
             self._away.add(version)
         else:
             logger.error("line %r: cannot load version %s", line, version, exc_info=error)

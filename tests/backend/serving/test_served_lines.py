@@ -375,13 +375,16 @@ def test_no_answer_is_another_lines_while_versions_come_and_go(
 
 
 class SlowStore(VersionStore):
-    """Finds some versions only when it may."""
+    """Finds some versions only when it may, and fails for others."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, PRESET)
         self.slow, self.may_find, self.finding = "", Event(), Event()
+        self.unreadable: set[str] = set()
 
     def weights_path(self, version_id: str) -> Path | None:
+        if version_id in self.unreadable:
+            raise OSError("stale file handle")
         if version_id == self.slow:
             self.finding.set()
             assert self.may_find.wait(20)
@@ -405,6 +408,23 @@ def test_a_cold_line_holds_up_no_other(tmp_path: Path) -> None:
             assert not cold.done()
             versions.may_find.set()
             assert cold.result(20) == (versions.slow, 1)
+    finally:
+        engine.stop()
+
+
+def test_a_disk_that_fails_for_a_moment_refuses_no_version(tmp_path: Path) -> None:
+    versions = SlowStore(tmp_path)
+    before, now = promote(versions, 1, 1), promote(versions, 1, 2)
+    versions.unreadable = {now}
+    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.05)
+    engine.start()
+    assert engine.wait(20)
+    try:
+        assert shift_of(engine, 1) == (before, 1), "the one before serves meanwhile"
+        assert engine.status().refusals == []
+        versions.unreadable.clear()
+        wait_until(lambda: engine.version_of("1") == now, "it is tried again")
+        assert shift_of(engine, 1) == (now, 2)
     finally:
         engine.stop()
 
