@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.state.redis_store import KnownProject
+from backend.web.app import create_app
 from sspsam import Predictor, coco_rle_to_mask
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.sharing import adopt
+from tests.backend.parts import service_of
+from tests.waiting import wait_until
 from tests.worker.squares import scene
 from worker import jobs
 from worker.lines import load_split
@@ -27,6 +31,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED: dict[str, Any] = json.loads((GOLDEN / "models-0.2.json").read_text())
 PROJECTS = (5, 6)
 NEW = 7
+READY_S = 60.0
 FIRST, SERVING = "ssp-sam-test-0001", "ssp-sam-test-0002"
 
 
@@ -62,6 +67,19 @@ def test_no_answer_changes(upgraded: Services) -> None:
         [referent] = predictor.predict(embedding, [recorded["phrase"]])
         assert (referent.mask != coco_rle_to_mask(recorded["mask"])).mean() < 1e-3
         np.testing.assert_allclose(referent.score, recorded["score"], atol=2e-4)
+
+
+def test_the_backend_serves_it_to_every_project(upgraded: Services) -> None:
+    app = create_app(upgraded.settings.model_copy(update={"open_access": True}))
+    engine, client = service_of(app).engine, app.test_client()
+    engine.start()
+    try:
+        wait_until(lambda: engine.status().state == "ready", "the model is loaded", READY_S)
+        for project in (*PROJECTS, NEW):
+            body = {"project": f"{project}.1", "schema": RECOMMENDED_CONFIG}
+            assert client.post("/setup", json=body).get_json() == {"model_version": SERVING}
+    finally:
+        engine.stop()
 
 
 def test_nothing_is_learned_again(upgraded: Services) -> None:
