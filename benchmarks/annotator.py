@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ from backend.web.app import create_app
 from finetune.data.records import RefRecord, read_records, write_records
 from finetune.data.sample import Sample
 from finetune.data.stickers.dataset import StickerDataset
+from finetune.evaluation.evaluate import evaluate
+from sspsam import Predictor
 from tests.worker.label_studio_server import LabelStudioServer
 from worker import jobs
 from worker.corrections import collector
@@ -89,6 +92,8 @@ class Round:
     miou: float
     false_nothing: float
     """Share of the phrases with a target for which nothing was found."""
+    candidate_miou: float | None
+    """Of the round's candidate, promoted or not."""
     labels: Mapping[str, int]
     """Records by kind, of all rounds so far."""
     minutes: float
@@ -102,6 +107,7 @@ class Round:
             f"{100 * self.accepted:.0f} %",
             f"{100 * self.miou:.1f}",
             f"{100 * self.false_nothing:.0f} %",
+            "" if self.candidate_miou is None else f"{100 * self.candidate_miou:.1f}",
             kinds or "none",
         ]
 
@@ -138,14 +144,16 @@ class Loop:
         for number in numbers:
             if (rule, number) in results:
                 continue
-            since_s, outcome = time.monotonic(), "none"
+            since_s, outcome, candidate = time.monotonic(), "none", ""
             if number > 0:
                 first = (number - 1) * share
                 for task, samples in enumerate(scenes[first : first + share], start=first + 1):
                     self.submit(task, samples, rule)
-                outcome = self.fine_tune(rule)
+                outcome, candidate = self.fine_tune(rule)
             minutes = (time.monotonic() - since_s) / 60
             done = self.measure(rule, number, outcome, minutes, unseen, first_task=len(scenes) + 1)
+            if candidate:
+                done = replace(done, candidate_miou=self.miou_of(candidate, unseen))
             print(*done.row(), f"{minutes:.1f} minutes", sep=" | ", flush=True)
             results.add(asdict(done))
 
@@ -188,13 +196,23 @@ class Loop:
         self.server.save(task, task, [*drawn, *boxes], updated_at=saved)
         collector.collect(self.services, PROJECT, task)
 
-    def fine_tune(self, rule: str) -> str:
-        """Fine-tunes on all labels, and waits until a promoted version serves; returns the outcome."""
+    def miou_of(self, version: str, unseen: Sequence[Sequence[Sample]]) -> float:
+        """Mean IoU of a version that need not serve."""
+        predictor = Predictor.from_preset(PRESET, "cpu")
+        predictor.load_trainable(self.services.store.load(version))
+        return float(evaluate(predictor, list(chain(*unseen))).overall["mIoU"] or 0.0)
+
+    def fine_tune(self, rule: str) -> tuple[str, str]:
+        """Fine-tunes on all labels, and waits until a promoted version serves.
+
+        Returns:
+            The outcome, and the candidate's version; empty without one.
+        """
         services, queue = self.services, training_queue(self.services.redis)
         queue.empty()
         decision = maybe_start_finetune(services, PROJECT, "now")
         if not decision.start:
-            return decision.reason
+            return decision.reason, ""
         [run_id] = queue.get_job_ids()
         if rule == OLD_RULE:
             records = services.collection(PROJECT).records()
@@ -209,7 +227,7 @@ class Loop:
             time.sleep(0.2)
         figures = services.store.get(result["version"]).metrics
         change = figures["candidate"]["gIoU"] - figures["incumbent"]["gIoU"]
-        return f"{result['status']}, {100 * change:+.1f}"
+        return f"{result['status']}, {100 * change:+.1f}", result["version"]
 
     def measure(
         self,
@@ -236,6 +254,7 @@ class Loop:
             accepted=float(np.mean([answer.is_right for answer in answers])),
             miou=float(np.mean([answer.iou for answer in answers])),
             false_nothing=float(np.mean([not answer.mask.any() for answer in with_target])),
+            candidate_miou=None,
             labels=dict(sorted(kinds.items())),
             minutes=minutes,
         )
@@ -287,10 +306,20 @@ def main() -> None:
         f"nothing for 35, for 31 falsely. After each round: a fine-tune of {options.steps} steps, with its "
         "change of gIoU on the held-out labels in points; the gate; the swap. Measured on "
         f"{options.unseen} scenes that are never submitted: phrases answered rightly (IoU at least 0.8, or "
-        "rightly nothing), mIoU, and phrases with a target for which nothing was found. By the rule of "
-        "release 0.2, a phrase left in the prompt box is a label.",
+        "rightly nothing), mIoU, and phrases with a target for which nothing was found, by the serving "
+        "version; mIoU of the round's candidate, promoted or not. By the rule of release 0.2, a phrase left "
+        "in the prompt box is a label.",
         table(
-            ["rule", "round", "fine-tune", "accepted", "mIoU", "false nothing", "labels so far"],
+            [
+                "rule",
+                "round",
+                "fine-tune",
+                "accepted",
+                "mIoU",
+                "false nothing",
+                "candidate's mIoU",
+                "labels so far",
+            ],
             [one.row() for one in rounds],
         ),
     )
