@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sspsam import VersionStore
+from sspsam.version_store.sharing import ADOPTED
 from sspsam.version_store.store import VersionCard, VersionError
 
 LOG = "log.jsonl"
@@ -112,13 +113,16 @@ def how_trained(card: VersionCard) -> str:
     """How a version was trained, from its card; empty for base weights."""
     if not card.parent:
         return ""
-    labels, project = card.data.get("trained_on"), card.data.get("project")
+    if ADOPTED in card.data:
+        return f"A copy of {card.parent}, adopted from another line."
+    labels, projects = card.data.get("trained_on"), card.data.get("projects") or [card.data.get("project")]
     steps, size, rate = (card.config.get(name) for name in ("steps", "batch_size", "learning_rate"))
     steps = card.data.get("steps", steps)
     said = f"Fine-tuned from {card.parent}"
     said += f" on {labels} labels" if labels else ""
     said += f" ({counts})" if (counts := _counts(card.data.get("composition"))) else ""
-    said += f" of project {project}" if project else ""
+    if all(projects):
+        said += f" of {'projects' if len(projects) > 1 else 'project'} {', '.join(map(str, projects))}"
     said += (
         f", {steps} steps of {size} samples at a learning rate of {rate:g}" if steps and size and rate else ""
     )

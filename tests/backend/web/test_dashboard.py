@@ -20,7 +20,7 @@ from backend.serving.batch_queue import Caller
 from backend.settings import Settings
 from backend.state.redis_store import PROBLEMS_KEPT, PROBLEMS_S
 from backend.web.dashboard import short_time
-from backend.web.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES
+from backend.web.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES, how_trained
 from finetune.training.loop import LOG_NAME
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore
@@ -177,6 +177,23 @@ def test_a_damaged_list_of_pictures_shows_none(app: Flask, client: FlaskClient, 
 
     assert len(page.texts("h3")) == 1
     assert "img" not in page.tags
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"project": 7, "trained_on": 12}, "Fine-tuned from ssp-sam-test-0001 on 12 labels of project 7."),
+        (
+            {"projects": [3, 7], "trained_on": 12},
+            "Fine-tuned from ssp-sam-test-0001 on 12 labels of projects 3, 7.",
+        ),
+        ({"adopted": "ssp-sam-test-0001"}, "A copy of ssp-sam-test-0001, adopted from another line."),
+        ({}, "Fine-tuned from ssp-sam-test-0001."),
+    ],
+    ids=["one project", "a shared line", "adopted", "unknown"],
+)
+def test_a_version_tells_whose_labels_it_learned(data: dict[str, object], told: str) -> None:
+    assert how_trained(VersionCard(parent="ssp-sam-test-0001", data=data)) == told
 
 
 def test_each_project_is_shown_with_its_own_line(
