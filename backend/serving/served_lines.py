@@ -101,7 +101,9 @@ class ServedLines:
                 self._note_failure(line, version, error)
                 continue
             with self._lock:
-                if not self._is_usable(self._serving.get(line, "")):
+                # Not if another version was promoted during the load: the next request takes that one.
+                is_first = not self._is_usable(self._serving.get(line, ""))
+                if is_first and version == next(self._candidates(line)):
                     self._serving[line] = version
             return used
 

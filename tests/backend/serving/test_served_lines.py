@@ -346,6 +346,7 @@ def test_no_answer_is_another_lines_while_versions_come_and_go(
     size = file.stat().st_size
     engine = make_engine(version_bytes=2 * size)
     most: list[int] = []
+    answered: set[int] = set()
 
     def annotate(number: int) -> list[tuple[int, str, int]]:
         seen = []
@@ -357,6 +358,7 @@ def test_no_answer_is_another_lines_while_versions_come_and_go(
             assert tops[0] == tops[1]
             seen.append((project, answer.version, tops[0] - TOP))
             most.append(engine.status().loaded_bytes)
+            answered.add(project)
         return seen
 
     with ThreadPoolExecutor(8) as pool:
@@ -365,13 +367,47 @@ def test_no_answer_is_another_lines_while_versions_come_and_go(
             shift = 7 + project if len(allowed[project]) == 1 else project
             allowed[project][promote(versions, project, shift)] = shift
             engine.refresh()
+        wait_until(lambda: answered == set(projects), "all were answered")
         stop.set()
         seen = [one for thread in threads for one in thread.result(60)]
 
-    assert {project for project, _, _ in seen} == set(projects)
     assert all(allowed[project].get(version) == shift for project, version, shift in seen)
     assert max(most) <= 2 * size
     assert [shift_of(engine, project)[1] for project in projects] == list(projects), "the newest serve"
+
+
+class BusyStore(VersionStore):
+    """Promotes another version while one is being found."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, PRESET)
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def weights_path(self, version_id: str) -> Path | None:
+        self.meanwhile()
+        return super().weights_path(version_id)
+
+
+def test_a_promotion_during_a_load_serves_the_next_request(tmp_path: Path) -> None:
+    versions = BusyStore(tmp_path)
+    before = promote(versions, 1, 1)
+    after = versions.publish({"shift": torch.tensor(2)}, VersionCard(line="project-1"), {}).version_id
+    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=3600)
+    engine.start()
+    assert engine.wait(20)
+
+    def promote_once() -> None:
+        versions.meanwhile = lambda: None
+        versions.promote(after)
+        engine.refresh()
+
+    versions.meanwhile = promote_once
+    try:
+        assert shift_of(engine, 1) == (before, 1), "it was the newest when the request came"
+        assert shift_of(engine, 1) == (after, 2)
+    finally:
+        engine._poll_s = 0.1
+        engine.stop()
 
 
 class SlowStore(VersionStore):
