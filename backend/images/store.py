@@ -40,6 +40,8 @@ Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, OverflowError, struct.error)
 """Errors that Pillow's readers raise for malformed files."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a full disk: no space, the quota used up, the limit of a file's size reached."""
 STORAGE_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "redis", "databricks"})
 """URL schemes of Label Studio's storages; only Label Studio has their credentials."""
 MAX_SIDE_PX = 65_500
@@ -204,7 +206,7 @@ class ImageStore:
             with suppress(OSError):  # a read-only file system refuses this too
                 aside.unlink(missing_ok=True)
             logger.error("cannot store images in %s: %s", self.folder, error)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in NO_ROOM
             advice = "its disk is full" if full else "its folder MODEL_DIR must be writable"
             raise ImageFetchError(
                 f"the backend cannot store the image ({error.strerror}): {advice}"

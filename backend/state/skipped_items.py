@@ -27,6 +27,7 @@ REASON_CHARACTERS = 300
 _OS_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the limit of a file's size is reached",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission to write or read",
     errno.EPERM: "no permission to write or read",
