@@ -48,7 +48,11 @@ class GoldenRun:
         return adapter.attend_words(patches, self.encoded.phrase)
 
 
-VARIANTS = ["ssp-sam-224", pytest.param("ssp-sam-336", marks=pytest.mark.slow)]
+# Each run is made once, in one of the test processes.
+VARIANTS = [
+    pytest.param("ssp-sam-224", marks=pytest.mark.xdist_group("golden-224")),
+    pytest.param("ssp-sam-336", marks=[pytest.mark.slow, pytest.mark.xdist_group("golden-336")]),
+]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
