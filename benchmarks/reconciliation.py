@@ -32,7 +32,7 @@ from worker.services import Services
 PROJECT = 1
 SIZES = (1000, 3000, 10_000, 30_000)
 ANNOTATED = 10
-"""One of so many tasks is annotated."""
+"""One task of this number is annotated."""
 CHANGED = 10
 HW = (48, 64)
 SLACK = 1.5

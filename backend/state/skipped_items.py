@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import cast
 
 from redis import Redis, RedisError
 
@@ -93,8 +94,9 @@ class SkippedItems:
     def of(self, project: int | str) -> list[SkippedItem]:
         """Returns a project's items, the newest first; unreadable ones are left out."""
         try:
-            values: list[bytes] = self._redis.hvals(SKIPPED_KEY.format(project=project))  # type: ignore[assignment]
-        except RedisError:
+            values = cast("list[bytes]", self._redis.hvals(SKIPPED_KEY.format(project=project)))
+        except RedisError as failure:
+            logger.warning("Redis does not respond: %s", failure)
             return []
         found = [item for item in map(_parsed, values) if item is not None]
         return sorted(found, key=lambda item: item.at, reverse=True)
@@ -102,8 +104,9 @@ class SkippedItems:
     def counts(self) -> dict[str, int]:
         """Returns how many items each kind of work has left out so far."""
         try:
-            found: Mapping[bytes, bytes] = self._redis.hgetall(SKIPPED_COUNTS_KEY)  # type: ignore[assignment]
-        except RedisError:
+            found = cast("dict[bytes, bytes]", self._redis.hgetall(SKIPPED_COUNTS_KEY))
+        except RedisError as failure:
+            logger.warning("Redis does not respond: %s", failure)
             return {}
         return {name.decode(errors="replace"): int(value) for name, value in found.items() if value.isdigit()}
 

@@ -120,7 +120,7 @@ def test_a_job_that_cannot_be_read_does_not_swallow_events(redis_server: Redis) 
     events, queue = EventQueue(redis_server), ServiceQueue(EVENTS, redis_server)
     [number] = events.handle(saved(7))
     queue.remove(number)
-    redis_server.hset(f"rq:job:{number}", "timeout", "for ever")
+    redis_server.hset(f"rq:job:{number}", "timeout", "unlimited")
     events.handle(saved(7))
     assert queued(redis_server) == [number]
     assert queue.fetch_job(number) is not None

@@ -1,4 +1,4 @@
-"""Image values of tasks: what is asked with Label Studio's key, which addresses, and which files."""
+"""Image values of tasks: requests with Label Studio's key, refused addresses, and files below the roots."""
 
 from __future__ import annotations
 

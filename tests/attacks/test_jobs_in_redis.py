@@ -110,7 +110,7 @@ def test_reading_a_job_imports_nothing(redis_server: Redis) -> None:
 
 UNREADABLE = {
     "status": b"\xff",
-    "timeout": b"for ever",
+    "timeout": b"unlimited",
     "result_ttl": b"[]",
     "retries_left": b"1e400",
     "dependency_ids": b"{",
@@ -143,7 +143,7 @@ def test_a_retry_that_cannot_be_read_stops_no_other(redis_server: Redis) -> None
     for job in (bad, good):
         queue.remove(job.id)
         redis_server.zadd(queue.scheduled_job_registry.key, {job.id: time.time() - 1})
-    redis_server.hset(bad.key, "timeout", "for ever")
+    redis_server.hset(bad.key, "timeout", "unlimited")
 
     enqueue_retries(redis_server)
 

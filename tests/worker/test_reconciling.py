@@ -235,7 +235,7 @@ def test_a_job_that_was_lost_does_not_keep_its_project_from_reconciliation(
     services.redis.lrem(queue.key, 1, number)
     assert not ask_for_reconciliation(services.redis, PROJECT), "a worker may be taking it"
     if lost == "unreadable":
-        services.redis.hset(f"rq:job:{number}", "timeout", "for ever")
+        services.redis.hset(f"rq:job:{number}", "timeout", "unlimited")
     else:
         services.redis.hset(f"rq:job:{number}", "enqueued_at", "2026-01-01T00:00:00.000000Z")
     assert ask_for_reconciliation(services.redis, PROJECT)

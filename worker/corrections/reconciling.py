@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from backend.errors import LabelStudioNotFound
 from backend.labelstudio.client import moment_of
@@ -218,9 +218,8 @@ class _Pass:
         self._result = replace(self._result, **sums, complete=self._result.complete and complete)
 
     def _read_marks(self) -> None:
-        stored: Mapping[bytes, bytes] = self._services.redis.hgetall(
-            COLLECTED_KEY.format(project=self._project)
-        )  # type: ignore[assignment]
+        key = COLLECTED_KEY.format(project=self._project)
+        stored = cast("dict[bytes, bytes]", self._services.redis.hgetall(key))
         self._marks, self._of_task = {}, {}
         for name, value in stored.items():
             with suppress(ValueError):
