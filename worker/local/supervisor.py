@@ -135,7 +135,7 @@ class RunningPart:
             self.last_error = ""
             return self.part.ready()
         except Exception as error:
-            self.last_error = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+            self.last_error = " ".join(str(_first_cause(error)).split())[:MAX_ERROR_LENGTH]
             return False
 
     def why_not_ready(self) -> str:
@@ -146,6 +146,13 @@ class RunningPart:
     def last_lines(self) -> list[str]:
         """The last lines of the part's log."""
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LOG_LINES:]
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error at the root: HTTP libraries wrap a refused connection several times."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 class Supervisor:

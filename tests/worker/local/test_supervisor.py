@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from worker.local.supervisor import Part, PartDiedError, PartNotReadyError, RunningPart, Supervisor
 
@@ -141,6 +143,19 @@ def test_what_a_slow_part_waits_for_is_told_meanwhile_and_at_the_end(
     assert caught.value.last_lines == ["loading"]
     assert len(told) > 1
     assert set(told) == {why}
+
+
+def test_a_refused_connection_is_told_without_the_http_librarys_wrapping(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/health"
+        command = [sys.executable, "-c", SLEEPER]
+        part = Part("one", command, ready=lambda: requests.get(url, timeout=5).ok, ready_within_s=0.5)
+        with Supervisor(tmp_path / "logs") as supervisor:
+            supervisor.start(part)
+            with pytest.raises(PartNotReadyError, match="Connection refused") as caught:
+                supervisor.wait_until_ready("one")
+    assert "HTTPConnection" not in str(caught.value)
 
 
 def test_errors_of_a_readiness_question_mean_not_yet(tmp_path: Path) -> None:
