@@ -96,6 +96,20 @@ class MaskRuns:
         return mask.reshape(self.height, self.width)
 
 
+def mask_to_runs(mask: npt.NDArray[Any]) -> MaskRuns:
+    """Runs of a mask, row by row.
+
+    Args:
+        mask: (H, W) bool, or any number type in which non-zero is mask.
+
+    Raises:
+        MaskFormatError: not two-dimensional, or without pixels.
+    """
+    flat = _as_mask(mask).ravel()
+    bounds = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    return MaskRuns(mask.shape[0], mask.shape[1], flat[bounds[:-1]], np.diff(bounds))
+
+
 def brush_rle_to_mask(rle: Sequence[int], height: int, width: int) -> BoolMask:
     """Decodes Label Studio's brush RLE; alpha above 127 is mask.
 

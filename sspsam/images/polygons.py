@@ -35,6 +35,22 @@ def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
     Raises:
         MaskFormatError: not two-dimensional, or without pixels.
     """
+    return [_joined(loops) for loops in mask_to_outlines(mask)]
+
+
+def mask_to_outlines(mask: npt.NDArray[Any]) -> list[list[_Ints]]:
+    """Traces a mask along the edges of its pixels.
+
+    Args:
+        mask: (H, W) bool, or any number type in which non-zero is mask.
+
+    Returns:
+        For each part its outline and its holes, each the (N, 2) x, y of corners in pixels; parts that touch
+        only at a corner are separate. None for an empty mask.
+
+    Raises:
+        MaskFormatError: not two-dimensional, or without pixels.
+    """
     if mask.ndim != 2 or mask.size == 0:
         raise MaskFormatError(f"a mask is (H, W) with pixels in it, not {mask.shape}")
     filled = np.asarray(mask, dtype=np.bool_)
@@ -48,7 +64,7 @@ def mask_to_polygons(mask: npt.NDArray[Any]) -> list[list[float]]:
     for loop in _loops(_next_edges(directions, starts, filled.shape)):
         corners = loop[directions[loop] != directions[np.roll(loop, 1)]]
         outlines.setdefault(int(part_of[loop[0]]), []).append(starts[corners])
-    return [_joined(loops) for _, loops in sorted(outlines.items())]
+    return [sorted(loops, key=_area, reverse=True) for _, loops in sorted(outlines.items())]
 
 
 def _edges(filled: BoolMask) -> tuple[_Ints, _Ints]:
@@ -106,7 +122,7 @@ def _loops(following: _Ints) -> list[_Ints]:
 
 def _joined(loops: list[_Ints]) -> list[float]:
     """The outline of a part, connected to each hole by a line that is traversed both ways."""
-    outer, *holes = sorted(loops, key=_area, reverse=True)
+    outer, *holes = loops
     corners = [outer]
     for hole in holes:
         corners += [outer[:1], hole, hole[:1]]
