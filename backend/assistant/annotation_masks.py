@@ -17,6 +17,7 @@ draft remain; without a draft none do, and the gesture creates a new object.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,13 +29,15 @@ import numpy as np
 from cachetools import LRUCache
 
 from backend.errors import BackendError
-from backend.labelstudio.annotations import is_brush, region_texts
+from backend.labelstudio.annotations import is_region, original_hw, region_texts
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import Interaction
+from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind
+from backend.labelstudio.regions.shapes import value_to_runs
 from backend.queries import Task, annotator_of, draft_version_of
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask, PackedMask, VisibleMask, mask_under
-from sspsam import brush_rle_to_mask, coco_rle_to_mask
+from sspsam import coco_rle_to_mask
 
 AUTOSAVE_S = 5.0
 """Label Studio's editor saves a draft at most this long after a change."""
@@ -98,29 +101,29 @@ class MaskReader:
 
     def masks(self, results: object, config: LabelingConfig, most: int = MOST_MASKS) -> list[VisibleMask]:
         """The masks of an annotation, a draft or a prediction; unreadable ones are left out."""
-        brushes = _brushes(results, config)[-most:] if most else []
-        texts = region_texts({"result": results}, config) if brushes else {}
+        regions = _regions(results, config)[-most:] if most else []
+        texts = region_texts({"result": results}, config) if regions else {}
         found, left_px = {}, MOST_PIXELS
-        for brush in reversed(brushes):
-            region_id = str(brush.get("id"))
-            pixels, decoded_px = self._pixels(brush, left_px)
+        for region in reversed(regions):
+            region_id = str(region.get("id"))
+            kind = config.controls[str(region.get("from_name"))].kind
+            pixels, decoded_px = self._pixels(region, kind, left_px)
             left_px -= decoded_px
             if pixels is not None and pixels.area_px and region_id not in found:
                 phrase, label = texts.get(region_id, (None, None))
                 found[region_id] = VisibleMask(region_id, phrase or "", label, pixels)
         return list(reversed(found.values()))
 
-    def _pixels(self, brush: Mapping[str, Any], left_px: int) -> tuple[PackedMask | None, int]:
+    def _pixels(self, region: Mapping[str, Any], kind: Kind, left_px: int) -> tuple[PackedMask | None, int]:
         """A mask, and the number of pixels that were decoded for it."""
         try:
-            height, width = int(brush["original_height"]), int(brush["original_width"])
-            rle = bytes(brush["value"]["rle"])
-            key = f"{height} {width} {hashlib.sha256(rle).hexdigest()}"
+            height, width = original_hw(region)
+            key = f"{kind} {height} {width} {_digest(region['value'], kind)}"
             with self._lock:
                 known = self._known.get(key)
             if known is not None or height * width > left_px:
                 return known, 0
-            mask = PackedMask.pack(brush_rle_to_mask(list(rle), height, width))
+            mask = PackedMask.pack(value_to_runs(region["value"], kind, height, width).to_mask())
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             logger.info("a mask of a draft is not readable: %s", error)
             return None, 0
@@ -278,8 +281,20 @@ def _results(draft: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [result for result in results if isinstance(result, Mapping)] if isinstance(results, list) else []
 
 
-def _brushes(results: object, config: LabelingConfig) -> list[Mapping[str, Any]]:
-    return [result for result in _results({"result": results}) if is_brush(result, config)]
+def _regions(results: object, config: LabelingConfig) -> list[Mapping[str, Any]]:
+    return [result for result in _results({"result": results}) if is_region(result, config)]
+
+
+def _digest(value: Mapping[str, Any], kind: Kind) -> str:
+    content = value[SHAPE_FIELD[kind]]
+    if kind == "brush":
+        data = bytes(content)
+    elif kind == "bitmask":
+        data = str(content).encode()
+    else:
+        shape = {name: value.get(name) for name in ("points", "x", "y", "width", "height", "rotation")}
+        data = json.dumps(shape).encode()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _displayed_since(shown: Sequence[DisplayedMask], annotator: str, draft: str) -> dict[str, DisplayedMask]:

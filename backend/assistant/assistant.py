@@ -18,7 +18,7 @@ from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
-from backend.assistant.messages import hint, open_phrases_message
+from backend.assistant.messages import hint, holes_message, label_message, open_phrases_message
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.assistant.renamed_regions import beside_renamed, texts_of
 from backend.errors import (
@@ -37,11 +37,12 @@ from backend.labelstudio.annotations import (
     is_of,
     prompt_entries,
 )
-from backend.labelstudio.config import LabelingConfig, Tag
+from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import read_interactions
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
+    as_held,
     fresh_id,
     prediction,
     region_results,
@@ -49,6 +50,7 @@ from backend.labelstudio.predictions import (
     text_result,
     unused_region_id,
 )
+from backend.labelstudio.regions.controls import Tag
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task
 from backend.serving.batch_queue import Caller
@@ -245,7 +247,7 @@ class Assistant:
         """Starts embedding a task's image in the background."""
         if config.image is None:
             return
-        value = task.data.get(config.image.value)
+        value = config.image.of(task.data)
 
         def find() -> tuple[str, ReadImage]:
             digest = self._images.digest(value, task.task_id)
@@ -298,7 +300,7 @@ class Assistant:
     ) -> Outcome:
         config.require("image", "mask")
         assert config.image is not None
-        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
+        digest = self._images.digest(config.image.of(task.data), task.task_id)
         refused = phrases[MAX_PHRASES:]
         phrases = phrases[:MAX_PHRASES]
         answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
@@ -313,7 +315,8 @@ class Assistant:
                 outcome.no_match.append(phrase)
             else:
                 region_id = unused_region_id(project, task.task_id, phrase, texts)
-                outcome.regions.append(ProposedRegion(region_id, phrase, referent.mask, referent.score))
+                proposed = ProposedRegion(region_id, phrase, referent.mask, referent.score)
+                outcome.regions += as_held(proposed, config)
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:
@@ -367,7 +370,12 @@ def _written(
     if config.absent is not None and box.denied:
         shown = _result_of(context, config.absent)
         results.append(text_result(config.absent, _id_of(shown), absent))
-    results += _status(open_phrases_message(unmatched, outcome.failed, config), context, config)
+    said = [
+        open_phrases_message(unmatched, outcome.failed, config),
+        label_message(outcome.regions, config),
+        holes_message(outcome.regions),
+    ]
+    results += _status(" ".join(filter(None, said)), context, config)
     return prediction(results, outcome.version, list(outcome.certainties.values()))
 
 

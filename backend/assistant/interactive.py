@@ -205,7 +205,7 @@ class Refiner:
         config, task = form.config, form.task
         config.require("image", "mask")
         assert config.image is not None
-        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
+        digest = self._images.digest(config.image.of(task.data), task.task_id)
         shown = self._redis_store.shown(form.project, task.task_id)
         form.view = view = self._annotations.find(task, shown, interactions, config)
         model = _Model(self._engine, digest, partial(self._images.decode, digest), caller)

@@ -7,8 +7,11 @@ from textwrap import shorten
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.predictions import ProposedRegion
 
 SHOWN_CHARACTERS = 60
+SEVERAL = 2
+"""Labels of a form, of which one must be chosen."""
 SHOWN_PHRASES = 3
 """Phrases named in a message: the newest."""
 
@@ -24,6 +27,29 @@ def open_phrases_message(unmatched: Sequence[str], failed: Mapping[str, str], co
     said = [_not_found(unmatched, config)] if unmatched else []
     said += [_not_looked_for(phrase, reason) for phrase, reason in failed.items()]
     return " ".join(said)
+
+
+def label_message(regions: Sequence[ProposedRegion], config: LabelingConfig) -> str:
+    """Says which label was taken for phrases that name none of several; empty if there are none."""
+    if len(config.labels) < SEVERAL:
+        return ""
+    phrases = dict.fromkeys(region.phrase for region in regions if region.phrase and not region.label)
+    choices = {phrase: config.choice_for(phrase) for phrase in phrases}
+    unnamed = {phrase: choice.label for phrase, choice in choices.items() if not choice.is_named}
+    if not unnamed:
+        return ""
+    shown = [f"“{_short(phrase)}”" for phrase in list(unnamed)[-SHOWN_PHRASES:]]
+    label = next(iter(unnamed.values())) or ""
+    return f"No label is named in {', '.join(shown)}: “{_short(label)}” was taken."
+
+
+def holes_message(regions: Sequence[ProposedRegion]) -> str:
+    """Says which masks have holes that the form's regions cannot have; empty if there are none."""
+    phrases = dict.fromkeys(
+        region.phrase for region in regions if region.shape is not None and region.shape.filled_holes
+    )
+    shown = [f"“{_short(phrase)}”" for phrase in list(phrases)[-SHOWN_PHRASES:]]
+    return f"A polygon has no holes: those of {', '.join(shown)} are filled." if shown else ""
 
 
 def message_of_box(entries: Sequence[str], config: LabelingConfig) -> str:
@@ -44,8 +70,12 @@ def hint(phrase: str, config: LabelingConfig) -> str:
     return f": not in the image? Enter “{prompt_text.denial_of(phrase)}”"
 
 
+def _short(text: str) -> str:
+    return shorten(text, SHOWN_CHARACTERS, placeholder="…")
+
+
 def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
-    shown = [shorten(phrase, SHOWN_CHARACTERS, placeholder="…") for phrase in phrases[-SHOWN_PHRASES:]]
+    shown = [_short(phrase) for phrase in phrases[-SHOWN_PHRASES:]]
     more = f" and {len(phrases) - len(shown)} more" if len(phrases) > len(shown) else ""
     said = f"Nothing found for {', '.join(f'“{phrase}”' for phrase in shown)}{more}."
     if config.absent is None:
@@ -54,6 +84,6 @@ def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
 
 
 def _not_looked_for(phrase: str, reason: str) -> str:
-    shown = shorten(phrase, SHOWN_CHARACTERS, placeholder="…")
+    shown = _short(phrase)
     sentence = f"“{shown}” was not looked for: {reason}" if shown else reason
     return f"{sentence[0].upper()}{sentence[1:]}."

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.labelstudio import prompt_text
-from backend.labelstudio.config import LabelingConfig, Tag
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind, RegionControl, Tag
+from backend.labelstudio.regions.shapes import Box, size_of, value_to_box, value_to_runs
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
-from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns, brush_rle_to_runs
+from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns
 
 OUR_ID = re.compile("[0-9a-f]{12}")
 """IDs of regions that were made for a phrase: see `predictions.region_id_for`."""
@@ -33,15 +35,20 @@ RLE_BYTES_PER_ANNOTATION = 2**26
 
 @dataclass(frozen=True)
 class Region:
-    """One mask of an annotation."""
+    """One mask of an annotation, or one box."""
 
     region_id: str
     phrase: str | None
     """None if the annotator gave none."""
     runs: MaskRuns
+    """The mask; of a box, the pixels in it."""
     label: str | None
     score: float | None = None
     """The model's score, if the model proposed the mask."""
+    kind: Kind = "brush"
+    """Kind of region."""
+    box_xyxy: Box | None = None
+    """(x0, y0, x1, y1) in pixels, of a box; None for a mask."""
 
     @property
     def mask(self) -> BoolMask:
@@ -59,6 +66,9 @@ class AnnotationContent:
     """Content of an annotation, as far as it is on the image of the masks."""
 
     regions: tuple[Region, ...] = ()
+    """The masks: of brushes, bitmasks and polygons."""
+    boxes: tuple[Region, ...] = ()
+    """The boxes, which are no masks."""
     no_target_phrases: tuple[str, ...] = ()
     """Phrases that a person confirmed to be absent from the image."""
     found_nothing: tuple[str, ...] = ()
@@ -106,7 +116,7 @@ def read_annotation(
 
     Returns:
         Regions in the order of their first result. Empty masks are left out; so are unreadable ones, those on
-        other images, and shapes that are not brush masks, with an entry in `problems`.
+        other images, with an entry in `problems`. Shapes of other tags are ignored.
     """
     groups = _by_id(_results(annotation))
     regions, problems = [], []
@@ -120,9 +130,11 @@ def read_annotation(
             continue
         if region is not None and not region.runs.is_empty:
             regions.append(region)
-        elsewhere.update({_place(brush) for brush in group if _is_foreign_brush(brush, config)})
+        elsewhere.update({_place(result) for result in group if _is_foreign_region(result, config)})
     problems += [f"{count} masks on the image “{name}” are left out" for name, count in elsewhere.items()]
-    return AnnotationContent(tuple(regions), *_phrases_without_mask(annotation, config), tuple(problems))
+    masks = tuple(region for region in regions if region.box_xyxy is None)
+    boxes = tuple(region for region in regions if region.box_xyxy is not None)
+    return AnnotationContent(masks, boxes, *_phrases_without_mask(annotation, config), tuple(problems))
 
 
 def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
@@ -185,11 +197,13 @@ def region_texts(
     annotation: Mapping[str, Any], config: LabelingConfig
 ) -> dict[str, tuple[str | None, str | None]]:
     """Returns phrase and label of each region by ID, without decoding masks."""
-    return {
-        region_id: (_phrase(region_id, group, config), _label(brush))
-        for region_id, group in _by_id(_results(annotation)).items()
-        if (brush := _brush(group, config)) is not None
-    }
+    found = {}
+    for region_id, group in _by_id(_results(annotation)).items():
+        shape = _shape(group, config)
+        if shape is not None:
+            control = config.controls[str(shape["from_name"])]
+            found[region_id] = (_phrase(region_id, group, config), _label(group, control, config))
+    return found
 
 
 def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -206,44 +220,67 @@ def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 def _region(
     region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig, budget: _Budget
 ) -> Region | None:
-    """Returns the region of results that share an ID; None without a brush mask."""
-    brush = _brush(group, config)
-    if brush is None:
+    """Returns the region of results that share an ID; None without a shape of a region control."""
+    shape = _shape(group, config)
+    if shape is None:
         return None
-    phrase, runs = _phrase(region_id, group, config), _runs(brush, budget)
-    return Region(region_id, phrase, runs, _label(brush), _score(brush))
+    control = config.controls[str(shape["from_name"])]
+    phrase, label, score = _phrase(region_id, group, config), _label(group, control, config), _score(shape)
+    height, width = original_hw(shape)
+    budget.spend(height * width, size_of(shape["value"], control.kind))
+    box = value_to_box(shape["value"], height, width) if control.kind == "rectangle" else None
+    runs = value_to_runs(shape["value"], control.kind, height, width, budget.max_pixels)
+    return Region(region_id, phrase, runs, label, score, control.kind, box)
 
 
-def _brush(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[str, Any] | None:
-    return next((result for result in group if is_brush(result, config)), None)
+def _shape(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[str, Any] | None:
+    return next((result for result in group if is_region(result, config)), None)
 
 
-def _score(brush: Mapping[str, Any]) -> float | None:
-    score = brush.get("score")
+def _score(shape: Mapping[str, Any]) -> float | None:
+    score = shape.get("score")
     try:
         return float(score) if isinstance(score, int | float) else None
     except OverflowError:
         return None
 
 
-def _label(brush: Mapping[str, Any]) -> str | None:
-    labels = brush["value"].get("brushlabels")
+def _label(group: list[Mapping[str, Any]], control: RegionControl, config: LabelingConfig) -> str | None:
+    """The label of a region.
+
+    If the label of another region control was selected in the browser, the editor has added it to the region
+    as a result of that control: it is what the annotator meant.
+    """
+    own = selected = None
+    for result in group:
+        value = result.get("value")
+        if not isinstance(value, Mapping):
+            continue
+        name = str(result.get("from_name"))
+        maker = config.controls.get(name)
+        if name in (control.name, control.labels_tag):
+            own = own or _first(value.get("labels" if control.labels_tag else control.result_type))
+        elif maker is not None and maker.has_own_labels:
+            selected = selected or _first(value.get(maker.result_type))
+    return selected or own
+
+
+def _first(labels: object) -> str | None:
     return str(labels[0]) if isinstance(labels, list) and labels and labels[0] is not None else None
 
 
-def is_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
-    """Whether a result is a mask on the image of the config's masks."""
-    return _has_mask(result, config) and config.image is not None and _is_on(result, config.image.name)
+def is_region(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    """Whether a result is a region of a region control, on the image of the config's masks."""
+    return _has_shape(result, config) and config.image is not None and _is_on(result, config.image.name)
 
 
-def _is_foreign_brush(result: Mapping[str, Any], config: LabelingConfig) -> bool:
-    return _has_mask(result, config) and not is_brush(result, config)
+def _is_foreign_region(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    return _has_shape(result, config) and not is_region(result, config)
 
 
-def _has_mask(result: Mapping[str, Any], config: LabelingConfig) -> bool:
-    value = result.get("value")
-    named = str(result.get("from_name")) in config.mask_names
-    return named and isinstance(value, Mapping) and "rle" in value
+def _has_shape(result: Mapping[str, Any], config: LabelingConfig) -> bool:
+    value, control = result.get("value"), config.controls.get(str(result.get("from_name")))
+    return control is not None and isinstance(value, Mapping) and SHAPE_FIELD[control.kind] in value
 
 
 def _is_on(result: Mapping[str, Any], image: str) -> bool:
@@ -256,16 +293,16 @@ def _place(result: Mapping[str, Any]) -> str:
     return f"{result.get('to_name', '')}{f', page {page}' if page else ''}"
 
 
-def _runs(brush: Mapping[str, Any], budget: _Budget) -> MaskRuns:
+def original_hw(result: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) of the image of a region's result.
+
+    Raises:
+        MaskFormatError: the result does not have it.
+    """
     try:
-        height, width = int(brush["original_height"]), int(brush["original_width"])
+        return int(result["original_height"]), int(result["original_width"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise MaskFormatError("a brush result without the size of its image") from error
-    rle = brush["value"]["rle"]
-    if not isinstance(rle, list):
-        raise MaskFormatError("brush RLE is not a list of numbers 0..255")
-    budget.spend(height * width, len(rle))
-    return brush_rle_to_runs(rle, height, width, budget.max_pixels)
+        raise MaskFormatError("a region without the size of its image") from error
 
 
 def _phrase(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:

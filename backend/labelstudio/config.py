@@ -3,15 +3,16 @@
 Tags: https://labelstud.io/tags/ . Masks and gestures are found by tag type, and by name among several
 candidates. Text areas are found by name alone, because a form may have others, whose text is not ours:
 
-    image   <Image>, the one of the chosen brush
-    masks   <BrushLabels>: `mask`, else the first, comes first; others on the same image follow
+    image   <Image>, the one of the chosen region control
+    masks   the region controls on it, in the order of `backend.labelstudio.regions.controls`
     prompt  <TextArea name="prompt"> for the whole image, unless smart="false"
     phrase  <TextArea name="phrase" perRegion="true">
     absent  <TextArea name="absent"> for the whole image: phrases that a person confirmed to be absent
     status  <TextArea name="status"> for the whole image: shows messages
     hints   <View className="hints">: shows what only the browser knows
     click   <KeyPointLabels>: `click`, else the first; box  <RectangleLabels>: `box`, else the first.
-            Those with smart="false" never send requests to a model: they are ordinary labels without a role
+            Those with smart="false" never send requests to a model: they are ordinary labels without a role.
+            In a form whose only regions are rectangles, these are answers
 
 All are on the image of the masks. A text area with another name is prompt or phrase if the project lead has
 confirmed it: `sspsam connect` then marks it with the attribute sspsam="prompt" or sspsam="phrase", which
@@ -20,23 +21,29 @@ Label Studio keeps with the form and otherwise ignores.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Any
 from xml.sax.saxutils import escape
 
 from backend.errors import LabelingConfigError
 from backend.labelstudio.recommended import RECOMMENDED_CONFIG as RECOMMENDED_CONFIG
 from backend.labelstudio.recommended import SNIPPETS, WHY
+from backend.labelstudio.regions.controls import RegionControl, Tag, controls_of, region_tags
+from backend.labelstudio.regions.labels import Label, LabelIndex
 
 MAX_CHARACTERS = 4 * 2**20
 """Of a form; 20,000 labels have about 1.5 million."""
 MAX_DEPTH = 100
 """Of nested tags."""
-_ENDINGS = ("", "s", "es")
-"""Of a label in the singular and in the plural."""
+VARIABLE = re.compile(r"\$[A-Za-z0-9_\[\].{}]+")
+"""A field of the task's data in a tag's value."""
+_PATH_PARTS = re.compile(r"[^.\[\]]+")
+_MOST_DIGITS = 10
 _QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
 _TEXT_AREA_NAMES = frozenset({"prompt", "phrase", "status", "absent"})
@@ -48,66 +55,36 @@ CONFIRMABLE = ("prompt", "phrase")
 
 
 @dataclass(frozen=True)
-class Tag:
-    """A named tag."""
-
-    name: str
-    to_name: str = ""
-
-
-@dataclass(frozen=True)
 class ImageTag(Tag):
     """The image tag."""
 
     value: str = ""
-    """The task's data field, without the dollar sign."""
+    """The task's data field, without the dollar sign; a text with fields in it, such as
+    `https://images.example.com/$path`, as it is.
+    """
+
+    def of(self, data: Mapping[str, Any]) -> Any:
+        """The image's address in a task's data, as the editor reads it; None if a field is missing."""
+        if self.value in data:
+            return data[self.value]
+        fields = VARIABLE.findall(self.value)
+        if not fields:
+            return _field(data, self.value)
+        values = {name: _field(data, name[1:]) for name in fields}
+        if any(value is None for value in values.values()):
+            return None
+        return VARIABLE.sub(lambda name: str(values[name[0]]), self.value)
 
 
 @dataclass(frozen=True)
-class Label:
-    """One label of a brush."""
+class Choice:
+    """The region control and the label for a mask."""
 
-    value: str
-    alias: str = ""
-    predicted: tuple[str, ...] = ()
-    """Names used by models: attribute `predicted_values`."""
-
-    @property
-    def written(self) -> str:
-        """Name used in results: Label Studio drops predictions with the value of an aliased label."""
-        return self.alias or self.value
-
-    def place_in(self, phrase: str) -> tuple[int, int] | None:
-        """Position at which a phrase names this label by one of its names, also in the plural.
-
-        Returns:
-            Lower is better: position in the phrase, then specificity of the name; None without a match.
-        """
-        text = _spelling(phrase)
-        found = ((_named_at(text, spelling), -length) for spelling, length in self._spellings)
-        return min(((place, order) for place, order in found if place is not None), default=None)
-
-    @cached_property
-    def _spellings(self) -> tuple[tuple[str, int], ...]:
-        """Of each name, with the name's length."""
-        names = (self.value, self.alias, *self.predicted)
-        return tuple((_spelling(name), len(name)) for name in names if name.strip())
-
-
-@dataclass(frozen=True)
-class MaskTag(Tag):
-    """A brush tag."""
-
-    labels: tuple[Label, ...] = ()
-
-
-@dataclass(frozen=True)
-class Brush:
-    """A brush and the label for a mask."""
-
-    tag: MaskTag
+    control: RegionControl
     label: str | None
-    """None for a tag without labels."""
+    """None for a control without labels."""
+    is_named: bool = True
+    """Whether the label was named, by the phrase or by the caller; otherwise it is the first."""
 
 
 @dataclass(frozen=True)
@@ -128,48 +105,66 @@ class LabelingConfig:
 
     image: ImageTag | None = None
     prompt: Tag | None = None
-    masks: tuple[MaskTag, ...] = ()
-    """The brushes for masks, main one first."""
+    masks: tuple[RegionControl, ...] = ()
+    """The region controls for answers, main one first."""
     phrase: Tag | None = None
     status: Tag | None = None
     absent: Tag | None = None
     hints: Tag | None = None
     click: Tag | None = None
     box: Tag | None = None
-    mask_names: frozenset[str] = frozenset()
-    """All brush tags, including those on other images."""
-
+    controls: Mapping[str, RegionControl] = field(default_factory=dict, hash=False)
+    """All region controls by name, including those on other images."""
+    unsupported: str = ""
+    """Why the form cannot be worked with, if it cannot."""
     candidates: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """Role -> names of the text areas that may have it once the project lead confirms it."""
     has_names: bool = False
     """Whether any tag has a name: a new project's form has none."""
 
     @property
-    def mask(self) -> MaskTag | None:
-        """The main brush."""
+    def mask(self) -> RegionControl | None:
+        """The main region control."""
         return self.masks[0] if self.masks else None
 
-    def brush_for(self, phrase: str, label: str | None = None) -> Brush:
-        """Chooses brush and label for a mask.
+    @property
+    def mask_names(self) -> frozenset[str]:
+        """Names of all region controls, including those on other images."""
+        return frozenset(self.controls)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels of all region controls for answers, in this order."""
+        return tuple(dict.fromkeys(each for _, each in self._owned))
+
+    @cached_property
+    def _owned(self) -> list[tuple[RegionControl, Label]]:
+        return [(control, each) for control in self.masks for each in control.labels]
+
+    @cached_property
+    def _index(self) -> LabelIndex:
+        return LabelIndex.of(each for _, each in self._owned)
+
+    def choice_for(self, phrase: str, label: str | None = None) -> Choice:
+        """Chooses region control and label for a mask.
 
         Args:
             phrase: Selects the label that it names first ("the man by the cars": man), else the first label.
-            label: Overrides the phrase, if a brush has this label.
+            label: Overrides the phrase, if a control has this label.
 
         Raises:
-            LabelingConfigError: there is no brush.
+            LabelingConfigError: there is no region control.
         """
         self.require("mask")
-        owned = [(tag, each) for tag in self.masks for each in tag.labels]
-        for tag, each in owned:
+        for control, each in self._owned:
             if label and label in (each.value, each.alias):
-                return Brush(tag, each.written)
-        named = [(place, tag, each) for tag, each in owned if (place := each.place_in(phrase)) is not None]
-        if named:
-            _, tag, chosen = min(named, key=lambda entry: entry[0])
-            return Brush(tag, chosen.written)
+                return Choice(control, each.written)
+        number = self._index.named_in(phrase)
+        if number is not None:
+            control, chosen = self._owned[number]
+            return Choice(control, chosen.written)
         main = self.masks[0]
-        return Brush(main, main.labels[0].written if main.labels else None)
+        return Choice(main, main.labels[0].written if main.labels else None, is_named=False)
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
@@ -180,25 +175,28 @@ class LabelingConfig:
         """
         everything = _tags(xml)
         tags = [tag for tag in everything if tag.get("name")]
-        brushes = [tag for tag in tags if tag.tag == "brushlabels"]
-        mask = _choose(brushes, "mask")
+        regions = region_tags(tags)
+        mask = regions[0] if regions else None
         image = _image_tag(tags, mask)
         here = image.name if image else mask.get("toname", "") if mask is not None else ""
         on_image = [tag for tag in tags if not here or tag.get("toname", here) == here]
         areas = [tag for tag in on_image if tag.tag == "textarea"]
+        answers = [] if mask is None else region_tags(tags, mask.get("toname", here))
+        gestures = [tag for tag in on_image if tag not in answers]
         per_region = [tag for tag in areas if _is(tag, "perregion")]
         whole = [tag for tag in areas if not _is(tag, "perregion")]
         return cls(
             image=image,
             prompt=_tag(_text_area(_smart(whole, "textarea"), "prompt"), here),
-            masks=tuple(_mask_tags(brushes, mask)),
+            masks=tuple(controls_of(answers, tags)),
             phrase=_tag(_text_area(per_region, "phrase"), here),
             status=_tag(_text_area(whole, "status"), here),
             absent=_tag(_text_area(whole, "absent"), here),
             hints=next((Tag(HINTS_CLASS) for tag in everything if tag.get("classname") == HINTS_CLASS), None),
             click=_tag(_choose(_smart(on_image, "keypointlabels"), "click"), here),
-            box=_tag(_choose(_smart(on_image, "rectanglelabels"), "box"), here),
-            mask_names=frozenset(tag.get("name", "") for tag in brushes),
+            box=_tag(_choose(_smart(gestures, "rectanglelabels"), "box"), here),
+            controls={control.name: control for control in controls_of(regions, tags)},
+            unsupported=_unsupported(everything, image),
             candidates={
                 "prompt": _other_names(_smart(whole, "textarea")),
                 "phrase": _other_names(per_region),
@@ -209,7 +207,7 @@ class LabelingConfig:
     def missing(self) -> list[MissingTag]:
         """Returns the roles without a tag, required ones first."""
         image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
-        labels = ",".join(label.written for tag in self.masks for label in tag.labels) or "object"
+        labels = ",".join(label.written for label in self.labels) or ("" if self.masks else "object")
         return [
             MissingTag(role, role in _REQUIRED, WHY[role] + self._advice(role), _filled(xml, image, labels))
             for role, xml in SNIPPETS.items()
@@ -229,8 +227,10 @@ class LabelingConfig:
         """Checks that roles have tags.
 
         Raises:
-            LabelingConfigError: one has none; the message says which tag to add.
+            LabelingConfigError: one has none; the message says which tag to add. Or the form is unsupported.
         """
+        if self.unsupported:
+            raise LabelingConfigError(f"labeling config: {self.unsupported}")
         for tag in self.missing():
             if tag.role in roles:
                 raise LabelingConfigError(f"labeling config: {tag.reason}. Add {tag.xml}")
@@ -273,6 +273,8 @@ def _tags(xml: str) -> list[ElementTree.Element]:
 
 
 def _filled(xml: str, image: str, labels: str) -> str:
+    if not labels:  # regions without labels
+        xml = xml.replace('whenLabelValue="{labels}" ', "")
     return xml.replace("{image}", escape(image, _QUOTE)).replace("{labels}", escape(labels, _QUOTE))
 
 
@@ -297,49 +299,47 @@ def _tag(tag: ElementTree.Element | None, image: str) -> Tag | None:
 
 
 def _image_tag(tags: list[ElementTree.Element], mask: ElementTree.Element | None) -> ImageTag | None:
-    """The image of the masks; without a brush, the one named `image`, else the first."""
-    images = [tag for tag in tags if tag.tag == "image" and tag.get("value", "").startswith("$")]
+    """The image of the masks; without a region control, the one named `image`, else the first."""
+    images = [tag for tag in tags if tag.tag == "image" and _has_field(tag)]
     if mask is not None and mask.get("toname"):
         image = next((tag for tag in images if tag.get("name") == mask.get("toname")), None)
     else:
         image = _choose(images, "image")
-    return None if image is None else ImageTag(image.get("name", ""), "", image.get("value", "")[1:])
+    if image is None:
+        return None
+    value = image.get("value", "")
+    is_field = value.startswith("$") and "$" not in value[1:] and VARIABLE.sub("", value) in ("", value)
+    return ImageTag(image.get("name", ""), "", value[1:] if is_field else value)
 
 
-def _mask_tags(brushes: list[ElementTree.Element], main: ElementTree.Element | None) -> Iterator[MaskTag]:
-    """The main brush, then the others on its image."""
-    if main is None:
-        return
-    others = [tag for tag in brushes if tag is not main and tag.get("toname") == main.get("toname")]
-    for tag in (main, *others):
-        yield MaskTag(tag.get("name", ""), tag.get("toname", ""), tuple(_labels(tag)))
+def _has_field(image: ElementTree.Element) -> bool:
+    value = image.get("value", "")
+    return value.startswith("$") or VARIABLE.search(value) is not None
 
 
-def _labels(tag: ElementTree.Element) -> Iterator[Label]:
-    for label in tag.iter("label"):
-        if label.get("value"):
-            predicted = (name.strip() for name in label.get("predicted_values", "").split(","))
-            yield Label(label.get("value", ""), label.get("alias", ""), tuple(filter(None, predicted)))
+def _unsupported(tags: list[ElementTree.Element], image: ImageTag | None) -> str:
+    """Why a form cannot be worked with: one mask, phrase and status belong to one image of a task."""
+    if any(tag.tag == "repeater" for tag in tags):
+        return "<Repeater> repeats the form for each page of a task: forms with pages are not supported"
+    lists = [tag for tag in tags if tag.tag == "image" and tag.get("valuelist")]
+    if lists and (image is None or any(tag.get("name") == image.name for tag in lists)):
+        name = lists[0].get("name", "")
+        return f'<Image name="{name}" valueList="..."> has several pages: forms with pages are not supported'
+    return ""
 
 
-def _spelling(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _named_at(text: str, name: str) -> int | None:
-    """Where a text has a name as whole words, also in the plural; both as `_spelling` has them."""
-    start = text.find(name)
-    while start >= 0:
-        behind = text[start + len(name) : start + len(name) + 3]
-        whole = start == 0 or not _is_word(text[start - 1])
-        if whole and any(behind.startswith(end) and not _is_word(behind[len(end) :][:1]) for end in _ENDINGS):
-            return start
-        start = text.find(name, start + 1)
-    return None
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+def _field(data: object, path: str) -> Any:
+    """The value at a path such as `photos[0].url`; a name with dots in it comes first."""
+    if isinstance(data, Mapping) and path in data:
+        return data[path]
+    for part in _PATH_PARTS.findall(path):
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, list) and part.isdecimal() and len(part) < _MOST_DIGITS:
+            data = data[int(part)] if int(part) < len(data) else None
+        else:
+            return None
+    return data
 
 
 def _smart(tags: list[ElementTree.Element], kind: str) -> list[ElementTree.Element]:

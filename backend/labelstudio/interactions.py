@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from backend.labelstudio.annotations import is_of
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.regions.shapes import rotated_box
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,5 @@ def _box(
     if not turn:
         return x, y, x + width, y + height
     picture_w, picture_h = float(result["original_width"]), float(result["original_height"])
-    width_px, height_px = width * picture_w, height * picture_h
-    corners = [
-        (right * width_px * math.cos(turn) - down * height_px * math.sin(turn),
-         right * width_px * math.sin(turn) + down * height_px * math.cos(turn))
-        for right in (0, 1) for down in (0, 1)
-    ]  # fmt: skip
-    xs = [x + dx / picture_w for dx, _ in corners]
-    ys = [y + dy / picture_h for _, dy in corners]
-    return min(xs), min(ys), max(xs), max(ys)
+    x0, y0, x1, y1 = rotated_box(x * picture_w, y * picture_h, width * picture_w, height * picture_h, turn)
+    return x0 / picture_w, y0 / picture_h, x1 / picture_w, y1 / picture_h

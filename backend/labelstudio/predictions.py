@@ -1,17 +1,18 @@
-"""Masks to Label Studio results."""
+"""Masks to Label Studio results, in the kind of region that the form has."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
 from backend.labelstudio import prompt_text
-from backend.labelstudio.config import LabelingConfig, Tag
-from sspsam import mask_to_brush_rle
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.regions.controls import Tag
+from backend.labelstudio.regions.shapes import Shape, shapes_of
 from sspsam.images.masks import BoolMask
 
 Result = dict[str, Any]
@@ -30,6 +31,8 @@ class ProposedRegion:
     """0..1."""
     label: str | None = None
     """None: chosen by the phrase."""
+    shape: Shape | None = None
+    """The mask as the form's region holds it: see `as_held`."""
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
@@ -57,35 +60,71 @@ def unused_region_id(project: str, task: str, phrase: str, texts: Mapping[str, s
     )
 
 
+def as_held(region: ProposedRegion, config: LabelingConfig) -> list[ProposedRegion]:
+    """A proposed region as the form holds it: with the mask that its result will be read as.
+
+    Returns:
+        One region; for a mask in several parts, in a form of polygons, one for each part, the largest first
+        and under the region's ID.
+
+    Raises:
+        LabelingConfigError: the config has no region control, or no image.
+    """
+    if region.shape is not None:
+        return [region]
+    config.require("image")
+    control = config.choice_for(region.phrase, region.label).control
+    shapes = shapes_of(region.mask, control.kind, control.cuts_holes)
+    return [
+        replace(region, region_id=_part_id(region.region_id, number), mask=shape.mask, shape=shape)
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def _part_id(region_id: str, number: int) -> str:
+    """ID of a part of a region, the same whenever the region is proposed."""
+    if not number:
+        return region_id
+    return hashlib.sha256(f"{region_id}/part {number}".encode()).hexdigest()[:12]
+
+
 def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    """Writes a region: the mask first, then its phrase, if any, both under the region's ID.
+    """Writes a region: the mask, its label, if a <Labels> has it, and its phrase, if any, under the region's
+    ID. A mask in several parts may become several regions: see `as_held`.
 
     The order matters: the editor creates the area from the first result of an ID.
 
     Raises:
-        LabelingConfigError: the config has no brush, or no image.
+        LabelingConfigError: the config has no region control, or no image.
     """
-    config.require("image")
-    brush = config.brush_for(region.phrase, region.label)
+    return [result for held in as_held(region, config) for result in _results_of(held, config)]
+
+
+def _results_of(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
+    assert region.shape is not None
+    choice = config.choice_for(region.phrase, region.label)
+    control = choice.control
     height, width = region.mask.shape
-    labels = [brush.label] if brush.label else []
-    value = {"format": "rle", "rle": mask_to_brush_rle(region.mask), "brushlabels": labels}
     mask: Result = {
         "id": region.region_id,
-        "from_name": brush.tag.name,
-        "to_name": brush.tag.to_name,
-        "type": "brushlabels",
+        "from_name": control.name,
+        "to_name": control.to_name or (config.image.name if config.image else ""),
+        "type": control.result_type,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
         "score": round(region.score, 4),
-        "value": value,
+        "value": {**region.shape.value, **control.write_labels(choice.label)},
     }
+    results = [mask]
+    if control.labels_tag and choice.label:
+        value = {**region.shape.value, "labels": [choice.label]}
+        results.append({**mask, "from_name": control.labels_tag, "type": "labels", "value": value})
     if not region.phrase:
-        return [mask]
+        return results
     if config.phrase is None:
-        return [{**mask, "meta": {"text": [region.phrase]}}]
-    return [mask, text_result(config.phrase, region.region_id, [region.phrase])]
+        return [{**result, "meta": {"text": [region.phrase]}} for result in results]
+    return [*results, text_result(config.phrase, region.region_id, [region.phrase])]
 
 
 def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:

@@ -77,7 +77,8 @@ SNIPPETS: Mapping[str, str] = {
 WHY: Mapping[str, str] = {
     "image": "there is no <Image>: no image to segment",
     "prompt": 'there is no <TextArea name="prompt"> for the image of the masks: no place to type a phrase',
-    "mask": "there is no <BrushLabels>: no place for masks",
+    "mask": "there is no <BrushLabels>, <BitmaskLabels>, <PolygonLabels> or <RectangleLabels>: no place for "
+    "masks",
     "phrase": 'there is no <TextArea name="phrase" perRegion="true">: a mask keeps its phrase only as a '
     "hidden note",
     "status": 'there is no <TextArea name="status">: what went wrong is only written behind the phrase',

@@ -170,7 +170,7 @@ def test_twenty_thousand_labels_are_searched_in_linear_time() -> None:
     form = f'<View><BrushLabels name="mask" toName="image">{labels}</BrushLabels></View>'
     config = LabelingConfig.parse(form)
     for number in range(5):
-        assert config.brush_for(f"the dog {number} on the left").label == f"d{number}"
+        assert config.choice_for(f"the dog {number} on the left").label == f"d{number}"
     assert time.thread_time() - since_s < MOST_S
 
 

@@ -61,7 +61,7 @@ READERS: dict[str, Callable[[int], object]] = {
     "a message": lambda n: open_phrases_message(entries(n), dict.fromkeys(entries(n), "x"), CONFIG),
     "phrases": lambda n: phrases_in({"phrases": entries(n)}),
     "a form": lambda n: LabelingConfig.parse(form(n // 8)).missing(),
-    "labels": lambda n: LabelingConfig.parse(form(n // 8)).brush_for("the label 7"),
+    "labels": lambda n: LabelingConfig.parse(form(n // 8)).choice_for("the label 7"),
 }
 
 

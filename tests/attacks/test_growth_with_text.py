@@ -220,7 +220,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "an address": Target.parse,
     "a redirect": lambda text: Target.parse("http://host/").follow(text),
     "a form": LabelingConfig.parse,
-    "a label": lambda text: LabelingConfig.parse(form(f"<Label value={quoteattr(text)}/>")).brush_for(text),
+    "a label": lambda text: LabelingConfig.parse(form(f"<Label value={quoteattr(text)}/>")).choice_for(text),
     "an event": lambda text: read_event(text.encode()),
 }
 """What reads texts from others."""

@@ -171,7 +171,7 @@ def test_labeling_configs_of_anything(xml: str) -> None:
         config = LabelingConfig.parse(xml)
         config.missing()
         if config.masks:
-            config.brush_for("the first image on the left")
+            config.choice_for("the first image on the left")
         completed_config(xml)
 
     only(LabelingConfigError, use)

@@ -199,7 +199,8 @@ def _read(
     before = services.corrections.submitted(project, number)
     nothing_found = services.redis_store.nothing_found(str(project), str(task_id))
     tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services, project))
-    proposed = {region.region_id for region in content.regions if served(region.region_id) is not None}
+    regions = [*content.regions, *content.boxes]
+    proposed = {region.region_id for region in regions if served(region.region_id) is not None}
     if not (content.regions or content.no_target_phrases):
         return CollectedLabels([], tallies, before | proposed)
     image = _image_facts(services, task, config)
@@ -219,7 +220,7 @@ def _predicted(task: Mapping[str, Any], config: LabelingConfig, max_pixels: int)
             logger.warning("a prediction of task %s is not read: %s", task.get("id"), reason_of(error))
             continue
         at = moment_of(prediction.get("created_at"))
-        for region in content.regions:
+        for region in [*content.regions, *content.boxes]:
             rle = mask_to_coco_rle(region.mask)
             found[region.region_id] = ServedMask(rle, version, at, region.phrase or "")
     return found
@@ -245,7 +246,7 @@ def image_value(task: Mapping[str, Any], config: LabelingConfig) -> object:
     """
     config.require("image")
     assert config.image is not None
-    return (task.get("data") or {}).get(config.image.value)
+    return config.image.of(task.get("data") or {})
 
 
 def _image_facts(services: Services, task: Mapping[str, Any], config: LabelingConfig) -> ImageFacts:

@@ -33,13 +33,12 @@ def tally_annotation(
         config: The project's labeling config.
         serving: The serving version; masks that were not proposed are counted under it.
     """
-    tallies = [
-        _region(region, served(region.region_id), nothing_found, serving) for region in content.regions
-    ]
-    gone = set(submitted_before) - {region.region_id for region in content.regions}
+    regions = [*content.regions, *content.boxes]
+    tallies = [_region(region, served(region.region_id), nothing_found, serving) for region in regions]
+    gone = set(submitted_before) - {region.region_id for region in regions}
     for proposed in map(served, sorted(gone)):
         if proposed is not None:
-            label = config.brush_for(proposed.phrase).label if config.masks else None
+            label = config.choice_for(proposed.phrase).label if config.masks else None
             tallies.append(Tally(proposed.version, label or NO_LABEL, deleted=1))
     return merged(tallies)
 

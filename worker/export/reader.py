@@ -196,7 +196,7 @@ class ProjectReader:
     ) -> LabelledImage:
         regions = [region for _, content in contents for region in content.regions]
         assert self.config.image is not None
-        value = (task.get("data") or {}).get(self.config.image.value, "")
+        value = self.config.image.of(task.get("data") or {}) or ""
         url = urljoin(f"{self.url}/", str(value))
         name = self._file_name(task["id"], url)
         hw = regions[0].hw if regions else self._size_of(task["id"], value)

@@ -106,7 +106,7 @@ def own_phrases(records: Iterable[RefRecord], config: LabelingConfig) -> PhraseS
     """A task's own phrases; else those that annotators use most; else the labels."""
     asked = Counter(prompt_text.phrase_key(record.phrase) for record in records)
     common = tuple(phrase for phrase, _ in asked.most_common(COMMON_PHRASES))
-    labels = tuple(label.written for tag in config.masks for label in tag.labels)
+    labels = tuple(label.phrase for label in config.labels)
     return PhraseSource("own", common or labels)
 
 
@@ -196,7 +196,7 @@ class Ranker:
 
     def _descriptor(self, task: Task, config: LabelingConfig) -> str:
         assert config.image is not None
-        digest = self._images.digest(task.data.get(config.image.value), task.task_id)
+        digest = self._images.digest(config.image.of(task.data), task.task_id)
         vector = self._engine.describe(digest, partial(self._images.decode, digest))
         return base64.b64encode(vector.astype(np.float16).tobytes()).decode()
 

@@ -189,4 +189,4 @@ class Prefetcher:
 
 def _address(data: Any, config: LabelingConfig) -> Any:
     """The image reference in a task's data."""
-    return data.get(config.image.value) if config.image is not None else None
+    return config.image.of(data) if config.image is not None else None

@@ -66,7 +66,7 @@ class PhraseSource:
         elif self.kind == "own":
             entries = phrases_in(data) or self.phrases
         elif self.kind == "labels":
-            entries = [label.written for tag in config.masks for label in tag.labels]
+            entries = [label.phrase for label in config.labels]
         return list(prompt_text.distinct(entries).values())
 
     def meant_for(self, data: Mapping[str, Any]) -> bool:

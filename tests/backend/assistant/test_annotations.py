@@ -17,6 +17,7 @@ from backend.assistant.annotation_masks import MOST_WAITING, AnnotationFinder, A
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import ProposedRegion, region_results
+from backend.labelstudio.regions.controls import Kind
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from tests.backend.assistant.annotators import Annotator, draft
@@ -287,12 +288,12 @@ def finder_of(app: Flask) -> AnnotationFinder:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     decoded: list[int] = []
 
-    def decode(rle: list[int], *hw: int) -> Any:
-        decoded.append(len(rle))
-        return original(rle, *hw)
+    def decode(value: Json, kind: Kind, *hw: int) -> Any:
+        decoded.append(len(value["rle"]))
+        return original(value, kind, *hw)
 
-    original = annotation_masks.brush_rle_to_mask
-    monkeypatch.setattr(annotation_masks, "brush_rle_to_mask", decode)
+    original = annotation_masks.value_to_runs
+    monkeypatch.setattr(annotation_masks, "value_to_runs", decode)
     return decoded
 
 

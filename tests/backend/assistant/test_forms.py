@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.state.redis_store import RedisStore
+from sspsam import mask_to_coco_rle
 from tests.backend.colours import SCORE
-from tests.backend.editor import PATH, ask, prompt, task, texts
+from tests.backend.editor import PATH, ask, click, colour, masks, prompt, task, texts
+from tests.facts import untold
 
 OWN = """<View>
   <Image name="photo" value="$url"/><TextArea name="what" toName="photo" sspsam="prompt"/>
@@ -105,3 +109,97 @@ def test_a_config_without_a_brush_is_told_in_the_prompt(client: FlaskClient) -> 
 
 def test_a_config_that_cannot_be_read_gets_nothing(client: FlaskClient) -> None:
     assert ask(client, prompt("the red square"), config="<View>") == {"result": []}
+
+
+REGIONS = {
+    "bitmask": '<BitmaskLabels name="mask" toName="image"><Label value="object"/></BitmaskLabels>',
+    "polygon": '<PolygonLabels name="mask" toName="image"><Label value="object"/></PolygonLabels>',
+    "rectangle": '<RectangleLabels name="mask" toName="image"><Label value="object"/></RectangleLabels>',
+    "polygon with labels": '<Polygon name="mask" toName="image"/>'
+    '<Labels name="what" toName="image"><Label value="object"/></Labels>',
+}
+
+
+def with_regions(xml: str) -> str:
+    """The recommended form with other regions than brush masks."""
+    config, count = re.subn(r"<BrushLabels.*?</BrushLabels>", xml, RECOMMENDED_CONFIG, flags=re.DOTALL)
+    assert count == 1
+    return config
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+def test_a_phrase_is_answered_in_the_form_that_is_there(
+    client: FlaskClient, redis_store: RedisStore, kind: str
+) -> None:
+    """What the annotator submits unchanged is equal to what was stored as the proposal."""
+    config = with_regions(REGIONS[kind])
+
+    prediction = ask(client, prompt("the blue bar"), config=config)
+
+    content = read_annotation(prediction, LabelingConfig.parse(config))
+    (region,) = content.regions or content.boxes
+    assert content.problems == ()
+    assert (region.phrase, region.label, region.kind) == ("the blue bar", "object", kind.split()[0])
+    np.testing.assert_array_equal(region.mask, colour("blue"))
+    served = redis_store.served(region.region_id)
+    assert served is not None
+    assert served.rle == mask_to_coco_rle(region.mask)
+
+
+def test_a_hole_that_a_polygon_cannot_have_is_told_or_cut(client: FlaskClient) -> None:
+    filled = with_regions(REGIONS["polygon"])
+    cut = filled.replace("<PolygonLabels", '<PolygonLabels sspsam="seam"')
+
+    told, silent = (ask(client, prompt("the red square"), config=config) for config in (filled, cut))
+
+    assert untold((texts(told, "status") or [""])[0], "the red square", "holes") == []
+    assert texts(silent, "status") is None
+    (region,) = read_annotation(silent, LabelingConfig.parse(cut)).regions
+    np.testing.assert_array_equal(region.mask, colour("red"))
+
+
+@pytest.mark.parametrize("kind", ["bitmask", "polygon"])
+def test_a_click_corrects_a_region_of_any_kind(client: FlaskClient, kind: str) -> None:
+    config = with_regions(REGIONS[kind])
+    answer = ask(client, prompt("the red square"), config=config)["result"]
+    draft = {"id": 5, "user": "annotator", "result": answer, "updated_at": "2026-01-01"}
+    rows, columns = np.nonzero(colour("blue"))
+
+    corrected = ask(
+        client, click(int(columns[0]), int(rows[0]), "c1"), one=task(drafts=[draft]), config=config
+    )
+
+    regions = read_annotation(corrected, LabelingConfig.parse(config)).regions
+    assert any(region.mask[rows[0], columns[0]] for region in regions)
+    assert {region.kind for region in regions} == {kind}
+
+
+def test_the_label_that_was_taken_is_said_if_the_phrase_names_none(client: FlaskClient) -> None:
+    labels = '<Label value="sky"/><Label value="Red_Square"'
+    config = RECOMMENDED_CONFIG.replace('<Label value="object"', labels)
+
+    named = ask(client, prompt("the red squares"), config=config)
+    unnamed = ask(client, prompt("something red"), config=config)
+    single = ask(client, prompt("something red"))
+
+    assert named["result"][0]["value"]["brushlabels"] == ["Red_Square"]
+    assert texts(named, "status") is None
+    (said,) = texts(unnamed, "status") or []
+    assert untold(said, "something red", "sky") == []
+    assert texts(single, "status") is None
+
+
+def test_a_form_with_pages_is_told_in_one_line(client: FlaskClient) -> None:
+    config = RECOMMENDED_CONFIG.replace('value="$image"', 'valueList="$images"')
+
+    (entry,) = texts(ask(client, prompt("the red square"), config=config), "prompt") or []
+
+    assert prompt_text.has_failed(entry)
+    assert "pages are not supported" in entry
+
+
+def test_an_image_deep_in_the_task_is_found(client: FlaskClient) -> None:
+    config = RECOMMENDED_CONFIG.replace("$image", "$photos[0].path")
+    one = {**task(), "data": {"photos": [{"path": PATH}]}}
+
+    assert len(masks(ask(client, prompt("the red square"), one=one, config=config))) == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backend.errors import LabelingConfigError
-from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, Label, LabelingConfig, MaskTag
+from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, Label, LabelingConfig
+from backend.labelstudio.regions.controls import RegionControl
 
 IMAGE = '<Image name="image" value="$image"/>'
 BRUSH = '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
@@ -39,7 +40,7 @@ def test_parts_are_found_by_type_or_confirmation_when_names_differ() -> None:
     assert config.prompt.name == "what"
     assert config.phrase is not None
     assert config.phrase.name == "words"
-    assert config.mask == MaskTag("paint", "photo", (Label("cat"), Label("dog")))
+    assert config.mask == RegionControl("paint", "photo", (Label("cat"), Label("dog")))
     assert config.image is not None
     assert (config.image.name, config.image.value) == ("photo", "url")
     assert config.click is not None
@@ -201,7 +202,7 @@ LABELS = (
 def test_the_phrase_chooses_the_label(labels: str, phrase: str, label: str | None) -> None:
     config = parse(f'{IMAGE}<BrushLabels name="mask" toName="image">{labels}</BrushLabels>')
 
-    assert config.brush_for(phrase).label == label
+    assert config.choice_for(phrase).label == label
 
 
 def test_labels_of_several_brushes() -> None:
@@ -211,10 +212,10 @@ def test_labels_of_several_brushes() -> None:
         '<BrushLabels name="elsewhere" toName="other"><Label value="tree"/></BrushLabels>'
     )
 
-    chosen = [config.brush_for(phrase) for phrase in ("the man", "a cat", "the tree")]
-    asked_for = [config.brush_for("the man", label) for label in ("cat", "m", "tree")]
+    chosen = [config.choice_for(phrase) for phrase in ("the man", "a cat", "the tree")]
+    asked_for = [config.choice_for("the man", label) for label in ("cat", "m", "tree")]
 
-    assert [(brush.tag.name, brush.label) for brush in chosen] == [
+    assert [(brush.control.name, brush.label) for brush in chosen] == [
         ("people", "m"),
         ("animals", "cat"),
         ("animals", "cat"),
@@ -235,3 +236,93 @@ def test_key_points_and_boxes_that_are_labels_of_their_own_ask_nothing() -> None
     assert config.click is not None
     assert config.click.name == "fix"
     assert config.box is None
+
+
+@pytest.mark.parametrize(
+    ("value", "data", "address"),
+    [
+        ("$image", {"image": "/a.png"}, "/a.png"),
+        ("$photo.url", {"photo": {"url": "/a.png"}}, "/a.png"),
+        ("$photo.url", {"photo.url": "/dotted.png", "photo": {"url": "/a.png"}}, "/dotted.png"),
+        ("$photos[1].url", {"photos": [{"url": "/a.png"}, {"url": "/b.png"}]}, "/b.png"),
+        ("$photos.0", {"photos": ["/a.png"]}, "/a.png"),
+        ("http://host$path", {"path": "/a.png"}, "http://host/a.png"),
+        ("https://host/$set.name/$file", {"set": {"name": "s"}, "file": "a.png"}, "https://host/s/a.png"),
+        ("$base$path", {"base": "http://host", "path": "/a.png"}, "http://host/a.png"),
+        ("$фото", {"фото": "/a.png"}, "/a.png"),
+        ("$image", {}, None),
+        ("$photo.url", {"photo": "/a.png"}, None),
+        ("$photos[7]", {"photos": ["/a.png"]}, None),
+        ("$photos[99999999999999999999]", {"photos": ["/a.png"]}, None),
+        ("http://host$path", {}, None),
+    ],
+)
+def test_the_image_is_found_in_a_task_as_the_editor_does(
+    value: str, data: dict[str, object], address: str | None
+) -> None:
+    config = parse(f'<Image name="image" value="{value}"/>{BRUSH}')
+
+    assert config.image is not None
+    assert config.image.of(data) == address
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        f'<Image name="image" valueList="$images"/>{BRUSH}',
+        '<Image name="pages" valueList="$images"/>',
+        f'<Repeater on="$images"><Image name="image" value="$images"/>{BRUSH}</Repeater>',
+        f'{IMAGE}{BRUSH}<Repeater on="$a" mode="pagination"><Header value="page"/></Repeater>',
+    ],
+)
+def test_forms_with_pages_are_refused(inside: str) -> None:
+    config = parse(inside)
+
+    assert "pages are not supported" in config.unsupported
+    with pytest.raises(LabelingConfigError, match="pages are not supported"):
+        config.require("image")
+
+
+def test_pages_of_another_image_do_not_matter() -> None:
+    config = parse(f'{IMAGE}{BRUSH}<Image name="pages" valueList="$images"/>')
+
+    assert config.unsupported == ""
+    assert config.image is not None
+
+
+REAL_FORM = """
+<View style="display: flex">
+  <!-- a comment with <BrushLabels name="not this"/> -->
+  <View><Collapse><Panel value="Хорошее фото"><Filter name="filter" toName="labels"/>
+    <BrushLabels name="labels" toName="картинка" choice="multiple" showInline="true">
+      <Label value="Кошка" alias="cat" hotkey="1" background="red"/>
+      <View><Header value="Traffic"/><Label value="TrafficLight" hotkey="ctrl+2"/></View>
+    </BrushLabels></Panel></Collapse></View>
+  <View className="two"><Image name="картинка" value="$meta.photo" zoom="true"/>
+    <Image name="before" value="$before"/></View>
+  <Choices name="quality" toName="картинка" choice="multiple"><Choice value="good"/></Choices>
+  <Taxonomy name="kind" toName="картинка"><Choice value="a"><Choice value="b"/></Choice></Taxonomy>
+  <Relations><Relation value="part of"/></Relations>
+  <TextArea name="prompt" toName="картинка"/>
+</View>"""
+
+
+def test_a_form_as_people_have_it() -> None:
+    config = LabelingConfig.parse(REAL_FORM)
+
+    assert config.unsupported == ""
+    assert config.image is not None
+    assert (config.image.name, config.image.of({"meta": {"photo": "/a.png"}})) == ("картинка", "/a.png")
+    assert [control.name for control in config.masks] == ["labels"]
+    assert [label.written for label in config.labels] == ["cat", "TrafficLight"]
+    assert config.choice_for("two traffic lights").label == "TrafficLight"
+    assert config.choice_for("кошка").label == "cat"
+    assert not config.choice_for("a cow").is_named
+    assert config.prompt is not None
+    assert 'toName="картинка"' in next(tag.xml for tag in config.missing() if tag.role == "phrase")
+
+
+def test_a_phrase_under_regions_without_labels_depends_on_no_label() -> None:
+    config = parse(f'{IMAGE}<Polygon name="shape" toName="image"/>')
+
+    assert "whenLabelValue" not in next(tag.xml for tag in config.missing() if tag.role == "phrase")

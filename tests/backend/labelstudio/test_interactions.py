@@ -11,6 +11,7 @@ from backend.labelstudio.interactions import read_interactions
 
 CONFIG = LabelingConfig.parse(
     '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
     '<KeyPointLabels name="kp" toName="image"><Label value="object"/></KeyPointLabels>'
     '<RectangleLabels name="box" toName="image"><Label value="object"/></RectangleLabels></View>'
 )

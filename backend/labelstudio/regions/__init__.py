@@ -1,0 +1,1 @@
+"""Regions of a labeling config: the controls that make them, their labels, and their shapes in results."""

@@ -1,0 +1,129 @@
+"""Region controls: the tags of a form that make the regions which phrases are answered with.
+
+    kind       with labels of its own   with a <Labels>, or without labels
+    brush      <BrushLabels>            <Brush>
+    bitmask    <BitmaskLabels>          <Bitmask>
+    polygon    <PolygonLabels>          <Polygon>
+    rectangle  <RectangleLabels>        <Rectangle>
+
+Order of preference: a tag named `mask`, then by kind as in the table, then by position in the form. A control
+without labels uses those of the first <Labels> on its image.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from backend.labelstudio.regions.labels import Label
+
+Kind = Literal["brush", "bitmask", "polygon", "rectangle"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""In order of preference."""
+SHAPE_FIELD: dict[Kind, str] = {
+    "brush": "rle",
+    "bitmask": "imageDataURL",
+    "polygon": "points",
+    "rectangle": "width",
+}
+"""Kind -> the field of a result's value that only this kind has."""
+PREFERRED_NAME = "mask"
+SEAM = "seam"
+"""Value of the attribute `sspsam` of a polygon control whose holes are cut with a seam."""
+_TAGS: dict[str, Kind] = {f"{kind}{ending}": kind for kind in KINDS for ending in ("labels", "")}
+_LABELS_TAG = "labels"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A named tag."""
+
+    name: str
+    to_name: str = ""
+
+
+@dataclass(frozen=True)
+class RegionControl(Tag):
+    """A tag that makes regions."""
+
+    labels: tuple[Label, ...] = ()
+    kind: Kind = "brush"
+    labels_tag: str = ""
+    """Name of the <Labels> that has the labels; empty if they are its own, or if there are none."""
+    has_own_labels: bool = True
+    cuts_holes: bool = False
+    """Whether holes of a polygon are cut with a seam."""
+
+    @property
+    def result_type(self) -> str:
+        """Type of its results, and field of their labels if it has labels of its own."""
+        return f"{self.kind}labels" if self.has_own_labels else self.kind
+
+    @property
+    def tag(self) -> str:
+        """As written in a form."""
+        return self.kind.capitalize() + ("Labels" if self.has_own_labels else "")
+
+    def write_labels(self, label: str | None) -> dict[str, list[str]]:
+        """The part of a result's value with its label."""
+        return {self.result_type: [label] if label else []} if self.has_own_labels else {}
+
+
+def region_tags(tags: Iterable[ElementTree.Element], image: str | None = None) -> list[ElementTree.Element]:
+    """The region controls among a form's tags, in order of preference.
+
+    Rectangles beside other region controls ask for a mask in the box, as long as they are smart; only without
+    that are they answers.
+
+    Args:
+        tags: All tags, names in lower case.
+        image: Only those on this image.
+    """
+    found = [tag for tag in tags if tag.tag in _TAGS and tag.get("name")]
+    found = [tag for tag in found if image is None or tag.get("toname", image) == image]
+    shapes = [tag for tag in found if kind_of(tag) != "rectangle"]
+    found = [tag for tag in found if tag in shapes or not shapes or not _is_smart(tag)]
+    return sorted(found, key=lambda tag: (tag.get("name") != PREFERRED_NAME, KINDS.index(kind_of(tag))))
+
+
+def controls_of(
+    tags: Sequence[ElementTree.Element], everything: Sequence[ElementTree.Element]
+) -> Iterator[RegionControl]:
+    """Region controls with their labels.
+
+    Args:
+        tags: Their tags.
+        everything: All tags of the form.
+    """
+    shared = [tag for tag in everything if tag.tag == _LABELS_TAG and tag.get("name")]
+    for tag in tags:
+        own = tag.tag.endswith("labels")
+        image = tag.get("toname", "")
+        beside = next((one for one in shared if not own and one.get("toname", image) == image), None)
+        source = tag if own else beside
+        yield RegionControl(
+            tag.get("name", ""),
+            image,
+            () if source is None else tuple(_labels(source)),
+            kind_of(tag),
+            "" if beside is None else beside.get("name", ""),
+            own,
+            tag.get("sspsam") == SEAM,
+        )
+
+
+def kind_of(tag: ElementTree.Element) -> Kind:
+    return _TAGS[tag.tag]
+
+
+def _is_smart(tag: ElementTree.Element) -> bool:
+    return tag.tag == "rectanglelabels" and tag.get("smart", "true").strip().lower() != "false"
+
+
+def _labels(tag: ElementTree.Element) -> Iterator[Label]:
+    for label in tag.iter("label"):
+        if label.get("value"):
+            predicted = (name.strip() for name in label.get("predicted_values", "").split(","))
+            yield Label(label.get("value", ""), label.get("alias", ""), tuple(filter(None, predicted)))
