@@ -72,11 +72,12 @@ class Service:
         if before is not None and before.label_config == project.label_config:
             return
         try:
-            missing = LabelingConfig.parse(project.label_config).missing()
+            config = LabelingConfig.parse(project.label_config)
+            config.require()
         except LabelingConfigError as error:
             logger.warning("project %s: %s", project.project_id, error)
             return
-        for tag in missing:
+        for tag in config.missing():
             level = logging.WARNING if tag.required else logging.INFO
             logger.log(level, "project %s: %s. Add %s", project.project_id, tag.reason, tag.xml)
 

@@ -51,7 +51,8 @@ def secrets(
 def connect(
     project: Annotated[int, typer.Option(help="Id of the Label Studio project: the number in its URL.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Only list what is missing; change nothing.")
+        bool,
+        typer.Option("--check", help="Only say what phrases are answered with and what is missing."),
     ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Add missing tags to the labeling config without asking.")
@@ -91,6 +92,8 @@ def connect(
 
     if check:
         lines = connecting.check_project(client, project, backend_url)
+        if answer := connecting.answer_of(connecting.config_of(client.project(project))):
+            echo(answer)
     else:
         lines = connecting.connect_project(
             client,

@@ -27,7 +27,7 @@ from cachetools import LRUCache
 from PIL import Image, UnidentifiedImageError
 
 from backend.errors import ImageFetchError, ImageFormatError, ImageMissingError
-from backend.images.fetching import Fetcher, HostRule, Target
+from backend.images.fetching import LABEL_STUDIO_PATH, Fetcher, HostRule, Target
 from backend.images.local_files import read_local
 from backend.labelstudio.client import LabelStudioClient
 from sspsam.images.image_io import picture_to_pixels
@@ -175,10 +175,13 @@ class ImageStore:
                 raise ImageFormatError(f"the image file is damaged: {error}") from error
 
     def _on_label_studio(self, path: str) -> str:
-        prefix = urlsplit(self._client.url).path
-        if prefix and path.startswith(f"{prefix}/"):
-            path = path.removeprefix(prefix)
-        return self._client.url + path
+        """A path on Label Studio, which a proxy may have put under a path of its own."""
+        prefixes = {urlsplit(url).path.rstrip("/") for url in (self._client.url, self._host)} - {""}
+        for prefix in sorted(prefixes, key=len, reverse=True):
+            if path.startswith(f"{prefix}/"):
+                return self._client.url + path.removeprefix(prefix)
+        own = LABEL_STUDIO_PATH.search(path.partition("?")[0])
+        return self._client.url + (path[own.start() :] if own else path)
 
     def _remembered(self, url: str) -> str | None:
         with self._lock:

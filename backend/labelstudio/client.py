@@ -88,6 +88,16 @@ class LabelStudioClient:
     def update_project(self, project_id: int, **fields: Any) -> Json:
         return self._connection.ask_object("PATCH", f"/api/projects/{project_id}/", json=fields)
 
+    def validate_config(self, project_id: int, label_config: str) -> None:
+        """Asks whether a project may have a labeling config; changes nothing.
+
+        Raises:
+            LabelStudioError: it may not; the message says why.
+        """
+        self._connection.ask_object(
+            "POST", f"/api/projects/{project_id}/validate/", json={"label_config": label_config}
+        )
+
     def upload_images(self, project_id: int, paths: Sequence[Path]) -> Json:
         """Uploads files; Label Studio creates a task for each.
 

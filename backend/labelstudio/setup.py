@@ -9,10 +9,17 @@ from typing import Any
 
 import requests
 
-from backend.errors import LabelingConfigError, LabelStudioBlocksError, LabelStudioError
+from backend.errors import (
+    LabelingConfigError,
+    LabelStudioBlocksError,
+    LabelStudioError,
+    LabelStudioUnauthorized,
+    LabelStudioUnavailable,
+)
 from backend.labelstudio.client import WEBHOOK_SECRET_HEADER, LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.config_patch import completed_config, config_diff, with_role
+from backend.labelstudio.regions.controls import Kind
 
 TITLE = "SSP-SAM Assist"
 EMPTY_CONFIG = "<View></View>"
@@ -21,6 +28,12 @@ WEBHOOK_WAIT_S = 5.0
 """Time allowed for a webhook; Label Studio gives it 1 s, after its own queue."""
 WEBHOOK_POLL_S = 0.2
 BACKEND_TIMEOUT_S = 3.0
+_REGIONS: Mapping[Kind, str] = {
+    "brush": "a brush mask",
+    "bitmask": "a bitmask",
+    "polygon": "a polygon for each part",
+    "rectangle": "a box",
+}
 
 
 def check_project(client: LabelStudioClient, project_id: int, backend_url: str) -> list[str]:
@@ -30,7 +43,10 @@ def check_project(client: LabelStudioClient, project_id: int, backend_url: str) 
         LabelStudioError: Label Studio cannot be queried.
     """
     project = client.project(project_id)
-    missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config_of(project).missing()]
+    config = config_of(project)
+    if config.unsupported:
+        return [f"labeling config: {config.unsupported}"]
+    missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config.missing()]
     backends = client.ml_backends(project_id)
     if _asks_unasked(project, backends):
         missing.append(
@@ -78,7 +94,8 @@ def connect_project(
         What was done, one line each.
 
     Raises:
-        LabelingConfigError: required tags are missing, and the config may not be changed.
+        LabelingConfigError: required tags are missing, and the config may not be changed; or the form cannot
+            be worked with, or Label Studio does not accept it with the additions. Nothing is changed then.
         LabelStudioBlocksError: its settings block the backend's address.
         LabelStudioError: Label Studio does not respond, refuses the key, or cannot reach the backend.
     """
@@ -90,6 +107,20 @@ def connect_project(
     done.append(_connect_backend(client, project_id, backend_url, basic_auth))
     done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
     return done
+
+
+def answer_of(config: LabelingConfig) -> str:
+    """Says what a phrase is answered with; empty for a form without a place for answers."""
+    if config.unsupported or config.image is None or not config.masks:
+        return ""
+    named = [f"{_REGIONS[control.kind]} of “{control.name}”" for control in config.masks]
+    if len(config.labels) > 1:
+        first = config.choice_for("").label or ""
+        label = f", with the label that it names, else “{first}”"
+    else:
+        label = "".join(f", with the label “{label.written}”" for label in config.labels)
+    others = f" (if it names one of their labels, {', '.join(named[1:])})" if named[1:] else ""
+    return f"a phrase is answered with {named[0]}{others}{label}"
 
 
 def _asks_unasked(project: dict[str, Any], backends: list[dict[str, Any]]) -> bool:
@@ -172,6 +203,7 @@ def _set_config(
     may_change_config: Callable[[], bool],
     text_areas: Mapping[str, str],
 ) -> list[str]:
+    config_of(project).require()
     before = project.get("label_config") or EMPTY_CONFIG
     confirmed = before
     for role, name in text_areas.items():
@@ -188,11 +220,24 @@ def _set_config(
             return [f"the labeling config is unchanged: {tag.reason}" for tag in missing]
         reasons, additions = "; ".join(tag.reason for tag in needed), "\n".join(tag.xml for tag in needed)
         raise LabelingConfigError(f"labeling config of project {project['id']}: {reasons}. Add:\n{additions}")
+    _validate(client, int(project["id"]), after)
     client.update_project(int(project["id"]), label_config=after)
     if not config.has_names:
         return ["the project now has the recommended labeling config"]
     given = [f"the {role} is the text area “{name}”" for role, name in text_areas.items()]
     return [*given, *(f"added to the labeling config: {tag.xml}" for tag in missing)]
+
+
+def _validate(client: LabelStudioClient, project_id: int, label_config: str) -> None:
+    """Asks Label Studio whether it accepts a form, before it is saved."""
+    try:
+        client.validate_config(project_id, label_config)
+    except (LabelStudioUnavailable, LabelStudioUnauthorized):
+        raise
+    except LabelStudioError as error:
+        raise LabelingConfigError(
+            f"Label Studio does not accept the form with the additions, so nothing is changed: {error}"
+        ) from error
 
 
 def _connect_backend(

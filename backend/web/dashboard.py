@@ -233,7 +233,9 @@ def _project_row(project: KnownProject, line: str, redis_store: RedisStore) -> P
     line = line or line_of_project(int(project.project_id))  # before the store has been read
     decision, progress = redis_store.decision(line), redis_store.progress(line)
     try:
-        missing, problem = LabelingConfig.parse(project.label_config).missing(), ""
+        config = LabelingConfig.parse(project.label_config)
+        config.require()
+        missing, problem = config.missing(), ""
     except LabelingConfigError as error:
         missing, problem = [], str(error)
     return ProjectRow(

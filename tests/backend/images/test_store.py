@@ -155,6 +155,18 @@ def test_what_is_no_address_that_we_fetch(store: ImageStore, label_studio: Web, 
         ("http://ls/", "/data/a.png", "http://ls/data/a.png"),
         ("http://ls/studio", "/data/a.png", "http://ls/studio/data/a.png"),
         ("http://ls/studio", "/studio/data/a.png", "http://ls/studio/data/a.png"),
+        (
+            "http://ls/studio",
+            "/studio/tasks/3/resolve/?fileuri=x",
+            "http://ls/studio/tasks/3/resolve/?fileuri=x",
+        ),
+        ("http://ls", "/studio/data/upload/3/a.png", "http://ls/data/upload/3/a.png"),
+        (
+            "http://ls",
+            "/studio/data/local-files/?d=data/upload/a",
+            "http://ls/data/local-files/?d=data/upload/a",
+        ),
+        ("http://ls", "/data/local-files/?d=/data/upload/a", "http://ls/data/local-files/?d=/data/upload/a"),
         ("http://ls", "//evil.example/a.png", "http://ls//evil.example/a.png"),
         ("http://ls", " https://cdn.example/a.png ", "https://cdn.example/a.png"),
     ],
@@ -174,6 +186,8 @@ def test_resolve(tmp_path: Path, base: str, value: str, url: str) -> None:
             "/tasks/7/resolve/?fileuri=a",
         ),
         ("http://ls:8080/studio", "https://label.example/studio", "/data/upload/a.png", "/data/upload/a.png"),
+        ("http://ls:8080", "https://label.example/studio", "/data/upload/a.png", "/data/upload/a.png"),
+        ("http://ls:8080", "https://label.example/studio/", "/tasks/7/presign/?a", "/tasks/7/presign/?a"),
     ],
 )
 def test_label_studio_is_asked_where_we_reach_it(
@@ -184,6 +198,7 @@ def test_label_studio_is_asked_where_we_reach_it(
     store = ImageStore(tmp_path, client, 10**6, 10**5, timeout_s=10.0, host=host)
 
     assert store.resolve(host.rstrip("/") + value) == base + url
+    assert store.resolve(urlsplit(host).path.rstrip("/") + value) == base + url
     assert store.resolve(f"https://label.example.evil{value}") == f"https://label.example.evil{value}"
 
 

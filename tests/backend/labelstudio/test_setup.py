@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from backend.cli.commands import app as commands
 from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from backend.labelstudio.setup import check_project, connect_project, probe_webhook
+from backend.labelstudio.setup import answer_of, check_project, connect_project, probe_webhook
 from tests.backend.web_server import Web, as_json
 from tests.facts import untold
 
@@ -33,6 +34,7 @@ class OneProject(Web):
         self.webhooks: list[Json] = []
         self.answers = {
             "/api/projects/3/": self._answer_project,
+            "/api/projects/3/validate/": self._validate,
             "/api/ml": self._answer_backends,
             "/api/ml/1": lambda request: self._update(self.backends[0], request),
             "/api/webhooks/": self._answer_webhooks,
@@ -41,7 +43,20 @@ class OneProject(Web):
 
     @property
     def changes(self) -> int:
-        return sum(request.method != "GET" for request in self.asked)
+        """Requests that may change something: a form that is only validated is not stored."""
+        return sum(
+            request.method != "GET" and not request.path.endswith("/validate/") for request in self.asked
+        )
+
+    def _validate(self, request: Request) -> Response:
+        """Refuses names that occur twice, as the real one does."""
+        config = request.get_json()["label_config"]
+        names = re.findall(r'\bname="([^"]*)"', config)
+        if len(set(names)) == len(names):
+            return as_json({"config_essential_data_has_changed": True})
+        return as_json(
+            {"validation_errors": {"label_config": ["Label config contains non-unique names"]}}, 400
+        )
 
     def _answer_project(self, request: Request) -> Response:
         return as_json(self.project) if request.method == "GET" else self._update(self.project, request)
@@ -216,6 +231,72 @@ def test_a_config_of_ones_own_is_added_to_when_allowed(
     assert "-<Choices" not in shown[0]
 
 
+PAGES = (
+    '<View><Repeater on="$images"><Image name="p{{idx}}" value="$images[{{idx}}]"/>'
+    '<BrushLabels name="b{{idx}}" toName="p{{idx}}"><Label value="a"/></BrushLabels></Repeater></View>'
+)
+LIST = (
+    '<View><Image name="image" valueList="$images"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="a"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [PAGES, LIST], indirect=True)
+def test_a_form_with_pages_is_refused_with_one_line_and_stays(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    before = label_studio.project["label_config"]
+
+    (line,) = check_project(client, 3, BACKEND)
+    with pytest.raises(LabelingConfigError, match="pages are not supported"):
+        connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+
+    assert "pages are not supported" in line
+    assert "Add" not in line
+    assert label_studio.project["label_config"] == before
+    assert label_studio.changes == 0
+
+
+TAKEN = (
+    '<View><Image name="image" value="$image"/><Choices name="prompt" toName="image"/>'
+    '<BrushLabels name="mask" toName="image"><Label value="a"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [TAKEN], indirect=True)
+def test_a_form_that_label_studio_does_not_accept_is_not_saved(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    """The name that an addition would have is taken."""
+    with pytest.raises(LabelingConfigError, match="non-unique names"):
+        connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+
+    assert label_studio.project["label_config"] == TAKEN
+    assert label_studio.changes == 0
+
+
+@pytest.mark.parametrize(
+    ("inside", "parts"),
+    [
+        (
+            '<BrushLabels name="b" toName="image"><Label value="cat"/></BrushLabels>',
+            ["brush", "“b”", "“cat”"],
+        ),
+        (
+            '<PolygonLabels name="p" toName="image"><Label value="a"/><Label value="b"/></PolygonLabels>',
+            ["polygon", "“p”", "names", "“a”"],
+        ),
+        ('<Bitmask name="m" toName="image"/><Polygon name="p" toName="image"/>', ["bitmask of “m”", "“p”"]),
+        ('<RectangleLabels name="r" toName="image"><Label value="a"/></RectangleLabels>', ["box", "“r”"]),
+    ],
+)
+def test_it_is_said_what_a_phrase_is_answered_with(inside: str, parts: list[str]) -> None:
+    config = LabelingConfig.parse(f'<View><Image name="image" value="$image"/>{inside}</View>')
+
+    assert untold(answer_of(config), *parts) == []
+    assert answer_of(LabelingConfig.parse(OTHER_CONFIG)) == ""
+
+
 WITHOUT_OPTIONAL = (
     '<View><TextArea name="prompt" toName="image"/><Image name="image" value="$image"/>'
     '<BrushLabels name="mask" toName="image"><Label value="cat"/></BrushLabels></View>'
@@ -325,6 +406,8 @@ def test_the_command_connects_and_then_finds_nothing_missing(
 
     assert checked.exit_code == 1
     assert untold(checked.output, BACKEND, "<BrushLabels>", '<BrushLabels name="mask"') == []
+    assert "answered with" not in checked.output, "it has no place for answers"
+    assert untold(again.output, "answered with", "brush") == []
     shown, done = (connected.output.index(text) for text in ("+  <BrushLabels", f"{BACKEND}/webhook"))
     assert shown < done, "the change is shown first"
     assert connected.exit_code == 0, connected.output
