@@ -27,7 +27,7 @@ SMALLEST_PART = 0.005
 """Parts with a smaller share of the mask are left out."""
 MOST_HOLES = 8
 """Of one part, the largest ones; smaller shares of the part than SMALLEST_PART are no holes."""
-MOST_CROSSINGS = 2**22
+MOST_CROSSINGS = 2**21
 """Rows that the edges of a polygon cross together: bounds the work on polygons that others have made."""
 COMPARED_PX = 384
 """Longer side of the frame in which a polygon is compared with its part."""

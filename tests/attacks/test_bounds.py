@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from backend.web.app import create_app
 from sspsam.images import image_io
 from sspsam.images.image_io import PictureError, read_picture
 from sspsam.images.masks import MAX_PIXELS, MaskFormatError, brush_rle_to_mask, coco_rle_to_mask
+from sspsam.images.png_masks import PREFIX
 from tests.backend.colours import ColourPredictor, encoded, picture
 from tests.backend.editor import PATH, ask, predict_body, prompt, task, texts
 from tests.backend.web_server import Web
@@ -122,6 +125,34 @@ def test_the_masks_of_an_annotation_are_bounded_together(monkeypatch: pytest.Mon
     assert "30000 pixels" in content.problems[0]
     monkeypatch.setattr(annotations, "RLE_BYTES_PER_ANNOTATION", 1)
     assert read_annotation({"result": result}, CONFIG).regions == ()
+
+
+ALL_KINDS = LabelingConfig.parse(
+    '<View><Image name="image" value="$image"/><Polygon name="polygon" toName="image"/>'
+    '<Bitmask name="bitmask" toName="image"/></View>'
+)
+
+
+def test_a_bitmask_is_measured_before_it_is_decoded() -> None:
+    """A PNG of 30 kilobytes can have 268 megapixels."""
+    file = BytesIO()
+    Image.new("1", (SIDE, SIDE)).save(file, "PNG")
+    url = PREFIX + base64.b64encode(file.getvalue()).decode()
+    result = {**region(0, 8, 8, None), "from_name": "bitmask", "value": {"imageDataURL": url}}
+    large = {**result, "id": "large", "original_height": SIDE, "original_width": SIDE}
+    with bounded(4):
+        content = read_annotation({"result": [result, large]}, ALL_KINDS, max_pixels=SIDE)
+    assert content.regions == ()
+    assert len(content.problems) == 2
+
+
+def test_a_polygon_with_very_many_edges_is_refused() -> None:
+    points = [[number % 100, 100 * (number % 2)] for number in range(90_000)]
+    result = {**region(0, SIDE, SIDE, None), "from_name": "polygon", "value": {"points": points}}
+    with bounded(64):
+        content = read_annotation({"result": [result]}, ALL_KINDS)
+    assert content.regions == ()
+    assert "rows" in content.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from backend.assistant.prompt_box import read_box
 from backend.labelstudio.annotations import read_annotation, region_texts
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.interactions import read_interactions
+from backend.labelstudio.regions.labels import Label, LabelIndex
+from backend.labelstudio.regions.shapes import value_to_runs
 from backend.queries import phrases_in
 from tests.attacks.growth import grows_faster_than_linear
 from tests.attacks.test_bounds import bomb, region
@@ -41,6 +43,10 @@ def form(count: int) -> str:
     return f'<View><Image name="image" value="$image"/>{tags}</View>'
 
 
+def zigzag(count: int) -> dict[str, Any]:
+    return {"points": [[number % 100, 100 * (number % 2) / 64] for number in range(count)]}
+
+
 def entries(count: int) -> list[str]:
     """A phrase that is entered and denied again and again, among others, some of which failed."""
     return [
@@ -61,6 +67,8 @@ READERS: dict[str, Callable[[int], object]] = {
     "a message": lambda n: open_phrases_message(entries(n), dict.fromkeys(entries(n), "x"), CONFIG),
     "phrases": lambda n: phrases_in({"phrases": entries(n)}),
     "a form": lambda n: LabelingConfig.parse(form(n // 8)).missing(),
+    "a polygon": lambda n: value_to_runs(zigzag(n), "polygon", 64, 64),
+    "labels of a phrase": lambda n: LabelIndex.of([Label("dog")]).named_in("boats and " * n),
     "labels": lambda n: LabelingConfig.parse(form(n // 8)).choice_for("the label 7"),
 }
 

@@ -25,6 +25,9 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.config_patch import completed_config
 from backend.labelstudio.interactions import read_interactions
+from backend.labelstudio.regions.controls import KINDS, Kind
+from backend.labelstudio.regions.labels import Label, LabelIndex
+from backend.labelstudio.regions.shapes import value_to_runs
 from backend.queries import PredictQuery, parse_setup
 from finetune.data.files import DatasetFileError, read_plain_pickle
 from finetune.data.records import RecordFormatError, RefRecord
@@ -36,6 +39,7 @@ from sspsam.images.masks import (
     mask_to_brush_rle,
     mask_to_coco_rle,
 )
+from sspsam.images.png_masks import PREFIX, mask_to_png_url
 from sspsam.version_store.store import DamagedVersionError, VersionCard
 from tests.backend.colours import encoded, picture
 from tests.fuzzing.trees import JSON, SCALARS, changed
@@ -162,6 +166,39 @@ def xml_trees(draw: st.DrawFn, depth: int = 3) -> str:
     inner = draw(st.lists(xml_trees(depth - 1), max_size=3)) if depth else []
     written = "".join(f' {name}="{value}"' for name, value in attributes.items())
     return f"<{tag}{written}>{''.join(inner)}</{tag}>"
+
+
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "rle": st.one_of(st.lists(st.integers(0, 255), max_size=40), JSON),
+        "imageDataURL": st.one_of(
+            st.binary(max_size=60).map(lambda data: PREFIX + base64.b64encode(data).decode()),
+            st.integers(0, 200).map(lambda end: mask_to_png_url(np.ones((6, 8), np.bool_))[:end]),
+            JSON,
+        ),
+        "points": st.one_of(st.lists(st.tuples(SCALARS, SCALARS).map(list), max_size=6), JSON),
+        **{name: SCALARS for name in ("x", "y", "width", "height", "rotation")},
+    },
+)
+
+
+@given(VALUES, st.sampled_from(KINDS), st.integers(-2, 8), st.integers(-2, 8))
+def test_region_values_of_anything(value: dict[str, Any], kind: Kind, height: int, width: int) -> None:
+    def use() -> None:
+        mask = value_to_runs(value, kind, height, width).to_mask()
+        assert mask.shape == (height, width)
+
+    only(MaskFormatError, use)
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=20), max_size=5))
+@example("the dark circles", ["dark_circles"])
+def test_labels_and_phrases_of_anything(phrase: str, names: list[str]) -> None:
+    labels = [Label(name) for name in names]
+    named = LabelIndex.of(labels).named_in(phrase)
+    assert named is None or named in range(len(labels))
+    assert all(label.phrase for label in labels if label.value)
 
 
 @given(st.one_of(xml_trees(), st.text(max_size=60), st.binary(max_size=40).map(lambda b: b.decode("latin1"))))

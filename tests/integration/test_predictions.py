@@ -2,10 +2,16 @@
 
 from typing import Any
 
+import numpy as np
+import pytest
 import requests
 
+from backend.errors import LabelStudioError
 from backend.labelstudio.annotations import read_annotation
-from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.labelstudio.config_patch import completed_config
+from backend.labelstudio.predictions import ProposedRegion, region_results
+from tests.integration.conftest import RunningLabelStudio
 from tests.integration.project import (
     CONFIG,
     PICTURES,
@@ -126,3 +132,58 @@ def test_opening_a_task_predicts_by_its_data_once(project: Project) -> None:
     (prediction,) = project.client.predictions(with_phrase)
     assert phrases_of(prediction) <= {"the crab"}
     assert [one["result"] for one in project.client.predictions(without)] == [[]]
+
+
+CONTROLS = {
+    "brush": '<BrushLabels name="shape" toName="image">{labels}</BrushLabels>',
+    "bitmask": '<BitmaskLabels name="shape" toName="image">{labels}</BitmaskLabels>',
+    "polygon": '<PolygonLabels name="shape" toName="image">{labels}</PolygonLabels>',
+    "rectangle": '<RectangleLabels name="shape" toName="image">{labels}</RectangleLabels>',
+    "brush and labels": '<Brush name="shape" toName="image"/>'
+    '<Labels name="what" toName="image">{labels}</Labels>',
+    "bitmask and labels": '<Bitmask name="shape" toName="image"/>'
+    '<Labels name="what" toName="image">{labels}</Labels>',
+    "polygon and labels": '<Polygon name="shape" toName="image"/>'
+    '<Labels name="what" toName="image">{labels}</Labels>',
+    "rectangle and labels": '<Rectangle name="shape" toName="image"/>'
+    '<Labels name="what" toName="image">{labels}</Labels>',
+    "polygon without labels": '<Polygon name="shape" toName="image"/>',
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_label_studio_accepts_forms_and_predictions_of_every_kind(
+    label_studio: RunningLabelStudio, kind: str
+) -> None:
+    """It validates both: the form that `connect` completes, and the predictions that are imported."""
+    client = label_studio.client
+    labels = '<Label value="cat"/><Label value="dog" alias="hound"/>'
+    own = f'<View><Image name="image" value="$image"/>{CONTROLS[kind].format(labels=labels)}</View>'
+    number = int(client.create_project(kind, own)["id"])
+    completed = completed_config(own)
+    client.validate_config(number, completed)
+    client.update_project(number, label_config=completed)
+    client.import_tasks(number, [{"image": "/data/upload/1/a.png"}])
+    (task,) = client.tasks(number)
+    mask = np.zeros((60, 80), np.bool_)
+    mask[10:40, 20:50] = True
+    config = LabelingConfig.parse(completed)
+    results = region_results(ProposedRegion("0123456789ab", "the dogs", mask, 0.9), config)
+
+    client.import_predictions(number, [{"task": task["id"], "result": results, "model_version": "v"}])
+
+    (prediction,) = client.predictions(int(task["id"]))
+    content = read_annotation(prediction, config)
+    (region,) = content.regions or content.boxes
+    assert content.problems == ()
+    assert (region.phrase, region.label) == ("the dogs", None if kind.endswith("without labels") else "hound")
+    np.testing.assert_array_equal(region.mask, mask)
+
+
+def test_label_studio_refuses_a_form_before_it_is_saved(label_studio: RunningLabelStudio) -> None:
+    client = label_studio.client
+    number = int(client.create_project("refused", "<View></View>")["id"])
+    twice = '<View><Image name="a" value="$image"/><Image name="a" value="$image"/></View>'
+
+    with pytest.raises(LabelStudioError, match="non-unique names"):
+        client.validate_config(number, twice)
