@@ -31,6 +31,7 @@ from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
+    as_held,
     fresh_id,
     prediction,
     region_results,
@@ -89,19 +90,27 @@ class _Form:
         """Whether the content of the prompt box is not known: the annotation has no draft yet."""
         return self.view is None or self.view.results is None
 
-    def displayed(self, work: Work) -> DisplayedMask:
-        """The record of a mask in this form, after the gestures of the request."""
-        assert work.mask is not None
+    def displayed(self, work: Work, held: Sequence[ProposedRegion]) -> list[DisplayedMask]:
+        """The records of a mask in this form, after the gestures of the request.
+
+        Args:
+            work: The mask and its gestures.
+            held: The regions that hold the mask, its own first; those of further parts have no gestures.
+        """
         draft = self.task.draft_version if self.view is None else self.view.draft
-        return replace(
+        own = replace(
             work.target,
-            rle=mask_to_coco_rle(work.mask),
             before=work.target.rle,
             current=tuple(work.gestures),
             annotator=self.annotator,
             draft=draft,
             shown_s=time.time(),
         )
+        part = replace(own, before={}, current=(), settled=())
+        return [
+            replace(one, region_id=region.region_id, rle=mask_to_coco_rle(region.mask))
+            for one, region in zip([own, *[part] * (len(held) - 1)], held, strict=False)
+        ]
 
     @property
     def shows_status(self) -> bool:
@@ -229,8 +238,9 @@ class Refiner:
             assert work.mask is not None
             target = work.target
             region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
-            results += region_results(region, form.config)
-            displayed.append(form.displayed(work))
+            held = as_held(region, form.config)
+            results += [result for part in held for result in region_results(part, form.config)]
+            displayed += form.displayed(work, held)
         is_new = series.last is not None and series.last.is_new and len(series.last.gestures) == 1
         outcome = "nothing" if series.complaint else "new" if is_new else "corrected"
         self._metrics.clicks.labels(outcome).inc()

@@ -58,7 +58,7 @@ def shapes_of(mask: BoolMask, kind: Kind, cut_holes: bool = False) -> list[Shape
     """Writes a mask in a kind of region: one shape, or one for each part if the kind has one part only.
 
     Args:
-        mask: (H, W), not empty.
+        mask: (H, W). Polygons and boxes cannot be empty: there is none for an empty mask.
         kind: Kind of region.
         cut_holes: Whether the holes of a polygon are cut with a seam; else they are filled.
     """
@@ -67,7 +67,7 @@ def shapes_of(mask: BoolMask, kind: Kind, cut_holes: bool = False) -> list[Shape
     if kind == "bitmask":
         return [Shape({"imageDataURL": mask_to_png_url(mask)}, mask)]
     if kind == "rectangle":
-        return [_rectangle(mask)]
+        return [_rectangle(mask)] if mask.any() else []
     height, width = mask.shape
     shapes = []
     for part in mask_to_parts(mask, cut_holes):
