@@ -64,6 +64,7 @@ class AnnotationSource:
         mask_rle: Mapping[str, Any] | None,
         region: str | None,
         label: str | None = None,
+        is_box: bool = False,
     ) -> RefRecord:
         return RefRecord(
             image_sha256=self.image.sha256,
@@ -77,6 +78,7 @@ class AnnotationSource:
             region=region,
             updated_at=self.updated_at,
             label=label,
+            is_box=is_box,
         )
 
 
@@ -165,11 +167,12 @@ def make_records(
         region_id_for: Maps a phrase to the region id under which the model would propose its mask.
     """
     records = []
-    for region in content.regions:
+    for region in (*content.regions, *content.boxes):
         if not region.phrase or region.hw != source.image.hw:
             logger.warning("region %s of annotation %d is left out", region.region_id, source.annotation)
             continue
-        record = source.record(region.phrase, mask_to_coco_rle(region.mask), region.region_id, region.label)
+        rle, is_box = mask_to_coco_rle(region.mask), region.box_xyxy is not None
+        record = source.record(region.phrase, rle, region.region_id, region.label, is_box)
         proposed = served(region.region_id)
         records.append(record if proposed is None else _with_served(record, proposed))
     for phrase in content.no_target_phrases:
@@ -194,5 +197,5 @@ def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
 def sample_key(record: RefRecord) -> str:
     """Short digest of a record's training content: 16 hex digits."""
     counts = None if record.mask_rle is None else record.mask_rle["counts"]
-    content = json.dumps([record.image_sha256, record.phrase, counts])
+    content = json.dumps([record.image_sha256, record.phrase, counts, *(["box"] if record.is_box else [])])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -42,6 +42,7 @@ class RecordDataset:
             mask=_record_mask(record),
             family=family_of(record.phrase, record.mask_rle is not None),
             label=record.label or "",
+            is_box=record.is_box,
         )
 
     def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:

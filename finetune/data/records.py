@@ -51,6 +51,8 @@ class RefRecord:
     confirmed: bool = True
     """Whether a person confirmed an absent phrase. Files from before this was asked lack the field: what they
     state as absent is only what a model did not find."""
+    is_box: bool = False
+    """Whether the annotator gave a box: both masks are then the pixels in a box."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))
@@ -160,4 +162,5 @@ def records_digest(records: Sequence[RefRecord]) -> str:
 
 def _content(record: RefRecord) -> str:
     counts = None if record.mask_rle is None else record.mask_rle["counts"]
-    return json.dumps([record.sample_id, record.image_sha256, record.phrase, counts]) + "\n"
+    kind = ["box"] if record.is_box else []
+    return json.dumps([record.sample_id, record.image_sha256, record.phrase, counts, *kind]) + "\n"

@@ -47,6 +47,10 @@ class Sample:
     """The published box of the target, px, if any; it may differ from the mask's box."""
     label: str = ""
     """Label of the object, for metrics by label; empty if the data set has none."""
+    is_box: bool = False
+    """Whether only the box of the target is known: the mask is then the pixels in it. Such a sample trains
+    the box terms alone, and is compared with the box around an answer's mask.
+    """
 
     @property
     def true_box_xyxy(self) -> BoxXyxy:

@@ -15,6 +15,7 @@ from finetune.evaluation.edge_bands import edge_band
 from finetune.evaluation.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
 from finetune.training.ranks import Ranks
+from sspsam.images.masks import mask_to_box_xyxy
 
 if TYPE_CHECKING:
     from sspsam import ImageEmbedding
@@ -149,6 +150,14 @@ def _wait_for_device(embedding: ImageEmbedding) -> None:
         torch.cuda.synchronize(embedding.image_embedding.device)
 
 
+def _filled_box(mask: BoolMask) -> BoolMask:
+    """The pixels in the box around a mask: what can be compared with a label that is a box."""
+    left, top, right, bottom = (int(side) for side in mask_to_box_xyxy(mask))
+    filled = np.zeros_like(mask)
+    filled[top:bottom, left:right] = True
+    return filled
+
+
 class _Tally:
     """Accumulated results, by the rules of a protocol."""
 
@@ -161,6 +170,8 @@ class _Tally:
         counted, truth = self.counted, self.rules.truth(sample.mask)
         ignored = None if self.edges else edge_band(truth)
         mask = np.zeros_like(truth) if answer is None else answer.mask
+        if sample.is_box:
+            mask = _filled_box(mask)
         iou = counted.overall.update(mask, truth, ignored)
         counted.per_sample.append(
             SampleResult(sample.sample_id, sample.image_id, iou, sample.phrase, sample.family, sample.label)

@@ -13,6 +13,8 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 BOX_TERMS = frozenset({"l1", "generalized_box_iou"})
+PIXEL_TERMS = frozenset({"dice", "focal", "iou_prediction", "patch"})
+"""Terms that need the target's mask, not only its box."""
 """Terms computed on samples with a target only."""
 TOTAL = "total"
 """Name of the weighted sum of the other terms."""
@@ -85,6 +87,7 @@ class Criterion(nn.Module):
         patch_coverage: Tensor | None = None,
         presence_logits: Tensor | None = None,
         sample_weights: Tensor | None = None,
+        has_mask: Tensor | None = None,
         sample_ids: Sequence[str] | None = None,
         totals: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -101,6 +104,7 @@ class Criterion(nn.Module):
             patch_coverage: (B, G*G) fraction of each patch covered by the target, 0..1.
             presence_logits: (B,) whether the phrase has a target; used if its weight is above 0.
             sample_weights: (B,) at least 0, weight of each sample in the means.
+            has_mask: (B,) bool, False for samples of which only the box is known: they have no PIXEL_TERMS.
             sample_ids: B names for the error message.
             totals: (2,) number of samples, and of those with a target, to divide by instead of this batch's
                 own: the parts of one large batch then add up to exactly its gradient.
@@ -125,6 +129,13 @@ class Criterion(nn.Module):
             )
         if not per_sample:
             raise ValueError("nothing to compare: neither mask_logits nor boxes were given")
+        if has_mask is not None:
+            zeros = torch.zeros_like(has_mask, dtype=torch.float32)
+            per_sample |= {
+                name: torch.where(has_mask, values, zeros)
+                for name, values in per_sample.items()
+                if name in PIXEL_TERMS
+            }
         counts = (
             torch.ones_like(has_target, dtype=torch.float32) if sample_weights is None else sample_weights
         )

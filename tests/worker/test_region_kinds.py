@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from backend.labelstudio.annotations import AnnotationContent, read_annotation
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, as_held, region_results
+from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask, mask_to_coco_rle
 from worker.corrections.feedback_counts import tally_annotation
-from worker.records import AnnotationSource, ImageFacts, ServedMask, make_records
+from worker.records import AnnotationSource, ImageFacts, ServedMask, make_records, sample_key
 
 Json = dict[str, Any]
 HW = (60, 80)
@@ -83,11 +85,15 @@ def test_a_polygon_that_was_changed_is_a_corrected_mask() -> None:
 
 
 @pytest.mark.parametrize("change", [False, True])
-def test_boxes_are_measured_as_boxes_and_are_no_masks_to_learn_from(change: bool) -> None:
+def test_boxes_are_measured_and_learned_from_as_boxes(change: bool) -> None:
     config, results, served = proposed("Rectangle")
     content = content_of(edited(results, "Rectangle") if change else results, config)
 
-    assert make_records(content, SOURCE, served.get, lambda phrase: phrase) == []
+    (record,) = make_records(content, SOURCE, served.get, lambda phrase: phrase)
+
+    assert (record.is_box, record.kind) == (True, "corrected" if change else "accepted")
+    assert RefRecord.from_dict(record.to_dict()) == record
+    assert sample_key(record) != sample_key(replace(record, is_box=False))
     found = counts(content, config, served)
     assert (found["accepted"], found["edited"]) == (int(not change), int(change))
     assert (0.5 < found["iou"] < 1) if change else found["iou"] == 1

@@ -201,7 +201,7 @@ def _read(
     tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services, project))
     regions = [*content.regions, *content.boxes]
     proposed = {region.region_id for region in regions if served(region.region_id) is not None}
-    if not (content.regions or content.no_target_phrases):
+    if not (regions or content.no_target_phrases):
         return CollectedLabels([], tallies, before | proposed)
     image = _image_facts(services, task, config)
     source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)

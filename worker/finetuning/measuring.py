@@ -92,7 +92,8 @@ def drawn_edges(records: Iterable[RefRecord]) -> float:
 
     A mask without a known proposal was drawn by hand. Without any mask, the fraction is 1.
     """
-    fractions = [_drawn_fraction(record) for record in records if record.mask_rle is not None]
+    masks = [record for record in records if record.mask_rle is not None and not record.is_box]
+    fractions = [_drawn_fraction(record) for record in masks]
     return sum(fractions) / len(fractions) if fractions else 1.0
 
 

@@ -41,6 +41,8 @@ class Batch:
     """(B, 4) cxcywh in 0..1 of the CLIP input; zeros without a target."""
     has_target: Tensor
     """(B,) bool."""
+    has_mask: Tensor
+    """(B,) bool: False if only the target's box is known."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Example:
     patch_coverage: Tensor
     box: Tensor
     has_target: bool
+    has_mask: bool
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class ExampleStream:
             patch_coverage=torch.stack([example.patch_coverage for example in examples]).to(device).float(),
             boxes=torch.stack([example.box for example in examples]).to(device),
             has_target=torch.tensor([example.has_target for example in examples], device=device),
+            has_mask=torch.tensor([example.has_mask for example in examples], device=device),
         )
 
     def _target(self, mask: BoolMask) -> Tensor:
@@ -191,6 +195,7 @@ TENSOR_FIELDS = (
     "patch_coverage",
     "boxes",
     "has_target",
+    "has_mask",
 )
 """Fields of a batch that are tensors of B rows."""
 
@@ -223,6 +228,7 @@ def _make_example(sample: Sample, embedding: ImageEmbedding) -> _Example:
         patch_coverage=_patch_coverage(sample.mask, embedding),
         box=_canvas_box(sample, embedding.clip_frame),
         has_target=bool(sample.mask.any()),
+        has_mask=not sample.is_box,
     )
 
 

@@ -50,6 +50,7 @@ class PreparedSample:
     box: Tensor
     """(4,) cxcywh in 0..1 of the CLIP input; zeros without a target."""
     has_target: bool
+    has_mask: bool
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class PreparedSamples:
             patch_coverage=coverage.flatten(),
             box=_canvas_box(sample, frame),
             has_target=sample.has_target,
+            has_mask=not sample.is_box,
         )
 
     def _placement(self, epoch: int, position: int) -> torch.Generator | None:
@@ -216,6 +218,7 @@ class SampleStream:
             patch_coverage=torch.stack([reading.patch_coverage for reading in readings]).to(device),
             boxes=torch.stack([reading.box for reading in readings]).to(device),
             has_target=torch.tensor([reading.has_target for reading in readings], device=device),
+            has_mask=torch.tensor([reading.has_mask for reading in readings], device=device),
         )
 
     def _embed(self, readings: Sequence[PreparedSample]) -> Tensor:

@@ -23,6 +23,7 @@ class RECStage(SSPStage):
             None, self.model.predict_box(prompts), None, batch.boxes, batch.has_target,
             sample_ids=batch.sample_ids, totals=totals, patch_logits=self.patch_logits(prompts),
             patch_coverage=batch.patch_coverage, presence_logits=self.model.presence_logits(prompts),
+            has_mask=batch.has_mask,
         )  # fmt: skip
         return terms
 

@@ -134,7 +134,7 @@ class SSPStage:
             mask_logits, self.model.predict_box(prompts), batch.masks, batch.boxes, batch.has_target,
             iou_predictions=iou_predictions, sample_ids=batch.sample_ids,
             patch_logits=self.patch_logits(prompts), patch_coverage=batch.patch_coverage, totals=totals,
-            presence_logits=self.model.presence_logits(prompts),
+            presence_logits=self.model.presence_logits(prompts), has_mask=batch.has_mask,
         )  # fmt: skip
         return terms
 

@@ -80,6 +80,9 @@ def test_a_record_becomes_a_sample(images: Path, hole: Mask) -> None:
     cat, dog = dataset[0], dataset[1]
     assert (cat.phrase, cat.image_id, cat.family, cat.has_target) == ("the cat", digest, "noun", True)
     assert (dog.family, dog.label) == ("none", "")
+    assert not cat.is_box
+    [box] = RecordDataset([replace(record(digest, "the cat", hole, (6, 8)), is_box=True)], images)
+    assert box.is_box
     np.testing.assert_array_equal(cat.image, picture())
     np.testing.assert_array_equal(cat.mask, hole)
     assert not dog.has_target

@@ -6,7 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,19 @@ def test_baselines_are_what_one_would_get_without_a_model() -> None:
 def test_a_baseline_that_does_not_know_every_picture_is_left_out() -> None:
     result = evaluate(AnswerSheet(TRUTH.__getitem__), [*SAMPLES, sample(3, "cat", CAT)])
     assert set(result.baselines) == {NOTHING}
+
+
+def test_a_label_that_is_a_box_is_compared_with_the_box_around_the_answer() -> None:
+    ring = CAT.copy()
+    ring[4:9, 4:8] = False
+    boxes = [replace(sample(1, "cat", CAT), is_box=True), sample(2, "cat", CAT)]
+
+    result = evaluate(AnswerSheet(lambda phrase: ring), boxes)
+
+    as_box, as_mask = (each.iou for each in result.per_sample)
+    assert as_box == 1
+    assert as_mask is not None
+    assert as_mask < 1
 
 
 def test_every_sample_is_listed_in_order_with_its_iou() -> None:

@@ -202,3 +202,26 @@ def test_the_presence_term_is_cross_entropy_where_it_is_wanted() -> None:
     assert float(terms["total"]) == pytest.approx(2 * float(terms["presence"]), abs=1e-4)
 
     assert "presence" not in Criterion()(None, boxes, None, boxes, has_target, presence_logits=logits)
+
+
+def test_a_sample_of_which_only_the_box_is_known_trains_boxes_alone() -> None:
+    mask_logits = torch.zeros(2, 1, 2, 4, requires_grad=True)
+    boxes = torch.tensor([[0.4, 0.5, 0.5, 0.8]] * 2, requires_grad=True)
+    truth = torch.stack([HALF, HALF])
+
+    terms = Criterion()(
+        mask_logits,
+        boxes,
+        truth,
+        BOX.repeat(2, 1),
+        torch.tensor([True, True]),
+        has_mask=torch.tensor([True, False]),
+    )
+    terms["total"].backward()
+
+    assert mask_logits.grad is not None
+    assert boxes.grad is not None
+    assert mask_logits.grad[0].abs().sum() > 0
+    assert mask_logits.grad[1].abs().sum() == 0
+    assert torch.equal(boxes.grad[0], boxes.grad[1])
+    assert boxes.grad.abs().sum() > 0
