@@ -175,7 +175,7 @@ class ImageStore:
                 raise ImageFormatError(f"the image file is damaged: {error}") from error
 
     def _on_label_studio(self, path: str) -> str:
-        """A path on Label Studio, which a proxy may have put under a path of its own."""
+        """A path on Label Studio, which a proxy may have put under another path."""
         prefixes = {urlsplit(url).path.rstrip("/") for url in (self._client.url, self._host)} - {""}
         for prefix in sorted(prefixes, key=len, reverse=True):
             if path.startswith(f"{prefix}/"):

@@ -1,6 +1,6 @@
 """Region controls: the tags of a form that make the regions which phrases are answered with.
 
-    kind       with labels of its own   with a <Labels>, or without labels
+    kind       with own labels          with a <Labels>, or without labels
     brush      <BrushLabels>            <Brush>
     bitmask    <BitmaskLabels>          <Bitmask>
     polygon    <PolygonLabels>          <Polygon>
@@ -58,7 +58,7 @@ class RegionControl(Tag):
 
     @property
     def result_type(self) -> str:
-        """Type of its results, and field of their labels if it has labels of its own."""
+        """Type of its results, and field of their labels if it has own labels."""
         return f"{self.kind}labels" if self.has_own_labels else self.kind
 
     @property
