@@ -4,13 +4,17 @@ Proxies, certificates and .netrc come from the environment, as usual with reques
 REQUESTS_CA_BUNDLE).
 
 Errors:
-    DownloadError                 refused, missing, disk full, or interrupted too often; partial content is
-                                  kept, and the next attempt resumes
+    DownloadError                 interrupted too often; partial content is kept, and the next attempt resumes
+        ProxyRefusedError         the proxy of the environment is unreachable or refuses
+        AccessRefusedError        the server answered 401, 403 or another refusal
+        MissingError              the server or the mirror has no such file
+        DiskFullError             partial content is kept
         WrongContentError         not the requested file; nothing is kept
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -24,7 +28,8 @@ from typing import BinaryIO
 
 import requests
 from requests import codes
-from requests.exceptions import ChunkedEncodingError
+from requests.auth import AuthBase
+from requests.exceptions import ChunkedEncodingError, ProxyError
 
 from sspsam.files import sha256_of_file, sync_folder
 
@@ -40,12 +45,34 @@ PAUSE_S = 1.0
 """After the first of these; doubled each time."""
 CHUNK_BYTES = 1 << 16
 """Maximum loss when a connection breaks."""
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Start of a Git LFS pointer: what a repository contains in place of a large file."""
+WEB_PAGE = (b"<!doctype html", b"<html")
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_START_BYTES = 64
+_MISSING = {codes.not_found, codes.gone}
 _WORTH_TRYING_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 
 
 class DownloadError(Exception):
     """A file could not be downloaded."""
+
+
+class ProxyRefusedError(DownloadError):
+    """The configured proxy does not connect to the server."""
+
+
+class AccessRefusedError(DownloadError):
+    """The server refuses access to the file."""
+
+
+class MissingError(DownloadError):
+    """There is no such file."""
+
+
+class DiskFullError(DownloadError):
+    """The file does not fit on the disk."""
 
 
 class WrongContentError(DownloadError):
@@ -56,6 +83,17 @@ class _BrokenOffError(Exception):
     """An attempt failed in a way that may be temporary."""
 
 
+class BearerToken(AuthBase):
+    """Sends an access token to the requested host; requests drops it when redirected to another."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 def download(
     url: str,
     target: Path,
@@ -63,6 +101,7 @@ def download(
     size_bytes: int | None = None,
     progress: Progress = lambda done, total: None,
     pause_s: float = PAUSE_S,
+    token: str = "",
 ) -> str:
     """Downloads a file.
 
@@ -76,6 +115,7 @@ def download(
         size_bytes: expected size, for progress and disk space.
         progress: called as bytes arrive.
         pause_s: before the second attempt.
+        token: access token for the URL's host.
 
     Returns:
         Its sha256.
@@ -83,7 +123,8 @@ def download(
     Raises:
         DownloadError, WrongContentError: see the module.
     """
-    with requests.Session() as session, _unfinished(target, url) as file:
+    with requests.Session() as session, _full_disk(target.parent), _unfinished(target, url) as file:
+        session.auth = BearerToken(token) if token else None
         if sha256 is None:
             file.truncate(0)
         _check_space(target.parent, (size_bytes or 0) - _length(file))
@@ -97,18 +138,19 @@ def download(
 
 
 def place_copy(source: Path, target: Path, sha256: str | None = None) -> str:
-    """Copies a file from a local mirror, with the same checks.
+    """Copies a file of this machine, with the same checks.
 
     Returns:
         Its sha256.
 
     Raises:
-        DownloadError: the mirror has no such file, or it cannot be copied.
+        MissingError: there is no such file.
+        DiskFullError: it does not fit.
         WrongContentError: it is another file.
     """
     if not source.is_file():
-        raise DownloadError(f"the mirror has no {source.name}: expected {source}")
-    with _unfinished(target, str(source)) as file, source.open("rb") as original:
+        raise MissingError(f"there is no file {source}")
+    with _full_disk(target.parent), _unfinished(target, str(source)) as file, source.open("rb") as original:
         file.truncate(0)
         _check_space(target.parent, source.stat().st_size)
         shutil.copyfileobj(original, file, CHUNK_BYTES)
@@ -141,13 +183,14 @@ class _Transfer:
                 ChunkedEncodingError,
                 _BrokenOffError,
             ) as error:
+                kind = ProxyRefusedError if isinstance(error, ProxyError) else DownloadError
                 reason = f"{type(error).__name__}: {error}"
             except requests.RequestException as error:
                 raise DownloadError(f"{self.url} cannot be requested: {error}") from error
             here = _length(self.file)
             failures = 1 if here > before else failures + 1
             if failures >= ATTEMPTS:
-                raise DownloadError(
+                raise kind(
                     f"{self.url} failed {failures} times in a row, {here} bytes are stored; last error: "
                     f"{reason}"
                 )
@@ -165,6 +208,7 @@ class _Transfer:
         with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
             start, total = self._place(response, have)
             self.file.truncate(start)
+            _check_space(Path(self.file.name).parent, (total or 0) - start)
             etag = response.headers.get("ETag", "")
             self.etag = "" if etag.startswith("W/") else etag
             if start != total:
@@ -188,8 +232,10 @@ class _Transfer:
             return 0, int(length) if length.isdecimal() else None
         if status in _WORTH_TRYING_AGAIN:
             raise _BrokenOffError(f"the server answered {status} {response.reason}")
+        if status in _MISSING:
+            raise MissingError(f"{response.url} does not exist: {status} {response.reason}")
         if status not in (codes.partial_content, codes.requested_range_not_satisfiable):
-            raise DownloadError(f"{response.url} was refused: {status} {response.reason}")
+            raise AccessRefusedError(f"{response.url} was refused: {status} {response.reason}")
         place = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         total = int(place["total"]) if place and place["total"].isdecimal() else None
         if status == codes.partial_content and place and place["start"] == str(have):
@@ -203,6 +249,9 @@ class _Transfer:
 def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str) -> str:
     found = _sha256(file)
     part = Path(file.name)
+    if instead := _known_substitute(part):
+        part.unlink()
+        raise WrongContentError(f"{source} is {instead}, not the file")
     if sha256 is not None and found != sha256:
         part.unlink()
         raise WrongContentError(f"{source} is not the expected file: sha256 {found}, not {sha256}")
@@ -210,6 +259,15 @@ def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str)
     part.replace(target)
     sync_folder(target.parent)
     return found
+
+
+def _known_substitute(path: Path) -> str:
+    """What was received in place of the file, if it is one of the usual replacements."""
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+    if start.startswith(POINTER):
+        return "a Git LFS pointer"
+    return "a web page" if start.lstrip().lower().startswith(WEB_PAGE) else ""
 
 
 def _sha256(file: BinaryIO) -> str:
@@ -224,7 +282,20 @@ def _length(file: BinaryIO) -> int:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DownloadError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+        raise DiskFullError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Names a disk that becomes full, or a reached quota, instead of the system call."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFullError(
+            f"{folder} is full or its quota is reached ({error.strerror}); what was received is kept"
+        ) from error
 
 
 @contextmanager

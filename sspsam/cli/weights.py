@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,6 +82,16 @@ def pull(
     model_dir: ModelDir = None,
     mirror: Mirror = "",
     hub: Hub = DEFAULT_HUB,
+    own: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="PATH",
+            help="Take this file instead of downloading; for one NAME. Its sha256 must be the published one, "
+            "where that is known.",
+            dir_okay=False,
+        ),
+    ] = None,
 ) -> None:
     """Download weights; an interrupted download resumes.
 
@@ -88,10 +99,15 @@ def pull(
     """
     from sspsam.checkpoints.registry import find_public_file
 
+    if own is not None and len(names) != 1:
+        raise typer.BadParameter(f"it is one file, and {len(names)} are named", param_hint="--file")
     folder = _folder(model_dir, mirror, hub)
     for file in [find_public_file(name) for name in names]:
-        with _progress(file) as progress:
-            record = folder.pull(file, progress)
+        if own is not None:
+            record = folder.place(file, own)
+        else:
+            with _progress(file) as progress:
+                record = folder.pull(file, progress)
         echo(f"{file.name}: {folder.path(file)}")
         echo(f"  sha256 {record.sha256} ({record.sha256_from})")
 
@@ -179,7 +195,8 @@ def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) ->
     from sspsam.checkpoints.files import WeightsFolder
     from sspsam.instance import default_model_dir
 
-    return WeightsFolder((model_dir or default_model_dir()) / SUBFOLDER, mirror, hub)
+    place = (model_dir or default_model_dir()) / SUBFOLDER
+    return WeightsFolder(place, mirror, hub, token=os.environ.get("HF_TOKEN", ""))
 
 
 def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:

@@ -25,6 +25,10 @@ class Behaviour:
     """What is served from the second request on."""
     hub: bool = False
     """Answer with a redirect that states the sha256, as the hub does."""
+    elsewhere: str = ""
+    """URL of the server that the hub redirects to; by default another path of the same."""
+    status: int = 0
+    """Status of every answer, in place of the content."""
 
 
 class FileServer(Loopback):
@@ -34,6 +38,8 @@ class FileServer(Loopback):
         self.files: dict[str, Behaviour] = {}
         self.asked: list[tuple[str, str, str | None]] = []
         """(method, path, Range)."""
+        self.tokens: list[str | None] = []
+        """Authorization of each request."""
 
     def make_server(self) -> ThreadingHTTPServer:
         server = self
@@ -65,12 +71,15 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("http://"):  # asked as a proxy
             path = "/" + path.split("/", 3)[3]
         self.owner.asked.append((self.command, path, asked))
+        self.owner.tokens.append(self.headers.get("Authorization"))
         behaviour = self.owner.files.get(path.removeprefix("/cdn"))
         if behaviour is None:
             self.send_error(404)
+        elif behaviour.status:
+            self.send_error(behaviour.status)
         elif behaviour.hub and not path.startswith("/cdn"):
             self.send_response(302)
-            self.send_header("Location", "/cdn" + self.path)
+            self.send_header("Location", f"{behaviour.elsewhere}/cdn{self.path}")
             self.send_header("X-Linked-ETag", f'"{hashlib.sha256(behaviour.content).hexdigest()}"')
             self.send_header("X-Linked-Size", str(len(behaviour.content)))
             self.send_header("Content-Length", "0")
@@ -102,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[start:]
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", etag)
+        self.send_header("Accept-Ranges", "bytes" if behaviour.ranges else "none")
         self.end_headers()
         if with_body:
             self.wfile.write(body[: behaviour.breaks_after.pop(0)] if behaviour.breaks_after else body)

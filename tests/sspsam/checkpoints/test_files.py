@@ -45,11 +45,12 @@ def published_at(url: str, sha256: str | None = SHA256) -> PublicFile:
 def test_the_table_is_whole() -> None:
     assert [file.name for file in PUBLIC_FILES] == [
         "sam-vit-b", "sam-vit-l", "sam-vit-h", "mobile-sam", "clip-vit-b-16", "clip-vit-l-14-336",
-        "ssp-sam-224-grefcoco", "ssp-sam-224-clip",
+        "ssp-sam-224-grefcoco", "ssp-sam-336-grefcoco", "ssp-sam-224-clip",
     ]  # fmt: skip
     assert len({file.file_name for file in PUBLIC_FILES}) == len(PUBLIC_FILES)
     for file in PUBLIC_FILES:
         assert file.url.startswith("https://")
+        assert file.page.startswith("https://")
         assert file.licence in ("Apache-2.0", "MIT")
         assert file.sha256 is None or len(bytes.fromhex(file.sha256)) == 32
     for name in ("clip-vit-b-16", "clip-vit-l-14-336"):
@@ -125,7 +126,7 @@ def test_mirrors(server: FileServer, tmp_path: Path) -> None:
         assert record.fetched_from.startswith(mirror.rstrip("/"))
         assert record.url == file.url
         assert folder.verify(file) == "good"
-    with pytest.raises(DownloadError, match=r"the mirror has no sam_vit_b_01ec64.pth"):
+    with pytest.raises(DownloadError, match=r"there is no file .*mirror/sam_vit_b_01ec64.pth"):
         WeightsFolder(tmp_path / "2", str(tmp_path / "mirror")).pull(find_public_file("sam-vit-b"))
 
 
