@@ -272,8 +272,8 @@ def _advice(file: PublicFile, error: DownloadError) -> str:
     if isinstance(error, DiskFullError):
         return "Free some space, or choose another disk with MODEL_DIR; the download then resumes"
     return (
-        "Check the network, HTTPS_PROXY and REQUESTS_CA_BUNDLE, and start again: the download resumes. Without "
-        f"internet, take the files from --mirror FOLDER|URL, or {by_hand}"
+        "Check the network, HTTPS_PROXY and REQUESTS_CA_BUNDLE, and start again: the download resumes. "
+        f"Without internet, take the files from --mirror FOLDER|URL, or {by_hand}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Failures on the way to public weights: each message says what to do. Against a server that acts as the hub."""
+"""Failed downloads of public weights: each message says what to do. The server acts as the hub does."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_file_that_will_not_fit_is_refused_before_it_is_received(
 def test_other_errors_of_the_disk_keep_their_name(server: FileServer, tmp_path: Path) -> None:
     server.files[PATH] = Behaviour(CONTENT)
     (tmp_path / "weights").write_text("a file where the folder is to be")
-    with pytest.raises(OSError, match="File exists|Not a directory") as caught:
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as caught:
         WeightsFolder(tmp_path / "weights", hub=server.url, pause_s=0).pull(FILE)
     assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
 
