@@ -79,7 +79,7 @@ class AnnotationContent:
     """Results that are left out, as messages."""
 
 
-class _Budget:
+class MaskBudget:
     """Bounds what the masks of one annotation take: few bytes can stand for many pixels."""
 
     def __init__(self, max_pixels: int) -> None:
@@ -118,10 +118,10 @@ def read_annotation(
         Regions in the order of their first result. Empty masks are left out; so are unreadable ones, those on
         other images, with an entry in `problems`. Shapes of other tags are ignored.
     """
-    groups = _by_id(_results(annotation))
+    groups = regions_by_id(annotation)
     regions, problems = [], []
     elsewhere: Counter[str] = Counter()
-    budget = _Budget(max_pixels)
+    budget = MaskBudget(max_pixels)
     for region_id, group in groups.items():
         try:
             region = _region(region_id, group, config, budget)
@@ -130,11 +130,11 @@ def read_annotation(
             continue
         if region is not None and not region.runs.is_empty:
             regions.append(region)
-        elsewhere.update({_place(result) for result in group if _is_foreign_region(result, config)})
+        elsewhere.update({place_of(result) for result in group if _is_foreign_region(result, config)})
     problems += [f"{count} masks on the image “{name}” are left out" for name, count in elsewhere.items()]
     masks = tuple(region for region in regions if region.box_xyxy is None)
     boxes = tuple(region for region in regions if region.box_xyxy is not None)
-    return AnnotationContent(masks, boxes, *_phrases_without_mask(annotation, config), tuple(problems))
+    return AnnotationContent(masks, boxes, *phrases_without_mask(annotation, config), tuple(problems))
 
 
 def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
@@ -142,13 +142,13 @@ def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> 
 
     A phrase with a region, of whatever shape, is present.
     """
-    return _phrases_without_mask(annotation, config)[0]
+    return phrases_without_mask(annotation, config)[0]
 
 
-def _phrases_without_mask(
+def phrases_without_mask(
     annotation: Mapping[str, Any], config: LabelingConfig
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Phrases confirmed to be absent, those for which the model found nothing, and those not asked."""
+    """Returns the phrases confirmed to be absent, those that found nothing, and those not asked."""
     results = _results(annotation)
     present = drawn_phrases(annotation, config)
     absent = prompt_text.distinct(absent_entries(results, config))
@@ -168,8 +168,8 @@ def drawn_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> set[
     """Returns the keys of the phrases that have a region: a mask, a polygon or any other shape."""
     return {
         prompt_text.phrase_key(phrase)
-        for region_id, group in _by_id(_results(annotation)).items()
-        if (phrase := _phrase(region_id, group, config))
+        for region_id, group in regions_by_id(annotation).items()
+        if (phrase := phrase_of(region_id, group, config))
     }
 
 
@@ -190,7 +190,7 @@ def _entries_of(tag: Tag | None, results: Iterable[Mapping[str, Any]]) -> list[s
 
 def is_of(result: Mapping[str, Any], tag: Tag | None) -> bool:
     """Whether a result was made with a tag, on that tag's image."""
-    return tag is not None and result.get("from_name") == tag.name and _is_on(result, tag.to_name)
+    return tag is not None and result.get("from_name") == tag.name and is_on(result, tag.to_name)
 
 
 def region_texts(
@@ -198,11 +198,11 @@ def region_texts(
 ) -> dict[str, tuple[str | None, str | None]]:
     """Returns phrase and label of each region by ID, without decoding masks."""
     found = {}
-    for region_id, group in _by_id(_results(annotation)).items():
+    for region_id, group in regions_by_id(annotation).items():
         shape = _shape(group, config)
         if shape is not None:
             control = config.controls[str(shape["from_name"])]
-            found[region_id] = (_phrase(region_id, group, config), _label(group, control, config))
+            found[region_id] = (phrase_of(region_id, group, config), _label(group, control, config))
     return found
 
 
@@ -210,22 +210,27 @@ def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [result for result in annotation.get("result") or [] if isinstance(result, Mapping)]
 
 
-def _by_id(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def regions_by_id(annotation: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the results of each region by its ID, in the order of their first result."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
+    for result in _results(annotation):
         groups.setdefault(str(result.get("id")), []).append(result)
     return groups
 
 
 def _region(
-    region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig, budget: _Budget
+    region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig, budget: MaskBudget
 ) -> Region | None:
     """Returns the region of results that share an ID; None without a shape of a region control."""
     shape = _shape(group, config)
     if shape is None:
         return None
     control = config.controls[str(shape["from_name"])]
-    phrase, label, score = _phrase(region_id, group, config), _label(group, control, config), _score(shape)
+    phrase, label, score = (
+        phrase_of(region_id, group, config),
+        _label(group, control, config),
+        score_of(shape),
+    )
     height, width = original_hw(shape)
     budget.spend(height * width, size_of(shape["value"], control.kind))
     box = value_to_box(shape["value"], height, width) if control.kind == "rectangle" else None
@@ -237,7 +242,8 @@ def _shape(group: list[Mapping[str, Any]], config: LabelingConfig) -> Mapping[st
     return next((result for result in group if is_region(result, config)), None)
 
 
-def _score(shape: Mapping[str, Any]) -> float | None:
+def score_of(shape: Mapping[str, Any]) -> float | None:
+    """The model's score of a region, if the model proposed it."""
     score = shape.get("score")
     try:
         return float(score) if isinstance(score, int | float) else None
@@ -271,7 +277,7 @@ def _first(labels: object) -> str | None:
 
 def is_region(result: Mapping[str, Any], config: LabelingConfig) -> bool:
     """Whether a result is a region of a region control, on the image of the config's masks."""
-    return _has_shape(result, config) and config.image is not None and _is_on(result, config.image.name)
+    return _has_shape(result, config) and config.image is not None and is_on(result, config.image.name)
 
 
 def _is_foreign_region(result: Mapping[str, Any], config: LabelingConfig) -> bool:
@@ -283,12 +289,13 @@ def _has_shape(result: Mapping[str, Any], config: LabelingConfig) -> bool:
     return control is not None and isinstance(value, Mapping) and SHAPE_FIELD[control.kind] in value
 
 
-def _is_on(result: Mapping[str, Any], image: str) -> bool:
+def is_on(result: Mapping[str, Any], image: str) -> bool:
     """Whether a result is on an image; of several pages in one image tag, on the first."""
     return result.get("to_name", image) == image and not result.get("item_index")
 
 
-def _place(result: Mapping[str, Any]) -> str:
+def place_of(result: Mapping[str, Any]) -> str:
+    """Names the image, and its page, that a result is on."""
     page = result.get("item_index")
     return f"{result.get('to_name', '')}{f', page {page}' if page else ''}"
 
@@ -305,7 +312,7 @@ def original_hw(result: Mapping[str, Any]) -> tuple[int, int]:
         raise MaskFormatError("a region without the size of its image") from error
 
 
-def _phrase(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:
+def phrase_of(region_id: str, group: list[Mapping[str, Any]], config: LabelingConfig) -> str | None:
     """The text under the region; the region's note, if that is where we write phrases.
 
     In forms with a text under each region, notes belong to the annotators. Ours were written before the form

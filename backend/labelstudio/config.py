@@ -173,7 +173,7 @@ class LabelingConfig:
         Raises:
             LabelingConfigError: it is not XML.
         """
-        everything = _tags(xml)
+        everything = form_tags(xml)
         tags = [tag for tag in everything if tag.get("name")]
         regions = region_tags(tags)
         mask = regions[0] if regions else None
@@ -254,8 +254,12 @@ class _BoundedTree(ElementTree.TreeBuilder):
         return super().end(tag)
 
 
-def _tags(xml: str) -> list[ElementTree.Element]:
-    """Tags in document order; tag and attribute names in lower case, as the editor reads them."""
+def form_tags(xml: str) -> list[ElementTree.Element]:
+    """Returns a form's tags in document order; their and their attributes' names in lower case.
+
+    Raises:
+        LabelingConfigError: it is not XML, too large, or nested too deeply.
+    """
     if len(xml) > MAX_CHARACTERS:
         raise LabelingConfigError(
             f"labeling config: {len(xml)} characters are too many, the limit is {MAX_CHARACTERS}"
