@@ -65,6 +65,9 @@ class Project:
     def project(self, number: int) -> dict[str, Any]:
         return {"id": number, "label_config": RECOMMENDED_CONFIG, "task_number": self.tasks_count}
 
+    def project_summary(self, _number: int) -> dict[str, Any]:
+        return {}
+
     def tasks(self, _number: int, _page_size: int) -> Iterator[dict[str, Any]]:
         for task in range(self.tasks_count):
             result = []

@@ -80,6 +80,10 @@ class LabelStudioClient:
     def project(self, project_id: int) -> Json:
         return self._connection.ask_object("GET", f"/api/projects/{project_id}/")
 
+    def project_summary(self, project_id: int) -> Json:
+        """Returns what a project's data hold, such as {"created_labels": {tag: {label: count}}, ...}."""
+        return self._connection.ask_object("GET", f"/api/projects/{project_id}/summary/")
+
     def create_project(self, title: str, label_config: str, **fields: Any) -> Json:
         return self._connection.ask_object(
             "POST", "/api/projects/", json={"title": title, "label_config": label_config, **fields}

@@ -54,8 +54,11 @@ def mask_to_outlines(mask: npt.NDArray[Any]) -> list[list[_Ints]]:
     if mask.ndim != 2 or mask.size == 0:
         raise MaskFormatError(f"a mask is (H, W) with pixels in it, not {mask.shape}")
     filled = np.asarray(mask, dtype=np.bool_)
-    if not filled.any():
+    rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
+    if rows.size == 0:
         return []
+    corner = np.array([columns[0], rows[0]])
+    filled = filled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     directions, starts = _edges(filled)
     _, parts = cv2.connectedComponents(filled.astype(np.uint8), connectivity=4)
     pixels = starts + _MASK_PIXEL[directions]
@@ -63,7 +66,7 @@ def mask_to_outlines(mask: npt.NDArray[Any]) -> list[list[_Ints]]:
     outlines: dict[int, list[_Ints]] = {}
     for loop in _loops(_next_edges(directions, starts, filled.shape)):
         corners = loop[directions[loop] != directions[np.roll(loop, 1)]]
-        outlines.setdefault(int(part_of[loop[0]]), []).append(starts[corners])
+        outlines.setdefault(int(part_of[loop[0]]), []).append(starts[corners] + corner)
     return [sorted(loops, key=_area, reverse=True) for _, loops in sorted(outlines.items())]
 
 

@@ -6,7 +6,9 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal
 
@@ -19,11 +21,12 @@ from sspsam.printable import printable
 if TYPE_CHECKING:
     from backend.labelstudio.client import LabelStudioClient
     from worker.export.reader import ProjectReader, Summary, Writer
+    from worker.export.splits import Split
 
 app = typer.Typer()
 
-Format = Literal["coco", "coco-polygons", "refcoco", "png"]
-FOLDER_FORMATS = ("refcoco", "png")
+Format = Literal["coco", "coco-polygons", "refcoco", "png", "yolo", "yolo-detect"]
+FOLDER_FORMATS = ("refcoco", "png", "yolo", "yolo-detect")
 STANDARD_OUTPUT = Path("-")
 SHOWN_PROBLEMS = 50
 DATE_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
@@ -37,8 +40,8 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            help="File to write, or folder for refcoco and png. - is standard output: the file, or a tar "
-            "archive of the folder.",
+            help="File to write, or folder for refcoco, png and yolo. - is standard output: the file, or a "
+            "tar archive of the folder or of several files.",
             allow_dash=True,
             show_default=False,
         ),
@@ -48,7 +51,7 @@ def export(
         typer.Option(
             "--format",
             help="coco: exact masks as RLE; coco-polygons: as polygons; refcoco: RefCOCO's and gRefCOCO's "
-            "layout; png: an image of each mask.",
+            "layout; png: an image of each mask; yolo: outlines, with the pictures; yolo-detect: boxes.",
         ),
     ] = "coco",
     since: Annotated[
@@ -65,7 +68,20 @@ def export(
     ground_truth: Annotated[
         bool, typer.Option("--ground-truth", help="Only annotations that are marked as ground truth.")
     ] = False,
-    split: Annotated[str, typer.Option(help="For refcoco: the split of every phrase.")] = "train",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures, under the names in the export.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Shares of train, val and test, such as 0.8,0.1,0.1, by picture. A name is the split of "
+            "everything."
+        ),
+    ] = "train",
+    label_maps: Annotated[
+        bool, typer.Option("--label-maps", help="For png: also one image of label numbers per picture.")
+    ] = False,
     data_dir: DataDirOption = None,
 ) -> None:
     """Export a project's labels: exact masks, each with its phrase, and the phrases that were confirmed
@@ -77,8 +93,11 @@ def export(
     """
     from backend.cli.instance_settings import service_settings
     from worker.export.reader import ProjectReader, Selection
+    from worker.export.splits import parse_split
     from worker.services import Services
 
+    if label_maps and file_format != "png":
+        raise typer.BadParameter("only for --format png", param_hint="--label-maps")
     services = Services(service_settings(data_dir))
     selection = Selection(
         since.replace(tzinfo=UTC) if since else None,
@@ -86,47 +105,97 @@ def export(
         _user_ids(services.label_studio, annotator or []),
         ground_truth,
     )
+    target = Target(file_format, out, images, parse_split(split), label_maps)
     reader = ProjectReader(
-        services.label_studio, project, services.image_hw, selection, services.settings.image_max_pixels
+        services.label_studio,
+        project,
+        services.image_hw,
+        selection,
+        services.settings.image_max_pixels,
+        pictures=services.images,
+        with_pictures=target.needs_pictures,
+        split=target.split,
     )
-    if out == STANDARD_OUTPUT:
-        summary = _export_to(sys.stdout.buffer, file_format, reader, split)
-    else:
-        summary = _run(reader, _writer(file_format, out, reader, split))
+    summary = (
+        _export_to(sys.stdout.buffer, target, reader) if out == STANDARD_OUTPUT else _run(reader, target)
+    )
+    _report(summary, target)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is written, and where."""
+
+    file_format: Format
+    out: Path
+    images: Path | None
+    split: Split
+    label_maps: bool = False
+
+    @property
+    def is_yolo(self) -> bool:
+        return self.file_format.startswith("yolo")
+
+    @property
+    def needs_pictures(self) -> bool:
+        return self.images is not None or self.is_yolo
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `out` is a folder."""
+        return self.file_format in FOLDER_FORMATS
+
+    @property
+    def images_inside(self) -> Path | None:
+        """The folder of the pictures relative to `out`, if it is below it: it is then written with it."""
+        if self.images is None or not self.is_folder or self.file_format == "refcoco":
+            return None
+        images, out = self.images.resolve(), self.out.resolve()
+        return images.relative_to(out) if out in images.parents else None
+
+    def part(self, split: str) -> Path:
+        """The file of a split."""
+        return self.out.with_name(f"{self.out.stem}_{split}{self.out.suffix}")
+
+
+def _report(summary: Summary, target: Target) -> None:
+    """Prints problems and counts."""
+    warn = partial(echo, fg=typer.colors.YELLOW, err=True)
     for problem in summary.problems[:SHOWN_PROBLEMS]:
-        echo(printable(problem), fg=typer.colors.YELLOW, err=True)
+        warn(printable(problem))
     if summary.problem_count > SHOWN_PROBLEMS:
-        more = summary.problem_count - SHOWN_PROBLEMS
-        echo(f"and {more} more", fg=typer.colors.YELLOW, err=True)
+        warn(f"and {summary.problem_count - SHOWN_PROBLEMS} more")
+    for reason, count in summary.left_out.most_common(SHOWN_PROBLEMS):
+        warn(printable(f"{count} {reason}"))
+    if summary.skipped:
+        warn(f"{summary.skipped} skipped annotations are left out")
     if summary.several:
-        echo(
+        warn(
             f"{summary.several} images have several annotations; each is written. Tell them apart by "
-            "`label_studio_annotation` and `completed_by`",
-            fg=typer.colors.YELLOW,
-            err=True,
+            "`label_studio_annotation` and `completed_by`"
         )
     if summary.unconfirmed:
-        echo(
+        warn(
             f"{summary.unconfirmed} phrases left in the prompt box are not exported: their absence is not "
-            "confirmed",
-            fg=typer.colors.YELLOW,
-            err=True,
+            "confirmed"
         )
-    echo(
-        f"{out}: masks: {summary.masks}, images: {summary.images}, "
-        f"phrases without a target: {summary.no_target}",
-        err=out == STANDARD_OUTPUT,
+    counts = (
+        f"masks: {summary.masks}, images: {summary.images}, phrases without a target: {summary.no_target}"
     )
+    echo(f"{target.out}: {counts}", err=target.out == STANDARD_OUTPUT)
+    if target.split.by_content:
+        shares = ", ".join(f"{name}: {summary.splits[name]}" for name in target.split.names)
+        echo(f"images of each split: {shares}", err=target.out == STANDARD_OUTPUT)
 
 
-def _export_to(stream: IO[bytes], file_format: Format, reader: ProjectReader, split: str) -> Summary:
+def _export_to(stream: IO[bytes], target: Target, reader: ProjectReader) -> Summary:
     """Exports to a temporary folder and copies the complete result into the stream."""
     with tempfile.TemporaryDirectory(prefix="sspsam-export-") as folder:
-        path = Path(folder) / "labels"
-        summary = _run(reader, _writer(file_format, path, reader, split))
-        if file_format in FOLDER_FORMATS:
+        path = Path(folder) / ("labels" if target.is_folder else "labels.json")
+        summary = _run(reader, replace(target, out=path))
+        if target.is_folder or target.split.by_content:
             with tarfile.open(fileobj=stream, mode="w|") as archive:
-                for entry in sorted(path.iterdir()):
+                for entry in sorted((path if target.is_folder else Path(folder)).iterdir()):
                     archive.add(entry, entry.name)
         else:
             with path.open("rb") as source:
@@ -135,13 +204,18 @@ def _export_to(stream: IO[bytes], file_format: Format, reader: ProjectReader, sp
     return summary
 
 
-def _run(reader: ProjectReader, writer: Writer) -> Summary:
+def _run(reader: ProjectReader, target: Target) -> Summary:
     """Exports with a progress bar."""
     from rich import progress
     from rich.console import Console
 
+    from worker.export.pictures import PictureFolder
     from worker.export.reader import export
 
+    writer, staging = _writer(reader, target)
+    pictures = target.images
+    if target.images_inside is not None and staging is not None:
+        pictures = staging / target.images_inside
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -150,20 +224,35 @@ def _run(reader: ProjectReader, writer: Writer) -> Summary:
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         bar = shown.add_task("Tasks", total=reader.task_count or None)
-        return export(reader, writer, lambda: shown.advance(bar))
+        folder = None if pictures is None else PictureFolder(pictures)
+        return export(reader, writer, lambda: shown.advance(bar), folder)
 
 
-def _writer(file_format: Format, out: Path, reader: ProjectReader, split: str) -> Writer:
+def _writer(reader: ProjectReader, target: Target) -> tuple[Writer, Path | None]:
+    """The writer of a format, and the folder in which it prepares a new folder."""
     from worker.export.coco import CocoWriter, RefCocoWriter
     from worker.export.png import PngWriter
+    from worker.export.reader import SplitWriter
+    from worker.export.yolo import YoloWriter
 
-    if file_format == "refcoco":
-        return RefCocoWriter(out, reader, split)
-    if file_format == "png":
-        return PngWriter(out)
+    split, out = target.split, target.out
+    if target.file_format == "refcoco":
+        return RefCocoWriter(out, reader, None if split.by_content else split.names[0]), None
+    if target.file_format == "png":
+        folders = split.names if split.by_content else ()
+        png = PngWriter(out, reader, folders, target.label_maps, target.images_inside)
+        return png, png.staging
+    if target.is_yolo:
+        yolo = YoloWriter(out, reader, split.names, boxes=target.file_format == "yolo-detect")
+        return yolo, yolo.staging
     if out.is_dir():
-        raise typer.BadParameter(f"{out} is a folder, but {file_format} is a single file", param_hint="--out")
-    return CocoWriter(out, reader, polygons=file_format == "coco-polygons")
+        raise typer.BadParameter(
+            f"{out} is a folder, but {target.file_format} is a single file", param_hint="--out"
+        )
+    polygons = target.file_format == "coco-polygons"
+    if not split.by_content:
+        return CocoWriter(out, reader, polygons), None
+    return SplitWriter({name: CocoWriter(target.part(name), reader, polygons) for name in split.names}), None
 
 
 def _user_ids(client: LabelStudioClient, annotators: list[str]) -> frozenset[int]:

@@ -1,17 +1,20 @@
 """COCO files and RefCOCO's layout. Written as a stream: at most one image is in memory.
 
-Format: https://cocodataset.org/#format-data . One annotation for each region, with all its holes and parts:
-as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's own fields:
+Format: https://cocodataset.org/#format-data . One annotation for each region and label, with all its holes
+and parts: as RLE, or as polygons that pycocotools fills to the same pixels. Beyond COCO's own fields:
 
-    annotations[]: `phrase` (or None), `region`, `score`, `label_studio_annotation`, `completed_by`
+    annotations[]: `phrase` (or None), `region`, `shape`, `label_studio_annotation`, `completed_by`; `score`
+        if the model proposed the region. A region with several labels has an annotation for each, with the
+        same `region`
     images[]: `label_studio_task`, `coco_url` (where Label Studio shows it), `exif_applied` (masks, width and
         height are of the image as displayed, with EXIF orientation applied)
     referring_expressions[]: every phrase with the ids of the annotations it refers to; no ids: no target
     no_target[]: the phrases confirmed to be absent from the image, repeated
 
 RefCOCO's layout (https://github.com/lichengunc/refer) is a folder: `instances.json`, and in `refs(unc).p`
-every phrase that refers to one mask. It cannot express phrases with several masks or none; gRefCOCO's
-`grefs(unc).json` (https://github.com/henghuiding/gRefCOCO), written beside it, can.
+every phrase that refers to one region. It cannot express phrases with several regions or none; gRefCOCO's
+`grefs(unc).json` (https://github.com/henghuiding/gRefCOCO), written beside it, can. Their readers take
+`annotation["segmentation"][0]` for a polygon, so regions are polygons there.
 """
 
 from __future__ import annotations
@@ -26,19 +29,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from backend.labelstudio.annotations import Region
+from backend.labelstudio.prompt_text import phrase_key
 from sspsam import mask_to_coco_rle
 from sspsam.files import sync_folder
-from sspsam.images.masks import mask_to_box_xyxy
+from sspsam.images.masks import BoolMask, mask_to_box_xyxy
 from sspsam.images.polygons import mask_to_polygons
 from worker.export.reader import LabelledImage, ProjectReader, user_id
+from worker.export.regions import LabelledRegion
 
 Json = dict[str, Any]
 
-NO_LABEL = "object"
-"""Category of masks without a label."""
 NO_TARGET = -1
 """gRefCOCO's annotation id for a phrase without a target."""
+SPLITS = {"test": "testA"}
+"""RefCOCO's readers know no split `test`; `testA` is found as `test` as well."""
 PICKLE_PROTOCOL = 2
 """As in the published files."""
 
@@ -82,12 +86,11 @@ class CocoWriter:
         self._reader = reader
         self._polygons = polygons
         self._aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        self._aside.mkdir()
+        self._aside.mkdir(parents=True)
         self._lists = {name: ListFile(self._aside, name) for name in self.LISTS}
-        self.categories: dict[str, int] = {}
 
     def add(self, image: LabelledImage) -> None:
-        height, width = image.hw or (None, None)
+        height, width = image.hw
         self._lists["images"].append(
             {
                 "id": image.task,
@@ -100,11 +103,14 @@ class CocoWriter:
             }
         )
         for entry, content in image.annotations:
+            spellings: dict[str, str] = {}
             by_phrase: dict[str, list[Json]] = {}
             for region in content.regions:
                 annotation = self._add_region(image, entry, region)
                 if region.phrase:
-                    by_phrase.setdefault(region.phrase, []).append(annotation)
+                    # Phrases that differ only in case are one: RefCOCO has them in lower case.
+                    phrase = spellings.setdefault(phrase_key(region.phrase), region.phrase)
+                    by_phrase.setdefault(phrase, []).append(annotation)
             by_phrase |= {phrase: [] for phrase in content.no_target_phrases}
             for phrase, named in by_phrase.items():
                 self.add_expression(image, entry, phrase, named)
@@ -131,7 +137,7 @@ class CocoWriter:
     def close(self) -> None:
         whole = self._aside / "whole"
         with whole.open("w", encoding="utf-8") as file:
-            head = {"info": self._info(), "licenses": [], "categories": self._category_list()}
+            head = {"info": self._info(), "licenses": [], "categories": self._reader.categories.as_coco()}
             file.write(json.dumps(head, ensure_ascii=False)[:-1])
             for name, values in self._lists.items():
                 file.write(f', "{name}": ')
@@ -156,31 +162,36 @@ class CocoWriter:
             "date_created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def _category_list(self) -> list[Json]:
-        return [{"id": number, "name": name, "supercategory": ""} for name, number in self.categories.items()]
-
-    def _add_region(self, image: LabelledImage, entry: Mapping[str, Any], region: Region) -> Json:
+    def _add_region(self, image: LabelledImage, entry: Mapping[str, Any], region: LabelledRegion) -> Json:
+        """Adds an annotation for each label of a region; returns the first."""
         mask = region.mask
-        x0, y0, x1, y1 = mask_to_box_xyxy(mask)
-        annotations = self._lists["annotations"]
-        category = self.categories.setdefault(region.label or NO_LABEL, len(self.categories) + 1)
-        segmentation = mask_to_polygons(mask) if self._polygons else mask_to_coco_rle(mask)
+        x0, y0, x1, y1 = region.box_xyxy or mask_to_box_xyxy(mask)
         annotation = {
-            "id": annotations.count + 1,
             "image_id": image.task,
-            "category_id": category,
-            "segmentation": segmentation,
+            "segmentation": self._segmentation(region, mask),
             "area": int(mask.sum()),
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "iscrowd": 0,
             "phrase": region.phrase,
             "region": region.region_id,
-            "score": region.score,
+            "shape": region.shape,
             "label_studio_annotation": entry["id"],
             "completed_by": user_id(entry.get("completed_by")),
         }
-        annotations.append(annotation)
-        return annotation
+        if region.score is not None:
+            annotation["score"] = region.score
+        annotations = self._lists["annotations"]
+        labelled = []
+        for label in region.labels or (None,):
+            ids = {"id": annotations.count + 1, "category_id": self._reader.categories.id_of(label)}
+            labelled.append({**ids, **annotation})
+            annotations.append(labelled[-1])
+        return labelled[0]
+
+    def _segmentation(self, region: LabelledRegion, mask: BoolMask) -> Any:
+        if not self._polygons:
+            return mask_to_coco_rle(mask)
+        return mask_to_polygons(mask) if region.outline is None else [list(region.outline)]
 
 
 class RefCocoWriter(CocoWriter):
@@ -189,12 +200,12 @@ class RefCocoWriter(CocoWriter):
     Args:
         folder: Created if missing; its three files are replaced.
         reader: Source of the labels.
-        split: Split of every phrase.
+        split: Split of every phrase; None for that of its image.
     """
 
-    def __init__(self, folder: Path, reader: ProjectReader, split: str = "train") -> None:
+    def __init__(self, folder: Path, reader: ProjectReader, split: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder / "instances.json", reader)
+        super().__init__(folder / "instances.json", reader, polygons=True)
         self._split = split
         self._grefs = ListFile(self._aside, "grefs")
         self._refs = PickledList(self._aside / "refs")
@@ -212,7 +223,7 @@ class RefCocoWriter(CocoWriter):
         ref: Json = {
             "ref_id": number,
             "image_id": image.task,
-            "split": self._split,
+            "split": self._split or SPLITS.get(image.split, image.split),
             "sentences": [sentence],
             "sent_ids": [number],
             "file_name": image.file_name,

@@ -1,23 +1,30 @@
 """Reads the selected labels from Label Studio, one page of tasks at a time.
 
-The formats are in `worker.export.coco` and `worker.export.png`. Several annotations of one task are never
-merged: each is written with its id and its annotator, and the user of the export chooses between them.
+The formats are in `worker.export.coco`, `png` and `yolo`. Several annotations of one task are never merged:
+each is written with its id and its annotator, and the user of the export chooses between them.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin
 
-from backend.errors import BackendError, LabelStudioNotFound, LabelStudioUnavailable
-from backend.labelstudio.annotations import AnnotationContent, read_annotation
+from backend.errors import BackendError, LabelStudioError, LabelStudioNotFound, LabelStudioUnavailable
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.state.skipped_items import reason_of
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
+from worker.export.categories import Categories, FormLabels, form_labels, used_labels
+from worker.export.file_names import DEFAULT_EXTENSION, FileNames, extension_of, name_of
+from worker.export.pictures import PictureFolder, StoredPicture, read_header
+from worker.export.regions import ExportContent, read_regions
+from worker.export.splits import WHOLE, Split
 
 Json = dict[str, Any]
 
@@ -27,6 +34,8 @@ TASKS_PER_PAGE = 20
 """Bounds memory: each task holds all its masks."""
 MAX_PROBLEMS = 1000
 """Messages kept; further problems are only counted."""
+REASON_ID = 80
+"""Characters of a region's ID in a message."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,23 @@ class LabelledImage:
 
     task: int
     file_name: str
-    """The last part of its URL; unique in an export."""
+    """Relative path with an extension; unique in an export, see `worker.export.file_names`."""
     url: str
-    """URL under which Label Studio shows it."""
-    hw: tuple[int, int] | None
-    """(H, W); None if unknown."""
-    annotations: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
+    """URL under which Label Studio shows it; empty for a picture in the task's data itself."""
+    hw: tuple[int, int]
+    annotations: tuple[tuple[Mapping[str, Any], ExportContent], ...]
     """Each as returned by Label Studio, and parsed."""
+    split: str = WHOLE.names[0]
+    picture: StoredPicture | None = None
+    """Its file; None if pictures are not needed, or this one cannot be fetched."""
+
+
+class PictureSource(Protocol):
+    """Fetches pictures: see `backend.images.store.ImageStore`."""
+
+    def digest(self, value: object, task_id: str = "") -> str: ...
+
+    def path(self, digest: str) -> Path: ...
 
 
 class Writer(Protocol):
@@ -90,12 +109,19 @@ class Summary:
 
     images: int = 0
     masks: int = 0
+    """Regions, of whatever shape."""
     no_target: int = 0
     """Phrases confirmed to be absent."""
     unconfirmed: int = 0
     """Phrases left in the prompt box: they are not labels and are not exported."""
     several: int = 0
     """Images with more than one annotation."""
+    skipped: int = 0
+    """Skipped annotations: they are never exported."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Kind and reason -> number of regions that are not exported."""
+    splits: Counter[str] = field(default_factory=Counter)
+    """Images of each split."""
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
     """Messages about labels that are left out; all others are included."""
@@ -112,13 +138,17 @@ class ProjectReader:
     Args:
         client: Label Studio client.
         project_id: The number in the URL of the project's page.
-        image_size: Called for images without a mask, whose size is otherwise unknown.
+        image_size: Called for images without a region, whose size is otherwise unknown.
         selection: Annotations to export.
+        max_pixels: Regions on larger images are left out.
+        pictures: Source of the pictures' files.
+        with_pictures: Fetch every picture; else only those whose address does not tell their format.
+        split: Splits by picture; fetches every picture, because its content decides.
 
     Raises:
         LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: the project cannot be read.
         LabelStudioNotFound: there is no such project.
-        LabelingConfigError: the project has no brush tag.
+        LabelingConfigError: the project has no image tag.
     """
 
     def __init__(
@@ -128,20 +158,29 @@ class ProjectReader:
         image_size: ImageSize,
         selection: Selection = EVERYTHING,
         max_pixels: int = IMAGE_MAX_PIXELS,
+        *,
+        pictures: PictureSource | None = None,
+        with_pictures: bool = False,
+        split: Split = WHOLE,
     ) -> None:
         try:
             self.project = client.project(project_id)
         except LabelStudioNotFound as error:
             raise LabelStudioNotFound(f"Label Studio at {client.url} has no project {project_id}") from error
         self.config = LabelingConfig.parse(self.project["label_config"])
-        self.config.require("mask", "image")
+        self.config.require("image")
         self.url = client.url
         self.summary = Summary()
+        self._form = form_labels(self.project["label_config"], self.config)
+        self.categories = Categories(self._form, _used_labels(client, project_id, self._form))
         self._client = client
         self._image_size = image_size
         self._selection = selection
         self._max_pixels = max_pixels
-        self._file_names: set[str] = set()
+        self._pictures = pictures
+        self._with_pictures = with_pictures or split.by_content
+        self._split = split
+        self._file_names = FileNames()
 
     @property
     def task_count(self) -> int:
@@ -169,64 +208,136 @@ class ProjectReader:
                 for entry in task.get("annotations") or []
                 if (found := self._chosen(number, entry)) is not None
             ]
-            return self._image(task, tuple(chosen)) if chosen else None
+            return self._image(task, chosen) if chosen else None
         except (LabelStudioUnavailable, MemoryError):
             raise
         except Exception as error:
             self.summary.note(f"task {number} is left out: {reason_of(error)}")
             return None
 
-    def _chosen(
-        self, task: str, entry: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], AnnotationContent] | None:
+    def _chosen(self, task: str, entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], ExportContent] | None:
         """An annotation with its content; None if it is not selected, or cannot be read."""
         try:
             if not self._selection.takes(entry):
+                self.summary.skipped += bool(entry.get("was_cancelled"))
                 return None
-            content = read_annotation(entry, self.config, self._max_pixels)
+            content = read_regions(entry, self.config, self._form, self._max_pixels)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             self.summary.note(f"an annotation of task {task} is left out: {reason_of(error)}")
             return None
         for problem in content.problems:
             self.summary.note(f"task {task}, annotation {entry['id']}: {problem}")
+        self.summary.left_out.update(content.left_out)
+        self.summary.unconfirmed += content.unconfirmed
         return entry, content
 
     def _image(
-        self, task: Mapping[str, Any], contents: tuple[tuple[Mapping[str, Any], AnnotationContent], ...]
-    ) -> LabelledImage:
-        regions = [region for _, content in contents for region in content.regions]
+        self, task: Mapping[str, Any], contents: list[tuple[Mapping[str, Any], ExportContent]]
+    ) -> LabelledImage | None:
         assert self.config.image is not None
         value = self.config.image.of(task.get("data") or {}) or ""
-        url = urljoin(f"{self.url}/", str(value))
-        name = self._file_name(task["id"], url)
-        hw = regions[0].hw if regions else self._size_of(task["id"], value)
-        self.summary.images += 1
-        self.summary.several += len(contents) > 1
-        self.summary.masks += len(regions)
-        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
-        self.summary.unconfirmed += sum(
-            len(content.found_nothing) + len(content.not_asked) for _, content in contents
+        address = str(value)
+        name = name_of(address, task["id"])
+        picture = self._picture(task["id"], value, fetch=self._with_pictures or not extension_of(name))
+        regions = [region for _, content in contents for region in content.regions]
+        hw = picture.hw if picture else regions[0].hw if regions else self._size_of(task["id"], value)
+        if hw is None:
+            return None
+        name = name if extension_of(name) else f"{name}{picture.extension if picture else DEFAULT_EXTENSION}"
+        fitting = tuple((entry, self._fitting(task["id"], entry, content, hw)) for entry, content in contents)
+        split = self._split.of(picture.digest if picture else hashlib.sha256(address.encode()).hexdigest())
+        self._count(fitting, split)
+        url = "" if address[:5].lower() == "data:" else urljoin(f"{self.url}/", address)
+        return LabelledImage(
+            task["id"], self._file_names.unique(name, task["id"]), url, hw, fitting, split, picture
         )
-        return LabelledImage(task["id"], name, url, hw, contents)
+
+    def _picture(self, task_id: int, value: object, fetch: bool) -> StoredPicture | None:
+        """The picture's file, if it is to be fetched and can be."""
+        if not fetch or self._pictures is None:
+            return None
+        try:
+            digest = self._pictures.digest(value, str(task_id))
+            return read_header(self._pictures.path(digest), digest)
+        except BackendError as error:
+            self.summary.note(f"task {task_id}: its picture is missing: {reason_of(error)}")
+            return None
+
+    def _fitting(
+        self, task_id: int, entry: Mapping[str, Any], content: ExportContent, hw: tuple[int, int]
+    ) -> ExportContent:
+        """The content without regions on a picture of another size: no format can express them."""
+        strangers = [region for region in content.regions if region.hw != hw]
+        if not strangers:
+            return content
+        for region in strangers:
+            place = f"task {task_id}, annotation {entry['id']}: region {region.region_id[:REASON_ID]}"
+            sizes = f"{region.hw[0]} x {region.hw[1]} pixels, its picture has {hw[0]} x {hw[1]}"
+            self.summary.note(f"{place} is left out: it was drawn on {sizes}")
+        return replace(content, regions=tuple(region for region in content.regions if region.hw == hw))
+
+    def _count(self, contents: tuple[tuple[Mapping[str, Any], ExportContent], ...], split: str) -> None:
+        self.summary.images += 1
+        self.summary.splits[split] += 1
+        self.summary.several += len(contents) > 1
+        self.summary.masks += sum(len(content.regions) for _, content in contents)
+        self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
 
     def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:
         try:
             return self._image_size(value, str(task_id))
         except BackendError as error:
-            self.summary.note(f"task {task_id}: the size of its image is unknown: {error}")
+            self.summary.note(
+                f"task {task_id} is left out: it has no region, and its picture cannot be read: {error}"
+            )
             return None
 
-    def _file_name(self, task_id: int, url: str) -> str:
-        """The last part of the URL; a duplicate is prefixed with the task's id."""
-        name = unquote(urlsplit(url).path).rsplit("/", 1)[-1] or f"task-{task_id}"
-        if name in self._file_names:
-            name = f"{task_id}-{name}"
-        self._file_names.add(name)
-        return name
+
+def _used_labels(client: LabelStudioClient, project_id: int, form: FormLabels) -> list[str]:
+    """Labels of the project's annotations; none if this Label Studio does not tell."""
+    try:
+        return used_labels(client.project_summary(project_id), form)
+    except LabelStudioUnavailable:
+        raise
+    except LabelStudioError:
+        return []
 
 
-def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = lambda: None) -> Summary:
+class SplitWriter:
+    """Writes each image with the writer of its split.
+
+    Args:
+        writers: Split -> its writer.
+    """
+
+    def __init__(self, writers: Mapping[str, Writer]) -> None:
+        self._writers = writers
+
+    def add(self, image: LabelledImage) -> None:
+        self._writers[image.split].add(image)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def discard(self) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+
+def export(
+    reader: ProjectReader,
+    writer: Writer,
+    on_task: Callable[[], None] = lambda: None,
+    pictures: PictureFolder | None = None,
+) -> Summary:
     """Exports a project's labels; on failure, removes partial output.
+
+    Args:
+        reader: Source of the labels.
+        writer: Format.
+        on_task: Called after each task of the project.
+        pictures: Where to write the pictures; None for nowhere.
 
     Raises:
         BackendError, OSError: reading or writing failed.
@@ -234,11 +345,21 @@ def export(reader: ProjectReader, writer: Writer, on_task: Callable[[], None] = 
     try:
         for image in reader.images(on_task):
             writer.add(image)
+            if pictures is not None and image.picture is not None:
+                _write_picture(pictures, image, reader.summary)
         writer.close()
     except BaseException:
         writer.discard()
         raise
     return reader.summary
+
+
+def _write_picture(pictures: PictureFolder, image: LabelledImage, summary: Summary) -> None:
+    assert image.picture is not None
+    try:
+        pictures.add(image.picture, image.file_name)
+    except BackendError as error:
+        summary.note(f"task {image.task}: its picture is missing: {reason_of(error)}")
 
 
 def user_id(completed_by: Any) -> int | None:

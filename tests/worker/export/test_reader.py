@@ -18,6 +18,7 @@ import numpy.typing as npt
 import psutil
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from typer.testing import CliRunner, Result
 
@@ -30,7 +31,7 @@ from backend.errors import (
 )
 from backend.labelstudio.client import LabelStudioClient
 from finetune.data.dataset import open_dataset
-from sspsam.images.masks import coco_rle_to_mask, mask_to_box_xyxy, mask_to_brush_rle
+from sspsam.images.masks import mask_to_box_xyxy, mask_to_brush_rle
 from tests.terminal import Terminal
 from tests.worker.label_studio_server import KEY, LabelStudioServer, absent, prompt, region
 from worker.cli.commands import app
@@ -87,6 +88,11 @@ def shapes() -> dict[str, Mask]:
         "the whole image": ~empty,
         "specks": np.random.default_rng(0).random((48, 64)) < 0.3,
     }
+
+
+def fill(polygons: list[list[float]], like: Mask) -> Mask:
+    """As pycocotools fills polygons."""
+    return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *like.shape))), bool)
 
 
 def test_pycocotools_gives_back_every_pixel(
@@ -336,7 +342,7 @@ def test_refcocos_layout(
     ]
     found = {entry["sentences"][0]["raw"]: entry["ann_id"] for entry in grefs}
     assert found == {"the ring": [1], "The rings": [2, 3], "a zebra": [-1]}
-    np.testing.assert_array_equal(coco_rle_to_mask(by_id[3]["segmentation"]), ~mask)
+    np.testing.assert_array_equal(fill(by_id[3]["segmentation"], ~mask), ~mask)
 
 
 def test_refcocos_layout_is_read_back_to_the_pixel(
@@ -475,9 +481,11 @@ def test_the_models_score_goes_with_its_masks(
     proposed = [{**result, "score": 0.875} for result in region("a", "the ring", mask)]
     label_studio.save(1, 1, proposed + region("b", "a ring", ~mask))
 
-    scores = {entry["region"]: entry["score"] for entry in export(services)["annotations"]}
+    scores = {
+        entry["region"]: entry["score"] for entry in export(services)["annotations"] if "score" in entry
+    }
 
-    assert scores == {"a": 0.875, "b": None}, "one that was painted has none"
+    assert scores == {"a": 0.875}, "one that was painted has none, and no null, at which some readers stop"
 
 
 class ManyTasks(LabelStudioServer):
