@@ -203,12 +203,13 @@ class ProjectReader:
         """A task that cannot be read is noted and does not end the export."""
         number = str(task.get("id"))[:20]
         try:
+            name = self._name(task)
             chosen = [
                 found
                 for entry in task.get("annotations") or []
                 if (found := self._chosen(number, entry)) is not None
             ]
-            return self._image(task, chosen) if chosen else None
+            return self._image(task, name, chosen) if chosen else None
         except (LabelStudioUnavailable, MemoryError):
             raise
         except Exception as error:
@@ -231,13 +232,20 @@ class ProjectReader:
         self.summary.unconfirmed += content.unconfirmed
         return entry, content
 
-    def _image(
-        self, task: Mapping[str, Any], contents: list[tuple[Mapping[str, Any], ExportContent]]
-    ) -> LabelledImage | None:
+    def _value(self, task: Mapping[str, Any]) -> object:
+        """The image in a task's data."""
         assert self.config.image is not None
-        value = self.config.image.of(task.get("data") or {}) or ""
+        return self.config.image.of(task.get("data") or {}) or ""
+
+    def _name(self, task: Mapping[str, Any]) -> str:
+        """File name of a task's picture; every task takes one, so that no selection changes it."""
+        return self._file_names.unique(name_of(str(self._value(task)), task["id"]), task["id"])
+
+    def _image(
+        self, task: Mapping[str, Any], name: str, contents: list[tuple[Mapping[str, Any], ExportContent]]
+    ) -> LabelledImage | None:
+        value = self._value(task)
         address = str(value)
-        name = name_of(address, task["id"])
         picture = self._picture(task["id"], value, fetch=self._with_pictures or not extension_of(name))
         regions = [region for _, content in contents for region in content.regions]
         hw = picture.hw if picture else regions[0].hw if regions else self._size_of(task["id"], value)
@@ -248,9 +256,7 @@ class ProjectReader:
         split = self._split.of(picture.digest if picture else hashlib.sha256(address.encode()).hexdigest())
         self._count(fitting, split)
         url = "" if address[:5].lower() == "data:" else urljoin(f"{self.url}/", address)
-        return LabelledImage(
-            task["id"], self._file_names.unique(name, task["id"]), url, hw, fitting, split, picture
-        )
+        return LabelledImage(task["id"], name, url, hw, fitting, split, picture)
 
     def _picture(self, task_id: int, value: object, fetch: bool) -> StoredPicture | None:
         """The picture's file, if it is to be fetched and can be."""

@@ -89,9 +89,12 @@ class YoloWriter:
 
     def _description(self) -> str:
         """YAML; JSON's strings are YAML's. Without `path`, folders are relative to the file."""
-        lines = [f"{split}: images/{split}" for split in self._splits]
-        if "val" not in self._splits:
-            lines.append(f"val: images/{self._splits[0]}")
+        places = {
+            "train": self._splits[0],
+            "val": self._splits[0],
+            **{split: split for split in self._splits},
+        }
+        lines = [f"{split}: images/{place}" for split, place in places.items()]
         names = self._reader.categories.names
         listed = [f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names)]
         return "\n".join([*lines, "names:", *listed, ""])

@@ -143,6 +143,45 @@ def test_files_of_the_same_name_are_told_apart(
     images = export(services)["images"]
     assert [image["file_name"] for image in images] == ["scene 1.png", "2-scene 1.png"]
 
+    label_studio.annotations[2]["ground_truth"] = True
+    [image] = export(services, ground_truth=True)["images"]
+    assert image["file_name"] == "2-scene 1.png", "the same whatever is selected"
+
+
+def test_a_picture_without_an_extension_gets_one_by_its_content(
+    services: Services, label_studio: LabelStudioServer, image: UInt8Image, mask: Mask, tmp_path: Path
+) -> None:
+    label_studio.add_task(4, PROJECT, image, name="scene")
+    label_studio.save(1, 4, region("a", "the ring", mask))
+    assert command("--out", str(tmp_path / "labels.json")).exit_code == 0
+    [entry] = json.loads((tmp_path / "labels.json").read_text())["images"]
+    assert entry["file_name"] == "scene.png"
+
+
+def test_a_task_without_regions_whose_picture_is_gone_is_left_out(
+    services: Services, label_studio: LabelStudioServer, tmp_path: Path
+) -> None:
+    """An image without its size is one that many readers stop at."""
+    label_studio.files.clear()
+    label_studio.save(1, 1, [absent("a zebra")])
+    done = command("--out", str(tmp_path / "labels.json"))
+    assert json.loads((tmp_path / "labels.json").read_text())["images"] == []
+    assert "task 1 is left out: it has no region, and its picture cannot be read" in done.stderr
+
+
+def test_labels_that_the_form_has_lost_are_categories_of_every_export(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = {"created_labels": {"mask": {"object": 1, "old": 1}, "click": {"refine": 4}}}
+    monkeypatch.setattr(LabelStudioClient, "project_summary", lambda *_: created)
+    label_studio.save(1, 1, region("a", "the ring", mask, "older"))
+    label_studio.save(2, 2, region("b", "the ring", mask, "old"))
+    names = [
+        [each["name"] for each in export(services, **chosen)["categories"]]
+        for chosen in ({}, {"ground_truth": True})
+    ]
+    assert names == [["object", "old", "older"], ["object", "old"]]
+
 
 def test_categories_are_the_labels(services: Services, label_studio: LabelStudioServer, mask: Mask) -> None:
     results = region("a", "the ring", mask, "thing") + region("b", "a ring", mask, "object")
