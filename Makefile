@@ -6,11 +6,13 @@ LABEL_STUDIO := .venv-label-studio/.installed
 SERVICE_LOCKS := requirements-torch.lock requirements.lock
 DEV_LOCKS := requirements-extras.lock requirements-dev.lock
 LABEL_STUDIO_LOCK := requirements-label-studio.lock
+CONSUMERS := .venv-consumers/.installed
+CONSUMERS_LOCK := requirements-consumers.lock
 SUPPLY := .venv-supply/bin
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration containers check format e2e newest lowest screenshot bench lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration consumers containers check format e2e newest lowest screenshot bench lock audit sbom chromium clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,13 +24,13 @@ demo: ## run everything on this machine, with Label Studio; DEMO="--backend-port
 	@$(BIN)/sspsam demo $(DEMO)
 
 # The tests' models are tiny: a second thread only waits for the first.
-test unit slow integration newest lowest: export OMP_NUM_THREADS = 1
+test unit slow integration consumers newest lowest: export OMP_NUM_THREADS = 1
 # On all cores; tests that share a Label Studio run in one process.
 PYTEST_PARALLEL := pytest -n auto --dist loadgroup
-UNIT := not slow and not integration and not e2e and not containers
+UNIT := not slow and not integration and not consumers and not e2e and not containers
 
 test: .venv/.installed-dev $(LABEL_STUDIO) ## run all tests except those with a browser or containers
-	$(BIN)/$(PYTEST_PARALLEL) -m "not e2e and not containers"
+	$(BIN)/$(PYTEST_PARALLEL) -m "not consumers and not e2e and not containers"
 
 unit: .venv/.installed-dev ## run the unit tests: about a minute on all cores, without network or downloads
 	$(BIN)/$(PYTEST_PARALLEL) -m "$(UNIT)"
@@ -38,6 +40,9 @@ slow: .venv/.installed-dev ## run the slow tests (learning, several processes, l
 
 integration: .venv/.installed-dev $(LABEL_STUDIO) ## run the tests with a real Redis, worker and Label Studio
 	$(BIN)/$(PYTEST_PARALLEL) -m integration
+
+consumers: .venv/.installed-dev $(CONSUMERS) ## let other tools read the exports: datumaro, supervision, ultralytics, transformers, datasets
+	$(BIN)/pytest -m consumers
 
 check: .venv/.installed-dev ## check lint, format and types
 	$(BIN)/ruff check
@@ -91,7 +96,7 @@ chromium:
 	          "or give its path with CHROMIUM=/path/to/chromium"; exit 1; }
 
 clean: ## remove installed and built files; keeps the demo's data in .demo
-	rm -rf .venv .venv-label-studio .venv-newest .venv-lowest .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-label-studio .venv-consumers .venv-newest .venv-lowest .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -109,4 +114,12 @@ clean: ## remove installed and built files; keeps the demo's data in .demo
 $(LABEL_STUDIO): $(LABEL_STUDIO_LOCK)
 	@$(PYTHON) -m venv .venv-label-studio
 	@$(PYTHON) tools/install.py .venv-label-studio "Label Studio" $(LABEL_STUDIO_LOCK)
+	@touch $@
+
+# Beside the service's environment: what both have in the same version, PyTorch above all, is installed once.
+$(CONSUMERS): $(CONSUMERS_LOCK) .venv/.installed-dev
+	@$(PYTHON) -m venv .venv-consumers
+	@$(PYTHON) tools/install.py .venv-consumers "tools that read exports" $(CONSUMERS_LOCK)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	> "$$(.venv-consumers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
 	@touch $@

@@ -13,7 +13,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.lock import DIGEST, LABEL_STUDIO, LOCKS, requirements_digest
+from tools.lock import CONSUMERS, DIGEST, LABEL_STUDIO, LOCKS, requirements_digest
 
 ROOT = Path(__file__).parents[1]
 ENTRY = re.compile(
@@ -24,6 +24,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 SERVICE = ("requirements-torch.lock", "requirements.lock")
+SHARED = tuple(name for name in LOCKS if name not in (LABEL_STUDIO, CONSUMERS))
+"""Of the service's virtual environment."""
 
 
 def locked(*names: str, python: str = "3.11") -> dict[str, str]:
@@ -62,11 +64,12 @@ def test_the_lock_has_all_that_the_project_needs_in_versions_that_it_takes(pytho
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, groups = document["project"], document["dependency-groups"]
     extras = [text for extra in project["optional-dependencies"].values() for text in extra]
-    everything = locked(*(name for name in LOCKS if name != LABEL_STUDIO), python=python)
+    everything = locked(*SHARED, python=python)
     for needed, have in (
         (project["dependencies"] + document["build-system"]["requires"], locked(*SERVICE, python=python)),
         (extras + groups["dev"], everything),
         (groups["label-studio"], locked(LABEL_STUDIO, python=python)),
+        (groups["consumers"], locked(CONSUMERS, python=python)),
     ):
         for requirement in map(Requirement, needed):
             if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
@@ -74,8 +77,13 @@ def test_the_lock_has_all_that_the_project_needs_in_versions_that_it_takes(pytho
 
 
 def test_nothing_is_locked_twice() -> None:
-    names = [name for lock in LOCKS if lock != LABEL_STUDIO for name in locked(lock)]
+    names = [name for lock in SHARED for name in locked(lock)]
     assert len(names) == len(set(names))
+    assert not locked(CONSUMERS).items() & locked(*SHARED).items(), "it takes the others from the service"
+
+
+def test_torch_is_not_installed_a_second_time() -> None:
+    assert not [name for name in locked(CONSUMERS) if name.startswith(("torch", "nvidia-cu", "triton"))]
 
 
 def test_serving_needs_no_package_that_no_product_code_imports() -> None:

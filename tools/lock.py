@@ -7,8 +7,10 @@
 | requirements-extras.lock | in addition, the requirements of all extras |
 | requirements-dev.lock | in addition, those of tests, linters and benchmarks |
 | requirements-label-studio.lock | Label Studio, for its own virtual environment |
+| requirements-consumers.lock | tools that read exports, for a virtual environment beside the service's |
 
-The first four are one resolution: a distribution has the same version in all of them. The head of each file
+The first four are one resolution: a distribution has the same version in all of them. The last one has only
+what the tools need in other versions, or in addition. The head of each file
 holds a digest of its input, with which a test detects changes of pyproject.toml.
 """
 
@@ -35,12 +37,14 @@ ENTRY = re.compile(r"^[a-z0-9][^\n]*\\\n(?:    --hash[^\n]*\n?)+", re.MULTILINE)
 TORCH = re.compile(r"(torch|torchvision|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 DIGEST = "# pyproject.toml: "
 LABEL_STUDIO = "requirements-label-studio.lock"
+CONSUMERS = "requirements-consumers.lock"
 LOCKS = {
     "requirements-torch.lock": "PyTorch and CUDA from the Python package index",
     "requirements.lock": "all that the service needs but PyTorch",
     "requirements-extras.lock": "what the project's extras need in addition",
     "requirements-dev.lock": "what tests, linters and benchmarks need in addition",
     LABEL_STUDIO: "Label Studio, for a virtual environment of its own",
+    CONSUMERS: "tools that read exports, for a virtual environment beside the service's",
 }
 
 
@@ -97,7 +101,7 @@ def main() -> None:
 def resolve(uv: str, keep: bool) -> dict[str, list[str]]:
     """File -> entries."""
     present = {name: (ROOT / name).read_text() for name in LOCKS if keep and (ROOT / name).exists()}
-    label_studio_preferred = present.pop(LABEL_STUDIO, "")
+    label_studio_preferred, consumers_preferred = present.pop(LABEL_STUDIO, ""), present.pop(CONSUMERS, "")
     limits = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["lock"]["constraints"]
     project = PYPROJECT.name
     development = compile_requirements(
@@ -109,6 +113,9 @@ def resolve(uv: str, keep: bool) -> dict[str, list[str]]:
     label_studio = compile_requirements(
         uv, "--group=label-studio", constraints=[], preferred=label_studio_preferred
     )
+    consumers = compile_requirements(
+        uv, "--group=consumers", constraints=limits, preferred=consumers_preferred or preferred
+    )
     versions = set(map(version_of, development))
     for entry in [*service, *extras]:
         if version_of(entry) not in versions:
@@ -119,6 +126,7 @@ def resolve(uv: str, keep: bool) -> dict[str, list[str]]:
         "requirements-extras.lock": [entry for entry in extras if entry not in service],
         "requirements-dev.lock": [entry for entry in development if entry not in extras],
         LABEL_STUDIO: label_studio,
+        CONSUMERS: [entry for entry in consumers if version_of(entry) not in versions],
     }
 
 
