@@ -33,7 +33,6 @@ from backend.labelstudio.prompt_text import phrase_key
 from sspsam import mask_to_coco_rle
 from sspsam.files import sync_folder
 from sspsam.images.masks import BoolMask, mask_to_box_xyxy
-from sspsam.images.polygons import mask_to_polygons
 from worker.export.reader import LabelledImage, ProjectReader, user_id
 from worker.export.regions import LabelledRegion
 
@@ -191,7 +190,7 @@ class CocoWriter:
     def _segmentation(self, region: LabelledRegion, mask: BoolMask) -> Any:
         if not self._polygons:
             return mask_to_coco_rle(mask)
-        return mask_to_polygons(mask) if region.outline is None else [list(region.outline)]
+        return region.polygons(mask)
 
 
 class RefCocoWriter(CocoWriter):

@@ -11,23 +11,16 @@ All others are counted, by kind and reason.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-from pycocotools import mask as coco_mask
 
 from backend.labelstudio.annotations import (
     MaskBudget,
-    brush_runs,
     is_on,
+    original_hw,
     phrase_of,
     phrases_without_mask,
     place_of,
@@ -35,14 +28,18 @@ from backend.labelstudio.annotations import (
     score_of,
 )
 from backend.labelstudio.config import LabelingConfig
-from sspsam import coco_rle_to_mask, mask_to_coco_rle
+from backend.labelstudio.regions.controls import Kind
+from backend.labelstudio.regions.shapes import size_of, value_to_runs
+from sspsam.images.few_points import polygon_to_runs
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
-from sspsam.images.masks import ALPHA_THRESHOLD, BoolMask, MaskFormatError, MaskRuns
+from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns
+from sspsam.images.polygons import mask_to_polygons
 from worker.export.categories import FormLabels
 from worker.export.shapes import (
+    Points,
     ellipse_outline,
+    has_pixels,
     is_upright,
-    outline_to_coco_rle,
     polygon_outline,
     rectangle_outline,
 )
@@ -52,6 +49,8 @@ Hw = tuple[int, int]
 BoxXyxy = tuple[float, float, float, float]
 
 MASK, POLYGON, RECTANGLE, ELLIPSE = "mask", "polygon", "rectangle", "ellipse"
+_READ_AS: dict[str, Kind] = {"rle": "brush", "bitmask": "bitmask", POLYGON: "polygon"}
+"""Geometry -> the kind of region control as which it is read."""
 KINDS = {"rle": "masks", "bitmask": "bitmasks", POLYGON: "polygons", RECTANGLE: "rectangles",
          ELLIPSE: "ellipses", "vector": "vectors", "keypoint": "key points"}  # fmt: skip
 """Geometry -> its plural, for messages."""
@@ -59,8 +58,6 @@ _ATTRIBUTES = frozenset(
     {"choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea"}
 )
 """Types of results that describe a region or the image: no regions of their own."""
-_DATA_URL = "data:image/png;base64,"
-_DAMAGED = (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -75,25 +72,31 @@ class LabelledRegion:
     """The model's score, if the model proposed the region."""
     shape: str
     """MASK, POLYGON, RECTANGLE or ELLIPSE."""
-    hw: Hw
-    pixels: MaskRuns | Mapping[str, Any]
-    """Runs, or COCO RLE: in memory as large as its outline, not as its image."""
-    outline: tuple[float, ...] | None = None
-    """x, y, x, y ... in pixels, of shapes other than masks; pycocotools rasterises it to these pixels."""
+    runs: MaskRuns
+    outline: Points | None = None
+    """(N, 2) x, y in pixels, of shapes other than masks, as drawn."""
     box_xyxy: BoxXyxy | None = None
     """Of an upright rectangle, as drawn; of others, the box follows from the mask."""
 
     @property
     def mask(self) -> BoolMask:
         """(H, W) in the original frame; made at each call, so that no two masks need be in memory."""
-        runs = self.pixels
-        return runs.to_mask() if isinstance(runs, MaskRuns) else coco_rle_to_mask(runs)
+        return self.runs.to_mask()
 
     @property
-    def is_empty(self) -> bool:
-        if isinstance(self.pixels, MaskRuns):
-            return self.pixels.is_empty
-        return not int(coco_mask.area(self.pixels))
+    def hw(self) -> Hw:
+        """Size of the mask's image."""
+        return self.runs.height, self.runs.width
+
+    def polygons(self, mask: BoolMask) -> list[list[float]]:
+        """Polygons that pycocotools fills to the region's pixels: the outline as drawn, if it does.
+
+        Args:
+            mask: The region's mask.
+        """
+        if self.outline is not None and has_pixels(self.outline, mask):
+            return [self.outline.ravel().tolist()]
+        return mask_to_polygons(mask)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _RegionReader:
         except MaskFormatError as error:
             self.problems.append(f"region {region_id}: {error}")
             return None
-        if region.is_empty:
+        if region.runs.is_empty:
             self.left_out[f"{KINDS[kind]} without pixels are left out"] += 1
             return None
         return region
@@ -193,64 +196,37 @@ class _RegionReader:
             self.left_out[f"regions of the type “{kind[:40]}” are left out: they have no pixels"] += 1
 
     def _region(self, region_id: str, group: list[Result], result: Result, kind: str) -> LabelledRegion:
-        value, hw = result["value"], self._size_of(result)
-        outline, box = None, None
-        pixels: MaskRuns | Mapping[str, Any]
-        if kind == "rle":
-            pixels = brush_runs(result, self._budget)
-        elif kind == "bitmask":
-            pixels = self._bitmask(value["imageDataURL"], hw)
+        value, (height, width) = result["value"], self._size_of(result)
+        read_as = _READ_AS.get(kind)
+        self._budget.spend(height * width, size_of(value, read_as) if read_as else 1)
+        outline = _OUTLINES[kind](value, (height, width)) if kind in _OUTLINES else None
+        upright = kind == RECTANGLE and outline is not None and len(outline) > 0 and is_upright(value)
+        box = _box_of(outline) if upright and outline is not None else None
+        if read_as is None and outline is not None:
+            runs = polygon_to_runs(outline, height, width, self._budget.max_pixels)
         else:
-            self._budget.spend(hw[0] * hw[1], 0)
-            outline = _OUTLINES[kind](value, hw)
-            pixels = outline_to_coco_rle(outline, hw)
-            if kind == RECTANGLE and len(outline) and is_upright(value):
-                (x0, y0), (x1, y1) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
-                box = (x0, y0, x1, y1)
+            runs = value_to_runs(value, read_as or "brush", height, width, self._budget.max_pixels)
         return LabelledRegion(
             region_id,
             phrase_of(region_id, group, self._config),
-            _labels_of(group),
+            _labels_of(group, result),
             _finite(score_of(result)),
             {"rle": MASK, "bitmask": MASK, "vector": POLYGON}.get(kind, kind),
-            hw,
-            pixels,
-            None if outline is None else tuple(outline.ravel().tolist()),
+            runs,
+            outline,
             box,
         )
 
     def _size_of(self, result: Result) -> Hw:
-        try:
-            height, width = int(result["original_height"]), int(result["original_width"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise MaskFormatError("a region without the size of its image") from error
+        height, width = original_hw(result)
         if not 0 < height * width <= self._budget.max_pixels or height < 0:
             raise MaskFormatError(
                 f"its image has {height} x {width} pixels; 1 to {self._budget.max_pixels} are read"
             )
         return height, width
 
-    def _bitmask(self, url: object, hw: Hw) -> Mapping[str, Any]:
-        """COCO RLE of a PNG in a data URL: its alpha, or its brightness if it has none."""
-        if not isinstance(url, str) or not url.startswith(_DATA_URL):
-            raise MaskFormatError("a bitmask that is not a PNG in a data URL")
-        self._budget.spend(hw[0] * hw[1], len(url))
-        try:
-            data = base64.b64decode(url[len(_DATA_URL) :], validate=True)
-            with Image.open(BytesIO(data), formats=("PNG",)) as picture:
-                if (picture.height, picture.width) != hw:  # only its header is read so far
-                    size = f"{picture.height} x {picture.width}"
-                    raise MaskFormatError(f"a bitmask of {size} pixels on an image of {hw[0]} x {hw[1]}")
-                transparent = picture.has_transparency_data
-                level = picture.convert("RGBA").getchannel("A") if transparent else picture.convert("L")
-                return mask_to_coco_rle(np.asarray(level) > ALPHA_THRESHOLD)
-        except MaskFormatError:
-            raise
-        except (binascii.Error, *_DAMAGED) as error:
-            raise MaskFormatError(f"a damaged bitmask: {error}") from error
 
-
-_OUTLINES = {
+_OUTLINES: dict[str, Callable[[Result, Hw], Points]] = {
     POLYGON: polygon_outline,
     "vector": polygon_outline,
     RECTANGLE: rectangle_outline,
@@ -298,13 +274,23 @@ def _is_closed_polygon(value: Mapping[str, Any]) -> bool:
     return bool(value.get("closed")) and straight
 
 
-def _labels_of(group: Iterable[Result]) -> tuple[str, ...]:
-    """Distinct labels of all results of a region, in their order."""
-    labels: dict[str, None] = {}
+def _labels_of(group: Iterable[Result], drawn: Result) -> tuple[str, ...]:
+    """Distinct labels of a region, in their order.
+
+    The labels of another tag take precedence over those of the tag that drew it: the editor adds them if they
+    were selected in the browser.
+    """
+    own: dict[str, None] = {}
+    selected: dict[str, None] = {}
     for result in group:
         kind, value = str(result.get("type", "")), result.get("value")
-        if not kind.endswith("labels") or not isinstance(value, Mapping):
-            continue
-        listed = value.get(kind)
-        labels |= {str(label): None for label in listed if label} if isinstance(listed, list) else {}
-    return tuple(labels)
+        listed = value.get(kind) if kind.endswith("labels") and isinstance(value, Mapping) else None
+        if isinstance(listed, list):
+            found = own if result.get("from_name") == drawn.get("from_name") else selected
+            found |= {str(label): None for label in listed if label}
+    return tuple(selected or own)
+
+
+def _box_of(outline: Points) -> BoxXyxy:
+    (x0, y0), (x1, y1) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
+    return x0, y0, x1, y1

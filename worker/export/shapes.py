@@ -1,8 +1,7 @@
-"""Label Studio's polygons, rectangles and ellipses as outlines in pixels.
+"""Outlines of Label Studio's shapes, in pixels and within the image.
 
 Coordinates are percentages of the image's sides: https://labelstud.io/guide/task_format . Rectangles are
-rotated clockwise about their top left corner, ellipses about their centre. Outlines are rasterised by
-pycocotools, so that a file with polygons and one with masks have the same pixels.
+rotated clockwise about their top left corner, ellipses about their centre.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from sspsam.images.masks import MaskFormatError
+from backend.labelstudio.regions.shapes import DIGITS, MOST_POINTS
+from sspsam.images.masks import BoolMask, MaskFormatError
 
 Points = npt.NDArray[np.float64]
 Hw = tuple[int, int]
 
-MAX_POINTS = 20_000
 MAX_STEPS = 2**22
-"""Length of an outline in pixels: pycocotools takes about 40 bytes for each."""
+"""Length in pixels of an outline that pycocotools fills: it takes about 40 bytes for each."""
 ELLIPSE_TOLERANCE_PX = 0.05
 """Greatest distance between an ellipse and its outline."""
 ELLIPSE_POINTS = (16, 2000)
@@ -42,13 +41,13 @@ def polygon_outline(value: Mapping[str, Any], hw: Hw) -> Points:
         vertices = value.get("vertices")
         if not isinstance(vertices, list) or not all(isinstance(vertex, Mapping) for vertex in vertices):
             raise MaskFormatError("a polygon without points")
-        points = [[vertex.get("x"), vertex.get("y")] for vertex in vertices[: MAX_POINTS + 1]]
-    if not isinstance(points, list) or not 3 <= len(points) <= MAX_POINTS:
+        points = [[vertex.get("x"), vertex.get("y")] for vertex in vertices[: MOST_POINTS + 1]]
+    if not isinstance(points, list) or not 3 <= len(points) <= MOST_POINTS:
         count = len(points) if isinstance(points, list) else 0
-        raise MaskFormatError(f"a polygon of {count} points; 3 to {MAX_POINTS} are read")
+        raise MaskFormatError(f"a polygon of {count} points; 3 to {MOST_POINTS} are read")
     if not all(isinstance(point, list) and len(point) == 2 for point in points):
         raise MaskFormatError("the points of a polygon are not pairs of numbers")
-    return _clipped(_numbers(points) * _scale(hw), hw)
+    return _clipped(np.round(_numbers(points), DIGITS) * _scale(hw), hw)
 
 
 def rectangle_outline(value: Mapping[str, Any], hw: Hw) -> Points:
@@ -88,25 +87,13 @@ def is_upright(value: Mapping[str, Any]) -> bool:
     return float(_numbers([value.get("rotation") or 0])[0]) % 360 == 0
 
 
-def outline_to_coco_rle(outline: Points, hw: Hw) -> dict[str, Any]:
-    """Rasterises an outline.
-
-    Returns:
-        {"size": [H, W], "counts": str}.
-
-    Raises:
-        MaskFormatError: the outline is too long.
-    """
-    if len(outline) < 3:
-        return _text(coco_mask.encode(np.zeros(hw, dtype=np.uint8, order="F")))
-    steps = np.abs(outline - np.roll(outline, -1, axis=0)).max(axis=1).sum()
-    if steps > MAX_STEPS:
-        raise MaskFormatError(f"an outline of {steps:.0f} px; at most {MAX_STEPS} are read")
-    return _text(coco_mask.frPyObjects([outline.ravel().tolist()], *hw)[0])
-
-
-def _text(encoded: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+def has_pixels(outline: Points, mask: BoolMask) -> bool:
+    """Whether pycocotools fills an outline to these pixels: its rule for the edges is its own."""
+    steps = np.abs(outline - np.roll(outline, -1, axis=0)).max(axis=1).sum() if len(outline) else 0
+    if len(outline) < 3 or steps > MAX_STEPS:
+        return False
+    (rle,) = coco_mask.frPyObjects([outline.ravel().tolist()], *mask.shape)
+    return bool((coco_mask.decode(rle).view(np.bool_) == mask).all())
 
 
 def _scale(hw: Hw) -> Points:

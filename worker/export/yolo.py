@@ -20,7 +20,6 @@ import numpy as np
 from backend.errors import BackendError
 from backend.state.skipped_items import reason_of
 from sspsam.images.masks import mask_to_box_xyxy
-from sspsam.images.polygons import mask_to_polygons
 from worker.export.pictures import PictureFolder
 from worker.export.png import commit, staging_folder
 from worker.export.reader import LabelledImage, ProjectReader
@@ -80,9 +79,8 @@ class YoloWriter:
             x0, y0, x1, y1 = region.box_xyxy or mask_to_box_xyxy(region.mask)
             numbers = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
         else:
-            outline = one_outline(mask_to_polygons(region.mask)) if region.outline is None else region.outline
-            corners = np.asarray(outline).reshape(-1, 2) / (width, height)
-            numbers = corners.clip(0, 1).ravel().tolist()
+            outline = one_outline(region.polygons(region.mask))
+            numbers = (np.asarray(outline).reshape(-1, 2) / (width, height)).clip(0, 1).ravel().tolist()
         text = " ".join(f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".") for number in numbers)
         index_of = self._reader.categories.index_of
         return [f"{index_of(label)} {text}\n" for label in region.labels or (None,)]
