@@ -29,6 +29,8 @@ class FormLabels:
     """Label -> its `category` attribute, in the form's order."""
     aliases: Mapping[str, str]
     """Value of an aliased label -> its alias, under which results have it."""
+    tags: frozenset[str]
+    """Tags that draw regions, or label them."""
     tools: frozenset[str]
     """Tags whose regions are only sent to the model."""
     others: frozenset[str]
@@ -107,7 +109,7 @@ def form_labels(xml: str, config: LabelingConfig) -> FormLabels:
     image = config.image.name if config.image else ""
     labels: dict[str, int | None] = {}
     aliases: dict[str, str] = {}
-    tools, others, bare, shared = set(), set(), False, False
+    drawing, tools, others, bare, shared = set(), set(), set(), False, False
     for tag in tags:
         kind = str(tag.tag)
         is_region_tag = kind.removesuffix("labels") in _REGION_TAGS or kind == "labels"
@@ -117,11 +119,13 @@ def form_labels(xml: str, config: LabelingConfig) -> FormLabels:
         elif _is_tool(tag, config):
             tools.add(tag.get("name", ""))
         elif kind.endswith("labels"):
+            drawing.add(tag.get("name", ""))
             shared |= kind == "labels"
             _read_labels(tag, labels, aliases)
         else:
             bare = True
-    return FormLabels(labels, aliases, frozenset(tools), frozenset(others), bare and not shared)
+    tag_names = (frozenset(drawing), frozenset(tools), frozenset(others))
+    return FormLabels(labels, aliases, *tag_names, bare and not shared)
 
 
 def _is_tool(tag: Element, config: LabelingConfig) -> bool:
@@ -132,11 +136,14 @@ def _is_tool(tag: Element, config: LabelingConfig) -> bool:
 
 
 def used_labels(summary: Mapping[str, Any], form: FormLabels) -> list[str]:
-    """Labels in the `created_labels` of Label Studio's summary of a project, those of other tags left out."""
+    """Labels of region tags in the `created_labels` of Label Studio's summary of a project.
+
+    Those of tags that the form has lost are left out: they may have been choices.
+    """
     created = summary.get("created_labels")
     if not isinstance(created, Mapping):
         return []
-    found = [names for tag, names in created.items() if tag not in form.tools | form.others]
+    found = [names for tag, names in created.items() if tag in form.tags]
     return sorted({str(name) for names in found if isinstance(names, Mapping) for name in names})
 
 
