@@ -42,7 +42,7 @@ integration: .venv/.installed-dev $(LABEL_STUDIO) ## run the tests with a real R
 	$(BIN)/$(PYTEST_PARALLEL) -m integration
 
 consumers: .venv/.installed-dev $(CONSUMERS) ## let other tools read the exports: datumaro, supervision, ultralytics, transformers, datasets
-	$(BIN)/pytest -m consumers
+	$(BIN)/pytest -m consumers tests/worker/export
 
 check: .venv/.installed-dev ## check lint, format and types
 	$(BIN)/ruff check
