@@ -29,6 +29,19 @@ def scenes(
     nouns: Annotated[
         str, typer.Option(help="What may be in them: nouns, or first, core, base, novel; with commas.")
     ] = "core,base",
+    size: Annotated[
+        str | None, typer.Option(help="Width and height, px, such as 4000x3000.", show_default="320 to 1024")
+    ] = None,
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            help="Longer sides of the objects, as fractions of the picture's short side, such as 0.02-0.1.",
+            show_default="0.05 to 0.45",
+        ),
+    ] = None,
+    close_ups: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of close-ups, with objects of 0.35 to 0.95.")
+    ] = 0.0,
     image_prefix: Annotated[
         str, typer.Option(help="What Label Studio puts before a file's name to fetch it.")
     ] = "/data/local-files/?d=",
@@ -42,10 +55,18 @@ def scenes(
     """
     from PIL import Image
 
-    from finetune.data.stickers.dataset import StickerDataset
+    from finetune.data.stickers.dataset import StickerDataset, parse_range, parse_size
 
     try:
-        dataset = StickerDataset(split, count, seed, nouns=nouns.split(","))
+        dataset = StickerDataset(
+            split,
+            count,
+            seed,
+            nouns=nouns.split(","),
+            canvas_hw=None if size is None else parse_size(size),
+            sticker_range=None if objects is None else parse_range(objects),
+            close_ups=close_ups,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)

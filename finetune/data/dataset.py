@@ -41,7 +41,9 @@ def open_dataset(spec: str) -> Dataset:
 
     Args:
         spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
-            needed, for `count` images with `phrases` samples each; a published data set's name and split
+            needed, for `count` images with `phrases` samples each; `size=4000x3000` for the images' width
+            and height, `objects=0.02-0.1` for the objects' longer sides as fractions of the short side,
+            `close_ups=0.1` for a share of close-ups; a published data set's name and split
             such as `refcoco/testA`, with `root=<folder>` instead of SSPSAM_DATA, `without=refcoco/val,...`
             to leave out the images of other splits; or `records:<file.jsonl>?images=<folder>`,
             with `views=N` for N views of each sample (`finetune.data.augmentation.VariedDataset`).
@@ -83,13 +85,17 @@ def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
 
 
 def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
-    from finetune.data.stickers.dataset import StickerDataset
+    from finetune.data.stickers.dataset import StickerDataset, parse_range, parse_size
 
     keywords: dict[str, Any] = {name: _integer(spec, options, name) for name in ("count", "seed")}
     keywords |= {name: _names(options, name) for name in ("families", "nouns", "styles")}
     keywords["phrases_per_scene"] = _integer(spec, options, "phrases")
+    size, objects, close_ups = (options.pop(name, None) for name in ("size", "objects", "close_ups"))
     _refuse_unknown(spec, options)
     try:
+        keywords["canvas_hw"] = None if size is None else parse_size(size)
+        keywords["sticker_range"] = None if objects is None else parse_range(objects)
+        keywords["close_ups"] = None if close_ups is None else float(close_ups)
         return StickerDataset(split, **{name: value for name, value in keywords.items() if value is not None})
     except DatasetError:
         raise

@@ -1,5 +1,6 @@
 """The data set `stickers`: scenes of sticker art, drawn on demand, with phrases about them."""
 
+import re
 from collections.abc import Sequence
 
 import cv2
@@ -10,7 +11,9 @@ from finetune.data.stickers.art import STYLES, Picture
 from finetune.data.stickers.backgrounds import draw_background
 from finetune.data.stickers.phrases import FAMILIES, ScenePhrase, make_phrases
 from finetune.data.stickers.scenes import (
+    CLOSE_UP_RANGE,
     MAX_ANGLE_DEG,
+    MIN_SIDE_PX,
     RECOLOURED,
     SIZE_RANGE_PX,
     SOLID_ALPHA,
@@ -37,6 +40,8 @@ __all__ = [
     "make_phrases",
     "make_scene",
     "nouns",
+    "parse_range",
+    "parse_size",
     "render_crop",
     "select_nouns",
 ]
@@ -46,6 +51,7 @@ SCENES_PER_SEED = 1_000_000
 SPARE_SCENES = 8
 """Maximum number of scenes tried to find one with enough phrases."""
 CACHED_SCENES = 4
+MAX_SIDE_PX = 20_000
 
 
 class StickerDataset:
@@ -61,6 +67,9 @@ class StickerDataset:
         styles: Sequence[str] | None = None,
         phrases_per_scene: int = 8,
         size_range: tuple[int, int] = SIZE_RANGE_PX,
+        sticker_range: tuple[float, float] | None = None,
+        canvas_hw: tuple[int, int] | None = None,
+        close_ups: float = 0.0,
     ) -> None:
         """Describes a data set; scenes are drawn on demand.
 
@@ -73,9 +82,12 @@ class StickerDataset:
             styles: Drawing styles; all if None.
             phrases_per_scene: Number of contiguous samples per scene.
             size_range: Shortest and longest side of the canvases, px.
+            sticker_range: As for `make_scene`.
+            canvas_hw: As for `make_scene`.
+            close_ups: Share of scenes with stickers of CLOSE_UP_RANGE, 0..1.
 
         Raises:
-            ValueError: an unknown split, family, noun or style.
+            ValueError: an unknown split, family, noun or style, or an impossible size or share.
         """
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; known: {', '.join(SPLITS)}")
@@ -91,6 +103,11 @@ class StickerDataset:
         self.styles = styles
         self.phrases_per_scene = phrases_per_scene
         self.size_range = size_range
+        self.sticker_range = sticker_range
+        self.canvas_hw = canvas_hw
+        if not 0 <= close_ups <= 1:
+            raise ValueError(f"close_ups is {close_ups}, expected a share from 0 to 1")
+        self.close_ups = close_ups
         self._drawn: dict[int, tuple[Scene, list[ScenePhrase], Mask]] = {}
 
     def __len__(self) -> int:
@@ -116,6 +133,12 @@ class StickerDataset:
         """Scene `number` and the phrases of its samples."""
         return self._read(number)[:2]
 
+    def sticker_range_of(self, seed: int) -> tuple[float, float] | None:
+        """The argument `sticker_range` of the scene with that seed."""
+        if self.close_ups and np.random.default_rng((SPLITS[self.split], seed, 2)).random() < self.close_ups:
+            return CLOSE_UP_RANGE
+        return self.sticker_range
+
     def _read(self, number: int) -> tuple[Scene, list[ScenePhrase], Mask]:
         """Draws a scene, or returns it from the cache of recent ones."""
         if number not in self._drawn:
@@ -130,7 +153,15 @@ class StickerDataset:
         best: tuple[Scene, list[ScenePhrase]] | None = None
         for spare in range(SPARE_SCENES):
             seed = (self.seed * SCENES_PER_SEED + number) * SPARE_SCENES + spare
-            scene = make_scene(seed, self.split, self.nouns, self.styles, self.size_range)
+            scene = make_scene(
+                seed,
+                self.split,
+                self.nouns,
+                self.styles,
+                self.size_range,
+                sticker_range=self.sticker_range_of(seed),
+                canvas_hw=self.canvas_hw,
+            )
             rng = np.random.default_rng((SPLITS[self.split], seed, 1))
             phrases = make_phrases(scene, rng, self.families, wanted)
             if best is None or len(phrases) > len(best[1]):
@@ -145,6 +176,37 @@ class StickerDataset:
             )
         repeated = [phrases[turn % len(phrases)] for turn in range(wanted)]
         return scene, repeated, scene.mask_of(range(len(scene.objects)))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Canvas size (H, W) from a text such as "4000x3000", width first.
+
+    Raises:
+        ValueError: another form, or a side below MIN_SIDE_PX or above MAX_SIDE_PX.
+    """
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
+    width, height = (int(side) for side in match.groups()) if match else (0, 0)
+    if not MIN_SIDE_PX <= min(width, height) <= max(width, height) <= MAX_SIDE_PX:
+        raise ValueError(
+            f"size is {text!r}, expected WIDTHxHEIGHT such as 4000x3000, each side from {MIN_SIDE_PX} to "
+            f"{MAX_SIDE_PX} px"
+        )
+    return height, width
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Fractions such as "0.02-0.1", the smaller first.
+
+    Raises:
+        ValueError: another form, or not within 0 and 1.
+    """
+    match = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", text.strip())
+    low, high = (float(number) for number in match.groups()) if match else (0.0, 0.0)
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"objects is {text!r}, expected two fractions from 0 to 1, the smaller first: 0.02-0.1"
+        )
+    return low, high
 
 
 def render_crop(noun: str, style: str, rng: np.random.Generator, size: int = 96) -> tuple[Picture, Mask]:

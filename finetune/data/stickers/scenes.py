@@ -27,8 +27,11 @@ SPLITS = {"train": 1, "val": 2, "test": 3}
 """Random stream of each split: no scene is in two splits."""
 
 SIZE_RANGE_PX = (320, 1024)
+MIN_SIDE_PX = 32
 STICKER_RANGE = (0.05, 0.45)
 """Longest side of a sticker, as a fraction of the canvas's short side."""
+CLOSE_UP_RANGE = (0.35, 0.95)
+"""The same in close-ups."""
 MAX_ANGLE_DEG = 25.0
 MAX_STICKERS = 12
 MIN_VISIBLE = 0.5
@@ -111,6 +114,8 @@ def make_scene(
     styles: Sequence[str] | None = None,
     size_range: tuple[int, int] = SIZE_RANGE_PX,
     max_stickers: int = MAX_STICKERS,
+    sticker_range: tuple[float, float] | None = None,
+    canvas_hw: tuple[int, int] | None = None,
 ) -> Scene:
     """Draws a scene. The same arguments always give the same scene.
 
@@ -121,20 +126,28 @@ def make_scene(
         styles: Drawing styles to use; all if None.
         size_range: Shortest and longest side of the canvas, px.
         max_stickers: Maximum number of stickers.
+        sticker_range: Smallest and largest longest side of a sticker, as a fraction of the canvas's short
+            side, such as CLOSE_UP_RANGE: logarithms are uniform. None: most are of 0.18 to 0.42, within
+            STICKER_RANGE.
+        canvas_hw: Size of the canvas, px, instead of a random one.
 
     Raises:
         ValueError: an unknown split, noun or style, or an empty range.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-    if not 32 <= size_range[0] <= size_range[1]:
+    if not MIN_SIDE_PX <= size_range[0] <= size_range[1]:
         raise ValueError(
-            f"size_range is {size_range}, expected two sides of at least 32 px, the smaller first"
+            f"size_range is {size_range}, expected two sides of at least {MIN_SIDE_PX} px, the smaller first"
         )
+    if sticker_range is not None and not 0 < sticker_range[0] <= sticker_range[1] <= 1:
+        raise ValueError(f"sticker_range is {sticker_range}, expected two fractions, the smaller first")
     chosen = nouns_of("core", "base") if nouns is None else select_nouns(nouns)
     rng = np.random.default_rng((SPLITS[split], seed))
     width, height = (int(side) for side in rng.integers(size_range[0], size_range[1] + 1, 2))
-    pile = StickerStack(rng, height, width)
+    if canvas_hw is not None:
+        height, width = canvas_hw
+    pile = StickerStack(rng, height, width, sticker_range)
     for noun, style in _plan(rng, chosen, tuple(styles or STYLES), max_stickers):
         pile.lay(noun, style)
     image = _develop(rng, pile.paint(draw_background(rng, height, width)))
@@ -256,8 +269,15 @@ class PlacedSticker:
 class StickerStack:
     """Stickers placed on a canvas front to back, then painted back to front."""
 
-    def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        height: int,
+        width: int,
+        sticker_range: tuple[float, float] | None = None,
+    ) -> None:
         self.rng = rng
+        self.sticker_range = sticker_range
         self.hw = (height, width)
         self.taken = np.zeros((height, width), bool)
         self.laid: list[PlacedSticker] = []
@@ -274,7 +294,7 @@ class StickerStack:
     def lay(self, noun: str, style: str) -> None:
         """Places a sticker behind the others if enough of it is visible there."""
         rng = self.rng
-        part = float(np.clip(self.typical * np.exp(rng.normal(0, 0.35)), *STICKER_RANGE))
+        part = self._choose_side()
         angle = rng.uniform(-MAX_ANGLE_DEG, MAX_ANGLE_DEG) if rng.random() < 0.6 else 0.0
         sticker = draw_sticker(noun, style, part * min(self.hw), angle, mirror=rng.random() < 0.3)
         sticker = tint(rng, sticker, vocabulary()[noun].category in RECOLOURED)
@@ -286,6 +306,12 @@ class StickerStack:
         self.laid.append(PlacedSticker(noun, style, sticker, left, top, shows))
         on_canvas, in_window = overlap(self.hw, left, top, solid.shape)
         self.taken[on_canvas] |= solid[in_window]
+
+    def _choose_side(self) -> float:
+        """Longest side of the next sticker, as a fraction of the canvas's short side."""
+        if self.sticker_range is not None:
+            return float(np.exp(self.rng.uniform(*np.log(self.sticker_range))))
+        return float(np.clip(self.typical * np.exp(self.rng.normal(0, 0.35)), *STICKER_RANGE))
 
     def _find_place(self, solid: Mask, share: float) -> tuple[int, int, Mask] | None:
         """Returns (left, top, visible part (h, w)) of the first tried position that shows enough, or None."""

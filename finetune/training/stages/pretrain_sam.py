@@ -68,8 +68,14 @@ class SAMStage(nn.Module):
         count = self.config.batch_size
         nouns, styles = self.data.nouns, self.data.styles
         scenes = [
-            make_scene(step * count + i, nouns=nouns, styles=styles, size_range=SCENE_SIDES)
-            for i in range(count)
+            make_scene(
+                number,
+                nouns=nouns,
+                styles=styles,
+                size_range=SCENE_SIDES,
+                sticker_range=self.data.sticker_range_of(number),
+            )
+            for number in range(step * count, (step + 1) * count)
         ]
         images = torch.stack([frames.image_to_sam(scene.image, self.side) for scene in scenes])
         embeddings = self.image_encoder(images.to(device))  # (B, C, h, w)

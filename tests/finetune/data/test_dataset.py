@@ -148,6 +148,12 @@ def test_records_open_by_name(tmp_path: Path, images: Path, hole: Mask) -> None:
         ("stickers/val?cuont=3", "unknown option cuont"),
         ("stickers/val?count=many", "count is 'many', expected a whole number"),
         ("stickers/nowhere?count=1", "nowhere"),
+        ("stickers/val?size=4000", "size is '4000', expected WIDTHxHEIGHT"),
+        ("stickers/val?size=31x400", "each side from 32 to"),
+        ("stickers/val?objects=0.3-0.1", "objects is '0.3-0.1', expected two fractions"),
+        ("stickers/val?objects=2-10", "expected two fractions"),
+        ("stickers/val?close_ups=nan", "close_ups is nan"),
+        ("stickers/val?close_ups=1.2", "close_ups is 1.2"),
         ("stickers/val?count=1&families=poems", "poems"),
     ],
 )

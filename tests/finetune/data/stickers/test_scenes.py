@@ -11,6 +11,7 @@ from PIL import Image
 from finetune.data.stickers.art import ART_PX, CELL_PX, COLUMNS, STYLES, read_art
 from finetune.data.stickers.colours import colour_shares
 from finetune.data.stickers.scenes import (
+    CLOSE_UP_RANGE,
     MIN_VISIBLE,
     SOLID_ALPHA,
     SPLITS,
@@ -127,11 +128,28 @@ def test_novel_nouns_are_never_drawn_unasked():
         ({"nouns": []}, "no nouns"),
         ({"styles": ["crayon"]}, "no .* in style 'crayon'"),
         ({"size_range": (200, 100)}, "size_range"),
+        ({"sticker_range": (0.5, 0.2)}, "sticker_range"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_scene(0, **arguments)
+
+
+@pytest.mark.parametrize("sticker_range", [CLOSE_UP_RANGE, (0.02, 0.1)])
+def test_stickers_are_as_large_as_asked_for(sticker_range):
+    """The box of a turned sticker is larger than its side, that of one that is covered smaller."""
+    canvas_hw = (160, 240)
+    low, high = sticker_range
+    sides = []
+    for seed in range(12):
+        scene = make_scene(seed, "val", canvas_hw=canvas_hw, sticker_range=sticker_range, max_stickers=3)
+        assert scene.image.shape == (*canvas_hw, 3)
+        sides += [
+            max(np.ptp(np.array(thing.box_xyxy).reshape(2, 2), axis=0)) / 160 for thing in scene.objects
+        ]
+    assert 0.4 * low < min(sides) < 2.2 * low
+    assert 0.6 * high < max(sides) < 1.35 * high
 
 
 @pytest.mark.parametrize("style", STYLES)
