@@ -3,6 +3,7 @@
     BackendError
         RequestError              not a request that Label Studio sends: change it (400)
             AccessError           wrong name, password or secret (401)
+            ForbiddenError        signed in, but not allowed to do this: see the message (403)
             TooManyRequestsError  too many requests from this address: wait a minute (429)
             ContentTypeError      the body is not JSON (415)
         LabelingConfigError       the project's labeling config lacks a tag: change the config (422)
@@ -44,6 +45,12 @@ class AccessError(RequestError):
     """The caller is not authenticated."""
 
     status = 401
+
+
+class ForbiddenError(RequestError):
+    """The caller is authenticated, but may not do this, or not in this way."""
+
+    status = 403
 
 
 class TooManyRequestsError(RequestError):

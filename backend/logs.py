@@ -83,6 +83,7 @@ def secrets_of(settings: Settings) -> list[str]:
     return [
         settings.label_studio_api_key.get_secret_value(),
         settings.basic_auth_pass.get_secret_value(),
+        settings.viewer_pass.get_secret_value(),
         settings.webhook_secret.get_secret_value(),
         settings.redis_password.get_secret_value(),
         urlsplit(settings.redis_url).password or "",

@@ -23,6 +23,7 @@ from backend.serving.engine import Engine
 from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
 from backend.shared_redis import connect_for_requests
+from backend.state.audit import AuditLog
 from backend.state.redis_store import KnownProject, RedisStore
 from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
@@ -50,6 +51,7 @@ class Service:
     versions: VersionStore
     metrics: Metrics
     skipped: SkippedItems
+    audit: AuditLog
 
     def version_ids(self, project: str = "") -> list[str]:
         """A project's serving version first, then the others that may serve it, newest first."""
@@ -133,7 +135,15 @@ def build_service(
     images = image_store(settings, client)
     assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s, client)
     return Service(
-        settings, engine, assistant, redis_store, EventQueue(redis), versions, metrics, SkippedItems(redis)
+        settings,
+        engine,
+        assistant,
+        redis_store,
+        EventQueue(redis),
+        versions,
+        metrics,
+        SkippedItems(redis),
+        AuditLog(settings.model_dir / "audit"),
     )
 
 

@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     basic_auth_user: str = ""
     """With basic_auth_pass, the credentials that every caller must send."""
     basic_auth_pass: SecretStr = SecretStr("")
+    viewer_pass: SecretStr = SecretStr("")
+    """A second password for the console, which lets people look and not act; basic_auth_pass does both."""
     webhook_secret: SecretStr = SecretStr("")
     """Value of X-ML-Secret in Label Studio's webhooks (which cannot send Basic auth)."""
     open_access: bool = False
@@ -191,6 +193,9 @@ class Settings(BaseSettings):
             self.preset = with_image_encoder(self.preset, self.sam_encoder)
         except ValueError as error:
             raise SettingsError(f"PRESET, SAM_ENCODER: {error}") from error
+        viewer = self.viewer_pass.get_secret_value()
+        if viewer and (self.basic_auth is None or viewer == self.basic_auth[1]):
+            raise SettingsError("VIEWER_PASS: expected BASIC_AUTH_PASS beside it, with another value")
         try:
             QuietHours.parse(self.quiet_hours, self.time_zone)
         except ValueError as error:

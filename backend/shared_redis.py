@@ -56,6 +56,9 @@ LAST_WEBHOOK_KEY = "sspsam:heard"
 PROJECTS_KEY = "sspsam:projects"
 """Hash: project id -> JSON of KnownProject."""
 
+SESSION_ENDED_KEY = "sspsam:signed-out:{session}"
+"""Set from the end of a console session until its cookie would have expired."""
+
 # Written by the worker. `{line}` is the key of a line of versions: `sspsam.version_store.lines.line_key`.
 CORRECTIONS_KEY = "sspsam:corrections:{project}"
 """Hash: annotation id -> JSON of its counts."""

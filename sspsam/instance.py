@@ -46,7 +46,7 @@ BELONG_TOGETHER = (
     ("REDIS_URL", "REDIS_PASSWORD"),
     ("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "LABEL_STUDIO_API_KEY"),  # a key goes to no other server
     ("HOST", "PORT", "PUBLIC_URL"),
-    ("BASIC_AUTH_USER", "BASIC_AUTH_PASS"),
+    ("BASIC_AUTH_USER", "BASIC_AUTH_PASS", "VIEWER_PASS"),
 )
 """One of these from one place, none from a place that comes after it."""
 

@@ -39,7 +39,7 @@ ORDER = {
     ],
     "backend": [
         "errors", "shared_redis", "labelstudio", "images", "quiet_hours", "settings", "logs", "corrections",
-        "metrics", "serving", "state", "queries", "events", "assistant", "service", "web",
+        "metrics", "serving", "state", "queries", "events", "assistant", "service", "console", "web",
         "label_studio_ml_adapter", "cli",
     ],
     "worker": [

@@ -32,6 +32,7 @@ from backend.shared_redis import (
     PROMPT_BOX_KEY,
     QUEUES,
     SERVED_KEY,
+    SESSION_ENDED_KEY,
     SHOWN_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
@@ -310,6 +311,13 @@ class RedisStore:
 
         nothing: dict[str, int] = {}
         return self._try(count, nothing)
+
+    def end_session(self, session: str, seconds: int) -> None:
+        """Records that a console session has ended, until its cookie expires."""
+        self._try(lambda: self._redis.set(SESSION_ENDED_KEY.format(session=session), 1, ex=seconds), None)
+
+    def session_has_ended(self, session: str) -> bool:
+        return self._try(lambda: bool(self._redis.exists(SESSION_ENDED_KEY.format(session=session))), False)
 
     def alive(self) -> bool:
         """Whether Redis responds now."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, abort, current_app, jsonify, render_template, request
+from flask import Blueprint, Response, abort, jsonify, request
 
+from backend.console.dashboard import start_page
+from backend.console.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
+from backend.console.pages import page, service
 from backend.events import read_event
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, parse_setup, project_number
-from backend.service import Service
-from backend.web.dashboard import start_page
-from backend.web.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
 
 REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
@@ -21,12 +21,6 @@ REPORT_POLICY = (
 
 routes = Blueprint("api", __name__)
 logger = logging.getLogger(__name__)
-
-
-def service() -> Service:
-    """The services of the current app."""
-    parts: Service = current_app.extensions["sspsam"]
-    return parts
 
 
 @routes.get("/health")
@@ -98,12 +92,12 @@ def metrics() -> Response:
 
 
 @routes.get("/")
-def index() -> str | Response:
+def index() -> Response:
     """The start page for browsers; other clients get the response of /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
         return health()
-    page = start_page(service(), project_number(request.args.get("project", "")))
-    return render_template("start.html", page=page, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
+    found = start_page(service(), project_number(request.args.get("project", "")))
+    return page("start.html", page=found, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
 
 
 @routes.get("/reports/<version_id>/<name>")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from playwright.sync_api import Page
 
 from tests.annotator_client import AnnotatorClient
 from worker.local.demo import EMAIL, PASSWORD, DemoState
@@ -47,11 +48,12 @@ class Demo:
     def label_studio_url(self) -> str:
         return f"http://{LOOPBACK}:{self.label_studio_port}"
 
-    @property
-    def start_page(self) -> str:
-        """The backend's own page, with the name and password that the demo prints."""
-        user, password = self.state.basic_auth
-        return f"http://{user}:{password}@{LOOPBACK}:{self.backend_port}"
+    def open_start_page(self, page: Page) -> None:
+        """Opens the backend's own page, and signs in there with the password that the demo prints."""
+        page.goto(self.backend_url)
+        if page.url.startswith(f"{self.backend_url}/sign-in"):
+            page.get_by_label("Password").fill(self.state.backend_password)
+            page.get_by_role("button", name="Sign in").click()
 
     @property
     def account(self) -> Account:

@@ -64,7 +64,7 @@ def test_the_demo_says_what_to_open_and_what_to_type(demo: Demo, editor: Editor,
     for phrase in demo.pictures[0].phrases:
         assert phrase.text in demo.screen
     assert len(list(demo.client.tasks(demo.project))) >= 24
-    page.goto(demo.start_page)
+    demo.open_start_page(page)
     expect(page.get_by_role("heading", name="Serving model")).to_be_visible()
     expect(page.get_by_text("No webhook received yet")).to_have_count(0)
 
@@ -125,7 +125,7 @@ def test_corrections_train_a_better_version(
     listed = demo.sspsam("versions", "list")
     assert card.version_id in listed
     assert card.status in listed
-    page.goto(demo.start_page)
+    demo.open_start_page(page)
     expect(page.get_by_text(card.version_id).first).to_be_visible()
     expect(page.get_by_text(card.reason).first).to_be_visible()
     expect(page.get_by_role("img", name=f"Loss over the steps of {card.version_id}")).to_be_visible()

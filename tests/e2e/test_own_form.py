@@ -92,7 +92,7 @@ def test_what_went_wrong_is_told_to_annotator_and_lead(
         expect(editor.status).to_contain_text("was not looked for")
         expect(editor.status).to_contain_text("IMAGE_HOSTS")
 
-    page.goto(demo.start_page)
+    demo.open_start_page(page)
     told = page.locator(".problems").filter(has=page.locator(f'a[href$="task={task}"]'))
     expect(told).to_contain_text("IMAGE_HOSTS")
     page.set_viewport_size(PHONE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from backend.web.fine_tunes import PICTURES
+from backend.console.fine_tunes import PICTURES
 
 if TYPE_CHECKING:
     from finetune.evaluation.html_report import MeasuredOn

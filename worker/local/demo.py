@@ -298,7 +298,7 @@ def guide(
    the model is fine-tuned; the new weights serve if they are better.
 
 The model and its versions: {options.backend_url}
-(log in as  [cyan]{BACKEND_USER}[/cyan]  with the password  [cyan]{state.backend_password}[/cyan])
+(sign in with the password  [cyan]{state.backend_password}[/cyan])
 Logs: {data_dir / "logs"}
 Ctrl-C stops everything. Data is kept for the next start."""
     return Panel(text, title="SSP-SAM Assist is ready", expand=False)

@@ -14,13 +14,13 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.wrappers import Response
 
+from backend.console.dashboard import short_time
+from backend.console.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES, how_trained
 from backend.corrections import CorrectionLog, Tally
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.serving.batch_queue import Caller
 from backend.settings import Settings
 from backend.state.redis_store import PROBLEMS_KEPT, PROBLEMS_S
-from backend.web.dashboard import short_time
-from backend.web.fine_tunes import CURVE_POINTS, CURVE_WH, PICTURES, how_trained
 from finetune.training.loop import LOG_NAME
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore

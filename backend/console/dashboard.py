@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.console.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from backend.corrections import Tally, merged
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
@@ -16,7 +17,6 @@ from backend.serving.engine import EngineStatus
 from backend.serving.served_lines import Refusal
 from backend.state.redis_store import KnownProject, Problem, RedisStore
 from backend.state.skipped_items import SkippedItem, reason_of
-from backend.web.fine_tunes import FineTune, how_trained, latest_fine_tunes
 from sspsam.version_store.lines import StoreState, line_of_project
 from sspsam.version_store.store import VersionCard, VersionError
 

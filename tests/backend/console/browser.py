@@ -1,0 +1,63 @@
+"""A person at the console: the test client as a browser would use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from backend.console.sessions import TOKEN_FIELD
+from backend.settings import Settings
+from tests.html_page import Page
+
+PASSWORD = "right-password"
+VIEWER_PASSWORD = "look-password"
+SECRET = "right-secret"
+ACCEPT = "text/html,application/xhtml+xml,*/*;q=0.8"
+HOST = "http://localhost"
+
+
+def closed(settings: Settings, **changes: Any) -> Settings:
+    """Settings with both passwords."""
+    own = {
+        "basic_auth_user": "user",
+        "basic_auth_pass": PASSWORD,
+        "viewer_pass": VIEWER_PASSWORD,
+        "webhook_secret": SECRET,
+        "open_access": False,
+    }
+    return Settings.model_validate(settings.model_dump() | own | changes)
+
+
+class Person:
+    """Opens pages, fills in forms and follows redirects."""
+
+    def __init__(self, app: Flask, address: str = "127.0.0.1") -> None:
+        self.client: FlaskClient = app.test_client()
+        self._options = {"environ_base": {"REMOTE_ADDR": address}}
+
+    def open(self, path: str, **headers: str) -> TestResponse:
+        return self.client.get(path, headers={"Accept": ACCEPT, **headers}, **self._options)  # type: ignore[arg-type]
+
+    def page(self, path: str) -> Page:
+        """A page that must be there."""
+        answer = self.open(path)
+        assert answer.status_code == 200, (answer.status_code, answer.text[:500])
+        return Page(answer.text)
+
+    def token(self) -> str:
+        """Of this browser's forms."""
+        with self.client.session_transaction() as session:
+            return str(session.get("csrf", ""))
+
+    def send(self, path: str, token: str | None = None, origin: str = HOST, **fields: Any) -> TestResponse:
+        """Sends a form; by default with the browser's token, which a page must have made before."""
+        values = {TOKEN_FIELD: self.token() if token is None else token, **fields}
+        headers = {"Accept": ACCEPT, "Origin": origin}
+        return self.client.post(path, data=values, headers=headers, **self._options)  # type: ignore[arg-type]
+
+    def sign_in(self, password: str = PASSWORD, **fields: str) -> TestResponse:
+        self.open("/sign-in")
+        return self.send("/sign-in", password=password, **fields)
