@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sspsam.phrases import PhraseError
     from sspsam.predictor import Predictor
     from sspsam.presets import PRESETS
-    from sspsam.results import ImageEmbedding, Referent
+    from sspsam.results import ImageEmbedding, Instance, Referent
     from sspsam.version_store.store import VersionStore
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "SSPSAM",
     "CheckpointError",
     "ImageEmbedding",
+    "Instance",
     "PhraseError",
     "Predictor",
     "Referent",
@@ -41,6 +42,7 @@ _HOMES = {
     "SSPSAM": "modeling.model",
     "CheckpointError": "checkpoints.load",
     "ImageEmbedding": "results",
+    "Instance": "results",
     "PhraseError": "phrases",
     "Predictor": "predictor",
     "Referent": "results",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +26,7 @@ from sspsam.images.small_regions import without_small_regions
 from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
 from sspsam.modeling.sam import SAMDecoder, build_image_encoder
 from sspsam.modeling.two_way import ProjectedImage
+from sspsam.objects import Decode, split_mask
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
 from sspsam.results import Decoded, ImageEmbedding, Question, Referent, is_no_target, stability_of
@@ -178,6 +180,7 @@ class Predictor:
         phrases: Sequence[str],
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
+        split: bool = True,
     ) -> list[Referent]:
         """Segments the referent of each phrase.
 
@@ -186,6 +189,8 @@ class Predictor:
             phrases: referring expressions, at most 77 CLIP tokens each.
             points: (N, 3) x px, y px, 1 (foreground) or 0 (background), original frame; for every phrase.
             boxes: (4,) xyxy px, original frame; for every phrase.
+            split: Split each mask into its objects (`Referent.instances`), which asks SAM at up to
+                `objects.MOST_SEEDS` points of the mask; with points or boxes, masks are not split.
 
         Returns:
             One Referent per phrase, in order. With positive clicks, masks of any size are kept.
@@ -195,7 +200,24 @@ class Predictor:
         """
         tokenize(phrases)
         questions = [Question(embedding, phrase, points, boxes) for phrase in phrases]
-        return [self.finish(decoded) for decoded in self.decode(questions)]
+        referents = [self.finish(decoded) for decoded in self.decode(questions)]
+        if not split or points is not None or boxes is not None:
+            return referents
+        return [self.split(embedding, referent) for referent in referents]
+
+    def split(self, embedding: ImageEmbedding, referent: Referent, decode: Decode | None = None) -> Referent:
+        """Splits the mask of a referent into its objects, by the rule of `sspsam.objects`. Thread-safe if
+        `decode` is.
+
+        Args:
+            embedding: of the image.
+            referent: of a phrase in it.
+            decode: Replaces `self.decode`.
+        """
+        if referent.no_target:
+            return referent
+        instances = split_mask(embedding, referent.mask, referent.score, decode or self.decode)
+        return replace(referent, split=tuple(instances))
 
     def segment(
         self,
@@ -223,9 +245,10 @@ class Predictor:
     def decode(
         self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
     ) -> list[Decoded]:
-        """Runs the networks; images and models may differ. Phrases of a model share one forward pass.
+        """Runs the networks; images and models may differ. Phrases of a model share one forward pass, and so
+        do single points without a phrase.
 
-        Questions with clicks run separately: prompts of different lengths cannot be batched.
+        Other questions with clicks run separately: prompts of different lengths cannot be batched.
 
         Args:
             questions: Any number.
@@ -237,11 +260,13 @@ class Predictor:
         """
         chosen = [model or self.model for model in models or [None] * len(questions)]
         asked = list(zip(chosen, questions, strict=True))
-        together = [place for place, question in enumerate(questions) if not question.has_clicks]
-        together.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
-        alone = [[place] for place, question in enumerate(questions) if question.has_clicks]
+        passes: dict[object, list[int]] = {}
+        for place, question in enumerate(questions):
+            kind = "phrase" if not question.has_clicks else "point" if question.is_one_point else place
+            passes.setdefault(kind, []).append(place)
         found: dict[int, Decoded] = {}
-        for places in [together, *alone] if together else alone:
+        for places in passes.values():
+            places.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
             found |= zip(places, self._decode([asked[place] for place in places]), strict=True)
         return [found[place] for place in range(len(questions))]
 
@@ -286,7 +311,7 @@ class Predictor:
         return min(threshold, lowest - POINT_MARGIN)
 
     def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
-        """Any number of phrases, or one question with clicks."""
+        """Any number of phrases, any number of single points, or one question with clicks."""
         phrases = [(model, question.phrase) for model, question in asked]
         has_phrases = any(phrase for _, phrase in phrases)
         encoded = self._reuse.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
@@ -311,6 +336,9 @@ class Predictor:
         models, questions, encoded, images = zip(*rows, strict=True)
         model = models[0]
         clicks = self._embed_clicks(questions[0])
+        if clicks is not None and len(questions) > 1:  # single points: prompts of one length
+            others = [self._embed_clicks(question) for question in questions[1:]]
+            clicks = torch.cat([clicks, *(other for other in others if other is not None)])
         boxes, beliefs = None, None
         if None not in encoded:
             patch_features = _stack([question.embedding.patch_features for question in questions])

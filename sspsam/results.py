@@ -66,6 +66,11 @@ class Question:
         return self.points is not None or self.boxes is not None
 
     @property
+    def is_one_point(self) -> bool:
+        """Whether it is a single point, without phrase and box."""
+        return not self.phrase and self.boxes is None and _shape_of(self.points) in ((1, 3), (3,))
+
+    @property
     def has_positive_click(self) -> bool:
         """Whether a box or a positive click asserts that the object exists."""
         if self.boxes is not None:
@@ -91,6 +96,16 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Instance:
+    """One object of a referent."""
+
+    mask: BoolMask
+    """(H, W) in the original frame."""
+    score: float
+    """SAM's estimate of the mask's IoU, 0..1."""
+
+
+@dataclass(frozen=True)
 class Referent:
     """The referent of a phrase."""
 
@@ -105,11 +120,25 @@ class Referent:
     """The phrase has no target in the image."""
     stability: float = 1.0
     """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
+    split: tuple[Instance, ...] | None = None
+    """Its objects, from the left, disjoint, with the mask as their union (`sspsam.objects`); None if the mask
+    was not split."""
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Its objects; the whole mask if it was not split; none without a target."""
+        if self.no_target or self.split:
+            return self.split or ()
+        return (Instance(self.mask, self.score),)
 
     @property
     def certainty(self) -> float:
         """Estimated quality of the answer, 0..1: estimated IoU times stability, also for an empty answer."""
         return self.score * self.stability
+
+
+def _shape_of(points: npt.ArrayLike | None) -> tuple[int, ...]:
+    return () if points is None else np.shape(points)
 
 
 def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:

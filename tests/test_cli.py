@@ -97,6 +97,7 @@ def test_predict_prints_json_with_the_masks(picture: str, capsys: pytest.Capture
         assert answer["box_xyxy"] == pytest.approx(referent.box_xyxy)
         mask = np.zeros((40, 60), dtype=bool) if answer["mask"] is None else coco_rle_to_mask(answer["mask"])
         np.testing.assert_array_equal(mask, referent.mask)
+        assert len(answer["instances"]) == len(referent.instances)
 
 
 def test_predict_uses_fine_tuned_tensors(

@@ -26,7 +26,7 @@ ALLOWED = {
 ORDER = {
     "sspsam": [
         "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "results",
-        "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
+        "objects", "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
     ],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],
     "finetune/data": [

@@ -82,7 +82,10 @@ def predict(
         typer.Option(help="Write the image with the masks drawn on it to this file.", dir_okay=False),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: per phrase score, box (xyxy, px) and COCO RLE mask.")
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: per phrase score, box (xyxy, px), COCO RLE mask, and each object's."
+        ),
     ] = False,
     preset: PresetOption = None,
     version: VersionOption = None,
@@ -206,6 +209,10 @@ def referent_to_dict(referent: Referent) -> dict[str, Any]:
         "score": referent.score,
         "box_xyxy": list(referent.box_xyxy),
         "mask": None if referent.no_target else mask_to_coco_rle(referent.mask),
+        "instances": [
+            {"score": instance.score, "mask": mask_to_coco_rle(instance.mask)}
+            for instance in referent.instances
+        ],
     }
 
 

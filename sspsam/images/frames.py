@@ -147,11 +147,17 @@ def sam_logits_to_mask(mask_logits: npt.NDArray[np.float32], original_hw: Hw, th
     Returns:
         (H, W) bool.
     """
+    mask: BoolMask = sam_logits_to_pixels(mask_logits, original_hw) > threshold
+    return mask
+
+
+def sam_logits_to_pixels(mask_logits: npt.NDArray[np.float32], original_hw: Hw) -> npt.NDArray[np.float32]:
+    """The same without a threshold: (H, W) logits."""
     (rows, columns), (full_height, full_width) = _crop(original_hw, mask_logits.shape[-1])
     cropped = np.ascontiguousarray(mask_logits[:rows, :columns])
     resized = cv2.resize(cropped, (full_width, full_height), interpolation=cv2.INTER_LINEAR)
-    mask: BoolMask = resized[: original_hw[0], : original_hw[1]] > threshold
-    return mask
+    pixels: npt.NDArray[np.float32] = resized[: original_hw[0], : original_hw[1]]
+    return pixels
 
 
 def lowest_sam_logit(
