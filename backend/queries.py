@@ -21,6 +21,8 @@ ID_MAX_CHARACTERS = 100
 """Of projects and tasks; Label Studio's are numbers, some with a fraction."""
 MAX_DEPTH = 32
 """Of nested values that are kept."""
+TOGETHER = "together"
+"""Value of `instances` in a project's extra params; otherwise each object has a region."""
 EXTRA_PARAMS_MAX_CHARACTERS = 2**20
 """Of a project's phrases, as JSON."""
 
@@ -148,6 +150,11 @@ def phrases_in(fields: Mapping[str, Any]) -> list[str]:
     many = fields.get("phrases")
     listed = prompt_text.entries(many.splitlines() if isinstance(many, str) else many)
     return list(prompt_text.distinct(listed + prompt_text.entries(fields.get("phrase"))).values())
+
+
+def instances_together(extra_params: object) -> bool:
+    """Whether a project wants all objects of a phrase in one region: `"instances": "together"`."""
+    return _json_mapping(extra_params).get("instances") == TOGETHER
 
 
 def _bounded(value: object, place: str) -> object:

@@ -85,7 +85,7 @@ def wrong_masks(predictor: Predictor, wrong: float) -> Iterator[WrongMask]:
             if not phrase.targets:
                 continue
             truth = scene.mask_of(phrase.targets)
-            mask = predictor.predict(embedding, [phrase.phrase], split=False)[0].mask
+            mask = predictor.predict(embedding, [phrase.phrase])[0].mask
             if mask.any() and overlap(mask, truth) < wrong:
                 yield WrongMask(predictor, embedding, phrase.phrase, mask, truth)
 

@@ -93,7 +93,7 @@ class Simulation:
     def most_uncertain(self, places: Sequence[int]) -> list[int]:
         """Order of `sspsam rank`."""
         asked = [self.pool[place] for place in places]
-        answers = [self.predictor.predict(one.embedding, [one.scene.phrase], split=False)[0] for one in asked]
+        answers = [self.predictor.predict(one.embedding, [one.scene.phrase])[0] for one in asked]
         certainties = np.array([answer.certainty for answer in answers], np.float32)
         scores = learning_scores(certainties, np.stack([one.embedding.descriptor for one in asked]))
         return [places[place] for place in scores.argsort(kind="stable").tolist()]

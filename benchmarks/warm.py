@@ -57,10 +57,10 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
 
     ways: dict[str, Callable[[], object]] = {
         WHOLE: whole,
-        WARM: lambda: predictor.predict(embedding, [new()], split=False),
-        AGAIN: lambda: predictor.predict(embedding, ["the dog"], split=False),
-        ONE_BY_ONE: lambda: [predictor.predict(embedding, [new()], split=False) for _ in range(TOGETHER)],
-        AT_ONCE: lambda: predictor.predict(embedding, [new() for _ in range(TOGETHER)], split=False),
+        WARM: lambda: predictor.predict(embedding, [new()]),
+        AGAIN: lambda: predictor.predict(embedding, ["the dog"]),
+        ONE_BY_ONE: lambda: [predictor.predict(embedding, [new()]) for _ in range(TOGETHER)],
+        AT_ONCE: lambda: predictor.predict(embedding, [new() for _ in range(TOGETHER)]),
     }
     ways[WHOLE]()
     ways[AGAIN]()

@@ -29,7 +29,7 @@ from sspsam.modeling.two_way import ProjectedImage
 from sspsam.objects import Decode, split_mask
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.results import Decoded, ImageEmbedding, Question, Referent, is_no_target, stability_of
+from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
 
 ImagePrecision = Literal["float32", "bfloat16"]
@@ -180,7 +180,6 @@ class Predictor:
         phrases: Sequence[str],
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
-        split: bool = True,
     ) -> list[Referent]:
         """Segments the referent of each phrase.
 
@@ -189,8 +188,6 @@ class Predictor:
             phrases: referring expressions, at most 77 CLIP tokens each.
             points: (N, 3) x px, y px, 1 (foreground) or 0 (background), original frame; for every phrase.
             boxes: (4,) xyxy px, original frame; for every phrase.
-            split: Split each mask into its objects (`Referent.instances`), which asks SAM at up to
-                `objects.MOST_SEEDS` points of the mask; with points or boxes, masks are not split.
 
         Returns:
             One Referent per phrase, in order. With positive clicks, masks of any size are kept.
@@ -201,11 +198,16 @@ class Predictor:
         tokenize(phrases)
         questions = [Question(embedding, phrase, points, boxes) for phrase in phrases]
         referents = [self.finish(decoded) for decoded in self.decode(questions)]
-        if not split or points is not None or boxes is not None:
+        if points is not None or boxes is not None:
             return referents
-        return [self.split(embedding, referent) for referent in referents]
+        return [
+            replace(referent, find_instances=partial(self.split, embedding, referent))
+            for referent in referents
+        ]
 
-    def split(self, embedding: ImageEmbedding, referent: Referent, decode: Decode | None = None) -> Referent:
+    def split(
+        self, embedding: ImageEmbedding, referent: Referent, decode: Decode | None = None
+    ) -> list[Instance]:
         """Splits the mask of a referent into its objects, by the rule of `sspsam.objects`. Thread-safe if
         `decode` is.
 
@@ -214,10 +216,7 @@ class Predictor:
             referent: of a phrase in it.
             decode: Replaces `self.decode`.
         """
-        if referent.no_target:
-            return referent
-        instances = split_mask(embedding, referent.mask, referent.score, decode or self.decode)
-        return replace(referent, split=tuple(instances))
+        return split_mask(embedding, referent.mask, referent.score, decode or self.decode)
 
     def segment(
         self,

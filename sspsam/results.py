@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -120,16 +122,22 @@ class Referent:
     """The phrase has no target in the image."""
     stability: float = 1.0
     """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
-    split: tuple[Instance, ...] | None = None
-    """Its objects, from the left, disjoint, with the mask as their union (`sspsam.objects`); None if the mask
-    was not split."""
+    find_instances: Callable[[], Sequence[Instance]] | None = field(default=None, repr=False, compare=False)
+    """Splits the mask into its objects; None for a mask that is not to be split."""
 
-    @property
+    @cached_property
     def instances(self) -> tuple[Instance, ...]:
-        """Its objects; the whole mask if it was not split; none without a target."""
-        if self.no_target or self.split:
-            return self.split or ()
-        return (Instance(self.mask, self.score),)
+        """Its objects, from the left: disjoint, with the mask as their union; none without a target.
+
+        They are found when this is first read, by asking SAM at up to `sspsam.objects.MOST_SEEDS` points of
+        the mask, in the reading thread; a mask with a single such point needs none. A mask that was made from
+        clicks is one object.
+        """
+        if self.no_target:
+            return ()
+        if self.find_instances is None:
+            return (Instance(self.mask, self.score),)
+        return tuple(self.find_instances())
 
     @property
     def certainty(self) -> float:

@@ -18,7 +18,14 @@ from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
-from backend.assistant.messages import hint, holes_message, label_message, open_phrases_message
+from backend.assistant.messages import (
+    hint,
+    holes_message,
+    label_message,
+    leftover_message,
+    open_phrases_message,
+)
+from backend.assistant.object_regions import leftover_regions, regions_of
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.assistant.renamed_regions import beside_renamed, texts_of
 from backend.errors import (
@@ -48,11 +55,10 @@ from backend.labelstudio.predictions import (
     region_results,
     status_line,
     text_result,
-    unused_region_id,
 )
 from backend.labelstudio.regions.controls import Tag
 from backend.metrics import Metrics
-from backend.queries import PredictQuery, Results, Task
+from backend.queries import PredictQuery, Results, Task, instances_together
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import ReadImage
@@ -80,6 +86,8 @@ class Outcome:
 
     version: str
     regions: list[ProposedRegion] = field(default_factory=list)
+    leftover: list[ProposedRegion] = field(default_factory=list)
+    """Regions of an earlier answer that have no object now, emptied."""
     no_match: list[str] = field(default_factory=list)
     certainties: dict[str, float] = field(default_factory=dict)
     """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
@@ -198,9 +206,10 @@ class Assistant:
         if box.asked:
             outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
             shown = self._redis_store.shown(project, task.task_id)
-            outcome.regions = beside_renamed(
+            outcome.regions, texts = beside_renamed(
                 outcome.regions, project, task, prompt, shown, self._annotations, config, caller
             )
+            outcome.leftover = leftover_regions(outcome.regions, project, task.task_id, texts)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = _written(outcome, box, prompt, context, config)
@@ -290,7 +299,7 @@ class Assistant:
             self._redis_store.note_problem(project, task.task_id, internal_error())
             reasons = dict.fromkeys(phrases, internal_error())
             outcome = Outcome(self._engine.version_of(project), failed=reasons, passing=True)
-        self._metrics.phrases.labels("mask").inc(len(outcome.regions))
+        self._metrics.phrases.labels("mask").inc(len({region.phrase for region in outcome.regions}))
         self._metrics.phrases.labels("no_match").inc(len(outcome.no_match))
         self._metrics.phrases.labels("failed").inc(len(outcome.failed))
         return outcome
@@ -303,7 +312,11 @@ class Assistant:
         digest = self._images.digest(config.image.of(task.data), task.task_id)
         refused = phrases[MAX_PHRASES:]
         phrases = phrases[:MAX_PHRASES]
-        answer = self._engine.predict(digest, partial(self._images.decode, digest), phrases, caller)
+        known = self._redis_store.project(project)
+        together = instances_together(known.extra_params if known else None)
+        read_image = partial(self._images.decode, digest)
+        answer = self._engine.predict(digest, read_image, phrases, caller, split=not together)
+        shown = self._redis_store.shown(project, task.task_id)
         outcome = Outcome(answer.version, failed=dict.fromkeys(refused, TOO_MANY_PHRASES))
         texts = texts_of([*task.annotations, *task.drafts], config)
         for phrase, referent in zip(phrases, answer.referents, strict=True):
@@ -314,15 +327,14 @@ class Assistant:
             if referent.no_target:
                 outcome.no_match.append(phrase)
             else:
-                region_id = unused_region_id(project, task.task_id, phrase, texts)
-                proposed = ProposedRegion(region_id, phrase, referent.mask, referent.score)
-                outcome.regions += as_held(proposed, config)
+                regions = regions_of(referent, project, task.task_id, texts, shown, together)
+                outcome.regions += [held for region in regions for held in as_held(region, config)]
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:
         """Records the served masks, for the worker's detection of corrections and for clicks."""
-        rles = [mask_to_coco_rle(region.mask) for region in outcome.regions]
-        proposed = list(zip(outcome.regions, rles, strict=True))
+        proposed = [(region, mask_to_coco_rle(region.mask)) for region in outcome.regions]
+        emptied = [(region, mask_to_coco_rle(region.mask)) for region in outcome.leftover]
         self._redis_store.note_served(proposed, outcome.version)
         found = [region.phrase for region in outcome.regions]
         self._redis_store.note_nothing_found(project, task.task_id, outcome.no_match, found, outcome.version)
@@ -335,7 +347,7 @@ class Assistant:
                 draft=task.draft_version,
                 shown_s=time.time(),
             )
-            for region, rle in proposed
+            for region, rle in [*proposed, *emptied]
         ]
         self._redis_store.note_shown(project, task.task_id, shown)
 
@@ -354,7 +366,7 @@ def _written(
 ) -> Prediction:
     """Writes an answer: regions, the prompt box, the box of confirmed absences, the status line."""
     results: list[Result] = []
-    for region in outcome.regions:
+    for region in [*outcome.regions, *outcome.leftover]:
         results += region_results(region, config)
     absent = list(prompt_text.distinct([*absent_entries(context, config), *box.denied]).values())
     confirmed = set(prompt_text.distinct(absent))
@@ -374,6 +386,7 @@ def _written(
         open_phrases_message(unmatched, outcome.failed, config),
         label_message(outcome.regions, config),
         holes_message(outcome.regions),
+        leftover_message([region.phrase for region in outcome.leftover]),
     ]
     results += _status(" ".join(filter(None, said)), context, config)
     return prediction(results, outcome.version, list(outcome.certainties.values()))

@@ -9,10 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from backend.assistant import click_rules
 from backend.assistant.annotation_masks import AnnotationMasks
 from backend.assistant.click_rules import Segment
 from backend.labelstudio.interactions import Interaction
+from backend.labelstudio.prompt_text import phrase_key
 from backend.state.displayed_masks import NEAR, DisplayedMask, VisibleMask, distance, mask_under
 from sspsam import mask_to_coco_rle
 from sspsam.images.masks import BoolMask
@@ -117,8 +120,12 @@ class Series:
             self.complaint = NOTHING_TO_REMOVE
             return
         earlier = [*work.target.settled, *work.gestures]
-        state = click_rules.State(work.mask, earlier, work.target.phrase, work.target.from_clicks)
+        siblings = self._siblings(work)
+        phrase = "" if siblings else work.target.phrase  # the phrase would find the other objects as well
+        state = click_rules.State(work.mask, earlier, phrase, work.target.from_clicks)
         mask = click_rules.apply(gesture, state, self._segment)
+        if mask is not None and siblings:
+            mask = _without_siblings(mask, work, siblings, [*earlier, gesture])
         if mask is None:
             self.complaint = NOTHING_THERE if work.mask is None else NOT_CHANGED
             return
@@ -126,6 +133,20 @@ class Series:
         work.mask = mask
         work.gestures.append(gesture)
         self.works[work.target.region_id] = work
+
+    def _siblings(self, work: Work) -> list[BoolMask]:
+        """The masks of the other objects of a mask's phrase."""
+        key = phrase_key(work.target.phrase)
+        if not key:
+            return []
+        siblings = []
+        for visible in self.view.certain:
+            if visible.region_id == work.target.region_id or phrase_key(visible.phrase) != key:
+                continue
+            changed = self.works.get(visible.region_id)
+            mask = changed.mask if changed is not None else None
+            siblings.append(visible.pixels.unpack() if mask is None else mask)
+        return siblings
 
     def _work_for(self, gesture: Interaction) -> Work | None:
         """The mask that a new gesture applies to; None if it can apply to none."""
@@ -171,3 +192,13 @@ class Series:
 
     def _is_same(self, shown: DisplayedMask, visible: VisibleMask) -> bool:
         return (shown.region_id, shown.annotator) == (visible.region_id, self.view.annotator)
+
+
+def _without_siblings(
+    mask: BoolMask, work: Work, siblings: Sequence[BoolMask], gestures: Sequence[Interaction]
+) -> BoolMask:
+    """A changed mask without what it has taken from the other objects, as far as the gestures allow."""
+    own = np.zeros_like(mask) if work.mask is None else work.mask
+    apart: BoolMask = mask & (own | ~np.any(siblings, axis=0))
+    obeys = apart.any() and all(click_rules.is_obeyed(gesture, apart) for gesture in gestures)
+    return apart if obeys else mask

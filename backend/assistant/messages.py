@@ -52,6 +52,20 @@ def holes_message(regions: Sequence[ProposedRegion]) -> str:
     return f"A polygon has no holes: those of {', '.join(shown)} are filled." if shown else ""
 
 
+def leftover_message(phrases: Sequence[str]) -> str:
+    """Message about regions of earlier answers that were emptied; empty if there are none.
+
+    Args:
+        phrases: The phrase of each.
+    """
+    if not phrases:
+        return ""
+    phrase = _short(phrases[0])
+    if len(phrases) == 1:
+        return f"One region of the earlier answer for “{phrase}” is empty now. Delete it."
+    return f"{len(phrases)} regions of earlier answers, such as “{phrase}”, are empty now. Delete them."
+
+
 def message_of_box(entries: Sequence[str], config: LabelingConfig) -> str:
     """The same message, from the entries of a prompt box."""
     unmatched = [prompt_text.plain_phrase(entry) for entry in entries if prompt_text.found_nothing(entry)]

@@ -10,7 +10,8 @@ from typing import Any
 from backend.assistant.annotation_masks import FRESH_S, AnnotationFinder
 from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.predictions import ProposedRegion, unused_region_id
+from backend.labelstudio.predictions import ProposedRegion, unused_region_ids
+from backend.labelstudio.prompt_text import phrase_key
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask
@@ -37,7 +38,7 @@ def beside_renamed(
     annotations: AnnotationFinder,
     config: LabelingConfig,
     caller: Caller,
-) -> list[ProposedRegion]:
+) -> tuple[list[ProposedRegion], dict[str, str]]:
     """Gives the masks of phrases that were asked before another ID if their region has been renamed since.
 
     The request's draft may lack the new name. The draft with the entry has it: the editor is about to save
@@ -52,17 +53,38 @@ def beside_renamed(
         annotations: Finds the draft.
         config: The form.
         caller: Limits the time.
+
+    Returns:
+        The regions, and the phrase of each region in the annotator's draft, as far as known.
     """
     since_s = time.time() - FRESH_S
-    known = {mask.region_id for mask in shown if mask.shown_s >= since_s} | texts_of(
-        task.drafts, config
-    ).keys()
+    drafted = texts_of(task.drafts, config)
+    known = {mask.region_id for mask in shown if mask.shown_s >= since_s} | drafted.keys()
     again = any(region.region_id in known for region in regions)
     if not again or prompt.get("origin") != FROM_EDITOR:
-        return regions
+        return regions, drafted
     draft = annotations.draft_with_prompt(task, prompt, caller)
     if draft is None:
-        return regions
+        return regions, drafted
     texts = texts_of([*task.annotations, draft], config)
-    ids = [unused_region_id(project, task.task_id, region.phrase, texts) for region in regions]
-    return [replace(region, region_id=new) for region, new in zip(regions, ids, strict=True)]
+    return _with_unused_ids(regions, project, task.task_id, texts), texts_of([draft], config)
+
+
+def _with_unused_ids(
+    regions: list[ProposedRegion], project: str, task_id: str, texts: Mapping[str, str]
+) -> list[ProposedRegion]:
+    """Each region under its ID, unless a region of another phrase has it."""
+    kept: list[ProposedRegion] = []
+    taken = {region.region_id for region in regions if _is_free(region.region_id, region.phrase, texts)}
+    for region in regions:
+        region_id = region.region_id
+        if region_id not in taken:
+            unused = unused_region_ids(project, task_id, region.phrase, texts)
+            region_id = next(candidate for candidate in unused if candidate not in taken)
+            taken.add(region_id)
+        kept.append(replace(region, region_id=region_id))
+    return kept
+
+
+def _is_free(region_id: str, phrase: str, texts: Mapping[str, str]) -> bool:
+    return phrase_key(texts.get(region_id, "")) in ("", phrase_key(phrase))

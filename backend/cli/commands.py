@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,6 +71,14 @@ def connect(
         str,
         typer.Option(help="Name of the text area under a region with its phrase, if it is not “phrase”."),
     ] = "",
+    instances: Annotated[
+        Literal["apart", "together"] | None,
+        typer.Option(
+            help="Whether each object of a phrase is a region of its own, or all are one region. Default: as "
+            "it is; apart at first.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
@@ -104,6 +112,7 @@ def connect(
             echo,
             may_change_config,
             {role: name for role, name in (("prompt", prompt), ("phrase", phrase)) if name},
+            instances or "",
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} is fully connected"]:

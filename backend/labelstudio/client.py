@@ -237,17 +237,27 @@ class LabelStudioClient:
         return self._connection.ask_list("GET", "/api/ml", params={"project": project_id})
 
     def connect_ml_backend(
-        self, project_id: int, url: str, title: str, basic_auth: tuple[str, str] | None = None
+        self,
+        project_id: int,
+        url: str,
+        title: str,
+        basic_auth: tuple[str, str] | None = None,
+        extra_params: Mapping[str, Any] | None = None,
     ) -> Json:
         """Connects a backend for interactive use; Label Studio checks its /health and /setup."""
-        body = {"project": project_id, **_ml_fields(url, title, basic_auth)}
+        body = {"project": project_id, **_ml_fields(url, title, basic_auth, extra_params)}
         return self._connection.ask_object("POST", "/api/ml", json=body)
 
     def update_ml_backend(
-        self, record: Mapping[str, Any], url: str, title: str, basic_auth: tuple[str, str] | None = None
+        self,
+        record: Mapping[str, Any],
+        url: str,
+        title: str,
+        basic_auth: tuple[str, str] | None = None,
+        extra_params: Mapping[str, Any] | None = None,
     ) -> Json:
         """Changes a backend. Label Studio rejects partial records, so the whole record is sent."""
-        body = {**record, **_ml_fields(url, title, basic_auth)}
+        body = {**record, **_ml_fields(url, title, basic_auth, extra_params)}
         return self._connection.ask_object("PATCH", f"/api/ml/{record['id']}", json=body)
 
     def delete_ml_backend(self, backend_id: int) -> None:
@@ -274,11 +284,15 @@ class LabelStudioClient:
         self._connection.request("DELETE", f"/api/webhooks/{webhook_id}/")
 
 
-def _ml_fields(url: str, title: str, basic_auth: tuple[str, str] | None) -> Json:
+def _ml_fields(
+    url: str, title: str, basic_auth: tuple[str, str] | None, extra_params: Mapping[str, Any] | None
+) -> Json:
     fields: Json = {"url": url, "title": title, "is_interactive": True, "auth_method": "NONE"}
     if basic_auth:
         user, password = basic_auth
         fields |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
+    if extra_params is not None:
+        fields["extra_params"] = dict(extra_params)
     return fields
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -36,28 +36,26 @@ class ProposedRegion:
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
-    """ID of a phrase's region: the same for the same phrase on the same task, so that a repeated request
-    replaces the mask instead of adding a second one.
+    """ID of a phrase's region, and of the first of several: the same for the same phrase on the same task, so
+    that a repeated request replaces the mask instead of adding a second one.
     """
     return hashlib.sha256(f"{project}/{task}/{prompt_text.phrase_key(phrase)}".encode()).hexdigest()[:12]
 
 
-def unused_region_id(project: str, task: str, phrase: str, texts: Mapping[str, str]) -> str:
-    """ID for a phrase's region on a form where annotators may have given the phrase's region another phrase:
-    the region that has it keeps it.
+def unused_region_ids(project: str, task: str, phrase: str, texts: Mapping[str, str]) -> Iterator[str]:
+    """IDs for a phrase's regions, in order, without end, on a form where annotators may have given a region
+    of the phrase another phrase: the region that has it keeps it.
 
     Args:
         project: Project of the task.
         task: The task.
-        phrase: Phrase of the new mask.
+        phrase: Phrase of the new masks.
         texts: Phrase of each region of the form by ID.
     """
     key = prompt_text.phrase_key(phrase)
     candidates = chain([task], (f"{task}/{number}" for number in count(2)))
     ids = (region_id_for(project, candidate, phrase) for candidate in candidates)
-    return next(
-        region_id for region_id in ids if prompt_text.phrase_key(texts.get(region_id, "")) in ("", key)
-    )
+    return (region_id for region_id in ids if prompt_text.phrase_key(texts.get(region_id, "")) in ("", key))
 
 
 def as_held(region: ProposedRegion, config: LabelingConfig) -> list[ProposedRegion]:

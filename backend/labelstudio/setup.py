@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -76,6 +77,7 @@ def connect_project(
     show_diff: Callable[[str], None] = lambda diff: None,
     may_change_config: Callable[[], bool] = lambda: False,
     text_areas: Mapping[str, str] = MappingProxyType({}),
+    instances: str = "",
 ) -> list[str]:
     """Configures a project for this backend: labeling config, ML backend, webhook.
 
@@ -89,6 +91,7 @@ def connect_project(
         may_change_config: Whether missing parts may be added to the labeling config. An empty config of a new
             project is replaced by the recommended one without asking.
         text_areas: Role, "prompt" or "phrase" -> name of the text area that has it.
+        instances: "apart" or "together": a region per object of a phrase, or one; empty: as it is.
 
     Returns:
         What was done, one line each.
@@ -104,7 +107,7 @@ def connect_project(
     if _asks_unasked(project, client.ml_backends(project_id)):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are no longer shown to annotators: only phrases send requests to the model")
-    done.append(_connect_backend(client, project_id, backend_url, basic_auth))
+    done.append(_connect_backend(client, project_id, backend_url, basic_auth, instances))
     done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
     return done
 
@@ -241,14 +244,45 @@ def _validate(client: LabelStudioClient, project_id: int, label_config: str) -> 
 
 
 def _connect_backend(
-    client: LabelStudioClient, project_id: int, url: str, basic_auth: tuple[str, str] | None
+    client: LabelStudioClient,
+    project_id: int,
+    url: str,
+    basic_auth: tuple[str, str] | None,
+    instances: str = "",
 ) -> str:
     record = _of_url(client.ml_backends(project_id), url)
+    params = _with_instances(record.get("extra_params") if record else None, instances)
+    said = {
+        "together": "; all objects of a phrase are one region",
+        "apart": "; each object of a phrase is a region",
+    }.get(instances, "")
     if record is None:
-        client.connect_ml_backend(project_id, url, TITLE, basic_auth)
-        return f"connected the backend at {url}"
-    client.update_ml_backend(record, url, TITLE, basic_auth)
-    return f"the backend at {url} was already connected; its record is up to date"
+        client.connect_ml_backend(project_id, url, TITLE, basic_auth, params)
+        return f"connected the backend at {url}{said}"
+    client.update_ml_backend(record, url, TITLE, basic_auth, params)
+    return f"the backend at {url} was already connected; its record is up to date{said}"
+
+
+def _with_instances(extra_params: object, instances: str) -> dict[str, Any] | None:
+    """A backend's extra params with `instances`; None if they stay as they are.
+
+    Raises:
+        LabelStudioError: they are text that is not a JSON object, which would be lost.
+    """
+    if not instances:
+        return None
+    if isinstance(extra_params, str) and extra_params.strip():
+        try:
+            extra_params = json.loads(extra_params)
+        except (ValueError, RecursionError):
+            extra_params = [extra_params]
+    if extra_params and not isinstance(extra_params, Mapping):
+        raise LabelStudioError(
+            f"the extra params of the ML backend are not a JSON object ({extra_params!s:.80}): "
+            "`instances` cannot be added"
+        )
+    known = extra_params if isinstance(extra_params, Mapping) else {}
+    return {**known, "instances": instances}
 
 
 def _connect_webhook(client: LabelStudioClient, project_id: int, backend_url: str, secret: str) -> str:

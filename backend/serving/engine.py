@@ -179,7 +179,12 @@ class Engine:
         return self._model.waiting()
 
     def predict(
-        self, image_key: str, read_image: ReadImage, phrases: Sequence[str], caller: Caller = ANONYMOUS
+        self,
+        image_key: str,
+        read_image: ReadImage,
+        phrases: Sequence[str],
+        caller: Caller = ANONYMOUS,
+        split: bool = False,
     ) -> Answer:
         """Segments the referents of phrases in an image.
 
@@ -188,6 +193,7 @@ class Engine:
             read_image: Returns the pixels; called in another thread, only if the embedding is not cached.
             phrases: Referring expressions.
             caller: Identifies the requester, for fairness; its project's line of versions answers.
+            split: Split each mask into its objects (`Referent.instances`).
 
         Raises:
             ModelUnavailableError: no model, or it is still loading after LOAD_WAIT_S.
@@ -200,7 +206,7 @@ class Engine:
         if not good:
             version = self.version_of(caller.project)
             return Answer(version, [no for phrase in phrases if (no := refusals[phrase])])
-        version, referents = self._model.ask(image_key, read_image, good, Clicks(), caller)
+        version, referents = self._model.ask(image_key, read_image, good, Clicks(), caller, split)
         found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ from backend.serving.served_lines import ServedLines
 if TYPE_CHECKING:
     import torch
 
-    from sspsam import SSPSAM, ImageEmbedding, Referent
+    from sspsam import SSPSAM, ImageEmbedding, Instance, Referent
     from sspsam.images.masks import BoolMask
     from sspsam.results import Decoded, Question
 
@@ -70,6 +70,13 @@ class SwappablePredictor(Protocol):
     ) -> list[Decoded]: ...
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent: ...
+
+    def split(
+        self,
+        embedding: ImageEmbedding,
+        referent: Referent,
+        decode: Callable[[Sequence[Question]], Sequence[Decoded]],
+    ) -> Sequence[Instance]: ...
 
     def from_tensors(self, tensors: Mapping[str, torch.Tensor]) -> ImageEmbedding: ...
 
@@ -176,6 +183,7 @@ class SharedModel:
         phrases: Sequence[str],
         clicks: Clicks,
         caller: Caller,
+        split: bool = False,
     ) -> tuple[str, list[Referent]]:
         """Answers all questions about one image.
 
@@ -185,6 +193,7 @@ class SharedModel:
             phrases: At least one; an empty phrase asks for the object that is clicked.
             clicks: For every phrase; `Clicks()` for none.
             caller: Identifies the requester, for fairness; its project's line of versions answers.
+            split: Split each mask into its objects.
 
         Returns:
             The version that answered, and its answers, in order.
@@ -202,7 +211,10 @@ class SharedModel:
             questions = [Question(embedding, phrase, **where) for phrase in phrases]
             version, answers = self._answers(questions, caller)
             edges = MAX_EDGES // len(answers)
-            return version, [self._finish(decoded, edges) for decoded in answers]
+            referents = [self._finish(decoded, edges) for decoded in answers]
+            if split:
+                referents = [self._split(embedding, referent, caller) for referent in referents]
+            return version, referents
 
     def _answers(self, questions: Sequence[Question], caller: Caller) -> tuple[str, list[Decoded]]:
         """The networks' answers, and the version that gave all of them."""
@@ -210,6 +222,20 @@ class SharedModel:
         futures = self._phrases.submit([(used.model, question) for question in questions], caller)
         when_done(futures, used.release)
         return used.version, [wait_for(future, caller) for future in futures]
+
+    def _split(self, embedding: ImageEmbedding, referent: Referent, caller: Caller) -> Referent:
+        """Splits a mask into its objects. The base version is asked: what an object is does not depend on
+        what a project's version has learned of its phrases.
+        """
+
+        def decode(questions: Sequence[Question]) -> list[Decoded]:
+            futures = self._phrases.submit([(None, question) for question in questions], caller)
+            return [wait_for(future, caller) for future in futures]
+
+        if referent.no_target:
+            return referent
+        instances = self._working.split(embedding, referent, decode)
+        return replace(referent, find_instances=lambda: instances)
 
     def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
         """Removes small regions; if the mask is still too ragged to be sent, larger ones, too."""

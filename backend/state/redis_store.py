@@ -36,6 +36,7 @@ from backend.shared_redis import (
     SHOWN_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
+from sspsam.images.masks import merge_coco_rles
 from sspsam.version_store.lines import line_key
 
 KEPT_S = 30 * 24 * 3600
@@ -70,6 +71,8 @@ class Served:
     version: str
     """Model version that proposed it."""
     phrase: str
+    answer: dict[str, Any] | None = None
+    """COCO RLE of the whole answer, if the mask is one object of several."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,19 @@ class RedisStore:
                 belong here.
             version: Model version.
         """
+        answers = _answers_of_several(proposed)
 
         def write() -> None:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for region, rle in proposed:
                     key = SERVED_KEY.format(region=region.region_id)
-                    values: Fields = {"rle": json.dumps(rle), "version": version, "phrase": region.phrase}
+                    answer = answers.get(phrase_key(region.phrase))
+                    values: Fields = {
+                        "rle": json.dumps(rle),
+                        "version": version,
+                        "phrase": region.phrase,
+                        "answer": json.dumps(answer) if answer else "",
+                    }
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
                 pipeline.execute()
@@ -142,7 +152,10 @@ class RedisStore:
         )
         if not {"rle", "version", "phrase"} <= set(values):
             return None
-        return _parsed(lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"]))
+        answer = values.get("answer") or "null"
+        return _parsed(
+            lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"], json.loads(answer))
+        )
 
     def note_nothing_found(
         self, project: str, task: str, nothing: Iterable[str], found: Iterable[str], version: str
@@ -341,6 +354,16 @@ class RedisStore:
                 self._complained_s = time.monotonic()
                 logger.warning("Redis does not respond (%s): continuing without it", type(error).__name__)
             return otherwise
+
+
+def _answers_of_several(
+    proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """Keys of the phrases with several regions -> COCO RLE of their union."""
+    by_phrase: dict[str, list[Mapping[str, Any]]] = {}
+    for region, rle in proposed:
+        by_phrase.setdefault(phrase_key(region.phrase), []).append(rle)
+    return {key: merge_coco_rles(rles) for key, rles in by_phrase.items() if len(rles) > 1}
 
 
 def _project(value: Any) -> KnownProject | None:

@@ -130,10 +130,7 @@ def draw_changes(
     for state in (incumbent, candidate):
         predictor.load_trainable(state)
         answers.append(
-            [
-                predictor.predict(embeddings[sample.image_id], [sample.phrase], split=False)[0].mask
-                for sample in samples
-            ]
+            [predictor.predict(embeddings[sample.image_id], [sample.phrase])[0].mask for sample in samples]
         )
     return {
         sample.sample_id: _pair(sample, before, after)

@@ -55,7 +55,7 @@ def _tiles(model: PhraseModel, dataset: Dataset) -> Iterator[tuple[Image.Image, 
     """Drawn answers, and whether each is right."""
     for sample, *_ in samples_by_image(dataset):
         shrunk = ImageOps.contain(Image.fromarray(sample.image), (TILE_PX, TILE_PX))
-        [referent] = model.predict(model.embed(sample.image), [sample.phrase], split=False)
+        [referent] = model.predict(model.embed(sample.image), [sample.phrase])
         right = SegmentationMetrics().update(referent.mask, sample.mask) >= RIGHT_IOU
         small = replace(referent, mask=_shrink(referent.mask, shrunk.size))
         tile = np.array(draw_referents(np.asarray(shrunk, dtype=np.uint8), [small]))

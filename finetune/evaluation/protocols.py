@@ -59,7 +59,7 @@ class OriginalSize:
     no_target_min_pixels = 1
 
     def answer(self, model: PhraseModel, embedding: ImageEmbedding, phrase: str) -> Answer:
-        [referent] = model.predict(embedding, [phrase], split=False)
+        [referent] = model.predict(embedding, [phrase])
         return Answer(referent.mask, referent.box_xyxy)
 
     def truth(self, mask: BoolMask) -> BoolMask:

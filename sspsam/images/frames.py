@@ -156,8 +156,7 @@ def sam_logits_to_pixels(mask_logits: npt.NDArray[np.float32], original_hw: Hw) 
     (rows, columns), (full_height, full_width) = _crop(original_hw, mask_logits.shape[-1])
     cropped = np.ascontiguousarray(mask_logits[:rows, :columns])
     resized = cv2.resize(cropped, (full_width, full_height), interpolation=cv2.INTER_LINEAR)
-    pixels: npt.NDArray[np.float32] = resized[: original_hw[0], : original_hw[1]]
-    return pixels
+    return np.asarray(resized[: original_hw[0], : original_hw[1]], np.float32)
 
 
 def lowest_sam_logit(

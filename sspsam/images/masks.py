@@ -198,6 +198,21 @@ def coco_rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         raise MaskFormatError(f"not a COCO RLE: {error}") from error
 
 
+def merge_coco_rles(rles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Union of masks of one size, at least one, as `mask_to_coco_rle` encodes it.
+
+    Raises:
+        MaskFormatError: one is not a COCO RLE, or their sizes differ.
+    """
+    try:
+        if len({tuple(rle["size"]) for rle in rles}) != 1:
+            raise ValueError("the masks have different sizes")
+        merged = coco_mask.merge([_encoded(rle) for rle in rles])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MaskFormatError(f"not COCO RLEs of one size: {error}") from error
+    return {"size": [int(side) for side in merged["size"]], "counts": merged["counts"].decode("ascii")}
+
+
 def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float]:
     """Returns the tight box (x0, y0, x1, y1) in pixels, right and bottom exclusive; all zero when empty."""
     filled = _as_mask(mask)

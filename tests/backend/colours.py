@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from backend.images.store import UInt8Image
-from sspsam import Referent
+from sspsam import Instance, Referent
 from sspsam.images.masks import BoolMask, mask_to_box_xyxy
 from sspsam.results import Question
 
@@ -66,6 +66,9 @@ class ColourPredictor:
 
     def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
         return decoded
+
+    def split(self, embedding: Pixels, referent: Referent, decode: object) -> list[Instance]:
+        return [Instance(referent.mask, referent.score)]
 
     def from_tensors(self, tensors: Mapping[str, Any]) -> Pixels:
         return Pixels(tensors["image"].numpy())

@@ -121,14 +121,12 @@ def test_a_predictor_splits_its_answers() -> None:
     predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu")
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     embedding = predictor.embed(image)
-    [whole] = predictor.predict(embedding, ["two dogs"], split=False)
-    [split] = predictor.predict(embedding, ["two dogs"])
+    [referent] = predictor.predict(embedding, ["two dogs"])
+    [clicked] = predictor.predict(embedding, ["two dogs"], points=[[60, 40, 1]])
 
-    assert whole.split is None
-    assert (split.mask == whole.mask).all()
-    if not whole.no_target:
-        assert len(whole.instances) == 1
-        assert (np.any([instance.mask for instance in split.instances], axis=0) == split.mask).all()
+    assert not referent.no_target
+    assert (np.sum([instance.mask for instance in referent.instances], axis=0) == referent.mask).all()
+    assert [instance.score for instance in clicked.instances] == [clicked.score]
     points = [Question(embedding, "", np.array([[x, 40, 1]])) for x in (20, 60, 100)]
     together = predictor.decode(points)
     for question, decoded in zip(points, together, strict=True):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from werkzeug.wrappers import Request, Response
 
 from backend.cli.commands import app as commands
-from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError
+from backend.errors import BackendError, LabelingConfigError, LabelStudioBlocksError, LabelStudioError
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.setup import answer_of, check_project, connect_project, probe_webhook
@@ -134,6 +134,30 @@ def test_what_was_undone_by_hand_is_mended(label_studio: OneProject, client: Lab
 
     assert check_project(client, 3, BACKEND) == []
     assert label_studio.webhooks[0]["headers"] == {"X-ML-Secret": "s3cret"}
+
+
+def test_instances_are_set_and_other_params_stay(label_studio: OneProject, client: LabelStudioClient) -> None:
+    connect_project(client, 3, BACKEND, instances="together")
+    assert label_studio.backends[0]["extra_params"] == {"instances": "together"}
+
+    label_studio.backends[0]["extra_params"] = '{"phrase": "the dog", "instances": "together"}'
+    connect_project(client, 3, BACKEND)
+    assert "together" in label_studio.backends[0]["extra_params"], "unchanged unless it is asked for"
+    connect_project(client, 3, BACKEND, instances="apart")
+    assert label_studio.backends[0]["extra_params"] == {"phrase": "the dog", "instances": "apart"}
+
+
+@pytest.mark.parametrize("extra_params", ["the dog", "[1]", [1]])
+def test_params_that_would_be_lost_are_not_replaced(
+    label_studio: OneProject, client: LabelStudioClient, extra_params: object
+) -> None:
+    connect_project(client, 3, BACKEND)
+    label_studio.backends[0]["extra_params"] = extra_params
+
+    with pytest.raises(LabelStudioError, match="not a JSON object"):
+        connect_project(client, 3, BACKEND, instances="apart")
+
+    assert label_studio.backends[0]["extra_params"] == extra_params
 
 
 def test_predictions_of_a_version_stay_shown(label_studio: OneProject, client: LabelStudioClient) -> None:

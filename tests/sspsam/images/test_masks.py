@@ -18,6 +18,7 @@ from sspsam.images.masks import (
     mask_to_box_xyxy,
     mask_to_brush_rle,
     mask_to_coco_rle,
+    merge_coco_rles,
 )
 
 
@@ -212,6 +213,19 @@ def test_uncompressed_coco_rle() -> None:
 )
 def test_box(boxes: list[tuple[int, int, int, int]], expected: tuple[float, ...]) -> None:
     assert mask_to_box_xyxy(_filled(*boxes)) == expected
+
+
+def test_union_of_rles() -> None:
+    """Equal to the encoded union, so that masks can be compared by their RLE."""
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.1, 0.9, 1.0):
+        masks = [rng.random((23, 31)) < share for _ in range(3)]
+        assert merge_coco_rles([mask_to_coco_rle(mask) for mask in masks]) == mask_to_coco_rle(
+            np.any(masks, axis=0)
+        )
+        assert merge_coco_rles([mask_to_coco_rle(masks[0])]) == mask_to_coco_rle(masks[0])
+    with pytest.raises(MaskFormatError):
+        merge_coco_rles([mask_to_coco_rle(masks[0]), mask_to_coco_rle(masks[0][:5])])
 
 
 def test_iou_of_rles() -> None:
