@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backend.labelstudio.annotations import AnnotationContent
-from finetune.data.records import RecordFormatError, RefRecord, read_records, write_records
+from backend.labelstudio.annotations import AnnotationContent, Region
+from backend.labelstudio.prompt_text import phrase_key
+from finetune.data.records import RecordFormatError, RecordObject, RefRecord, read_records, write_records
 from sspsam import mask_to_coco_rle
+from sspsam.images.masks import mask_to_box_xyxy, merge_coco_rles
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class ServedMask:
     served_at: datetime | None = None
     """None if unknown."""
     phrase: str = ""
+    answer: Mapping[str, Any] | None = None
+    """COCO RLE of the whole answer, if the mask is one object of several."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,12 @@ def make_records(
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> list[RefRecord]:
-    """Converts the content of an annotation into records.
+    """Converts the content of an annotation into records: one per phrase.
 
-    Regions without a phrase or with a mask of another size than the image are left out. A mask whose proposal
-    is unknown, because the log was lost, counts as added, never as accepted.
+    The label of a phrase is the union of its regions (GRES), and its proposal the whole answer: three
+    regions, two accepted and one edited, are one corrected record. Regions without a phrase or with a mask of
+    another size than the image are left out. A mask whose proposal is unknown, because the log was lost,
+    counts as added, never as accepted.
 
     Args:
         content: Content of the annotation.
@@ -166,32 +172,85 @@ def make_records(
         served: Maps a region id to the model's proposal; None if there is none or it is unknown.
         region_id_for: Maps a phrase to the region id under which the model would propose its mask.
     """
-    records = []
+    by_phrase: dict[str, list[Region]] = {}
     for region in (*content.regions, *content.boxes):
         if not region.phrase or region.hw != source.image.hw:
             logger.warning("region %s of annotation %d is left out", region.region_id, source.annotation)
             continue
-        rle, is_box = mask_to_coco_rle(region.mask), region.box_xyxy is not None
-        record = source.record(region.phrase, rle, region.region_id, region.label, is_box)
-        proposed = served(region.region_id)
-        records.append(record if proposed is None else _with_served(record, proposed))
+        by_phrase.setdefault(phrase_key(region.phrase), []).append(region)
+    records = [
+        _record_of(regions, source, {region.region_id: served(region.region_id) for region in regions})
+        for regions in by_phrase.values()
+    ]
     for phrase in content.no_target_phrases:
         record, proposed = source.record(phrase, None, None), served(region_id_for(phrase))
         records.append(record if proposed is None else _with_served(record, proposed))
     return records
 
 
+def _record_of(
+    regions: Sequence[Region], source: AnnotationSource, proposals: Mapping[str, ServedMask | None]
+) -> RefRecord:
+    """The record of a phrase.
+
+    Args:
+        regions: The regions with the phrase, at least one.
+        source: Origin of the annotation.
+        proposals: Region id -> the model's proposal.
+    """
+    first = regions[0]
+    assert first.phrase is not None
+    rles, objects = [], []
+    for region in regions:
+        mask, proposed = region.mask, proposals[region.region_id]
+        rles.append(mask_to_coco_rle(mask))
+        served_rle = None if proposed is None else dict(proposed.rle)
+        objects.append(RecordObject(region.region_id, mask_to_box_xyxy(mask), served_rle))
+    is_box = any(region.box_xyxy is not None for region in regions)
+    record = source.record(first.phrase, merge_coco_rles(rles), first.region_id, first.label, is_box)
+    answer = _answer_to(first.phrase, [proposed for proposed in proposals.values() if proposed is not None])
+    if answer is None:
+        return replace(record, objects=tuple(objects) if len(objects) > 1 else ())
+    is_of_several = len(objects) > 1 or answer.rle != objects[0].served_rle
+    return replace(_with_served(record, answer), objects=tuple(objects) if is_of_several else ())
+
+
+def _answer_to(phrase: str, proposals: Sequence[ServedMask]) -> ServedMask | None:
+    """The whole answer that the proposals of a phrase's regions were part of; None without a proposal.
+
+    A region that an annotator gave the phrase afterwards was part of another answer.
+    """
+    own = [proposed for proposed in proposals if phrase_key(proposed.phrase) in ("", phrase_key(phrase))]
+    whole = next((proposed for proposed in own if proposed.answer is not None), None)
+    if whole is not None and whole.answer is not None:
+        return replace(whole, rle=whole.answer)
+    parts = own or proposals
+    if not parts:
+        return None
+    same_size = [part.rle for part in parts if list(part.rle["size"]) == list(parts[0].rle["size"])]
+    return replace(parts[0], rle=merge_coco_rles(same_size)) if len(parts) > 1 else parts[0]
+
+
 def _with_served(record: RefRecord, served: ServedMask) -> RefRecord:
-    return replace(record, served_rle=dict(served.rle), served_version=served.version)
+    rle = served.answer if record.mask_rle is None and served.answer else served.rle
+    return replace(record, served_rle=dict(rle), served_version=served.version)
 
 
 def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
     """Served masks from earlier records of an annotation, for use after their log has expired."""
-    return {
-        record.region: ServedMask(record.served_rle, record.served_version or "", phrase=record.phrase)
-        for record in earlier
-        if record.region and record.served_rle is not None
-    }
+    found: dict[str, ServedMask] = {}
+    for record in earlier:
+        if record.served_rle is None:
+            continue
+        version = record.served_version or ""
+        for entry in record.objects:
+            if entry.served_rle is not None:
+                found[entry.region] = ServedMask(
+                    entry.served_rle, version, phrase=record.phrase, answer=record.served_rle
+                )
+        if record.region and not record.objects:
+            found[record.region] = ServedMask(record.served_rle, version, phrase=record.phrase)
+    return found
 
 
 def sample_key(record: RefRecord) -> str:

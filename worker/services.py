@@ -65,7 +65,7 @@ class Services:
             return None
         left_s = int(self.redis.ttl(SERVED_KEY.format(region=region_id)))
         served_at = datetime.now(UTC) - timedelta(seconds=KEPT_S - left_s)
-        return ServedMask(served.rle, served.version, served_at, served.phrase)
+        return ServedMask(served.rle, served.version, served_at, served.phrase, served.answer)
 
     def known_projects(self) -> list[int]:
         """The projects registered with the backend and those with collected annotations."""

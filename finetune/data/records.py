@@ -24,8 +24,20 @@ class RecordFormatError(ValueError):
 
 
 @dataclass(frozen=True)
+class RecordObject:
+    """One of several objects that a phrase refers to."""
+
+    region: str
+    """ID of its region."""
+    box_xyxy: tuple[float, float, float, float]
+    """Px of the original frame, right and bottom exclusive."""
+    served_rle: Mapping[str, Any] | None = None
+    """COCO RLE proposed by the model for this region; None if drawn by hand."""
+
+
+@dataclass(frozen=True)
 class RefRecord:
-    """One phrase on one image, with the mask of its referent."""
+    """One phrase on one image, with the mask of its referent: the union of its objects."""
 
     image_sha256: str
     """sha256 of the image file's bytes: its name in the folder of images."""
@@ -39,11 +51,11 @@ class RefRecord:
     task: int
     annotation: int
     region: str | None
-    """ID of the mask's region; None without a mask."""
+    """ID of the mask's region, of one of several; None without a mask."""
     updated_at: str
     """When the annotation was last saved, ISO 8601."""
     served_rle: Mapping[str, Any] | None = None
-    """COCO RLE proposed by the model for this region; None if drawn by hand."""
+    """COCO RLE proposed by the model for the phrase, all objects together; None if drawn by hand."""
     served_version: str | None = None
     """Model version of the proposal."""
     label: str | None = None
@@ -53,8 +65,11 @@ class RefRecord:
     state as absent is only what a model did not find."""
     is_box: bool = False
     """Whether the annotator gave a box: both masks are then the pixels in a box."""
+    objects: tuple[RecordObject, ...] = ()
+    """The objects, if they have a region each, or had one when they were proposed; empty for one region."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objects", tuple(_object(entry) for entry in self.objects))
         object.__setattr__(self, "image_hw", (int(self.image_hw[0]), int(self.image_hw[1])))
         if not self.phrase.strip():
             raise RecordFormatError("a record needs a phrase")
@@ -116,6 +131,22 @@ class RefRecord:
             return cls(**{"confirmed": False, **present})
         except (TypeError, AttributeError, IndexError) as error:
             raise RecordFormatError(str(error)) from error
+
+
+def _object(entry: RecordObject | Mapping[str, Any]) -> RecordObject:
+    """An object, or one as `to_dict` writes it.
+
+    Raises:
+        RecordFormatError: it is not one.
+    """
+    if isinstance(entry, RecordObject):
+        return entry
+    try:
+        x0, y0, x1, y1 = (float(side) for side in entry["box_xyxy"])
+        served = entry.get("served_rle")
+        return RecordObject(str(entry["region"]), (x0, y0, x1, y1), served)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordFormatError(f"not an object of a record: {entry!r:.80}") from error
 
 
 def read_records(path: Path) -> list[RefRecord]:

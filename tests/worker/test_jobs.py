@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rq.job import JobStatus, Retry
 from backend.corrections import Tally
 from backend.errors import LabelStudioUnauthorized
 from backend.labelstudio import prompt_text
-from backend.labelstudio.predictions import ProposedRegion, region_id_for
+from backend.labelstudio.predictions import ProposedRegion, region_id_for, unused_region_ids
 from backend.shared_redis import DECISION_KEY, SERVED_KEY
 from backend.state.redis_store import KnownProject
 from finetune.data.records import RefRecord, read_records
@@ -115,6 +116,119 @@ def test_what_was_served_is_remembered_when_the_log_has_expired(
     services.redis.delete(SERVED_KEY.format(region=region_id))
     label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", changed))
     assert [record.corrected for record in collect(services)] == [True]
+
+
+DOTS = "all dots"
+
+
+def dots() -> list[Mask]:
+    masks = [np.zeros((48, 64), dtype=np.bool_) for _ in range(3)]
+    for place, mask in enumerate(masks):
+        mask[5:15, 20 * place + 2 : 20 * place + 12] = True
+    return masks
+
+
+def serve_objects(services: Services, masks: list[Mask]) -> list[str]:
+    """Lets the backend's log say that it served a region for each object; returns their ids."""
+    ids = list(islice(unused_region_ids(str(PROJECT), str(TASK), DOTS, {}), len(masks)))
+    proposed = [
+        (ProposedRegion(region_id, DOTS, mask, 0.9), mask_to_coco_rle(mask))
+        for region_id, mask in zip(ids, masks, strict=True)
+    ]
+    services.redis_store.note_served(proposed, BASE)
+    return ids
+
+
+def save_objects(label_studio: LabelStudioServer, ids: list[str], masks: list[Mask]) -> None:
+    regions = [region(region_id, DOTS, mask) for region_id, mask in zip(ids, masks, strict=True)]
+    label_studio.save(ANNOTATION, TASK, [result for results in regions for result in results])
+
+
+def test_the_objects_of_a_phrase_are_one_accepted_record(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    masks = dots()
+    ids = serve_objects(services, masks)
+    save_objects(label_studio, ids, masks)
+
+    [record] = collect(services)
+
+    assert (record.phrase, record.kind, record.served_version) == (DOTS, "accepted", BASE)
+    assert record.mask_rle == mask_to_coco_rle(np.any(masks, axis=0))
+    assert [entry.region for entry in record.objects] == ids
+    assert [entry.box_xyxy for entry in record.objects] == [(2, 5, 12, 15), (22, 5, 32, 15), (42, 5, 52, 15)]
+
+
+def test_two_accepted_objects_and_one_edited_are_one_corrected_record(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    """And they are counted by region: two accepted, one edited; also once the log has expired."""
+    served = dots()
+    ids = serve_objects(services, served)
+    edited = dots()
+    edited[1][15:20, 22:32] = True
+    for _ in range(2):
+        save_objects(label_studio, ids, edited)
+
+        [record] = collect(services)
+
+        assert (record.kind, record.corrected) == ("corrected", True)
+        assert record.mask_rle == mask_to_coco_rle(np.any(edited, axis=0))
+        assert record.served_rle == mask_to_coco_rle(np.any(served, axis=0))
+        [counted] = services.corrections.sums()
+        tally = counted.tally
+        assert (tally.accepted, tally.edited, tally.added) == (2, 1, 0)
+        for region_id in ids:
+            services.redis.delete(SERVED_KEY.format(region=region_id))
+
+
+@pytest.mark.parametrize("left", [[0], [0, 2], [2]])
+def test_a_deleted_object_makes_the_record_a_correction(
+    services: Services, label_studio: LabelStudioServer, left: list[int]
+) -> None:
+    """The label of the phrase is what is left, its proposal the whole answer, also without the log."""
+    masks = dots()
+    ids = serve_objects(services, masks)
+    for _ in range(2):
+        save_objects(label_studio, [ids[place] for place in left], [masks[place] for place in left])
+
+        [record] = collect(services)
+
+        assert record.kind == "corrected"
+        assert record.mask_rle == mask_to_coco_rle(np.any([masks[place] for place in left], axis=0))
+        assert record.served_rle == mask_to_coco_rle(np.any(masks, axis=0))
+        for region_id in ids:
+            services.redis.delete(SERVED_KEY.format(region=region_id))
+
+
+def test_an_object_that_was_added_belongs_to_the_phrase(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    masks = dots()
+    ids = serve_objects(services, masks[:2])
+    save_objects(label_studio, [*ids, "by hand"], masks)
+
+    [record] = collect(services)
+
+    assert record.kind == "corrected"
+    assert record.mask_rle == mask_to_coco_rle(np.any(masks, axis=0))
+    assert [entry.served_rle is None for entry in record.objects] == [False, False, True]
+
+
+def test_an_object_with_another_phrase_is_a_label_of_that_phrase(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    masks = dots()
+    ids = serve_objects(services, masks)
+    renamed = region(ids[2], "the last dot", masks[2])
+    kept = [result for place in (0, 1) for result in region(ids[place], DOTS, masks[place])]
+    label_studio.save(ANNOTATION, TASK, kept + renamed)
+
+    records = {record.phrase: record for record in collect(services)}
+
+    assert records[DOTS].kind == "corrected"
+    assert records["the last dot"].kind == "accepted"
+    assert records["the last dot"].objects == ()
 
 
 def test_an_edit_replaces_and_several_annotators_are_kept_apart(

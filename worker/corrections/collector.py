@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -19,10 +19,12 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.client import LabelStudioClient, moment_of
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import region_id_for
+from backend.labelstudio.prompt_text import phrase_key
 from backend.shared_redis import COLLECTED_KEY, RECORDS_LOCK
 from backend.state.skipped_items import reason_of
 from finetune.data.records import RefRecord
 from sspsam import mask_to_coco_rle
+from sspsam.images.masks import merge_coco_rles
 from sspsam.version_store.cards import VersionError
 from worker.corrections.feedback_counts import tally_annotation
 from worker.queueing.queues import redis_lock
@@ -220,10 +222,19 @@ def _predicted(task: Mapping[str, Any], config: LabelingConfig, max_pixels: int)
             logger.warning("a prediction of task %s is not read: %s", task.get("id"), reason_of(error))
             continue
         at = moment_of(prediction.get("created_at"))
-        for region in [*content.regions, *content.boxes]:
-            rle = mask_to_coco_rle(region.mask)
-            found[region.region_id] = ServedMask(rle, version, at, region.phrase or "")
+        regions = [*content.regions, *content.boxes]
+        masks = [ServedMask(mask_to_coco_rle(r.mask), version, at, r.phrase or "") for r in regions]
+        for region, mask in zip(regions, masks, strict=True):
+            found[region.region_id] = replace(mask, answer=_answer_with(mask, masks))
     return found
+
+
+def _answer_with(mask: ServedMask, masks: Iterable[ServedMask]) -> dict[str, Any] | None:
+    """Union of the masks of a prediction with the phrase of one; None if that is the only one."""
+    key = phrase_key(mask.phrase)
+    rles = [other.rle for other in masks if key and phrase_key(other.phrase) == key]
+    same_size = [rle for rle in rles if rle["size"] == mask.rle["size"]]
+    return merge_coco_rles(same_size) if len(same_size) > 1 else None
 
 
 def _serving(services: Services, project: int) -> str:

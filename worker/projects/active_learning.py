@@ -174,7 +174,7 @@ class Ranker:
         if not meant:  # the phrases of other images only serve to score this one
             outcome.regions.clear()
             outcome.no_match.clear()
-        asked = [region.phrase for region in outcome.regions]
+        asked = list(dict.fromkeys(region.phrase for region in outcome.regions))
         known = next(
             (
                 prediction

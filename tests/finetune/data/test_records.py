@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.records import RecordFormatError, RefRecord, read_records, records_digest, write_records
+from finetune.data.records import (
+    RecordFormatError,
+    RecordObject,
+    RefRecord,
+    read_records,
+    records_digest,
+    write_records,
+)
 from sspsam.images.masks import mask_to_coco_rle
 
 MASK = np.zeros((4, 6), dtype=np.bool_)
@@ -49,7 +56,12 @@ def test_corrected_tells_what_the_person_changed(record: RefRecord, corrected: b
 
 
 def test_records_come_back_from_disk(tmp_path: Path) -> None:
-    records = [RECORD, replace(NOTHING, served_rle=mask_to_coco_rle(MASK), served_version="v1")]
+    several = (RecordObject("a", (2, 1, 5, 3), mask_to_coco_rle(MASK)), RecordObject("b", (0, 0, 1, 1)))
+    records = [
+        RECORD,
+        replace(RECORD, objects=several),
+        replace(NOTHING, served_rle=mask_to_coco_rle(MASK), served_version="v1"),
+    ]
     write_records(tmp_path / "new" / "1.jsonl", records)
     assert read_records(tmp_path / "new" / "1.jsonl") == records
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["1.jsonl"]
@@ -67,6 +79,8 @@ def test_corrected_survives_the_disk(tmp_path: Path) -> None:
         pytest.param({"mask_rle": {"counts": "1"}}, id="an RLE without size"),
         pytest.param({"image_hw": [6, 4]}, id="mask and image differ in size"),
         pytest.param({"image_hw": []}, id="no size"),
+        pytest.param({"objects": [{"region": "a", "box_xyxy": [0, 0, 1]}]}, id="a box with three sides"),
+        pytest.param({"objects": ["a"]}, id="an object without fields"),
         pytest.param({"phrase": None}, id="phrase is no text"),
     ],
 )
