@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from finetune.data.stickers.dataset import StickerDataset
-from sspsam import Instance, Predictor, mask_to_coco_rle
+from sspsam import Instance, Predictor, mask_to_coco_rle, objects
 from sspsam.checkpoints.bundles import frozen_weights
 from sspsam.images.frames import BoolMask
 from sspsam.images.masks import coco_rle_iou
@@ -189,7 +190,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="Keeps results; an interrupted run is resumed.")
     options = parser.parse_args()
     predictor = Predictor.from_preset(PRESET, device="cpu")
-    conditions = {"weights": frozen_weights(PRESET), "seed": SEED}
+    rule = hashlib.sha256(Path(objects.__file__).read_bytes()).hexdigest()
+    conditions = {"weights": frozen_weights(PRESET), "rule": rule, "seed": SEED}
     results = Results(options.results, conditions, ["scene"])
     data = StickerDataset(
         "val", options.scenes, seed=SEED, families=["several"], nouns=["core"], phrases_per_scene=1

@@ -5,11 +5,12 @@ The rule:
 1. Seeds are points inside the mask, the deepest first. Each excludes the largest disc around it that fits
    into the mask. Connected parts below MIN_PART of the largest part have no seed.
 2. SAM is asked for the mask at each seed, without the phrase.
-3. The affinity of two seeds is the share of each one's disc that the other's mask covers: the mean of both,
-   weighted by how good that mask is (SAM's estimate of its IoU, times its share inside the answer). Groups
-   join in the order of their mean affinity: objects that touch are told apart, since neither mask covers the
-   other's disc, and one that is cut by an occluder stays one, since each covers the other.
-   Groups that share a connected part join from SAME_PART on, others from OTHER_PART on.
+3. The affinity of two seeds is the share of each one's core, the disc of half the radius, that the other's
+   mask covers: the mean of both, weighted by how good that mask is (SAM's estimate of its IoU, times its
+   share inside the answer). In one connected part, NECK times the width of the mask between them is added,
+   relative to the narrower disc. Groups join in the order of their mean affinity, from SAME_PART on if they
+   share a connected part, else from OTHER_PART on. So objects that touch are told apart, since neither mask
+   covers the other's core, and one that is cut by an occluder stays one, since each covers the other.
 4. A group that is shallow beside another group of its connected part is a protrusion, and joins it.
 5. Each pixel belongs to the object whose masks have the highest mean logit there, of those with a seed in its
    connected part; a part without a seed belongs to the nearest object.
@@ -41,7 +42,11 @@ MIN_PART_OF_IMAGE = 0.0008
 """The same, as a fraction of the image."""
 MIN_DEPTH_CELLS = 1.5
 """Least distance of a further seed of a connected part from its edge, in cells of SAM's mask grid."""
-SAME_PART = 0.1
+CORE = 0.5
+"""Radius of a seed's core, as a fraction of its depth."""
+NECK = 0.1
+"""Weight of the width between two seeds in their affinity; below SAME_PART, so that it joins none alone."""
+SAME_PART = 0.15
 """Affinity from which two groups of seeds in one connected part are one object."""
 OTHER_PART = 0.5
 """The same, for groups without a common connected part."""
@@ -49,6 +54,8 @@ PROTRUSION = 0.4
 """Greatest depth of a protrusion, as a fraction of the depth of its object."""
 MAX_LOGIT = 8.0
 """Limits how far a single mask decides about a pixel."""
+
+_NECK_STEPS = 40
 
 Grid = npt.NDArray[np.float32]
 _Labels = npt.NDArray[np.int32]
@@ -131,7 +138,7 @@ def find_seeds(mask: BoolMask, grid_side: int) -> Seeds:
     image_cells = grid_side**2 * min(mask.shape) / max(mask.shape)
     least = max(MIN_PART * areas.max(), min(MIN_PART_OF_IMAGE * image_cells, areas.max()))
     large = areas >= max(least, 1)
-    depth = cv2.distanceTransform(np.pad(grid, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    depth = _depth(grid)
     free = np.where(large[parts], depth, 0)
     rows, columns = np.ogrid[:grid_side, :grid_side]
     found: list[tuple[int, int]] = []
@@ -184,15 +191,37 @@ def _affinities(
     share = inside.sum(axis=(1, 2)) / np.maximum(found.sum(axis=(1, 2)), 1)
     trust = share * scores + 1e-3
     rows, columns = np.ogrid[: len(seeds.grid), : len(seeds.grid)]
-    discs = np.stack(
+    cores = np.stack(
         [
-            ((rows - y) ** 2 + (columns - x) ** 2 <= max(depth, 1.0) ** 2) & seeds.grid
+            ((rows - y) ** 2 + (columns - x) ** 2 <= max(CORE * depth, 1.0) ** 2) & seeds.grid
             for (x, y), depth in zip(seeds.cells_xy, seeds.depths, strict=True)
         ]
     ).reshape(len(share), -1)
-    common = inside.reshape(len(share), -1).astype(np.float32) @ discs.T.astype(np.float32)
-    covered = trust[:, None] * common / np.maximum(discs.sum(axis=1), 1)
-    return covered + covered.T, trust[:, None] + trust
+    common = inside.reshape(len(share), -1).astype(np.float32) @ cores.T.astype(np.float32)
+    covered = trust[:, None] * common / np.maximum(cores.sum(axis=1), 1)
+    weights = trust[:, None] + trust
+    return covered + covered.T + NECK * _necks(seeds) * weights, weights
+
+
+def _necks(seeds: Seeds) -> npt.NDArray[np.float64]:
+    """(N, N) width of the mask at the narrowest place between two seeds of a connected part, relative to the
+    narrower disc, 0..1; 0 between parts.
+    """
+    depth = _depth(seeds.grid)
+    steps = np.linspace(0, 1, _NECK_STEPS)[:, None]
+    necks = np.zeros((len(seeds.depths),) * 2)
+    for one, other in np.argwhere(np.triu(seeds.parts[:, None] == seeds.parts, 1)):
+        line = seeds.cells_xy[one] * (1 - steps) + seeds.cells_xy[other] * steps
+        columns, rows = np.rint(line).astype(np.int64).T
+        narrowest = float(depth[rows, columns].min()) / float(seeds.depths[[one, other]].min())
+        necks[one, other] = necks[other, one] = min(narrowest, 1.0)
+    return necks
+
+
+def _depth(grid: BoolMask) -> Grid:
+    """Distance of each cell of a mask to its edge, in cells; the image's border is an edge."""
+    distances = cv2.distanceTransform(np.pad(grid, 1).astype(np.uint8), cv2.DIST_L2, 5)
+    return np.asarray(distances[1:-1, 1:-1], np.float32)
 
 
 def _join(
