@@ -18,12 +18,15 @@ from typing import Any
 
 from backend.labelstudio.annotations import AnnotationContent, Region
 from backend.labelstudio.prompt_text import phrase_key
+from backend.labelstudio.regions.shapes import Box
 from finetune.data.records import RecordFormatError, RecordObject, RefRecord, read_records, write_records
 from sspsam import mask_to_coco_rle
-from sspsam.images.masks import mask_to_box_xyxy, merge_coco_rles
+from sspsam.images.masks import box_iou, mask_to_box_xyxy, merge_coco_rles
 
 logger = logging.getLogger(__name__)
 
+SAME_OBJECT_IOU = 0.5
+"""A box with this IoU with the box around a mask of its phrase is of the same object."""
 DAMAGED = ".damaged"
 """Suffix of an annotation's file that could not be read."""
 
@@ -162,7 +165,8 @@ def make_records(
     """Converts the content of an annotation into records: one per phrase.
 
     The label of a phrase is the union of its regions (GRES), and its proposal the whole answer: three
-    regions, two accepted and one edited, are one corrected record. Regions without a phrase or with a mask of
+    regions, two accepted and one edited, are one corrected record. It is a record of boxes if one of the
+    objects has a box only. Regions without a phrase or with a mask of
     another size than the image are left out. A mask whose proposal is unknown, because the log was lost,
     counts as added, never as accepted.
 
@@ -180,12 +184,24 @@ def make_records(
         by_phrase.setdefault(phrase_key(region.phrase), []).append(region)
     records = [
         _record_of(regions, source, {region.region_id: served(region.region_id) for region in regions})
-        for regions in by_phrase.values()
+        for regions in map(_without_boxes_of_masks, by_phrase.values())
     ]
     for phrase in content.no_target_phrases:
         record, proposed = source.record(phrase, None, None), served(region_id_for(phrase))
         records.append(record if proposed is None else _with_served(record, proposed))
     return records
+
+
+def _without_boxes_of_masks(regions: Sequence[Region]) -> list[Region]:
+    """The regions of a phrase without boxes around its masks: what they tell, the masks tell better."""
+    if len({region.box_xyxy is None for region in regions}) == 1:
+        return list(regions)
+    around = [mask_to_box_xyxy(region.mask) for region in regions if region.box_xyxy is None]
+    return [region for region in regions if not _is_around_one(region.box_xyxy, around)]
+
+
+def _is_around_one(box: Box | None, masks: Sequence[Box]) -> bool:
+    return box is not None and max(box_iou(box, mask) for mask in masks) >= SAME_OBJECT_IOU
 
 
 def _record_of(

@@ -36,7 +36,7 @@ from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind
 from backend.labelstudio.regions.shapes import value_to_runs
 from backend.queries import Task, annotator_of, draft_version_of
 from backend.serving.batch_queue import Caller
-from backend.state.displayed_masks import DisplayedMask, PackedMask, VisibleMask, mask_under
+from backend.state.displayed_masks import DisplayedMask, PackedMask, VisibleMask, join_parts, mask_under
 from sspsam import coco_rle_to_mask
 
 AUTOSAVE_S = 5.0
@@ -100,7 +100,7 @@ class MaskReader:
         self._lock = Lock()
 
     def masks(self, results: object, config: LabelingConfig, most: int = MOST_MASKS) -> list[VisibleMask]:
-        """The masks of an annotation, a draft or a prediction; unreadable ones are left out."""
+        """The masks of an annotation, a draft or a prediction, by object; unreadable ones are left out."""
         regions = _regions(results, config)[-most:] if most else []
         texts = region_texts({"result": results}, config) if regions else {}
         found, left_px = {}, MOST_PIXELS
@@ -112,7 +112,7 @@ class MaskReader:
             if pixels is not None and pixels.area_px and region_id not in found:
                 phrase, label = texts.get(region_id, (None, None))
                 found[region_id] = VisibleMask(region_id, phrase or "", label, pixels)
-        return list(reversed(found.values()))
+        return join_parts(list(reversed(found.values())))
 
     def _pixels(self, region: Mapping[str, Any], kind: Kind, left_px: int) -> tuple[PackedMask | None, int]:
         """A mask, and the number of pixels that were decoded for it."""

@@ -86,8 +86,10 @@ class Outcome:
 
     version: str
     regions: list[ProposedRegion] = field(default_factory=list)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Phrase of each region on the form by ID, as far as known."""
     leftover: list[ProposedRegion] = field(default_factory=list)
-    """Regions of an earlier answer that have no object now, emptied."""
+    """Regions of an earlier answer that have no object or part now, emptied."""
     no_match: list[str] = field(default_factory=list)
     certainties: dict[str, float] = field(default_factory=dict)
     """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
@@ -206,10 +208,10 @@ class Assistant:
         if box.asked:
             outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
             shown = self._redis_store.shown(project, task.task_id)
-            outcome.regions, texts = beside_renamed(
+            outcome.regions, outcome.texts = beside_renamed(
                 outcome.regions, project, task, prompt, shown, self._annotations, config, caller
             )
-            outcome.leftover = leftover_regions(outcome.regions, project, task.task_id, texts)
+            outcome.leftover = leftover_regions(outcome.regions, project, task.task_id, outcome.texts)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = _written(outcome, box, prompt, context, config)
@@ -328,7 +330,7 @@ class Assistant:
                 outcome.no_match.append(phrase)
             else:
                 regions = regions_of(referent, project, task.task_id, texts, shown, together)
-                outcome.regions += [held for region in regions for held in as_held(region, config)]
+                outcome.regions += [as_held(region, config) for region in regions]
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:
@@ -367,7 +369,7 @@ def _written(
     """Writes an answer: regions, the prompt box, the box of confirmed absences, the status line."""
     results: list[Result] = []
     for region in [*outcome.regions, *outcome.leftover]:
-        results += region_results(region, config)
+        results += region_results(region, config, outcome.texts)
     absent = list(prompt_text.distinct([*absent_entries(context, config), *box.denied]).values())
     confirmed = set(prompt_text.distinct(absent))
     unmatched = [

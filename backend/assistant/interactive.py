@@ -21,7 +21,8 @@ from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, AnnotationMasks
 from backend.assistant.click_series import Series, Work
-from backend.assistant.messages import message_of_box
+from backend.assistant.messages import leftover_message, message_of_box
+from backend.assistant.renamed_regions import texts_of
 from backend.errors import BackendError
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
@@ -32,12 +33,16 @@ from backend.labelstudio.predictions import (
     ProposedRegion,
     Result,
     as_held,
+    emptied,
     fresh_id,
+    ids_of,
+    is_free,
     prediction,
     region_results,
     status_line,
     text_result,
 )
+from backend.labelstudio.regions.parts import object_id_of
 from backend.logs import request_id
 from backend.metrics import Metrics
 from backend.queries import Task
@@ -90,27 +95,43 @@ class _Form:
         """Whether the content of the prompt box is not known: the annotation has no draft yet."""
         return self.view is None or self.view.results is None
 
-    def displayed(self, work: Work, held: Sequence[ProposedRegion]) -> list[DisplayedMask]:
-        """The records of a mask in this form, after the gestures of the request.
+    def displayed(self, work: Work, held: ProposedRegion) -> DisplayedMask:
+        """The record of a mask in this form, after the gestures of the request.
 
         Args:
             work: The mask and its gestures.
-            held: The regions that hold the mask, its own first; those of further parts have no gestures.
+            held: The mask as the form holds it.
         """
-        draft = self.task.draft_version if self.view is None else self.view.draft
-        own = replace(
+        return replace(
             work.target,
+            rle=mask_to_coco_rle(held.mask),
             before=work.target.rle,
             current=tuple(work.gestures),
             annotator=self.annotator,
-            draft=draft,
+            draft=self.task.draft_version if self.view is None else self.view.draft,
             shown_s=time.time(),
         )
-        part = replace(own, before={}, current=(), settled=())
-        return [
-            replace(one, region_id=region.region_id, rle=mask_to_coco_rle(region.mask))
-            for one, region in zip([own, *[part] * (len(held) - 1)], held, strict=False)
-        ]
+
+    def texts(self) -> dict[str, str]:
+        """Phrase of each region in the annotator's draft by ID."""
+        results = self.view.results if self.view else None
+        return texts_of([{"result": list(results or ())}], self.config)
+
+    def former_parts(self, work: Work, held: ProposedRegion, texts: Mapping[str, str]) -> list[str]:
+        """IDs of the parts on the form that a mask no longer has, in a form of polygons.
+
+        Args:
+            work: The mask and its gestures.
+            held: The mask as the form holds it.
+            texts: Phrase of each region in the annotator's draft by ID.
+        """
+        kind = self.config.choice_for(held.phrase, held.label).control.kind
+        if kind != "polygon" or work.is_new:
+            return []
+        before = as_held(replace(held, mask=work.target.mask, shapes=()), self.config)
+        drafted = [each for each in texts if object_id_of(each) == held.region_id]
+        known = {each for each in drafted if is_free(each, held.phrase, texts)} | set(ids_of(before, texts))
+        return sorted(known - set(ids_of(held, texts)))
 
     @property
     def shows_status(self) -> bool:
@@ -234,19 +255,26 @@ class Refiner:
             return self._say(form, series.complaint, "nothing")
         displayed: list[DisplayedMask] = []
         results: list[Result] = []
+        left: list[ProposedRegion] = []
+        texts = form.texts()
         for work in works:
             assert work.mask is not None
             target = work.target
             region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
             held = as_held(region, form.config)
-            results += [result for part in held for result in region_results(part, form.config)]
-            displayed += form.displayed(work, held)
+            gone = emptied(held, form.former_parts(work, held, texts))
+            for written in (held, *gone):
+                results += region_results(written, form.config, texts)
+            displayed.append(form.displayed(work, held))
+            left += gone
         is_new = series.last is not None and series.last.is_new and len(series.last.gestures) == 1
         outcome = "nothing" if series.complaint else "new" if is_new else "corrected"
         self._metrics.clicks.labels(outcome).inc()
         self._redis_store.note_shown(form.project, form.task.task_id, displayed)
         if series.complaint:
             results += self._message(form, series.complaint)
+        elif left:
+            results += self._message(form, leftover_message([region.phrase for region in left]).rstrip("."))
         elif (message := self._current_message(form)) is not None:
             results += self._told(form, message)
         return prediction(results, model.version or self._engine.version_of(form.project), [model.certainty])

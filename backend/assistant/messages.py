@@ -46,7 +46,7 @@ def label_message(regions: Sequence[ProposedRegion], config: LabelingConfig) -> 
 def holes_message(regions: Sequence[ProposedRegion]) -> str:
     """Says which masks have holes that the form's regions cannot have; empty if there are none."""
     phrases = dict.fromkeys(
-        region.phrase for region in regions if region.shape is not None and region.shape.filled_holes
+        region.phrase for region in regions if any(shape.filled_holes for shape in region.shapes)
     )
     shown = [f"“{_short(phrase)}”" for phrase in list(phrases)[-SHOWN_PHRASES:]]
     return f"A polygon has no holes: those of {', '.join(shown)} are filled." if shown else ""
@@ -60,10 +60,12 @@ def leftover_message(phrases: Sequence[str]) -> str:
     """
     if not phrases:
         return ""
-    phrase = _short(phrases[0])
+    named = next(filter(None, phrases), "")
     if len(phrases) == 1:
-        return f"One region of the earlier answer for “{phrase}” is empty now. Delete it."
-    return f"{len(phrases)} regions of earlier answers, such as “{phrase}”, are empty now. Delete them."
+        of_phrase = f" of the earlier answer for “{_short(named)}”" if named else ""
+        return f"One region{of_phrase} is empty now. Delete it."
+    such = f" of earlier answers, such as “{_short(named)}”," if named else ""
+    return f"{len(phrases)} regions{such} are empty now. Delete them."
 
 
 def message_of_box(entries: Sequence[str], config: LabelingConfig) -> str:

@@ -8,13 +8,11 @@ emptied, since an answer of an ML backend can replace regions but not remove the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 
-import numpy as np
-
-from backend.labelstudio.predictions import ProposedRegion, unused_region_ids
+from backend.labelstudio.predictions import ProposedRegion, emptied, ids_of, unused_region_ids
 from backend.labelstudio.prompt_text import phrase_key
+from backend.labelstudio.regions.parts import part_ids
 from backend.state.displayed_masks import DisplayedMask
 from sspsam import Instance, Referent, mask_to_coco_rle
 from sspsam.images.masks import coco_rle_iou
@@ -54,24 +52,22 @@ def regions_of(
 def leftover_regions(
     regions: Sequence[ProposedRegion], project: str, task: str, texts: Mapping[str, str]
 ) -> list[ProposedRegion]:
-    """Regions on the form of an earlier answer to the same phrases that have no object now, emptied.
+    """Regions on the form of an earlier answer to the same phrases that have no object or part now, emptied.
 
     Args:
-        regions: The answer's regions.
+        regions: The answer's regions, as the form holds them.
         project: Project of the task.
         task: The task.
         texts: Phrase of each region of the annotator's draft by ID.
     """
     firsts = {phrase_key(region.phrase): region for region in reversed(regions)}
-    answered = {region.region_id for region in regions}
+    answered = {part_id for region in regions for part_id in ids_of(region, texts)}
     leftover = []
     for key, first in firsts.items():
-        ids = islice(unused_region_ids(project, task, first.phrase, {}), MOST_REGIONS)
-        leftover += [
-            replace(first, region_id=region_id, mask=np.zeros_like(first.mask), score=0.0)
-            for region_id in ids
-            if region_id not in answered and phrase_key(texts.get(region_id, "")) == key
-        ]
+        objects = islice(unused_region_ids(project, task, first.phrase, {}), MOST_REGIONS)
+        ids = (part_id for object_id in objects for part_id in part_ids(object_id))
+        gone = [each for each in ids if each not in answered and phrase_key(texts.get(each, "")) == key]
+        leftover += emptied(first, gone)
     return leftover
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from backend.assistant.annotation_masks import FRESH_S, AnnotationFinder
 from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.predictions import ProposedRegion, unused_region_ids
-from backend.labelstudio.prompt_text import phrase_key
+from backend.labelstudio.predictions import ProposedRegion, is_free, unused_region_ids
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask
@@ -75,7 +74,7 @@ def _with_unused_ids(
 ) -> list[ProposedRegion]:
     """Each region under its ID, unless a region of another phrase has it."""
     kept: list[ProposedRegion] = []
-    taken = {region.region_id for region in regions if _is_free(region.region_id, region.phrase, texts)}
+    taken = {region.region_id for region in regions if is_free(region.region_id, region.phrase, texts)}
     for region in regions:
         region_id = region.region_id
         if region_id not in taken:
@@ -84,7 +83,3 @@ def _with_unused_ids(
             taken.add(region_id)
         kept.append(replace(region, region_id=region_id))
     return kept
-
-
-def _is_free(region_id: str, phrase: str, texts: Mapping[str, str]) -> bool:
-    return phrase_key(texts.get(region_id, "")) in ("", phrase_key(phrase))

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.prompt_text import phrase_key
 from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind, RegionControl, Tag
+from backend.labelstudio.regions.parts import group_parts, object_id_of
 from backend.labelstudio.regions.shapes import Box, size_of, value_to_box, value_to_runs
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
-from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns
+from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns, union_of_runs
 
 OUR_ID = re.compile("[0-9a-f]{12}")
 """IDs of regions that were made for a phrase: see `predictions.region_id_for`."""
@@ -35,7 +37,7 @@ RLE_BYTES_PER_ANNOTATION = 2**26
 
 @dataclass(frozen=True)
 class Region:
-    """One mask of an annotation, or one box."""
+    """One object of an annotation: a mask, or a box."""
 
     region_id: str
     phrase: str | None
@@ -115,11 +117,12 @@ def read_annotation(
         max_pixels: Masks of larger images are refused before they are read.
 
     Returns:
-        Regions in the order of their first result. Empty masks are left out; so are unreadable ones, those on
-        other images, with an entry in `problems`. Shapes of other tags are ignored.
+        Regions in the order of their first result, the polygons of an object joined. Empty masks are left
+        out; so are unreadable ones, those on other images, with an entry in `problems`. Shapes of other tags
+        are ignored.
     """
     groups = regions_by_id(annotation)
-    regions, problems = [], []
+    regions, problems, empty = [], [], set()
     elsewhere: Counter[str] = Counter()
     budget = MaskBudget(max_pixels)
     for region_id, group in groups.items():
@@ -128,13 +131,24 @@ def read_annotation(
         except MaskFormatError as error:
             problems.append(f"region {region_id}: {error}")
             continue
-        if region is not None and not region.runs.is_empty:
+        if region is not None and region.runs.is_empty:
+            empty.add(region_id)
+        elif region is not None:
             regions.append(region)
         elsewhere.update({place_of(result) for result in group if _is_foreign_region(result, config)})
     problems += [f"{count} masks on the image “{name}” are left out" for name, count in elsewhere.items()]
-    masks = tuple(region for region in regions if region.box_xyxy is None)
+    masks = tuple(_join_parts([region for region in regions if region.box_xyxy is None]))
     boxes = tuple(region for region in regions if region.box_xyxy is not None)
-    return AnnotationContent(masks, boxes, *phrases_without_mask(annotation, config), tuple(problems))
+    return AnnotationContent(masks, boxes, *phrases_without_mask(annotation, config, empty), tuple(problems))
+
+
+def _join_parts(regions: Sequence[Region]) -> Iterator[Region]:
+    """One region per object."""
+    meanings = [(phrase_key(each.phrase or ""), each.label, each.kind, each.hw) for each in regions]
+    for object_id, places in group_parts([region.region_id for region in regions], meanings):
+        parts = [regions[place] for place in places]
+        runs = parts[0].runs if len(parts) == 1 else union_of_runs([part.runs for part in parts])
+        yield replace(parts[0], region_id=object_id, runs=runs)
 
 
 def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> tuple[str, ...]:
@@ -146,11 +160,17 @@ def no_target_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> 
 
 
 def phrases_without_mask(
-    annotation: Mapping[str, Any], config: LabelingConfig
+    annotation: Mapping[str, Any], config: LabelingConfig, empty: Container[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the phrases confirmed to be absent, those that found nothing, and those not asked."""
+    """Returns the phrases confirmed to be absent, those that found nothing, and those not asked.
+
+    Args:
+        annotation: A dict with a `result` list.
+        config: The project's labeling config.
+        empty: IDs of regions without pixels, which make no phrase present.
+    """
     results = _results(annotation)
-    present = drawn_phrases(annotation, config)
+    present = drawn_phrases(annotation, config, empty)
     absent = prompt_text.distinct(absent_entries(results, config))
     entries = prompt_entries(results, config)
     asked = prompt_text.distinct(filter(prompt_text.found_nothing, entries))
@@ -164,12 +184,20 @@ def phrases_without_mask(
     )
 
 
-def drawn_phrases(annotation: Mapping[str, Any], config: LabelingConfig) -> set[str]:
-    """Returns the keys of the phrases that have a region: a mask, a polygon or any other shape."""
+def drawn_phrases(
+    annotation: Mapping[str, Any], config: LabelingConfig, empty: Container[str] = ()
+) -> set[str]:
+    """Returns the keys of the phrases that have a region: a mask, a polygon or any other shape.
+
+    Args:
+        annotation: A dict with a `result` list.
+        config: The project's labeling config.
+        empty: IDs of regions that do not count.
+    """
     return {
         prompt_text.phrase_key(phrase)
         for region_id, group in regions_by_id(annotation).items()
-        if (phrase := phrase_of(region_id, group, config))
+        if region_id not in empty and (phrase := phrase_of(region_id, group, config))
     }
 
 
@@ -319,7 +347,7 @@ def phrase_of(region_id: str, group: list[Mapping[str, Any]], config: LabelingCo
     had that text, under IDs made by us.
     """
     texts = [text for result in group if is_of(result, config.phrase) for text in _texts(result)]
-    if not texts and (config.phrase is None or OUR_ID.fullmatch(region_id)):
+    if not texts and (config.phrase is None or OUR_ID.fullmatch(object_id_of(region_id))):
         notes = (meta for result in group if isinstance(meta := result.get("meta"), Mapping))
         texts = [text for note in notes for text in prompt_text.entries(note.get("text"))]
     return prompt_text.plain_phrase(texts[0]) or None if texts else None

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain, count, islice
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.regions.controls import Tag
+from backend.labelstudio.regions.parts import part_ids
 from backend.labelstudio.regions.shapes import Shape, shapes_of
 from sspsam.images.masks import BoolMask
 
 Result = dict[str, Any]
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class ProposedRegion:
-    """A proposed mask for a phrase."""
+    """A proposed mask for a phrase: one object."""
 
     region_id: str
     phrase: str
@@ -31,8 +36,8 @@ class ProposedRegion:
     """0..1."""
     label: str | None = None
     """None: chosen by the phrase."""
-    shape: Shape | None = None
-    """The mask as the form's region holds it: see `as_held`."""
+    shapes: tuple[Shape, ...] = ()
+    """The mask as the form's regions hold it, the largest part first: see `as_held`."""
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
@@ -52,59 +57,78 @@ def unused_region_ids(project: str, task: str, phrase: str, texts: Mapping[str, 
         phrase: Phrase of the new masks.
         texts: Phrase of each region of the form by ID.
     """
-    key = prompt_text.phrase_key(phrase)
     candidates = chain([task], (f"{task}/{number}" for number in count(2)))
     ids = (region_id_for(project, candidate, phrase) for candidate in candidates)
-    return (region_id for region_id in ids if prompt_text.phrase_key(texts.get(region_id, "")) in ("", key))
+    return (region_id for region_id in ids if is_free(region_id, phrase, texts))
 
 
-def as_held(region: ProposedRegion, config: LabelingConfig) -> list[ProposedRegion]:
-    """A proposed region as the form holds it: with the mask that its result will be read as.
+def as_held(region: ProposedRegion, config: LabelingConfig) -> ProposedRegion:
+    """A proposed region as the form holds it: with the mask that its results will be read as.
 
-    Returns:
-        One region; for a mask in several parts, in a form of polygons, one for each part, the largest first
-        and under the region's ID.
+    A form of polygons holds a mask in several parts as several shapes, others as one.
 
     Raises:
         LabelingConfigError: the config has no region control, or no image.
     """
-    if region.shape is not None:
-        return [region]
+    if region.shapes:
+        return region
     config.require("image")
     control = config.choice_for(region.phrase, region.label).control
-    shapes = shapes_of(region.mask, control.kind, control.cuts_holes)
-    return [
-        replace(region, region_id=_part_id(region.region_id, number), mask=shape.mask, shape=shape)
-        for number, shape in enumerate(shapes)
-    ]
+    shapes = tuple(shapes_of(region.mask, control.kind, control.cuts_holes))
+    mask = shapes[0].mask if len(shapes) == 1 else np.any([shape.mask for shape in shapes], axis=0)
+    return replace(region, mask=mask, shapes=shapes)
 
 
-def _part_id(region_id: str, number: int) -> str:
-    """ID of a part of a region, the same whenever the region is proposed."""
-    if not number:
-        return region_id
-    return hashlib.sha256(f"{region_id}/part {number}".encode()).hexdigest()[:12]
+def emptied(region: ProposedRegion, region_ids: Iterable[str]) -> list[ProposedRegion]:
+    """Regions without pixels, with which earlier ones of a region's phrase are replaced."""
+    nothing = replace(region, mask=np.zeros_like(region.mask), score=0.0, shapes=())
+    return [replace(nothing, region_id=region_id) for region_id in region_ids]
 
 
-def region_results(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    """Writes a region: the mask, its label, if a <Labels> has it, and its phrase, if any, under the region's
-    ID. A mask in several parts may become several regions: see `as_held`.
+def ids_of(region: ProposedRegion, texts: Mapping[str, str] = NO_TEXTS) -> list[str]:
+    """IDs of the regions that hold a region, as `as_held` returns it.
+
+    Args:
+        region: The region.
+        texts: Phrase of each region of the form by ID: a part that has been given another phrase keeps it.
+    """
+    region_id, *further = part_ids(region.region_id)
+    free = (each for each in further if is_free(each, region.phrase, texts))
+    return [region_id, *islice(free, len(region.shapes) - 1)]
+
+
+def is_free(region_id: str, phrase: str, texts: Mapping[str, str]) -> bool:
+    """Whether no region of another phrase has an ID."""
+    return prompt_text.phrase_key(texts.get(region_id, "")) in ("", prompt_text.phrase_key(phrase))
+
+
+def region_results(
+    region: ProposedRegion, config: LabelingConfig, texts: Mapping[str, str] = NO_TEXTS
+) -> list[Result]:
+    """Writes a region: for each part the mask, its label, if a <Labels> has it, and its phrase, if any, under
+    the part's ID.
 
     The order matters: the editor creates the area from the first result of an ID.
 
+    Args:
+        region: The region.
+        config: The form.
+        texts: As in `ids_of`.
+
     Raises:
         LabelingConfigError: the config has no region control, or no image.
     """
-    return [result for held in as_held(region, config) for result in _results_of(held, config)]
+    held = as_held(region, config)
+    parts = zip(ids_of(held, texts), held.shapes, strict=False)
+    return [result for part_id, shape in parts for result in _results_of(part_id, shape, held, config)]
 
 
-def _results_of(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    assert region.shape is not None
+def _results_of(region_id: str, shape: Shape, region: ProposedRegion, config: LabelingConfig) -> list[Result]:
     choice = config.choice_for(region.phrase, region.label)
     control = choice.control
     height, width = region.mask.shape
     mask: Result = {
-        "id": region.region_id,
+        "id": region_id,
         "from_name": control.name,
         "to_name": control.to_name or (config.image.name if config.image else ""),
         "type": control.result_type,
@@ -112,17 +136,17 @@ def _results_of(region: ProposedRegion, config: LabelingConfig) -> list[Result]:
         "original_height": height,
         "image_rotation": 0,
         "score": round(region.score, 4),
-        "value": {**region.shape.value, **control.write_labels(choice.label)},
+        "value": {**shape.value, **control.write_labels(choice.label)},
     }
     results = [mask]
     if control.labels_tag and choice.label:
-        value = {**region.shape.value, "labels": [choice.label]}
+        value = {**shape.value, "labels": [choice.label]}
         results.append({**mask, "from_name": control.labels_tag, "type": "labels", "value": value})
     if not region.phrase:
         return results
     if config.phrase is None:
         return [{**result, "meta": {"text": [region.phrase]}} for result in results]
-    return [*results, text_result(config.phrase, region.region_id, [region.phrase])]
+    return [*results, text_result(config.phrase, region_id, [region.phrase])]
 
 
 def text_result(tag: Tag, result_id: str, texts: Sequence[str]) -> Result:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backend.labelstudio.interactions import Interaction
+from backend.labelstudio.prompt_text import phrase_key
+from backend.labelstudio.regions.parts import group_parts
 from sspsam import coco_rle_to_mask
 from sspsam.images.masks import BoolMask
 
@@ -46,6 +48,27 @@ class PackedMask:
         area_px = int(np.count_nonzero(box))
         return cls((height, width), (top, left), (box.shape[0], box.shape[1]), np.packbits(box), area_px)
 
+    @classmethod
+    def union(cls, parts: Sequence[PackedMask]) -> PackedMask:
+        """Union of masks of one image, at least one; most of the image is not looked at."""
+        boxes = [(*part.top_left, *np.add(part.top_left, part.box_hw)) for part in parts if part.area_px]
+        if len(boxes) < 2:
+            return next((part for part in parts if part.area_px), parts[0])
+        top, left = (min(box[axis] for box in boxes) for axis in (0, 1))
+        bottom, right = (int(max(box[axis] for box in boxes)) for axis in (2, 3))
+        joined = np.zeros((bottom - top, right - left), np.bool_)
+        for part in parts:
+            row, column = part.top_left[0] - top, part.top_left[1] - left
+            height, width = part.box_hw
+            joined[row : row + height, column : column + width] |= part._box()
+        area_px = int(np.count_nonzero(joined))
+        return cls(parts[0].hw, (top, left), (bottom - top, right - left), np.packbits(joined), area_px)
+
+    def _box(self) -> BoolMask:
+        height, width = self.box_hw
+        bits: BoolMask = np.unpackbits(self.bits, count=height * width).reshape(self.box_hw).view(np.bool_)
+        return bits
+
     @property
     def size_bytes(self) -> int:
         return self.bits.nbytes + 200
@@ -54,8 +77,7 @@ class PackedMask:
         """(H, W) in the original frame."""
         mask = np.zeros(self.hw, np.bool_)
         (top, left), (height, width) = self.top_left, self.box_hw
-        box = np.unpackbits(self.bits, count=height * width).reshape(self.box_hw)
-        mask[top : top + height, left : left + width] = box
+        mask[top : top + height, left : left + width] = self._box()
         return mask
 
     def is_at(self, xy: tuple[float, float]) -> bool:
@@ -90,6 +112,16 @@ class VisibleMask:
     """Empty for clicks without a phrase."""
     label: str | None
     pixels: PackedMask
+
+
+def join_parts(masks: Sequence[VisibleMask]) -> list[VisibleMask]:
+    """One mask per object, in the order of their first parts: a polygon is only one part of an object."""
+    meanings = [(phrase_key(mask.phrase), mask.label, mask.pixels.hw) for mask in masks]
+    joined = []
+    for object_id, places in group_parts([mask.region_id for mask in masks], meanings):
+        pixels = PackedMask.union([masks[place].pixels for place in places])
+        joined.append(replace(masks[places[0]], region_id=object_id, pixels=pixels))
+    return joined
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class _Tally:
         ignored = None if self.edges else edge_band(truth)
         mask = np.zeros_like(truth) if answer is None else answer.mask
         if sample.is_box:
-            mask = _filled_box(mask)
+            mask, truth = _filled_box(mask), _filled_box(truth)
         iou = counted.overall.update(mask, truth, ignored)
         counted.per_sample.append(
             SampleResult(sample.sample_id, sample.image_id, iou, sample.phrase, sample.family, sample.label)

@@ -13,9 +13,9 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 BOX_TERMS = frozenset({"l1", "generalized_box_iou"})
+"""Terms computed on samples with a target only."""
 PIXEL_TERMS = frozenset({"dice", "focal", "iou_prediction", "patch"})
 """Terms that need the target's mask, not only its box."""
-"""Terms computed on samples with a target only."""
 TOTAL = "total"
 """Name of the weighted sum of the other terms."""
 

@@ -96,6 +96,14 @@ class MaskRuns:
         return mask.reshape(self.height, self.width)
 
 
+def union_of_runs(masks: Sequence[MaskRuns]) -> MaskRuns:
+    """Union of masks of one size, at least one; in memory, it takes two of them."""
+    union = masks[0].to_mask()
+    for mask in masks[1:]:
+        union |= mask.to_mask()
+    return mask_to_runs(union)
+
+
 def mask_to_runs(mask: npt.NDArray[Any]) -> MaskRuns:
     """Runs of a mask, row by row.
 
@@ -221,6 +229,15 @@ def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float
     if rows.size == 0:
         return (0.0, 0.0, 0.0, 0.0)
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union, 0..1, of two boxes (x0, y0, x1, y1); 0 for boxes without area."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return float(common / (areas - common)) if common else 0.0
 
 
 def _encoded(rle: Mapping[str, Any]) -> Any:

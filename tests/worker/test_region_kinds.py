@@ -14,6 +14,7 @@ from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, as_held, region_results
 from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask, mask_to_coco_rle
+from sspsam.images.masks import mask_to_box_xyxy
 from worker.corrections.feedback_counts import tally_annotation
 from worker.records import AnnotationSource, ImageFacts, ServedMask, make_records, sample_key
 
@@ -34,7 +35,7 @@ def proposed(kind: str) -> tuple[LabelingConfig, list[Json], dict[str, ServedMas
     rows, columns = np.ogrid[: HW[0], : HW[1]]
     mask = ((rows - 30) / 20) ** 2 + ((columns - 40) / 30) ** 2 < 1
     config = form(kind)
-    (held,) = as_held(ProposedRegion("0123456789ab", "a cat", mask, 0.9), config)
+    held = as_held(ProposedRegion("0123456789ab", "a cat", mask, 0.9), config)
     served = {held.region_id: ServedMask(mask_to_coco_rle(held.mask), "v1", phrase="a cat")}
     return config, region_results(held, config), served
 
@@ -82,6 +83,67 @@ def test_a_polygon_that_was_changed_is_a_corrected_mask() -> None:
     assert record.mask_rle is not None
     np.testing.assert_array_equal(coco_rle_to_mask(record.mask_rle), content.regions[0].mask)
     assert counts(content, config, served)["edited"] == 1
+
+
+def test_an_object_in_several_polygons_is_one_label() -> None:
+    mask = np.zeros(HW, np.bool_)
+    mask[5:25, 5:25] = mask[30:55, 40:75] = True
+    config = form("Polygon")
+    held = as_held(ProposedRegion("0123456789ab", "a cat", mask, 0.9), config)
+    served = {held.region_id: ServedMask(mask_to_coco_rle(held.mask), "v1", phrase="a cat")}
+    content = content_of(region_results(held, config), config)
+
+    (record,) = make_records(content, SOURCE, served.get, lambda phrase: phrase)
+
+    assert (record.kind, record.region, record.objects) == ("accepted", "0123456789ab", ())
+    assert counts(content, config, served)["accepted"] == 1
+
+
+def several(*regions: tuple[str, tuple[int, int, int, int]]) -> AnnotationContent:
+    """Masks and boxes (x0, y0, x1, y1) with the phrase "the cats"."""
+    results = []
+    for number, (kind, (x0, y0, x1, y1)) in enumerate(regions):
+        mask = np.zeros(HW, np.bool_)
+        mask[y0:y1, x0:x1] = True
+        if kind == "Polygon":
+            mask[y0, x0] = False
+        config = form(kind)
+        written = region_results(ProposedRegion(f"region {number}", "the cats", mask, 0.9), config)
+        results += [{**result, "from_name": kind} if "score" in result else result for result in written]
+    return content_of(results, LabelingConfig.parse(BOTH))
+
+
+BOTH = (
+    '<View><Image name="image" value="$image"/><TextArea name="phrase" toName="image" perRegion="true"/>'
+    '<PolygonLabels name="Polygon" toName="image"><Label value="cat"/></PolygonLabels>'
+    '<RectangleLabels name="Rectangle" toName="image" smart="false"><Label value="cat"/></RectangleLabels>'
+    "</View>"
+)
+
+
+@pytest.mark.parametrize(
+    ("regions", "is_box", "box_xyxy", "objects"),
+    [
+        ([("Rectangle", (5, 5, 20, 20)), ("Rectangle", (40, 30, 70, 50))], True, (5, 5, 70, 50), 2),
+        ([("Polygon", (5, 5, 20, 20)), ("Polygon", (40, 30, 70, 50))], False, (5, 5, 70, 50), 2),
+        ([("Polygon", (5, 5, 20, 20)), ("Rectangle", (4, 4, 21, 21))], False, (5, 5, 20, 20), 0),
+        ([("Polygon", (5, 5, 20, 20)), ("Rectangle", (40, 30, 70, 50))], True, (5, 5, 70, 50), 2),
+    ],
+    ids=["boxes", "masks", "a box around the mask", "a mask and a box of another object"],
+)
+def test_a_phrase_is_one_label_of_all_its_objects(
+    regions: list[tuple[str, tuple[int, int, int, int]]],
+    is_box: bool,
+    box_xyxy: tuple[int, int, int, int],
+    objects: int,
+) -> None:
+    content = several(*regions)
+
+    (record,) = make_records(content, SOURCE, {}.get, lambda phrase: phrase)
+
+    assert (record.is_box, len(record.objects)) == (is_box, objects)
+    assert record.mask_rle is not None
+    assert mask_to_box_xyxy(coco_rle_to_mask(record.mask_rle)) == box_xyxy
 
 
 @pytest.mark.parametrize("change", [False, True])

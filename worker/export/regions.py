@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.labelstudio.annotations import (
@@ -28,17 +28,19 @@ from backend.labelstudio.annotations import (
     score_of,
 )
 from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.prompt_text import phrase_key
 from backend.labelstudio.regions.controls import Kind
+from backend.labelstudio.regions.parts import group_parts
 from backend.labelstudio.regions.shapes import size_of, value_to_runs
 from sspsam.images.few_points import polygon_to_runs
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
-from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns
+from sspsam.images.masks import BoolMask, MaskFormatError, MaskRuns, union_of_runs
 from sspsam.images.polygons import mask_to_polygons
 from worker.export.categories import FormLabels
 from worker.export.shapes import (
     Points,
     ellipse_outline,
-    has_pixels,
+    have_pixels,
     is_upright,
     polygon_outline,
     rectangle_outline,
@@ -62,7 +64,7 @@ _ATTRIBUTES = frozenset(
 
 @dataclass(frozen=True)
 class LabelledRegion:
-    """One region of an annotation."""
+    """One object of an annotation: a region, or the polygons of its parts."""
 
     region_id: str
     phrase: str | None
@@ -73,8 +75,8 @@ class LabelledRegion:
     shape: str
     """MASK, POLYGON, RECTANGLE or ELLIPSE."""
     runs: MaskRuns
-    outline: Points | None = None
-    """(N, 2) x, y in pixels, of shapes other than masks, as drawn."""
+    outlines: tuple[Points, ...] = ()
+    """(N, 2) x, y in pixels, of shapes other than masks, as drawn; several for an object in several parts."""
     box_xyxy: BoxXyxy | None = None
     """Of an upright rectangle, as drawn; of others, the box follows from the mask."""
 
@@ -89,13 +91,13 @@ class LabelledRegion:
         return self.runs.height, self.runs.width
 
     def polygons(self, mask: BoolMask) -> list[list[float]]:
-        """Polygons that pycocotools fills to the region's pixels: the outline as drawn, if it does.
+        """Polygons that pycocotools fills to the region's pixels: the outlines as drawn, if it does.
 
         Args:
             mask: The region's mask.
         """
-        if self.outline is not None and has_pixels(self.outline, mask):
-            return [self.outline.ravel().tolist()]
+        if have_pixels(self.outlines, mask):
+            return [outline.ravel().tolist() for outline in self.outlines]
         return mask_to_polygons(mask)
 
 
@@ -134,9 +136,23 @@ def read_regions(
         for region_id, group in regions_by_id(annotation).items()
         if (region := reader.read(region_id, group)) is not None
     ]
-    absent, found_nothing, not_asked = phrases_without_mask(annotation, config)
+    absent, found_nothing, not_asked = phrases_without_mask(annotation, config, reader.empty)
     unconfirmed = len(found_nothing) + len(not_asked)
-    return ExportContent(tuple(regions), absent, unconfirmed, reader.left_out, tuple(reader.problems))
+    joined = tuple(_join_parts(regions))
+    return ExportContent(joined, absent, unconfirmed, reader.left_out, tuple(reader.problems))
+
+
+def _join_parts(regions: Sequence[LabelledRegion]) -> Iterator[LabelledRegion]:
+    """One region per object."""
+    meanings = [(phrase_key(each.phrase or ""), each.labels, each.shape, each.hw) for each in regions]
+    for object_id, places in group_parts([region.region_id for region in regions], meanings):
+        parts = [regions[place] for place in places]
+        if len(parts) == 1:
+            yield replace(parts[0], region_id=object_id)
+            continue
+        runs = union_of_runs([part.runs for part in parts])
+        outlines = tuple(outline for part in parts for outline in part.outlines)
+        yield replace(parts[0], region_id=object_id, runs=runs, outlines=outlines, box_xyxy=None)
 
 
 class _RegionReader:
@@ -144,6 +160,8 @@ class _RegionReader:
 
     def __init__(self, config: LabelingConfig, form: FormLabels, budget: MaskBudget) -> None:
         self.left_out: Counter[str] = Counter()
+        self.empty: set[str] = set()
+        """IDs of regions without pixels."""
         self.problems: list[str] = []
         self._config = config
         self._form = form
@@ -170,6 +188,7 @@ class _RegionReader:
             return None
         if region.runs.is_empty:
             self.left_out[f"{KINDS[kind]} without pixels are left out"] += 1
+            self.empty.add(region_id)
             return None
         return region
 
@@ -213,7 +232,7 @@ class _RegionReader:
             _finite(score_of(result)),
             {"rle": MASK, "bitmask": MASK, "vector": POLYGON}.get(kind, kind),
             runs,
-            outline,
+            () if outline is None else (outline,),
             box,
         )
 

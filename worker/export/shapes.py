@@ -7,7 +7,7 @@ rotated clockwise about their top left corner, ellipses about their centre.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,13 +87,17 @@ def is_upright(value: Mapping[str, Any]) -> bool:
     return float(_numbers([value.get("rotation") or 0])[0]) % 360 == 0
 
 
-def has_pixels(outline: Points, mask: BoolMask) -> bool:
-    """Whether pycocotools fills an outline to these pixels: its rule for the edges is its own."""
-    steps = np.abs(outline - np.roll(outline, -1, axis=0)).max(axis=1).sum() if len(outline) else 0
-    if len(outline) < 3 or steps > MAX_STEPS:
+def have_pixels(outlines: Sequence[Points], mask: BoolMask) -> bool:
+    """Whether pycocotools fills outlines together to these pixels: its rule for the edges is its own."""
+    if not outlines or min(map(len, outlines)) < 3 or sum(map(_steps, outlines)) > MAX_STEPS:
         return False
-    (rle,) = coco_mask.frPyObjects([outline.ravel().tolist()], *mask.shape)
-    return bool((coco_mask.decode(rle).view(np.bool_) == mask).all())
+    rles = coco_mask.frPyObjects([outline.ravel().tolist() for outline in outlines], *mask.shape)
+    return bool((coco_mask.decode(coco_mask.merge(rles)).view(np.bool_) == mask).all())
+
+
+def _steps(outline: Points) -> float:
+    """Length of an outline in pixels."""
+    return float(np.abs(outline - np.roll(outline, -1, axis=0)).max(axis=1).sum())
 
 
 def _scale(hw: Hw) -> Points:

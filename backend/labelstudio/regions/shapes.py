@@ -58,7 +58,7 @@ def shapes_of(mask: BoolMask, kind: Kind, cut_holes: bool = False) -> list[Shape
     """Writes a mask in a kind of region: one shape, or one for each part if the kind has one part only.
 
     Args:
-        mask: (H, W). Polygons and boxes cannot be empty: there is none for an empty mask.
+        mask: (H, W). An empty one becomes a polygon or a box without area.
         kind: Kind of region.
         cut_holes: Whether the holes of a polygon are cut with a seam; else they are filled.
     """
@@ -67,7 +67,9 @@ def shapes_of(mask: BoolMask, kind: Kind, cut_holes: bool = False) -> list[Shape
     if kind == "bitmask":
         return [Shape({"imageDataURL": mask_to_png_url(mask)}, mask)]
     if kind == "rectangle":
-        return [_rectangle(mask)] if mask.any() else []
+        return [_rectangle(mask)]
+    if not mask.any():
+        return [Shape({"points": [[0.0, 0.0]] * 3, "closed": True}, mask)]
     height, width = mask.shape
     shapes = []
     for part in mask_to_parts(mask, cut_holes):
@@ -148,7 +150,7 @@ def _length(content: object) -> int:
 
 def _rectangle(mask: BoolMask) -> Shape:
     height, width = mask.shape
-    x0, y0, x1, y1 = mask_to_box_xyxy(mask)
+    x0, y0, x1, y1 = mask_to_box_xyxy(mask) if mask.any() else (0, 0, 0, 0)
     sides = (100 * x0 / width, 100 * y0 / height, 100 * (x1 - x0) / width, 100 * (y1 - y0) / height)
     value = dict(zip(("x", "y", "width", "height"), (round(side, DIGITS) for side in sides), strict=True))
     return Shape({**value, "rotation": 0}, _filled(value_to_box(value, height, width), height, width))

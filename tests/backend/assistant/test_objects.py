@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from backend.assistant.object_regions import regions_of
-from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import region_id_for
 from backend.settings import Settings
 from backend.state.displayed_masks import DisplayedMask
@@ -152,6 +154,64 @@ def test_the_set_is_replaced_by_one_region_when_objects_are_wanted_together(clie
     whole, empty = sorted(found.values(), key=np.count_nonzero, reverse=True)
     np.testing.assert_array_equal(whole, RED_AND_BLUE)
     assert not empty.any()
+
+
+POLYGONS = re.sub(
+    r'<BrushLabels name="mask".*?</BrushLabels>',
+    '<PolygonLabels name="mask" toName="image"><Label value="object"/></PolygonLabels>',
+    RECOMMENDED_CONFIG,
+    flags=re.DOTALL,
+)
+
+
+def polygons(results: list[Json]) -> dict[str, bool]:
+    """ID of each polygon on a form -> whether it has an area."""
+    return {
+        result["id"]: len({tuple(point) for point in result["value"]["points"]}) > 2
+        for result in results
+        if result["type"] == "polygonlabels"
+    }
+
+
+def test_a_part_that_is_not_found_any_more_is_emptied(
+    client: FlaskClient, predictor: ObjectPredictor
+) -> None:
+    """In a form of polygons, one region for all objects has a polygon for each part."""
+    client.post("/setup", json={"project": "2", "schema": "", "extra_params": {"instances": "together"}})
+    anna = Annotator(client, 1, POLYGONS)
+    anna.ask(prompt(PHRASE))
+    region_id = region_id_for("2", "1", PHRASE)
+    assert polygons(anna.results) == {region_id: True, f"{region_id}-part-2": True}
+    anna.save()
+    predictor.from_column = 40
+
+    answer = anna.ask(prompt(PHRASE) | {"origin": "form"})
+
+    assert polygons(anna.results) == {region_id: True, f"{region_id}-part-2": False}
+    assert texts(answer, "status") == [
+        f"One region of the earlier answer for “{PHRASE}” is empty now. Delete it."
+    ]
+    (region,) = read_annotation({"result": anna.results}, LabelingConfig.parse(POLYGONS)).regions
+    np.testing.assert_array_equal(region.mask, colour("blue"))
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["in the draft", "displayed since"])
+def test_a_click_concerns_all_parts_of_an_object(client: FlaskClient, saved: bool) -> None:
+    """The blue part is removed: the object has one part left, and its second polygon is emptied."""
+    client.post("/setup", json={"project": "2", "schema": "", "extra_params": {"instances": "together"}})
+    anna = Annotator(client, 1, POLYGONS)
+    anna.save()
+    anna.ask(prompt(PHRASE))
+    if saved:
+        anna.save()
+
+    answer = anna.ask(click(56, 20, "click00001", positive=False))
+
+    region_id = region_id_for("2", "1", PHRASE)
+    assert polygons(answer["result"]) == {region_id: True, f"{region_id}-part-2": False}
+    (region,) = read_annotation({"result": anna.results}, LabelingConfig.parse(POLYGONS)).regions
+    assert region.mask[colour("red")].all()
+    assert not region.mask[colour("blue")].any()
 
 
 def test_a_click_concerns_one_object(client: FlaskClient, predictor: ObjectPredictor) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.predictions import ProposedRegion, as_held, region_results
+from backend.labelstudio.predictions import ProposedRegion, as_held, emptied, region_results
 from backend.labelstudio.regions.shapes import value_to_box, value_to_runs
 from sspsam.images.masks import BoolMask, MaskFormatError, mask_to_box_xyxy
 
@@ -86,16 +86,73 @@ def test_values_are_written_as_the_editor_does(control: str, value: Json) -> Non
     assert {name: mask[name] for name in value} == value
 
 
-def test_parts_of_a_mask_are_polygons_of_their_own() -> None:
-    config, mask = form(own("Polygon")), blob((0, 0, 10, 10), (20, 20, 50, 70))
+TWO_PARTS = ((0, 0, 10, 10), (20, 20, 50, 70))
+
+
+def test_the_parts_of_an_object_are_polygons_and_are_read_as_one_region() -> None:
+    config, mask = form(own("Polygon")), blob(*TWO_PARTS)
 
     results = answer(config, mask)
-    again = answer(config, mask)
-    large, small = read_annotation({"result": results}, config).regions
 
-    assert results == again, "asking again replaces both"
-    assert (large.region_id, large.phrase, small.phrase) == ("abc", "the dog", "the dog")
-    np.testing.assert_array_equal(large.mask | small.mask, mask)
+    assert list(dict.fromkeys(result["id"] for result in results)) == ["abc", "abc-part-2"]
+    assert results == answer(config, mask), "asking again replaces both"
+    (region,) = read_annotation({"result": results}, config).regions
+    assert (region.region_id, region.phrase, region.label) == ("abc", "the dog", "hound")
+    np.testing.assert_array_equal(region.mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("largest part deleted", {"abc": "the dog"}),
+        ("part renamed", {"abc": "the dog", "abc-part-2": "a cat"}),
+        ("largest part renamed", {"abc": "a cat", "abc-part-2": "the dog"}),
+        ("letter case changed", {"abc": "the dog"}),
+    ],
+)
+def test_a_part_with_another_phrase_is_an_object(change: str, expected: dict[str, str]) -> None:
+    config = form(own("Polygon"))
+    results = answer(config, blob(*TWO_PARTS))
+    if change == "largest part deleted":
+        results = [result for result in results if result["id"] != "abc"]
+    renamed = {
+        "part renamed": ("abc-part-2", "a cat"),
+        "largest part renamed": ("abc", "a cat"),
+        "letter case changed": ("abc-part-2", "The  DOG"),
+    }
+    region_id, phrase = renamed.get(change, ("", ""))
+    for result in results:
+        if result["id"] == region_id and result["type"] == "textarea":
+            result["value"]["text"] = [phrase]
+
+    regions = read_annotation({"result": results}, config).regions
+
+    assert {region.region_id: region.phrase for region in regions} == expected
+
+
+def test_a_part_that_was_renamed_is_not_overwritten() -> None:
+    config = form(own("Polygon"))
+    region = ProposedRegion("abc", "the dog", blob(*TWO_PARTS), 0.9)
+
+    results = region_results(region, config, {"abc": "the dog", "abc-part-2": "a cat"})
+
+    assert {result["id"] for result in results} == {"abc", "abc-part-3"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_emptied_region_is_no_region_and_hides_no_absence(kind: str) -> None:
+    absent = '<TextArea name="absent" toName="photo"/>'
+    config, mask = form(own(kind), absent), blob()
+    (nothing,) = emptied(as_held(ProposedRegion("abc", "the dog", mask, 0.9), config), ["abc-part-2"])
+
+    results = region_results(nothing, config)
+
+    assert {result["id"] for result in results} == {"abc-part-2"}
+    confirmed = {"id": "x", "from_name": "absent", "to_name": "photo", "type": "textarea"}
+    confirmed["value"] = {"text": ["the dog"]}
+    content = read_annotation({"result": [*results, confirmed]}, config)
+    assert (content.regions, content.boxes, content.problems) == ((), (), ())
+    assert content.no_target_phrases == ("the dog",)
 
 
 @pytest.mark.parametrize("attribute", ["", ' sspsam="seam"'])
@@ -103,10 +160,9 @@ def test_a_hole_of_a_polygon_is_filled_and_counted_or_cut(attribute: str) -> Non
     config = form(f'<PolygonLabels name="p" toName="photo"{attribute}>{LABELS}</PolygonLabels>')
     mask = blob((5, 5, 50, 70), (20, 30, 40, 50))
 
-    (held,) = as_held(ProposedRegion("abc", "the dog", mask, 0.9), config)
+    held = as_held(ProposedRegion("abc", "the dog", mask, 0.9), config)
 
-    assert held.shape is not None
-    assert held.shape.filled_holes == (0 if attribute else 1)
+    assert held.shapes[0].filled_holes == (0 if attribute else 1)
     np.testing.assert_array_equal(held.mask, mask if attribute else blob((5, 5, 50, 70)))
     (region,) = read_annotation({"result": region_results(held, config)}, config).regions
     np.testing.assert_array_equal(region.mask, held.mask)
@@ -119,7 +175,7 @@ def test_a_polygon_of_any_mask_is_read_back_as_proposed_after_the_editor() -> No
         rows, columns = np.ogrid[:97, :131]
         (y, x), (high, wide) = rng.uniform(30, 60, 2), rng.uniform(8, 28, 2)
         mask = ((rows - y) / high) ** 2 + ((columns - x) / wide) ** 2 < 1
-        (held,) = as_held(ProposedRegion("abc", "the dog", mask, 0.9), config)
+        held = as_held(ProposedRegion("abc", "the dog", mask, 0.9), config)
         results = region_results(held, config)
         points = results[0]["value"]["points"]
         results[0]["value"]["points"] = [[x * (1 + 1e-15), y * (1 - 1e-15)] for x, y in points]
@@ -215,6 +271,6 @@ def test_many_large_polygons_of_an_annotation_are_bounded() -> None:
 def test_a_box_is_the_box_of_its_mask() -> None:
     mask = blob((3, 4, 9, 17), (20, 30, 40, 50))
 
-    (held,) = as_held(ProposedRegion("abc", "the dog", mask, 0.9), form(own("Rectangle")))
+    held = as_held(ProposedRegion("abc", "the dog", mask, 0.9), form(own("Rectangle")))
 
     assert mask_to_box_xyxy(held.mask) == mask_to_box_xyxy(mask)

@@ -17,7 +17,7 @@ from sspsam.images.masks import mask_to_brush_rle
 from tests.worker.label_studio_server import region
 from worker.export.categories import form_labels
 from worker.export.regions import ExportContent, LabelledRegion, read_regions
-from worker.export.shapes import has_pixels
+from worker.export.shapes import have_pixels
 
 Mask = npt.NDArray[np.bool_]
 Json = dict[str, Any]
@@ -74,6 +74,20 @@ def test_a_polygon_has_the_pixels_within_it() -> None:
     np.testing.assert_array_equal(found.mask, box_mask(20, 10, 60, 30))
     assert (found.shape, found.labels) == ("polygon", ("cat",))
     assert found.polygons(found.mask) == [[20, 10, 60, 10, 60, 30, 20, 30]]
+
+
+def test_the_polygons_of_an_object_are_one_region() -> None:
+    first = result("polygonlabels", {"points": [[25, 25], [75, 25], [75, 75], [25, 75]], "closed": True})
+    second = result("polygonlabels", {"points": [[0, 0], [10, 0], [10, 10], [0, 10]]}, "a-part-2")
+    nothing = result("polygonlabels", {"points": [[0, 0]] * 3, "closed": True}, "a-part-3")
+
+    content = read(first, second, nothing)
+
+    (found,) = content.regions
+    assert (found.region_id, found.shape) == ("a", "polygon")
+    np.testing.assert_array_equal(found.mask, box_mask(20, 10, 60, 30) | box_mask(0, 0, 8, 4))
+    assert found.polygons(found.mask) == [[20, 10, 60, 10, 60, 30, 20, 30], [0, 0, 8, 0, 8, 4, 0, 4]]
+    assert content.left_out == {"polygons without pixels are left out": 1}
 
 
 def test_polygons_are_cut_at_the_border() -> None:
@@ -217,7 +231,7 @@ def test_regions_that_cannot_be_read_are_named(broken: Json) -> None:
 def test_an_outline_is_measured_before_pycocotools_fills_it() -> None:
     """One of 20,000 points that crosses an image of 1,000 px each time would take nearly a gigabyte."""
     crossing = np.tile([[0.0, 0.0], [1000.0, 1000.0]], (10_000, 1))
-    assert not has_pixels(crossing, np.zeros((1000, 1000), dtype=np.bool_))
+    assert not have_pixels([crossing], np.zeros((1000, 1000), dtype=np.bool_))
 
 
 @pytest.mark.parametrize("shift", [0, 0.3, 0.5, 0.77])

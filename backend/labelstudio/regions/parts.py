@@ -1,0 +1,52 @@
+"""Regions of one object: a polygon has one part, so an object in several parts has a region for each.
+
+The largest part has the object's ID, such as 0123456789ab, and the next ones 0123456789ab-part-2 and so on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Sequence
+
+from sspsam.images.few_points import MOST_PARTS
+
+_FURTHER_PART = re.compile(r"(?P<object>.+)-part-(?:[2-9]|[1-9][0-9])", re.DOTALL)
+MOST_IDS = 2 * MOST_PARTS
+"""Of an object's parts: some may belong to regions that have been given another phrase."""
+
+
+def part_ids(object_id: str) -> Iterator[str]:
+    """IDs of the parts of an object, the largest part first."""
+    yield object_id
+    for number in range(2, MOST_IDS + 1):
+        yield f"{object_id}-part-{number}"
+
+
+def object_id_of(region_id: str) -> str:
+    """ID of the object that a region is a part of; of others, the region's own."""
+    found = _FURTHER_PART.fullmatch(region_id)
+    return region_id if found is None else found["object"]
+
+
+def group_parts(
+    region_ids: Sequence[str], meanings: Sequence[Hashable]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Groups regions by object.
+
+    Args:
+        region_ids: IDs of the regions.
+        meanings: What each stands for, such as its phrase and its label: a part that has been given another
+            one is an object by itself.
+
+    Yields:
+        ID of the object, and the places of its parts, the one under the object's ID first; in the order of
+        their first parts.
+    """
+    groups: dict[tuple[str, Hashable], list[int]] = {}
+    for place, (region_id, meaning) in enumerate(zip(region_ids, meanings, strict=True)):
+        groups.setdefault((object_id_of(region_id), meaning), []).append(place)
+    taken = set(region_ids)
+    for (object_id, _), places in groups.items():
+        ordered = sorted(places, key=lambda place: region_ids[place] != object_id)
+        first = region_ids[ordered[0]]
+        yield (first if object_id in taken else object_id), tuple(ordered)
