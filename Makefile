@@ -19,9 +19,9 @@ help: ## list the targets
 
 install: .venv/.installed $(LABEL_STUDIO) ## install the service and Label Studio, each in its own venv
 
-demo: ## run everything on this machine, with Label Studio; DEMO="--backend-port 9091" passes options
+demo: ## run everything here, with Label Studio; MODEL=photographs; DEMO="--backend-port 9091" passes options
 	@$(MAKE) --no-print-directory -j2 install
-	@$(BIN)/sspsam demo $(DEMO)
+	@$(BIN)/sspsam demo $(if $(MODEL),--model $(MODEL)) $(DEMO)
 
 # The tests' models are tiny: a second thread only waits for the first.
 test unit slow integration consumers newest lowest: export OMP_NUM_THREADS = 1

@@ -31,8 +31,8 @@ SET_BY_COMPOSE = {"REDIS_URL", "MODEL_DIR", "HOST", "PORT"}
 """The containers' own addresses and folder."""
 LIBRARIES = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "WEIGHTS_MIRROR", "HF_ENDPOINT", "HF_TOKEN",
              "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION",
-             "AWS_ENDPOINT_URL", "GOOGLE_APPLICATION_CREDENTIALS"}  # fmt: skip
-"""Read by the commands' libraries, or by commands that need no running service."""
+             "AWS_ENDPOINT_URL", "GOOGLE_APPLICATION_CREDENTIALS", "MODEL"}  # fmt: skip
+"""Read by the commands and their libraries."""
 OF_THE_BUILD = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}
 EXAMPLES = dict(
     line.removeprefix("#").split("=", 1)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from sspsam.cli.commands import DataDirOption, SamEncoderOption
+from sspsam.cli.models import ModelOption, YesOption, use_model
 from sspsam.cli.output import echo
+from sspsam.cli.weights import Mirror
 
 app = typer.Typer()
 
@@ -17,11 +19,21 @@ LEGACY_TOKEN_BYTES = 20
 
 
 @app.command()
-def serve(sam_encoder: SamEncoderOption = None) -> None:
+def serve(
+    model: ModelOption = None,
+    mirror: Mirror = "",
+    yes: YesOption = False,
+    sam_encoder: SamEncoderOption = None,
+) -> None:
     """Run the ML backend for Label Studio. Settings come from the environment."""
     from backend.settings import Settings
+    from backend.web.access import require_secrets
     from backend.web.serve import serve as run
 
+    if model:
+        require_secrets(Settings(sam_encoder=""))  # before a long download
+        use_model(model, mirror, yes, sam_encoder)
+        sam_encoder = None
     run(Settings(sam_encoder=sam_encoder or ""))
 
 

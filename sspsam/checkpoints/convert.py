@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,7 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
     cards = tuple(_describe(source, sum(owner[key] is source for key in merged)) for source in opened)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(out, merged, {"preset": preset, "sources": json.dumps([asdict(c) for c in cards])})
+    _sort_metadata(out)
     card = BundleCard(
         preset=preset,
         complete=not for_training,
@@ -120,6 +122,21 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
     )
     replace_text(card_path(out), card.to_json())
     return card
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts a file's metadata, which safetensors writes in random order.
+
+    Equal sources then make bundles with equal sha256 on every machine: fine-tuned versions name theirs.
+    """
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # padded with spaces, as the format allows
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def verify_bundle(bundle: Path) -> Literal["good", "damaged", "absent", "unknown"]:

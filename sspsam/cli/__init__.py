@@ -19,6 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from sspsam.cli.models import adopt_ready_model
 from sspsam.cli.output import echo
 
 DISTRIBUTION = "ssp-sam-assist"
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.environ.setdefault(SAFE_PATH_VARIABLE, "1")  # for children such as multiprocessing's
     command = typer.main.get_command(build_app())
     try:
+        adopt_ready_model()
         command.main(None if arguments is None else list(arguments), prog_name="sspsam")
     except Exception as error:
         if not is_expected(error) or os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":

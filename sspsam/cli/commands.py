@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sspsam.cli.models import ModelOption, YesOption, use_model
 from sspsam.cli.output import echo
+from sspsam.cli.weights import Mirror
 from sspsam.cli.weights import app as weights_app
 
 if TYPE_CHECKING:
@@ -87,6 +90,9 @@ def predict(
             "--json", help="Print JSON: per phrase score, box (xyxy, px), COCO RLE mask, and each object's."
         ),
     ] = False,
+    model: ModelOption = None,
+    mirror: Mirror = "",
+    yes: YesOption = False,
     preset: PresetOption = None,
     version: VersionOption = None,
     weights: WeightsOption = None,
@@ -98,6 +104,9 @@ def predict(
 
     Example: sspsam predict street.jpg "the dog on the left" --out seen.png
     """
+    if model:
+        use_model(model, mirror, yes, sam_encoder)
+        preset, weights, sam_encoder = _selected(preset, weights)
     from sspsam.drawing import draw_referents
     from sspsam.images.image_io import read_picture, write_picture
 
@@ -110,6 +119,14 @@ def predict(
         echo(json.dumps([referent_to_dict(referent) for referent in referents], indent=2))
     else:
         _print_referents(referents)
+
+
+def _selected(preset: str | None, weights: Path | None) -> tuple[str, Path | None, None]:
+    """The parts of the model that `use_model` selected; others on the command line contradict it."""
+    own = os.environ["PRESET"], os.environ["WEIGHTS"]
+    if (preset or own[0]) != own[0] or (weights and str(weights) != own[1]):
+        raise typer.BadParameter("it excludes --preset and --weights", param_hint="--model")
+    return own[0], Path(own[1]) if own[1] else None, None
 
 
 def open_predictor(

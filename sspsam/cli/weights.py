@@ -15,6 +15,8 @@ import typer
 from sspsam.cli.output import echo
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sspsam.checkpoints.files import WeightsFolder
     from sspsam.checkpoints.hub import Progress
     from sspsam.checkpoints.registry import PublicFile
@@ -56,7 +58,7 @@ def list_weights(
     as_json: AsJson = False,
 ) -> None:
     """List public weights: size, licence, URL, sha256 and its source, and whether they are downloaded."""
-    folder = _folder(model_dir, hub=hub)
+    folder = downloads(model_dir, hub=hub)
     files = folder.hub_files() if hub_files else folder.files()
     rows = [
         {**asdict(file), "file": str(folder.path(file)), "here": folder.path(file).is_file()}
@@ -101,12 +103,12 @@ def pull(
 
     if own is not None and len(names) != 1:
         raise typer.BadParameter(f"it is one file, and {len(names)} are named", param_hint="--file")
-    folder = _folder(model_dir, mirror, hub)
+    folder = downloads(model_dir, mirror, hub)
     for file in [find_public_file(name) for name in names]:
         if own is not None:
             record = folder.place(file, own)
         else:
-            with _progress(file) as progress:
+            with show_progress(file) as progress:
                 record = folder.pull(file, progress)
         echo(f"{file.name}: {folder.path(file)}")
         echo(f"  sha256 {record.sha256} ({record.sha256_from})")
@@ -128,7 +130,7 @@ def verify(
     from sspsam.checkpoints.convert import verify_bundle
     from sspsam.checkpoints.registry import find_public_file
 
-    folder = _folder(model_dir)
+    folder = downloads(model_dir)
     here = [file.name for file in folder.files() if folder.path(file).is_file()]
     answers = {
         name: verify_bundle(Path(name))
@@ -182,7 +184,7 @@ def convert(
     from sspsam.presets import with_image_encoder
 
     preset = with_image_encoder(preset, sam_encoder)
-    card = convert_files(_find(sources, _folder(model_dir)), preset, out, for_training)
+    card = convert_files(_find(sources, downloads(model_dir)), preset, out, for_training)
     echo(f"{out}: {card.tensors} tensors, {_size(card.size_bytes)}, of {card.preset}")
     for source in card.sources:
         echo(f"  {source.tensors} from {source.file} ({source.layout}; {source.licence})")
@@ -191,11 +193,13 @@ def convert(
         echo(f'Try it: sspsam predict IMAGE "PHRASE" --preset {preset} --weights {out}')
 
 
-def _folder(model_dir: Path | None, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:
+def downloads(model_dir: Path | None = None, mirror: str = "", hub: str = DEFAULT_HUB) -> WeightsFolder:
+    """The folder of public weights: of MODEL_DIR, or of the user's folder."""
     from sspsam.checkpoints.files import WeightsFolder
     from sspsam.instance import default_model_dir
 
-    place = (model_dir or default_model_dir()) / SUBFOLDER
+    told = os.environ.get("MODEL_DIR")
+    place = (model_dir or (Path(told) if told else default_model_dir())) / SUBFOLDER
     return WeightsFolder(place, mirror, hub, token=os.environ.get("HF_TOKEN", ""))
 
 
@@ -215,8 +219,33 @@ def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
 
 
 @contextmanager
-def _progress(file: PublicFile) -> Iterator[Progress]:
+def show_progress(file: PublicFile) -> Iterator[Progress]:
+    """Shows a download on stderr: a bar on a terminal, else a line for each tenth."""
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bar(file, console) as progress:
+            yield progress
+    else:
+        yield _lines(file)
+
+
+def _lines(file: PublicFile) -> Progress:
+    shown = 0
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal shown
+        tenth = 10 * done // total if total else 0
+        if tenth > shown:
+            shown = tenth
+            echo(f"{file.name}: {10 * tenth} % of {_size(total)}", err=True)
+
+    return progress
+
+
+@contextmanager
+def _bar(file: PublicFile, console: Console) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
@@ -224,7 +253,7 @@ def _progress(file: PublicFile) -> Iterator[Progress]:
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=False),
         TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(file.name, total=file.size_bytes)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sspsam.cli.commands import DataDirOption
+from sspsam.cli.models import ModelOption, use_model
 from sspsam.cli.output import echo
+from sspsam.cli.weights import Mirror
 from sspsam.printable import printable
 from worker.cli.demo import app as demo_app
 from worker.cli.export import app as export_app
@@ -48,6 +50,8 @@ def worker(
             min=0,
         ),
     ] = 0,
+    model: ModelOption = None,
+    mirror: Mirror = "",
 ) -> None:
     """Collect saved labels, run fine-tunes, pre-label projects. Start any number of workers, on any machine.
 
@@ -63,6 +67,7 @@ def worker(
     names = [name.strip() for name in queues.split(",") if name.strip()]
     if not names or not set(names) <= set(QUEUES):
         raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
+    use_model(model, mirror, sam_encoder=os.environ.get("SAM_ENCODER"), follow=True)
     settings = Settings()
     configure_logging(settings)
     require_redis(settings.redis_url)
@@ -75,13 +80,14 @@ def worker(
 
 
 @app.command()
-def schedule() -> None:
+def schedule(model: ModelOption = None, mirror: Mirror = "") -> None:
     """Check every project each minute, and periodically reconcile its labels with Label Studio."""
     from backend.logs import configure_logging
     from backend.settings import Settings
     from worker.queueing.queues import require_redis
     from worker.queueing.schedule import run_schedule
 
+    use_model(model, mirror, sam_encoder=os.environ.get("SAM_ENCODER"), follow=True)
     settings = Settings()
     configure_logging(settings)
     require_redis(settings.redis_url)

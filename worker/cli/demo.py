@@ -1,5 +1,6 @@
 """`sspsam up` and `sspsam demo`."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from sspsam.cli.models import ModelOption, YesOption, use_model
 from sspsam.cli.output import echo
+from sspsam.cli.weights import Mirror
 
 app = typer.Typer()
 
@@ -28,7 +31,13 @@ LabelStudioProgram = Annotated[
 
 
 @app.command()
-def up(backend_port: BackendPort = 9090, data_dir: ServiceDataDir = Path(".sspsam")) -> None:
+def up(
+    model: ModelOption = None,
+    backend_port: BackendPort = 9090,
+    data_dir: ServiceDataDir = Path(".sspsam"),
+    mirror: Mirror = "",
+    yes: YesOption = False,
+) -> None:
     """Run the backend, a worker and the scheduler, with an embedded Redis.
 
     LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY name your own Label Studio. If REDIS_URL is set, that Redis is
@@ -38,19 +47,25 @@ def up(backend_port: BackendPort = 9090, data_dir: ServiceDataDir = Path(".sspsa
     def run() -> None:
         from rich.console import Console
 
-        from worker.local.up import Port, up
+        from worker.local.up import Port, check_up, up
 
-        up(data_dir, Port(backend_port, "backend", "--backend-port"), Console())
+        port = Port(backend_port, "backend", "--backend-port")
+        check_up(port)
+        use_model(model, mirror, yes, os.environ.get("SAM_ENCODER"))
+        up(data_dir, port, Console())
 
     explain_failures(data_dir, run)
 
 
 @app.command()
 def demo(
+    model: ModelOption = None,
     backend_port: BackendPort = 9090,
     label_studio_port: LabelStudioPort = 8080,
     data_dir: DemoDataDir = Path(".demo"),
     label_studio: LabelStudioProgram = Path(".venv-label-studio/bin/label-studio"),
+    mirror: Mirror = "",
+    yes: YesOption = False,
 ) -> None:
     """Run the complete loop on this machine: the service, Label Studio, and a project with images.
 
@@ -61,9 +76,12 @@ def demo(
     def run() -> None:
         from rich.console import Console
 
-        from worker.local.demo import DemoOptions, demo
+        from worker.local.demo import DemoOptions, check, demo
 
-        demo(DemoOptions(data_dir, backend_port, label_studio_port, label_studio), Console())
+        options = DemoOptions(data_dir, backend_port, label_studio_port, label_studio)
+        check(options)
+        use_model(model, mirror, yes, os.environ.get("SAM_ENCODER"))
+        demo(options, Console())
 
     explain_failures(data_dir, run)
 

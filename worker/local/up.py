@@ -194,6 +194,17 @@ def data_dir_lock(data_dir: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
+def check_up(port: Port) -> None:
+    """Checks the preconditions before anything is started or downloaded.
+
+    Raises:
+        SettingsError: no credentials are configured for the backend's callers.
+        CannotStartError: the port is in use.
+    """
+    require_secrets(Settings(sam_encoder=""))  # which belongs to a model that may not be selected yet
+    port.require_free(os.environ.get("HOST", LOOPBACK))
+
+
 def up(data_dir: Path, port: Port, console: Console) -> None:
     """Runs the service until it is interrupted or a part exits. Label Studio is the user's own.
 
@@ -208,9 +219,8 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         SupervisorError: a part failed; all others have been stopped.
         KeyboardInterrupt: the user stopped it; all parts have been stopped.
     """
+    check_up(port)
     settings = Settings()
-    require_secrets(settings)
-    port.require_free(os.environ.get("HOST", LOOPBACK))
     model_dir = os.environ.get("MODEL_DIR") or str(data_dir.resolve() / MODELS)
     environment = {**os.environ, "MODEL_DIR": model_dir}
     with data_dir_lock(data_dir) as lock, Supervisor(data_dir / "logs") as supervisor:
