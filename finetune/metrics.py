@@ -20,6 +20,9 @@ Figures = dict[str, float | None]
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Minimum IoU of a hit, for Pr@X."""
 
+BOX_HIT = 0.5
+"""Minimum IoU of a hit, for Acc@0.5."""
+
 NO_TARGET_MIN_PIXELS = 50
 """Number of pixels on the padded 512x512 square below which the paper's code counts an answer as "no target"
 if the ground truth is empty. Source: WayneTomas/SSP-SAM:metric/mask_op.py (mask_iou_reftr).
@@ -114,6 +117,27 @@ class SegmentationMetrics:
         self.union_sum += area
         return 0.0
 
+    def update_box(self, pred_box_xyxy: npt.ArrayLike, true_box_xyxy: npt.ArrayLike) -> float:
+        """Adds one sample with a target of which only the box is known. It has no part in oIoU and cIoU.
+
+        Args:
+            pred_box_xyxy: (4,) box of the answer; without area for "nothing there".
+            true_box_xyxy: (4,) box of the target, in the same frame and unit.
+
+        Returns:
+            What counts as its IoU in all other metrics, by the rule of Acc@0.5: 1 if the IoU of the boxes is
+            at least 0.5, else 0. The IoU with a mask cannot be known, and that of boxes is another scale.
+        """
+        hit = float(box_iou(pred_box_xyxy, true_box_xyxy) >= BOX_HIT)
+        self.samples += 1
+        self.samples_with_target += 1
+        self.iou_sum += hit
+        x0, y0, x1, y1 = np.asarray(pred_box_xyxy, dtype=float)
+        self.targets_answered += bool(x1 > x0 and y1 > y0)
+        for threshold in PRECISION_THRESHOLDS:
+            self.found[threshold] += hit >= threshold
+        return hit
+
     def merge(self, other: SegmentationMetrics) -> SegmentationMetrics:
         """Merges another accumulator, and returns itself.
 
@@ -162,13 +186,9 @@ class BoxAccuracy:
 
     def update(self, pred_box_xyxy: npt.ArrayLike, true_box_xyxy: npt.ArrayLike) -> float:
         """Adds one sample with a target; boxes are (4,) in the same frame and unit. Returns their IoU."""
-        predicted, truth = np.asarray(pred_box_xyxy, dtype=float), np.asarray(true_box_xyxy, dtype=float)
-        sides = np.minimum(predicted[2:], truth[2:]) - np.maximum(predicted[:2], truth[:2])
-        intersection = float(np.prod(np.clip(sides, 0, None)))
-        union = float(np.prod(predicted[2:] - predicted[:2]) + np.prod(truth[2:] - truth[:2])) - intersection
-        iou = intersection / union if union > 0 else 0.0
+        iou = box_iou(pred_box_xyxy, true_box_xyxy)
         self.samples += 1
-        self.found += iou >= 0.5
+        self.found += iou >= BOX_HIT
         return iou
 
     def merge(self, other: BoxAccuracy) -> BoxAccuracy:
@@ -180,6 +200,15 @@ class BoxAccuracy:
     def compute(self) -> Figures:
         """`{"Acc@0.5": share in 0..1, or None before the first sample}`."""
         return {"Acc@0.5": _ratio(self.found, self.samples)}
+
+
+def box_iou(one_xyxy: npt.ArrayLike, other_xyxy: npt.ArrayLike) -> float:
+    """Intersection over union of two boxes, (4,) x0, y0, x1, y1, 0..1; 0 if neither has an area."""
+    one, other = np.asarray(one_xyxy, dtype=float), np.asarray(other_xyxy, dtype=float)
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    intersection = float(np.prod(np.clip(sides, 0, None)))
+    union = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def _without(

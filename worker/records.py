@@ -20,13 +20,12 @@ from backend.labelstudio.annotations import AnnotationContent, Region
 from backend.labelstudio.prompt_text import phrase_key
 from backend.labelstudio.regions.shapes import Box
 from finetune.data.records import RecordFormatError, RecordObject, RefRecord, read_records, write_records
+from finetune.metrics import BOX_HIT, box_iou
 from sspsam import mask_to_coco_rle
-from sspsam.images.masks import box_iou, mask_to_box_xyxy, merge_coco_rles
+from sspsam.images.masks import mask_to_box_xyxy, merge_coco_rles
 
 logger = logging.getLogger(__name__)
 
-SAME_OBJECT_IOU = 0.5
-"""A box with this IoU with the box around a mask of its phrase is of the same object."""
 DAMAGED = ".damaged"
 """Suffix of an annotation's file that could not be read."""
 
@@ -201,7 +200,7 @@ def _without_boxes_of_masks(regions: Sequence[Region]) -> list[Region]:
 
 
 def _is_around_one(box: Box | None, masks: Sequence[Box]) -> bool:
-    return box is not None and max(box_iou(box, mask) for mask in masks) >= SAME_OBJECT_IOU
+    return box is not None and max(box_iou(box, mask) for mask in masks) >= BOX_HIT
 
 
 def _record_of(

@@ -37,12 +37,15 @@ class SampleResult(NamedTuple):
     sample_id: str
     image_id: str
     iou: float
-    """0..1; without a target 1 if the answer is empty, else 0."""
+    """0..1; without a target 1 if the answer is empty, else 0; for a label that is a box 1 if the box around
+    the answer's mask has IoU 0.5 with it, else 0 (Acc@0.5)."""
     phrase: str = ""
     family: str = ""
     """Type of phrase; empty if the data set has none."""
     label: str = ""
     """Of the object; empty if the data set has none."""
+    is_box: bool = False
+    """Whether the label is a box."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class EvaluationResult:
     """Result of `evaluate`. Metrics are 0..1, or None where undefined."""
 
     overall: Figures
+    """Acc@0.5 is that of the box head; for labels that are boxes, that of the box around the answer's mask,
+    as in forms of boxes."""
     by_family: dict[str, Figures] = field(default_factory=dict)
     """Family -> metrics; empty if the data set has no families."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -150,12 +155,20 @@ def _wait_for_device(embedding: ImageEmbedding) -> None:
         torch.cuda.synchronize(embedding.image_embedding.device)
 
 
-def _filled_box(mask: BoolMask) -> BoolMask:
-    """The pixels in the box around a mask: what can be compared with a label that is a box."""
-    left, top, right, bottom = (int(side) for side in mask_to_box_xyxy(mask))
-    filled = np.zeros_like(mask)
-    filled[top:bottom, left:right] = True
-    return filled
+@dataclass(frozen=True)
+class _Label:
+    """What an answer is compared with."""
+
+    mask: BoolMask
+    ignored: BoolMask | None
+    """Pixels that are not compared."""
+    is_box: bool
+
+    def score(self, answer: BoolMask, metrics: SegmentationMetrics) -> float:
+        """Adds an answer's mask to metrics; returns its score, 0..1."""
+        if self.is_box:
+            return metrics.update_box(mask_to_box_xyxy(answer), mask_to_box_xyxy(self.mask))
+        return metrics.update(answer, self.mask, self.ignored)
 
 
 class _Tally:
@@ -168,33 +181,29 @@ class _Tally:
 
     def add(self, sample: Sample, answer: Answer | None) -> None:
         counted, truth = self.counted, self.rules.truth(sample.mask)
-        ignored = None if self.edges else edge_band(truth)
+        ignored = None if self.edges or sample.is_box else edge_band(truth)
+        label = _Label(truth, ignored, sample.is_box)
         mask = np.zeros_like(truth) if answer is None else answer.mask
-        if sample.is_box:
-            mask, truth = _filled_box(mask), _filled_box(truth)
-        iou = counted.overall.update(mask, truth, ignored)
-        counted.per_sample.append(
-            SampleResult(sample.sample_id, sample.image_id, iou, sample.phrase, sample.family, sample.label)
-        )
+        score = label.score(mask, counted.overall)
+        named = (sample.phrase, sample.family, sample.label, sample.is_box)
+        counted.per_sample.append(SampleResult(sample.sample_id, sample.image_id, score, *named))
         if sample.family:
-            counted.by_family.setdefault(sample.family, self._metrics()).update(mask, truth, ignored)
+            label.score(mask, counted.by_family.setdefault(sample.family, self._metrics()))
             by_name = counted.family_baselines.setdefault(sample.family, self._baselines())
-            self._add_baselines(by_name, sample, truth, ignored)
-        if sample.has_target:
+            self._add_baselines(by_name, sample, label)
+        if sample.is_box:
+            counted.boxes.update(mask_to_box_xyxy(mask), mask_to_box_xyxy(truth))
+        elif sample.has_target:
             box_xyxy = NO_BOX_XYXY if answer is None else answer.box_xyxy
             counted.boxes.update(box_xyxy, sample.true_box_xyxy)
-        self._add_baselines(counted.baselines, sample, truth, ignored)
+        self._add_baselines(counted.baselines, sample, label)
 
     def _add_baselines(
-        self,
-        baselines: dict[str, SegmentationMetrics],
-        sample: Sample,
-        truth: BoolMask,
-        ignored: BoolMask | None,
+        self, baselines: dict[str, SegmentationMetrics], sample: Sample, label: _Label
     ) -> None:
-        baselines[NOTHING].update(np.zeros_like(truth), truth, ignored)
+        label.score(np.zeros_like(label.mask), baselines[NOTHING])
         if sample.all_objects is not None:
-            baselines[ALL_OBJECTS].update(self.rules.truth(sample.all_objects), truth, ignored)
+            label.score(self.rules.truth(sample.all_objects), baselines[ALL_OBJECTS])
 
     def _baselines(self) -> dict[str, SegmentationMetrics]:
         return {name: self._metrics() for name in (ALL_OBJECTS, NOTHING)}

@@ -231,15 +231,6 @@ def mask_to_box_xyxy(mask: npt.NDArray[Any]) -> tuple[float, float, float, float
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union, 0..1, of two boxes (x0, y0, x1, y1); 0 for boxes without area."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return float(common / (areas - common)) if common else 0.0
-
-
 def _encoded(rle: Mapping[str, Any]) -> Any:
     """Compressed COCO RLE for pycocotools, which would leave pixels without a count uninitialised."""
     height, width = (int(side) for side in rle["size"])

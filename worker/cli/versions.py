@@ -250,7 +250,7 @@ def held_out_figure(card: VersionCard) -> str:
     before, after = (metrics.get(side, {}).get(name) for side in ("incumbent", "candidate"))
     if before is None or after is None:
         return ""
-    counts = f"{metrics.get('held_out_samples')} masks, {metrics.get('held_out_images')} images"
+    counts = f"{metrics.get('held_out_samples')} labels, {metrics.get('held_out_images')} images"
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask
 from sspsam.images.masks import MaskFormatError
-from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, compares_edges, judge
+from worker.finetuning.policy import BOX_METRIC, GATE_METRIC, Measurement, Verdict, compares_edges, judge
 from worker.finetuning.runs import Run
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_TITLE = "Held-out labels"
 BASE_TITLE = "Base validation set"
+BOXES = "held_out_boxes"
 
 State = Mapping[str, "torch.Tensor"]
 
@@ -122,8 +123,10 @@ def to_metrics(
         tolerance: Setting VALIDATION_TOLERANCE.
         run: The run, if several projects share its line or it restarts from another version.
     """
+    labels = measured.held_out.candidate.per_sample
     metrics = {
-        "metric": GATE_METRIC,
+        "metric": BOX_METRIC if all(label.is_box for label in labels) else GATE_METRIC,
+        **_boxes(labels),
         "tolerance": tolerance,
         **_figures(measured.held_out, "held_out_samples", "held_out_images"),
         "drawn_edges": round(measured.drawn_edges, 4),
@@ -166,9 +169,16 @@ def _by_project(on: MeasuredOn) -> dict[str, Any]:
             "candidate": {GATE_METRIC: mean(after.iou for _, after in answers)},
             "samples": len(answers),
             "images": len({before.image_id for before, _ in answers}),
+            **_boxes(before for before, _ in answers),
         }
         for project, answers in sorted(pairs.items())
     }
+
+
+def _boxes(labels: Iterable[SampleResult]) -> dict[str, int]:
+    """How many labels are boxes, if any is."""
+    count = sum(label.is_box for label in labels)
+    return {BOXES: count} if count else {}
 
 
 def _figures(on: MeasuredOn, samples_key: str, images_key: str) -> dict[str, Any]:
@@ -193,4 +203,5 @@ def _measurement(figures: Mapping[str, Any], samples_key: str, images_key: str) 
         images=int(figures[images_key]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
         drawn_edges=float(figures.get("drawn_edges", 1)),
+        boxes=int(figures.get(BOXES, 0)),
     )

@@ -16,7 +16,10 @@ EXPLICIT_TRIGGERS: frozenset[Trigger] = frozenset({"start-training", "now"})
 """Requested by a person: the number of new corrections is ignored."""
 
 GATE_METRIC = "gIoU"
-"""Mean IoU over samples; an empty answer to a phrase without a target scores 1. Range 0..1."""
+"""Mean IoU over samples; an empty answer to a phrase without a target scores 1, and a label that is a box
+scores 1 if the box around the answer has IoU 0.5 with it, else 0. Range 0..1."""
+BOX_METRIC = "Acc@0.5"
+"""What GATE_METRIC is if all labels are boxes."""
 MARGIN = 0.01
 """Minimum gain of a candidate over the serving version, in GATE_METRIC."""
 FEW_IMAGES = 5
@@ -187,6 +190,13 @@ class Measurement:
     """95 % confidence interval of after - before, by paired bootstrap over images; None for one image."""
     drawn_edges: float = 1.0
     """Fraction of the edges of the samples' masks that annotators drew, 0..1."""
+    boxes: int = 0
+    """Samples whose label is a box."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return BOX_METRIC if self.boxes == self.samples > 0 else GATE_METRIC
 
     @property
     def change(self) -> float | None:
@@ -243,7 +253,7 @@ def judge(
 def _judge_restart(held_out: Measurement, tolerance: float) -> tuple[bool, str]:
     on = _held_out_in_words(held_out)
     if held_out.change is None:
-        return False, f"{GATE_METRIC} on {on} is undefined, so a loss cannot be excluded"
+        return False, f"{held_out.metric} on {on} is undefined, so a loss cannot be excluded"
     return held_out.change >= -tolerance, f"{_in_words(held_out)} on {on}; -{tolerance:.3f} is allowed"
 
 
@@ -267,7 +277,7 @@ def _judge_projects(projects: Mapping[str, Measurement], tolerance: float) -> tu
 def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
     on = _held_out_in_words(held_out)
     if held_out.change is None:
-        return False, f"{GATE_METRIC} on {on} is undefined, so an improvement cannot be shown"
+        return False, f"{held_out.metric} on {on} is undefined, so an improvement cannot be shown"
     comparison = f"{_in_words(held_out)} on {on}; at least "
     if held_out.images < FEW_IMAGES:
         needed = f"+{FEW_IMAGES_MARGIN:.3f} is needed, as fewer than {FEW_IMAGES} images are held out"
@@ -286,6 +296,8 @@ def _held_out_in_words(measured: Measurement) -> str:
         f"{measured.samples} {_plural('label', measured.samples)} of {measured.images} "
         f"held-out {_plural('image', measured.images)}"
     )
+    if 0 < measured.boxes < measured.samples:
+        text += f", {measured.boxes} of them {'a box' if measured.boxes == 1 else 'boxes'}, by {BOX_METRIC}"
     if not compares_edges(measured.drawn_edges):
         text += f", without mask edges, of which annotators drew only {measured.drawn_edges:.0%}"
     return text
@@ -301,7 +313,7 @@ def _judge_base(base: Measurement | None, tolerance: float) -> tuple[bool, str]:
 
 
 def _in_words(measured: Measurement) -> str:
-    text = f"{GATE_METRIC} {measured.before:.3f} -> {measured.after:.3f} ({measured.change:+.3f}"
+    text = f"{measured.metric} {measured.before:.3f} -> {measured.after:.3f} ({measured.change:+.3f}"
     if measured.interval is not None and measured.images >= FEW_IMAGES:
         text += ", 95 % interval {:+.3f} to {:+.3f}".format(*measured.interval)
     return text + ")"

@@ -113,17 +113,52 @@ def test_a_baseline_that_does_not_know_every_picture_is_left_out() -> None:
     assert set(result.baselines) == {NOTHING}
 
 
-def test_a_label_that_is_a_box_is_compared_with_the_box_around_the_answer() -> None:
-    ring = CAT.copy()
-    ring[4:9, 4:8] = False
-    boxes = [replace(sample(1, "cat", CAT), is_box=True), sample(2, "cat", CAT)]
+RING = CAT.copy()
+RING[4:9, 4:8] = False
 
-    result = evaluate(AnswerSheet(lambda phrase: ring), boxes)
+
+@pytest.mark.parametrize("edges", [True, False])
+@pytest.mark.parametrize(
+    ("answer", "hit"),
+    [(CAT, 1), (RING, 1), (rectangle(2, 2, 10, 6), 1), (rectangle(2, 2, 10, 3), 0), (DOG, 0), (EMPTY, 0)],
+    ids=["equal", "equal box", "IoU above 0.5", "IoU below 0.5", "elsewhere", "nothing"],
+)
+def test_a_label_that_is_a_box_counts_by_the_box_around_the_answer(
+    answer: Mask, hit: int, edges: bool
+) -> None:
+    box = replace(sample(1, "cat", CAT), is_box=True)
+
+    result = evaluate(AnswerSheet(lambda phrase: answer), [box], edges=edges)
+
+    (label,) = result.per_sample
+    assert (label.iou, label.is_box) == (hit, True)
+    assert (result.overall["Acc@0.5"], result.overall["gIoU"], result.overall["Pr@0.9"]) == (hit, hit, hit)
+    assert result.overall["T-acc"] == float(answer.any())
+    assert result.baselines[NOTHING]["gIoU"] == 0
+    assert EvaluationResult.from_dict(result.to_dict()) == result
+
+
+def test_boxes_of_several_objects_count_by_the_box_around_all() -> None:
+    both = CAT | DOG
+    box = replace(sample(1, "cat", both), is_box=True)
+    around_both = rectangle(2, 2, 14, 23)
+
+    result = evaluate(AnswerSheet(lambda phrase: around_both), [box])
+
+    assert mask_to_box_xyxy(both) == mask_to_box_xyxy(around_both)
+    assert result.overall["gIoU"] == 1
+
+
+def test_boxes_and_masks_count_equally() -> None:
+    labels = [replace(sample(1, "cat", CAT), is_box=True), sample(2, "cat", CAT)]
+
+    result = evaluate(AnswerSheet(lambda phrase: RING), labels)
 
     as_box, as_mask = (each.iou for each in result.per_sample)
     assert as_box == 1
-    assert as_mask is not None
-    assert as_mask < 1
+    assert as_mask == pytest.approx(RING.sum() / CAT.sum())
+    assert result.overall["gIoU"] == pytest.approx((as_box + as_mask) / 2)
+    assert result.overall["cIoU"] == pytest.approx(as_mask)
 
 
 def test_every_sample_is_listed_in_order_with_its_iou() -> None:

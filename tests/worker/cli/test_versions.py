@@ -47,7 +47,7 @@ def test_list_shows_the_figure_the_status_and_the_reason(store: VersionStore) ->
     store.promote("ssp-sam-test-0001", "clearly better")
     lines = {line.split("│")[1].strip(): line for line in run("list").output.splitlines() if "│" in line}
     row = lines["ssp-sam-test-0001"]
-    for text in ("gIoU 61.2 -> 74.5 % (5 masks, 2 images)", "promoted", "clearly better", "│ yes"):
+    for text in ("gIoU 61.2 -> 74.5 % (5 labels, 2 images)", "promoted", "clearly better", "│ yes"):
         assert text in row
     assert "base weights of the preset" in lines["ssp-sam-test-base"]
     assert "yes" not in lines["ssp-sam-test-base"]

@@ -22,7 +22,7 @@ from tests.worker.finetuning.test_runs import record
 from worker import jobs
 from worker.finetuning.decisions import Request, maybe_start_finetune
 from worker.finetuning.measuring import Measured, to_metrics, verdict_of
-from worker.finetuning.policy import FEW_IMAGES, Measurement, judge
+from worker.finetuning.policy import FEW_IMAGES, Measurement, Verdict, judge
 from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, Run, run_folder
 from worker.queueing.queues import training_queue
 from worker.services import Services
@@ -205,6 +205,25 @@ def evaluated(by_project: dict[str, float]) -> EvaluationResult:
         for image in range(FEW_IMAGES)
     ]
     return EvaluationResult({"gIoU": mean(sample.iou for sample in samples)}, per_sample=samples)
+
+
+def test_boxes_are_judged_by_their_hits() -> None:
+    def answers(hits: int, masks: int = 0) -> EvaluationResult:
+        samples = [SampleResult(f"7/{n}/1/r", f"image {n}", float(n < hits), is_box=True) for n in range(8)]
+        samples += [SampleResult(f"7/{n}/2/r", f"image {n}", 0.5) for n in range(masks)]
+        return EvaluationResult({"gIoU": mean(sample.iou for sample in samples)}, per_sample=samples)
+
+    def judged(masks: int) -> tuple[Verdict, str]:
+        measured = Measured(MeasuredOn("", answers(2, masks), answers(7, masks)), None, {})
+        metrics = json.loads(json.dumps(to_metrics(measured, None, 0.02)))
+        return verdict_of(metrics), metrics["metric"]
+
+    boxes, metric = judged(masks=0)
+    assert (boxes.promote, metric) == (True, "Acc@0.5")
+    assert boxes.reason.startswith("Acc@0.5 0.250 -> 0.875 (+0.625"), boxes.reason
+    mixed, metric = judged(masks=4)
+    assert (mixed.promote, metric) == (True, "gIoU")
+    assert untold(mixed.reason, "gIoU 0.333 -> 0.750", "12 labels", "8 of them boxes, by Acc@0.5") == []
 
 
 @pytest.mark.parametrize(("bats", "promoted"), [(0.8, True), (0.1, False)])
