@@ -52,7 +52,8 @@ MOST_MASKS = 200
 """Masks that one gesture may be on: the last ones of the annotation."""
 MOST_PIXELS = 2**30
 """Pixels that are decoded for one gesture, of the latest masks first; those decoded before do not count."""
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 96 * 2**20
+"""Of decoded masks: a hundred of 6 megapixels, as wide and high as the image."""
 
 logger = logging.getLogger(__name__)
 

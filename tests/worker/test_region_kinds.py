@@ -146,6 +146,16 @@ def test_a_phrase_is_one_label_of_all_its_objects(
     assert mask_to_box_xyxy(coco_rle_to_mask(record.mask_rle)) == box_xyxy
 
 
+def test_phrases_that_differ_in_case_are_one_label() -> None:
+    content = several(("Polygon", (5, 5, 20, 20)), ("Polygon", (40, 30, 70, 50)))
+    first, second = content.regions
+    content = replace(content, regions=(first, replace(second, phrase="The  CATS")))
+
+    (record,) = make_records(content, SOURCE, {}.get, lambda phrase: phrase)
+
+    assert (record.phrase, len(record.objects)) == ("the cats", 2)
+
+
 @pytest.mark.parametrize("change", [False, True])
 def test_boxes_are_measured_and_learned_from_as_boxes(change: bool) -> None:
     config, results, served = proposed("Rectangle")

@@ -20,6 +20,7 @@ from backend.labelstudio.predictions import ProposedRegion, region_results
 from backend.labelstudio.regions.controls import Kind
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
+from backend.state.displayed_masks import PackedMask
 from tests.backend.assistant.annotators import Annotator, draft
 from tests.backend.editor import Json, ask, click, colour, ids, masks, prompt, task, texts
 from tests.backend.web_server import Web, as_json
@@ -311,6 +312,14 @@ def test_masks_of_a_draft_are_decoded_once(counted: list[int]) -> None:
     assert [mask.region_id for mask in first] == [mask.region_id for mask in again]
     assert [mask.phrase for mask in first] == ["a row"] * 30
     assert len(counted) == 30
+
+
+def test_a_hundred_masks_of_six_megapixels_are_kept_for_the_next_click() -> None:
+    """Masks that take much memory: ragged, as wide and high as the image."""
+    whole = PackedMask((2000, 3000), (0, 0), (2000, 3000), np.zeros(2000 * 3000 // 8, np.uint8), 1)
+
+    assert 100 * whole.size_bytes <= annotation_masks.CACHE_BYTES
+    assert annotation_masks.MOST_PIXELS >= 100 * 2000 * 3000
 
 
 def test_a_draft_of_very_many_masks_is_bounded(counted: list[int]) -> None:

@@ -88,6 +88,14 @@ def test_each_object_is_a_region_with_its_score_and_the_common_phrase(client: Fl
     assert texts(answer, "prompt") == []
 
 
+def test_phrases_that_differ_in_case_are_one(client: FlaskClient) -> None:
+    answer = ask(client, prompt("the RED square; The red  Square"))
+
+    assert ids(answer) == [region_id_for("2", "1", "the red square")]
+    again = ask(client, prompt("THE RED SQUARE"))
+    assert ids(again) == ids(answer)
+
+
 @pytest.mark.parametrize("extra_params", [{"instances": "together"}, '{"instances": "together"}'])
 def test_a_project_may_want_one_region(client: FlaskClient, extra_params: object) -> None:
     client.post("/setup", json={"project": "2.17", "schema": "", "extra_params": extra_params})
