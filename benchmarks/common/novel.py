@@ -69,12 +69,14 @@ def name_of(scene: Scene, noun: str, rng: np.random.Generator) -> NovelScene | N
 class NovelDataset:
     """These scenes as a data set."""
 
-    def __init__(self, scenes: Sequence[NovelScene]) -> None:
+    def __init__(self, scenes: Sequence[NovelScene], is_box: bool = False) -> None:
         self.scenes = scenes
+        self._is_box = is_box
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scenes[index]
-        return Sample(f"novel/{index}", f"novel/{index}", scene.image, scene.phrase, scene.mask, "noun")
+        name = f"novel/{index}"
+        return Sample(name, name, scene.image, scene.phrase, scene.mask, "noun", is_box=self._is_box)
