@@ -66,8 +66,8 @@ def leftover_regions(
     for key, first in firsts.items():
         objects = islice(unused_region_ids(project, task, first.phrase, {}), MOST_REGIONS)
         ids = (part_id for object_id in objects for part_id in part_ids(object_id))
-        gone = [each for each in ids if each not in answered and phrase_key(texts.get(each, "")) == key]
-        leftover += emptied(first, gone)
+        on_form = (each for each in ids if each in texts and each not in answered)
+        leftover += emptied(first, [each for each in on_form if phrase_key(texts[each]) == key])
     return leftover
 
 
