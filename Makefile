@@ -25,8 +25,13 @@ demo: ## run everything here, with Label Studio; MODEL=photographs; DEMO="--back
 
 # The tests' models are tiny: a second thread only waits for the first.
 test unit slow integration consumers newest lowest: export OMP_NUM_THREADS = 1
-# On all cores; tests that share a Label Studio run in one process.
-PYTEST_PARALLEL := pytest -n auto --dist loadgroup
+# Tests start hundreds of interpreters, each of which would compile our modules again.
+test unit slow integration consumers newest lowest: export PYTHONDONTWRITEBYTECODE =
+# Unit tests on all cores; one process more where many tests wait for the processes that they started. Tests that
+# share a Label Studio run in one process.
+test slow integration: PYTEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST_WORKERS ?= auto
+PYTEST_PARALLEL = pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/e2e --ignore tests/containers
 UNIT := not slow and not integration and not consumers and not e2e and not containers
 
 test: .venv/.installed-dev $(LABEL_STUDIO) ## run all tests except those with a browser or containers
