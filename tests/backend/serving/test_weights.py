@@ -29,6 +29,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_backend_loads_the_operators_weights(weights: Path, tmp_path: Path) -> None:
     settings = Settings(preset=PRESET, device="cpu", weights=weights, model_dir=tmp_path)
     predictor = load_preset(settings)
@@ -37,6 +38,7 @@ def test_the_backend_loads_the_operators_weights(weights: Path, tmp_path: Path) 
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.slow
 def test_the_service_serves_them(weights: Path, tmp_path: Path, redis_url: str) -> None:
     settings = Settings(preset=PRESET, device="cpu", weights=weights, model_dir=tmp_path, redis_url=redis_url)
     service = build_service(settings)

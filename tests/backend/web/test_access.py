@@ -72,6 +72,7 @@ def test_open_access_is_chosen_and_warned_of(settings: Settings, caplog: pytest.
     assert untold(caplog.text, "OPEN_ACCESS", "BASIC_AUTH_USER", "BASIC_AUTH_PASS", "WEBHOOK_SECRET") == []
 
 
+@pytest.mark.slow
 def test_serving_is_refused_before_anything_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS", "WEBHOOK_SECRET", "OPEN_ACCESS"):
         monkeypatch.delenv(name, raising=False)

@@ -27,6 +27,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ABLATIONS)
 def test_training_an_ablation(part: str, frozen: Path, tmp_path: Path) -> None:
     preset = f"ssp-sam-test-without-{part}"

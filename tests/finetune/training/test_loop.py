@@ -147,6 +147,7 @@ def test_boxes_are_learned_without_sam(tmp_path: Path) -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.slow
 def test_masks_go_on_from_boxes(tmp_path: Path) -> None:
     boxes = train(config_for(tmp_path / "rec", **BOXES))
     masks = train(config_for(tmp_path / "ssp", init=boxes.weights, steps=1, learning_rate=1e-6, **STREAM))
@@ -295,6 +296,7 @@ def test_mlflow_has_parameters_curves_and_how_it_ended(
     assert [item.path for item in client.list_artifacts(run_id)] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_a_training_without_tensorboard_has_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     result = train(config_for(tmp_path, steps=1))
@@ -325,6 +327,7 @@ def test_frozen_parts_must_be_given(tmp_path: Path) -> None:
         train(config_for(tmp_path, preset="ssp-sam-224"))
 
 
+@pytest.mark.slow
 def test_the_log_says_what_is_left(tmp_path: Path) -> None:
     train(config_for(tmp_path, steps=40))
     first, last = read_log(tmp_path / LOG_NAME)

@@ -77,6 +77,7 @@ def test_what_is_measured_is_the_loss_of_the_whole_validation_set(tmp_path: Path
                 torch.testing.assert_close(parts[name], term, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_stops_when_nothing_is_better_any_more(tmp_path: Path) -> None:
     """With a rate that spoils the model, that is soon."""
     config = validated(
@@ -91,6 +92,7 @@ def test_it_stops_when_nothing_is_better_any_more(tmp_path: Path) -> None:
     assert result.metrics["validation total"] == pytest.approx(measured[result.steps])
 
 
+@pytest.mark.slow
 def test_the_weights_left_behind_have_the_lowest_loss(tmp_path: Path) -> None:
     result = train(validated(tmp_path / "run", steps=12, learning_rate=3e-3, decoder_learning_rate=3e-3))
     measured = validation_losses(tmp_path / "run")
@@ -105,6 +107,7 @@ def test_the_weights_left_behind_have_the_lowest_loss(tmp_path: Path) -> None:
     assert loss == pytest.approx(min(measured.values()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_stops_where_an_unbroken_one_does(tmp_path: Path) -> None:
     class Killed(Exception):
         pass
@@ -132,6 +135,7 @@ def test_a_run_that_was_cut_short_stops_where_an_unbroken_one_does(tmp_path: Pat
     assert all(torch.equal(tensor, one[name]) for name, tensor in read_tensors(again.weights).items())
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_step(tmp_path: Path) -> None:
     """The weights of the checkpoint are those of a training that nobody looked at."""
     train(validated(tmp_path / "looked"))

@@ -31,13 +31,25 @@ from sspsam.cli import build_app
 DATA = "stickers/train?count=4&nouns=first&families=noun"
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
+def config_in(folder: Path) -> TrainConfig:
     return TrainConfig(
-        preset="ssp-sam-test", output_dir=tmp_path / "run", data=DATA, steps=6, batch_size=4, window=16,
+        preset="ssp-sam-test", output_dir=folder, data=DATA, steps=6, batch_size=4, window=16,
         target_size=64, learning_rate=3e-3, decoder_learning_rate=3e-3, warmup_steps=2,
         max_gradient_norm=1.0, checkpoint_every=3, device="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return config_in(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Of a run that was never interrupted, whose folder the tests only read."""
+    config = config_in(tmp_path_factory.mktemp("finished"))
+    assert train(config).steps == config.steps
+    return config
 
 
 @pytest.mark.slow
@@ -50,10 +62,7 @@ def test_overfits_a_few_phrases(config: TrainConfig) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_as_an_unbroken_one(config: TrainConfig, tmp_path: Path) -> None:
-    unbroken = train(config)
-    broken = dataclasses.replace(config, output_dir=tmp_path / "broken")
-
+def test_a_stopped_run_ends_as_an_unbroken_one(finished: TrainConfig, config: TrainConfig) -> None:
     class Killed(Exception):
         pass
 
@@ -62,40 +71,42 @@ def test_a_stopped_run_ends_as_an_unbroken_one(config: TrainConfig, tmp_path: Pa
             raise Killed
 
     with pytest.raises(Killed):
-        train(broken, stop_at_five)
-    resumed = train(broken)
+        train(config, stop_at_five)
+    resumed = train(config)
 
-    expected, actual = read_tensors(unbroken.weights), read_tensors(resumed.weights)
+    expected, actual = read_tensors(finished.output_dir / WEIGHTS_NAME), read_tensors(resumed.weights)
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert resumed.steps == config.steps
 
 
 @pytest.mark.slow
-def test_a_run_that_two_workers_do_at_once_ends_as_with_one(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_that_two_workers_do_at_once_ends_as_with_one(
+    finished: TrainConfig, config: TrainConfig
+) -> None:
     """As when a worker was taken for dead: another does all of the run in the same folder meanwhile."""
-    alone = read_tensors(train(config).weights)
-    shared = dataclasses.replace(config, output_dir=tmp_path / "shared")
+    alone = read_tensors(finished.output_dir / WEIGHTS_NAME)
     others: list[Path] = []
 
     def let_another_work(step: int, means: dict[str, float]) -> None:
         if step == 4:
-            others.append(train(shared).weights)
+            others.append(train(config).weights)
 
-    own = read_tensors(train(shared, let_another_work).weights)
+    own = read_tensors(train(config, let_another_work).weights)
     assert len(others) == 1
     assert all(torch.equal(own[key], alone[key]) for key in alone)
-    assert train(shared).steps == config.steps, "its checkpoint can be read"
-    assert {path.name for path in shared.output_dir.iterdir()} >= {CHECKPOINT_NAME, LOG_NAME, WEIGHTS_NAME}
-    assert not [path for path in shared.output_dir.iterdir() if path.name.startswith(".")]
+    assert train(config).steps == config.steps, "its checkpoint can be read"
+    assert {path.name for path in config.output_dir.iterdir()} >= {CHECKPOINT_NAME, LOG_NAME, WEIGHTS_NAME}
+    assert not [path for path in config.output_dir.iterdir() if path.name.startswith(".")]
 
 
-def test_a_finished_run_is_not_repeated(config: TrainConfig) -> None:
-    train(config)
+@pytest.mark.slow
+def test_a_finished_run_is_not_repeated(finished: TrainConfig) -> None:
     steps: list[int] = []
-    assert train(config, lambda step, _: steps.append(step)).steps == config.steps
+    assert train(finished, lambda step, _: steps.append(step)).steps == finished.steps
     assert steps == []
 
 
+@pytest.mark.slow
 def test_only_trainable_tensors_change(config: TrainConfig) -> None:
     before = Predictor.from_preset("ssp-sam-test", "cpu")
     data = StickerDataset("train", count=2, families=["noun"])
@@ -135,6 +146,7 @@ def test_targets_lie_where_the_mask_is(config: TrainConfig) -> None:
     assert batch.boxes.max() < 1
 
 
+@pytest.mark.slow
 def test_pretraining_stages_make_a_bundle(config: TrainConfig, tmp_path: Path) -> None:
     stages = [
         dataclasses.replace(config, stage=stage, output_dir=tmp_path / stage, steps=2, batch_size=6)
@@ -178,6 +190,7 @@ def test_boxes_and_patches_are_learned_without_masks(config: TrainConfig) -> Non
     assert all(torch.equal(decoder[k], v) for k, v in predictor.model.sam.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_presence_head_learns_with_the_others(config: TrainConfig) -> None:
     config = dataclasses.replace(config, loss=LossWeights(presence=1.0), learning_rate=1e-2)
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
@@ -203,20 +216,20 @@ def test_patches_know_how_much_of_them_the_target_covers() -> None:
     assert batch.patch_coverage.mean().item() == pytest.approx(share, rel=0.1)
 
 
-def test_the_log_can_be_read_back(config: TrainConfig) -> None:
-    train(config)
-    last = read_log(config.output_dir / LOG_NAME)[-1]
-    assert last["step"] == config.steps
+@pytest.mark.slow
+def test_the_log_can_be_read_back(finished: TrainConfig) -> None:
+    last = read_log(finished.output_dir / LOG_NAME)[-1]
+    assert last["step"] == finished.steps
     assert last["total"] > 0
 
 
-def test_a_damaged_checkpoint_is_not_ignored(config: TrainConfig) -> None:
-    train(config)
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_not_ignored(finished: TrainConfig, config: TrainConfig) -> None:
+    shutil.copytree(finished.output_dir, config.output_dir)
     checkpoint = config.output_dir / CHECKPOINT_NAME
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="checkpoint"):
         train(config)
-    shutil.rmtree(config.output_dir)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +254,7 @@ def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert (config.steps, config.loss.dice, config.output_dir) == (7, 2.0, Path("runs/a"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_left(config: TrainConfig) -> None:
     settings = {
         "preset": config.preset, "output_dir": config.output_dir, "data": config.data, "steps": 20,

@@ -57,6 +57,7 @@ def measured(states: tuple[State, State]) -> Measured:
     return measure(predictor, *states, open_dataset(HELD_OUT), open_dataset(BASE))
 
 
+@pytest.mark.slow
 def test_each_version_is_asked_about_both_data_sets(measured: Measured, states: tuple[State, State]) -> None:
     assert [section.title for section in measured.sections] == [HELD_OUT_TITLE, BASE_TITLE]
     for section, data in zip(measured.sections, (HELD_OUT, BASE), strict=True):

@@ -149,8 +149,13 @@ def test_with_enough_labels_some_tell_when_to_stop(services: Services) -> None:
     assert (few.validation, few.patience) == (None, 0)
 
 
-def test_a_fine_tune_of_the_operators_weights(services: Services, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_fine_tune_of_the_operators_weights(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It starts from them, is measured with them, and its version names them."""
+    short = replace(RECIPES["ssp-sam-test"], batch_size=4, min_steps=4, max_steps=4)
+    monkeypatch.setitem(RECIPES, "ssp-sam-test", short)
     weights = tmp_path / "own.safetensors"
     write_tensors(weights, golden_bundle(), {"preset": "ssp-sam-test"})
     settings = services.settings.model_copy(update={"weights": weights})

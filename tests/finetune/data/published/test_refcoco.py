@@ -441,6 +441,7 @@ def test_the_written_pickle_is_python_2s() -> None:
     assert pickle.loads(python2_pickle(value), encoding="utf-8") == value
 
 
+@pytest.mark.slow
 def test_a_published_data_set_is_learned_and_measured(root: Path) -> None:
     """Boxes, then masks, then figures: the way of the paper's recipes, on a model that fits here."""
     write_refs(root / "refcoco/refs(unc).p", [ref(0, FIRST, 1, ["left dog"]), ref(1, SECOND, 3, ["ring"])])

@@ -15,10 +15,9 @@ from sspsam.checkpoints.load import read_tensors
 from sspsam.phrases import token_ids, tokenize
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
+def config_in(folder: Path) -> TrainConfig:
     return TrainConfig(
-        preset="ssp-sam-test", output_dir=tmp_path / "run",
+        preset="ssp-sam-test", output_dir=folder,
         data="stickers/train?count=3&nouns=koala,guitar&families=noun",
         replay="stickers/train?count=6&nouns=first&families=noun", word_learning_rate=1e-2,
         steps=6, batch_size=4, target_size=64, learning_rate=1e-4, warmup_steps=2, checkpoint_every=3,
@@ -26,45 +25,58 @@ def config(tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def test_words_that_replay_does_not_say_learn(config: TrainConfig) -> None:
-    state = read_tensors(train(config).weights)
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return config_in(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the training that the configuration describes."""
+    return train(config_in(tmp_path_factory.mktemp("learned"))).weights
+
+
+@pytest.mark.slow
+def test_words_that_replay_does_not_say_learn(learned: Path) -> None:
+    state = read_tensors(learned)
     tokens = state["learned_words.tokens"].tolist()
     assert set(token_ids("koala") + token_ids("guitar")) & set(tokens)
     assert not set(tokens) & {0, *token_ids("the"), *token_ids("dog"), *token_ids(".")}
     assert (state["learned_words.offsets"].abs().sum(dim=1) > 0).all()
 
 
-def test_phrases_of_known_words_mean_what_they_meant(config: TrainConfig) -> None:
+@pytest.mark.slow
+def test_phrases_of_known_words_mean_what_they_meant(learned: Path) -> None:
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     known, new = tokenize(["the dog on the left"]), tokenize(["the koala"])
     before = [predictor.model.encode_text(tokens).sentence for tokens in (known, new)]
-    predictor.load_trainable(read_tensors(train(config).weights))
+    predictor.load_trainable(read_tensors(learned))
     after = [predictor.model.encode_text(tokens).sentence for tokens in (known, new)]
     assert torch.equal(after[0], before[0])
     assert not torch.equal(after[1], before[1])
 
 
+@pytest.mark.slow
 def test_without_a_rate_no_word_learns(config: TrainConfig) -> None:
-    state = read_tensors(train(dataclasses.replace(config, word_learning_rate=0.0)).weights)
+    state = read_tensors(train(dataclasses.replace(config, word_learning_rate=0.0, steps=1)).weights)
     assert not [name for name in state if name.startswith("learned_words.")]
 
 
-def test_a_next_training_keeps_the_words_of_the_one_before(config: TrainConfig, tmp_path: Path) -> None:
-    first = train(config).weights
-    before = read_tensors(first)
+@pytest.mark.slow
+def test_a_next_training_keeps_the_words_of_the_one_before(config: TrainConfig, learned: Path) -> None:
+    before = read_tensors(learned)
     again = dataclasses.replace(
         config,
-        init=first,
-        output_dir=tmp_path / "next",
+        init=learned,
         data="stickers/train?count=3&nouns=umbrella&families=noun",
     )
     after = read_tensors(train(again).weights)
-    learned = dict(zip(after["learned_words.tokens"].tolist(), after["learned_words.offsets"], strict=True))
-    assert set(token_ids("umbrella")) <= learned.keys()
+    offsets = dict(zip(after["learned_words.tokens"].tolist(), after["learned_words.offsets"], strict=True))
+    assert set(token_ids("umbrella")) <= offsets.keys()
     for token, offset in zip(
         before["learned_words.tokens"].tolist(), before["learned_words.offsets"], strict=True
     ):
-        assert torch.equal(learned[token], offset)
+        assert torch.equal(offsets[token], offset)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def test_the_text_tower_is_all_that_sentences_go_through() -> None:
     assert not [name for name in names if "visual" in name or "logit_scale" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["rec", "ssp"])
 def test_with_a_rate_the_text_tower_learns(config: TrainConfig, stage: str) -> None:
     config = dataclasses.replace(config, stage=stage)
@@ -43,11 +44,13 @@ def test_with_a_rate_the_text_tower_learns(config: TrainConfig, stage: str) -> N
     assert set(learned) - set(changed) <= {"clip.towers.positional_embedding"}
 
 
+@pytest.mark.slow
 def test_without_a_rate_it_stays_and_is_no_part_of_the_result(config: TrainConfig) -> None:
-    state = read_tensors(train(dataclasses.replace(config, text_learning_rate=0.0)).weights)
+    state = read_tensors(train(dataclasses.replace(config, text_learning_rate=0.0, steps=1)).weights)
     assert not [name for name in state if name.startswith("clip.")]
 
 
+@pytest.mark.slow
 def test_what_it_learned_is_in_the_bundle(config: TrainConfig, tmp_path: Path) -> None:
     rest = Predictor.from_preset("ssp-sam-test", "cpu")
     parts = {"": rest.model, IMAGE_ENCODER_PREFIX: rest.image_encoder}
