@@ -10,7 +10,7 @@ from backend.errors import LabelStudioError
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.config_patch import completed_config
-from backend.labelstudio.predictions import ProposedRegion, region_results
+from backend.labelstudio.predictions import ProposedRegion, as_held, emptied, region_results
 from tests.integration.conftest import RunningLabelStudio
 from tests.integration.project import (
     CONFIG,
@@ -155,7 +155,9 @@ CONTROLS = {
 def test_label_studio_accepts_forms_and_predictions_of_every_kind(
     label_studio: RunningLabelStudio, kind: str
 ) -> None:
-    """It validates both: the form that `connect` completes, and the predictions that are imported."""
+    """It validates both: the form that `connect` completes, and the predictions that are imported, with an
+    object in two parts and a region without pixels.
+    """
     client = label_studio.client
     labels = '<Label value="cat"/><Label value="dog" alias="hound"/>'
     own = f'<View><Image name="image" value="$image"/>{CONTROLS[kind].format(labels=labels)}</View>'
@@ -167,8 +169,11 @@ def test_label_studio_accepts_forms_and_predictions_of_every_kind(
     (task,) = client.tasks(number)
     mask = np.zeros((60, 80), np.bool_)
     mask[10:40, 20:50] = True
+    mask[45:55, 60:75] = kind.startswith("polygon")
     config = LabelingConfig.parse(completed)
-    results = region_results(ProposedRegion("0123456789ab", "the dogs", mask, 0.9), config)
+    held = as_held(ProposedRegion("0123456789ab", "the dogs", mask, 0.9), config)
+    (nothing,) = emptied(held, ["ba9876543210"])
+    results = [*region_results(held, config), *region_results(nothing, config)]
 
     client.import_predictions(number, [{"task": task["id"], "result": results, "model_version": "v"}])
 
