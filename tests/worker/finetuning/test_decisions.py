@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rq.job import JobStatus
@@ -16,12 +17,14 @@ from rq.registry import StartedJobRegistry
 
 from backend.shared_redis import WANTED_KEY
 from backend.state.redis_store import KnownProject
+from finetune.data.records import read_records
+from sspsam import mask_to_coco_rle
 from sspsam.version_store.store import VersionCard
 from tests.facts import untold
 from tests.worker.finetuning.test_runs import PROJECT, record
 from worker import jobs
 from worker.finetuning.decisions import maybe_start_finetune
-from worker.finetuning.runs import run_folder
+from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
 from worker.queueing.queues import events_queue, redis_lock, training_queue
 from worker.queueing.schedule import Schedule
 from worker.services import Services
@@ -110,6 +113,23 @@ def test_processes_that_decide_at_once_start_one_fine_tune(
     for other in others:
         other.communicate()
     assert len(finetunes(services)) == 1
+
+
+def test_corrected_boxes_start_a_fine_tune_and_a_quarter_is_held_out(services: Services) -> None:
+    whole = mask_to_coco_rle(np.ones((6, 8), dtype=np.bool_))
+    for number in range(8):
+        made = record(number, services.settings.images_dir, annotation=number + 1)
+        services.collection(PROJECT).replace(number + 1, [replace(made, is_box=True, served_rle=whole)])
+
+    decision = maybe_start_finetune(services, PROJECT, "annotation")
+
+    assert decision.start, decision.reason
+    assert f"8 of {services.settings.finetune_after} new" in decision.reason
+    [run_id] = finetunes(services)
+    folder = run_folder(services.settings.model_dir, run_id)
+    held_out = read_records(folder / HELD_OUT_FILE)
+    assert [(label.is_box, label.kind) for label in held_out] == [(True, "corrected")] * 2
+    assert len(read_records(folder / TRAIN_FILE)) == 6
 
 
 def test_two_schedules_start_one_fine_tune(services: Services) -> None:
