@@ -12,7 +12,7 @@ SUPPLY := .venv-supply/bin
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration consumers containers check format e2e newest lowest screenshot bench gpu-check lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration consumers containers check format e2e newest lowest screenshot bench gpu-check reproduce lock audit sbom chromium clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -82,6 +82,9 @@ bench: .venv/.installed-dev ## run the benchmarks, each a ratio measured in one 
 
 gpu-check: .venv/.installed-dev ## measure this machine's GPU in 8 minutes: a section for docs/performance.md
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
+
+reproduce: .venv/.installed ## print the paper's tables beside ours: DATA=/path WEIGHTS="grefcoco=FILE refcoco=FILE"
+	$(BIN)/sspsam reproduce --data $(or $(DATA),$(error DATA=/path is missing)) $(addprefix --weights ,$(WEIGHTS))
 
 lock: .venv-supply ## update the lock files; LOCK=--keep changes versions only if necessary
 	$(SUPPLY)/python tools/lock.py --uv $(SUPPLY)/uv $(LOCK)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.cli.reproduction import app as reproduction_app
+from finetune.cli.reproduction import evaluate_with_progress
 from finetune.cli.scenes import app as data_app
 from finetune.cli.training import app as training_app
 from sspsam.cli.commands import (
@@ -22,12 +24,10 @@ from sspsam.cli.commands import (
 from sspsam.cli.output import echo
 
 if TYPE_CHECKING:
-    from finetune.data.sample import Dataset
     from finetune.evaluation.evaluate import EvaluationResult
-    from finetune.training.ranks import Ranks
-    from sspsam import Predictor
 
 app = typer.Typer()
+app.registered_commands += [*reproduction_app.registered_commands]
 app.registered_commands += [*data_app.registered_commands, *training_app.registered_commands]
 
 
@@ -80,7 +80,7 @@ def evaluate(
     predictor = open_predictor(
         preset, processes.device_name(device), version, model_dir, weights, sam_encoder
     )
-    result = _evaluate_with_progress(predictor, samples, protocol, processes)
+    result = evaluate_with_progress(predictor, samples, protocol, processes)
     if not processes.is_first:
         return
     model = version or f"{preset or DEFAULT_PRESET}-base"
@@ -119,25 +119,6 @@ def gallery(
     predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
     write_picture(draw_gallery(predictor, samples, failures=failures), out)
     echo(f"Written to {out}")
-
-
-def _evaluate_with_progress(
-    predictor: Predictor, dataset: Dataset, protocol: str, processes: Ranks
-) -> EvaluationResult:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from finetune.evaluation import evaluate as evaluation
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(dataset))
-        return evaluation.evaluate(
-            predictor,
-            dataset,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            protocol=protocol,
-            processes=processes,
-        )
 
 
 def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
