@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +18,11 @@ from rich.panel import Panel
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.labelstudio.setup import connect_project, probe_webhook
+from backend.settings import Settings
 from sspsam.files import replacing
 from sspsam.instance import published
+from sspsam.presets import base_preset
+from worker.local.demo_photographs import demo_photographs
 from worker.local.demo_pictures import Picture, demo_pictures
 from worker.local.local_label_studio import Account, label_studio_part
 from worker.local.supervisor import Supervisor, private_folder
@@ -34,10 +38,16 @@ from worker.local.up import (
 
 logger = logging.getLogger(__name__)
 
+PUBLISHED = ("ssp-sam-224", "ssp-sam-336")
+"""Presets for photographs."""
 PROJECT_TITLE = "Sticker scenes"
+PHOTOGRAPHS_TITLE = "Photographs"
 SUGGESTIONS = "suggestions"
 """Field of the demo's tasks: phrases to type on that image."""
 CONFIG = RECOMMENDED_CONFIG.replace("</Style>", f'</Style>\n  <Header value="${SUGGESTIONS}" size="6"/>', 1)
+MODEL = "model"
+"""Field of the tasks with photographs: the model that answers."""
+PHOTOGRAPHS_CONFIG = CONFIG.replace("  <Header", f'  <Header value="${MODEL}" size="6"/>\n  <Header', 1)
 PICTURES = 24
 UPLOAD_BATCH = 6
 FINETUNE_AFTER = 8
@@ -82,6 +92,7 @@ class DemoState:
     """The user's API token: legacy tokens have 40 hexadecimal digits."""
     webhook_secret: str
     project: int | None = None
+    photographs_project: int | None = None
     backend_password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
 
     @property
@@ -98,8 +109,11 @@ class DemoState:
         kept = _kept_state(path)
         token = kept.get("token") or token_of(path.parent / LABEL_STUDIO) or secrets.token_hex(20)
         secret = kept.get("webhook_secret") or secrets.token_urlsafe(24)
-        project = kept.get("project")
-        state = cls(str(token), str(secret), project if isinstance(project, int) else None)
+        project, photographs = (
+            number if isinstance(number := kept.get(name), int) else None
+            for name in ("project", "photographs_project")
+        )
+        state = cls(str(token), str(secret), project, photographs)
         password = kept.get("backend_password")
         return replace(state, backend_password=password) if isinstance(password, str) else state
 
@@ -156,9 +170,15 @@ def demo(options: DemoOptions, console: Console) -> None:
         state.save(data_dir / "demo.json")
         redis_url = start(supervisor, options, state, console, lock)
         client = LabelStudioClient(options.label_studio_url, state.token)
-        pictures = demo_pictures(data_dir / "pictures", PICTURES)
-        project = prepare_project(client, state.project, pictures, console)
-        replace(state, project=project).save(data_dir / "demo.json")
+        preset = Settings().preset
+        if base_preset(preset) in PUBLISHED:
+            pictures = demo_photographs()
+            project = prepare_photographs(client, state.photographs_project, pictures, preset, console)
+            replace(state, photographs_project=project).save(data_dir / "demo.json")
+        else:
+            pictures = demo_pictures(data_dir / "pictures", PICTURES)
+            project = prepare_project(client, state.project, pictures, console)
+            replace(state, project=project).save(data_dir / "demo.json")
         forget_other_backends(client, project, options.backend_url)
         connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
         connect_project(*connection)
@@ -229,14 +249,38 @@ def prepare_project(
     client: LabelStudioClient, project: int | None, pictures: Sequence[Picture], console: Console
 ) -> int:
     """Finds or creates the demo's project, adds missing images, and returns its id."""
-    known = {found["id"]: found.get("title") for found in client.projects()}
-    if project is None:  # the state was lost
-        project = max((number for number, title in known.items() if title == PROJECT_TITLE), default=None)
-    if project is None or project not in known:
-        fields = {"show_collab_predictions": False, "description": "Type a phrase, get that sticker's mask."}
-        project = int(client.create_project(PROJECT_TITLE, CONFIG, **fields)["id"])
+    description = "Type a phrase, get that sticker's mask."
+    project = find_or_create(client, project, PROJECT_TITLE, CONFIG, description)
     upload_missing(client, project, pictures, console)
     suggest(client, project, pictures)
+    return project
+
+
+def prepare_photographs(
+    client: LabelStudioClient,
+    project: int | None,
+    pictures: Sequence[Picture],
+    preset: str,
+    console: Console,
+) -> int:
+    """The same for photographs; their form says which model answers."""
+    description = "Type a phrase, get that object's mask."
+    project = find_or_create(client, project, PHOTOGRAPHS_TITLE, PHOTOGRAPHS_CONFIG, description)
+    upload_missing(client, project, pictures, console)
+    suggest(client, project, pictures, {MODEL: f"Answers come from {preset}"})
+    return project
+
+
+def find_or_create(
+    client: LabelStudioClient, project: int | None, title: str, config: str, description: str
+) -> int:
+    """The number of a project that is known, or has the title, or is created."""
+    known = {found["id"]: found.get("title") for found in client.projects()}
+    if project is None:  # the state was lost
+        project = max((number for number, known_as in known.items() if known_as == title), default=None)
+    if project is None or project not in known:
+        fields = {"show_collab_predictions": False, "description": description}
+        project = int(client.create_project(title, config, **fields)["id"])
     return project
 
 
@@ -253,14 +297,29 @@ def upload_missing(
         console.print(f"[green]✓[/green] {len(missing)} images added to the project")
 
 
-def suggest(client: LabelStudioClient, project: int, pictures: Sequence[Picture]) -> None:
-    """Writes suggested phrases into each task; the labeling config shows them above the image."""
+def suggest(
+    client: LabelStudioClient,
+    project: int,
+    pictures: Sequence[Picture],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes suggested phrases into each task; the labeling config shows them above the image.
+
+    Args:
+        client: of the local Label Studio.
+        project: number of the demo's project.
+        pictures: those of its tasks.
+        more: further fields of each task.
+    """
     for task in client.tasks(project):
         data = task["data"]
         shown = next((picture for picture in pictures if _shows(task, picture)), None)
-        if shown and SUGGESTIONS not in data:
-            phrases = " · ".join(phrase.text for phrase in shown.phrases)
-            client.update_task(task["id"], {**data, SUGGESTIONS: f"Try: {phrases} (which fits nothing)"})
+        if shown is None:
+            continue
+        phrases = " · ".join(phrase.text for phrase in shown.phrases)
+        complete = {SUGGESTIONS: f"Try: {phrases} (which fits nothing)", **data, **more}
+        if complete != data:
+            client.update_task(task["id"], complete)
 
 
 def _shows(task: Mapping[str, Any], picture: Picture) -> bool:

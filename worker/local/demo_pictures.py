@@ -44,8 +44,8 @@ class Picture:
     """An image on disk and suggested phrases: a name, two phrases of other families, one without a target."""
 
     path: Path
-    seed: int
-    """`demo_scene(seed)` draws the scene again, with its objects."""
+    seed: int | None
+    """`demo_scene(seed)` draws the scene again, with its objects; None for a photograph."""
     phrases: tuple[DemoPhrase, ...]
 
 
