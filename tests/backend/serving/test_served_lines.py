@@ -1,106 +1,31 @@
-"""Lines of versions in one engine: each has its own version, swaps, refusals and turn."""
+"""Lines of versions in one engine: each has its own version, swaps and refusals."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from redis import Redis
 
-from backend.errors import ModelBusyError
 from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
-from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.shared_redis import announce_version
 from sspsam import Predictor, Referent
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import WEIGHTS, DamagedVersionError, VersionCard, VersionStore
 from tests.backend.colours import ColourPredictor, picture
+from tests.backend.serving.colour_versions import BASE, PRESET, TOP, ask, promote, promote_state, shift_of
 from tests.waiting import wait_until
-
-PRESET = "ssp-sam-test"
-BASE = f"{PRESET}-base"
-TOP = 5
-"""First row of the red square in `picture`."""
-
-
-@pytest.fixture
-def versions(tmp_path: Path) -> VersionStore:
-    return VersionStore(tmp_path, PRESET)
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-def make_engine(versions: VersionStore, metrics: Metrics) -> Iterator[Callable[..., Engine]]:
-    """Makes started engines that read the store when they are told to; stopped at the end of the test."""
-    engines: list[Engine] = []
-
-    def make(
-        load: Callable[[], SwappablePredictor] = ColourPredictor,
-        redis: Redis | None = None,
-        version_bytes: int = 2**30,
-        poll_s: float = 3600,
-        **options: Any,
-    ) -> Engine:
-        engine = Engine(
-            load,
-            versions,
-            EmbeddingCache(10**8),
-            redis,
-            metrics,
-            SharingOptions(**options),
-            poll_s,
-            version_bytes,
-        )
-        engines.append(engine)
-        engine.start()
-        assert engine.wait(60)
-        return engine
-
-    yield make
-    for engine in engines:
-        engine._poll_s = 0.1  # its thread ends within twice that
-        engine.stop()
-
-
-def promote(versions: VersionStore, project: int, shift: int) -> str:
-    """Publishes and promotes a colour predictor's version in a project's line."""
-    return promote_state(versions, project, {"shift": torch.tensor(shift)})
-
-
-def promote_state(versions: VersionStore, project: int, state: dict[str, torch.Tensor]) -> str:
-    line = line_of_project(project)
-    version = versions.publish(state, VersionCard(line=line), {}).version_id
-    versions.promote(version)
-    return version
-
-
-def ask(engine: Engine, project: int | str, phrase: str = "red") -> tuple[str, Referent]:
-    answer = engine.predict("picture", picture, [phrase], Caller(f"of {project}", project=str(project)))
-    [referent] = answer.referents
-    assert isinstance(referent, Referent)
-    return answer.version, referent
-
-
-def shift_of(engine: Engine, project: int | str) -> tuple[str, int]:
-    """The version that answers, and by how many rows its mask is moved."""
-    version, referent = ask(engine, project)
-    return version, int(np.flatnonzero(referent.mask.any(axis=1))[0]) - TOP
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -374,195 +299,3 @@ def test_no_answer_is_another_lines_while_versions_come_and_go(
     assert all(allowed[project].get(version) == shift for project, version, shift in seen)
     assert max(most) <= 2 * size
     assert [shift_of(engine, project)[1] for project in projects] == list(projects), "the newest serve"
-
-
-class BusyStore(VersionStore):
-    """Promotes another version while one is being found."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, PRESET)
-        self.meanwhile: Callable[[], None] = lambda: None
-
-    def weights_path(self, version_id: str) -> Path | None:
-        self.meanwhile()
-        return super().weights_path(version_id)
-
-
-def test_a_promotion_during_a_load_serves_the_next_request(tmp_path: Path) -> None:
-    versions = BusyStore(tmp_path)
-    before = promote(versions, 1, 1)
-    after = versions.publish({"shift": torch.tensor(2)}, VersionCard(line="project-1"), {}).version_id
-    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=3600)
-    engine.start()
-    assert engine.wait(20)
-
-    def promote_once() -> None:
-        versions.meanwhile = lambda: None
-        versions.promote(after)
-        engine.refresh()
-
-    versions.meanwhile = promote_once
-    try:
-        assert shift_of(engine, 1) == (before, 1), "it was the newest when the request came"
-        assert shift_of(engine, 1) == (after, 2)
-    finally:
-        engine._poll_s = 0.1
-        engine.stop()
-
-
-class SlowStore(VersionStore):
-    """Finds some versions only when it may, and fails for others."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, PRESET)
-        self.slow, self.may_find, self.finding = "", Event(), Event()
-        self.unreadable: set[str] = set()
-
-    def weights_path(self, version_id: str) -> Path | None:
-        if version_id in self.unreadable:
-            raise OSError("stale file handle")
-        if version_id == self.slow:
-            self.finding.set()
-            assert self.may_find.wait(20)
-        return super().weights_path(version_id)
-
-
-def test_a_cold_line_holds_up_no_other(tmp_path: Path) -> None:
-    versions = SlowStore(tmp_path)
-    versions.slow, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
-    versions.finding.clear()
-    versions.may_find.set()
-    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.1)
-    engine.start()
-    assert engine.wait(20)
-    versions.may_find.clear()
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            cold = pool.submit(shift_of, engine, 1)
-            assert versions.finding.wait(20)
-            assert [shift_of(engine, 2) for _ in range(3)] == [(of_two, 2)] * 3
-            assert not cold.done()
-            versions.may_find.set()
-            assert cold.result(20) == (versions.slow, 1)
-    finally:
-        engine.stop()
-
-
-def test_a_disk_that_fails_for_a_moment_refuses_no_version(tmp_path: Path) -> None:
-    versions = SlowStore(tmp_path)
-    before, now = promote(versions, 1, 1), promote(versions, 1, 2)
-    versions.unreadable = {now}
-    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.05)
-    engine.start()
-    assert engine.wait(20)
-    try:
-        assert shift_of(engine, 1) == (before, 1), "the one before serves meanwhile"
-        assert engine.status().refusals == []
-        versions.unreadable.clear()
-        wait_until(lambda: engine.version_of("1") == now, "it is tried again")
-        assert shift_of(engine, 1) == (now, 2)
-    finally:
-        engine.stop()
-
-
-class Held(ColourPredictor):
-    """Answers only when it may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.may_answer, self.answering = Event(), Event()
-        self.models: list[Sequence[Any]] = []
-
-    def decode(self, questions: Sequence[Any], models: Sequence[Any] | None = None) -> list[Referent]:
-        if questions[0].phrase != "warm up":
-            self.answering.set()
-            assert self.may_answer.wait(20)
-            self.models.append(models or [])
-        return super().decode(questions, models)
-
-
-def test_a_pass_holds_phrases_of_several_lines(
-    make_engine: Callable[..., Engine], versions: VersionStore
-) -> None:
-    expected = {project: (promote(versions, project, project), project) for project in (1, 2, 3)}
-    predictor = Held()
-    engine = make_engine(lambda: predictor, max_batch=8)
-
-    with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(shift_of, engine, 9)
-        assert predictor.answering.wait(20)
-        rest = {project: pool.submit(shift_of, engine, project) for project in expected}
-        wait_until(lambda: engine.waiting()["phrases"] == 3, "all wait")
-        predictor.may_answer.set()
-        assert {project: one.result(20) for project, one in rest.items()} == expected
-        assert first.result(20) == (BASE, 0)
-
-    assert [len(models) for models in predictor.models] == [1, 3]
-
-
-def test_a_version_in_a_pass_stays_in_memory(
-    make_engine: Callable[..., Engine], versions: VersionStore
-) -> None:
-    of_one, of_two = promote(versions, 1, 1), promote(versions, 2, 2)
-    predictor = Held()
-    engine = make_engine(lambda: predictor, version_bytes=1)
-
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(shift_of, engine, 1)
-        assert predictor.answering.wait(20)
-        two = pool.submit(shift_of, engine, 2)
-        wait_until(lambda: of_one not in engine._loaded_versions, "it is to leave")
-        assert engine.status().loaded_versions == 1
-        assert not two.done()
-        predictor.may_answer.set()
-        assert (one.result(20), two.result(20)) == ((of_one, 1), (of_two, 2))
-
-
-def test_a_busy_line_does_not_lock_out_a_rare_one(
-    make_engine: Callable[..., Engine], versions: VersionStore
-) -> None:
-    rare = promote(versions, 2, 2)
-    predictor = Held()
-    engine = make_engine(lambda: predictor, queue_limit=8, max_batch=2)
-
-    def busy(number: int) -> str:
-        return engine.predict("picture", picture, ["red"], Caller(f"1/{number}", project="1")).version
-
-    with ThreadPoolExecutor(10) as pool:
-        first = [pool.submit(busy, number) for number in range(8)]
-        wait_until(lambda: engine._model._entrance.inside == 8, "the queue is full")
-        with pytest.raises(ModelBusyError):
-            busy(8)
-        alone = pool.submit(shift_of, engine, 2)
-        wait_until(lambda: engine._model._entrance.inside == 9, "it is admitted")
-        with pytest.raises(ModelBusyError):
-            shift_of(engine, 2)
-        predictor.may_answer.set()
-        assert alone.result(20) == (rare, 2)
-        assert [one.result(20) for one in first] == [BASE] * 8
-
-
-def test_callers_of_a_rare_line_get_their_turn(
-    make_engine: Callable[..., Engine], versions: VersionStore
-) -> None:
-    """One phrase behind forty of a busy line's annotator is answered in the next pass."""
-    promote(versions, 2, 2)
-    predictor = Held()
-    engine = make_engine(lambda: predictor, max_batch=4)
-
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(shift_of, engine, 3)
-        assert predictor.answering.wait(20)
-        red = [f"red {number}" for number in range(40)]
-        many = pool.submit(engine.predict, "picture", picture, red, Caller("1/busy", project="1"))
-        wait_until(lambda: engine.waiting()["phrases"] == 40, "the busy line waits")
-        rare = pool.submit(shift_of, engine, 2)
-        wait_until(lambda: engine.waiting()["phrases"] == 41, "and the rare one")
-        predictor.may_answer.set()
-        assert rare.result(20)[1] == 2
-        first.result(20), many.result(20)
-
-    shifts = [
-        [0 if model is None else int(model["shift"]) for model in models] for models in predictor.models
-    ]
-    assert 2 in shifts[1], "the pass after the running one"
