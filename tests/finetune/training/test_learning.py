@@ -36,13 +36,13 @@ SMALL = Preset(
 )  # fmt: skip
 """Fine enough masks, 64 x 64, for what stickers look like; its frozen towers stay random."""
 VIT_SMALL = ImageEncoderConfig(128, 64, 2, 2, (1,), window_size=4, patch_size=8, embedding_dim=64)
-SCENES, SIDE = 8, 128
-STEPS = 420
+SCENES, SIDE = 4, 128
+STEPS = 340
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # 40 s of one core; more where it is shared
-def test_a_small_model_overfits_eight_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(600)
+def test_a_small_model_overfits_a_few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(IMAGE_ENCODERS, "vit_small", VIT_SMALL)
     monkeypatch.setitem(PRESETS, "small", SMALL)
     torch.manual_seed(0)
@@ -64,4 +64,4 @@ def test_a_small_model_overfits_eight_scenes(tmp_path: Path, monkeypatch: pytest
     assert before.overall["mIoU"] < 0.3
     assert after.overall["mIoU"] > 0.95
     assert after.overall["Pr@0.5"] == 1.0
-    assert after.overall["Acc@0.5"] >= 7 / 8  # how fast boxes follow hangs on the number of threads
+    assert after.overall["Acc@0.5"] >= 3 / 4  # how fast boxes follow hangs on the number of threads
