@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -32,11 +32,7 @@ from backend.errors import (
     ImageFetchError,
     LabelStudioNotFound,
     LabelStudioUnavailable,
-    ModelUnavailableError,
 )
-from backend.labelstudio.config import LabelingConfig
-from backend.service import Service, build_service
-from backend.serving.engine import Engine
 from backend.settings import Settings
 from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announce_version
 from backend.state.skipped_items import reason_of
@@ -56,10 +52,10 @@ from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
 from worker.lines import Line
 from worker.projects.active_learning import Ranker, Scores, order_tasks
-from worker.projects.batch_jobs import enqueue_once
-from worker.projects.prefetch import PREFETCH, Prefetched, Prefetcher
+from worker.projects.model import running_engine, running_service
+from worker.projects.prefetch import PREFETCH, Prefetched, Prefetcher, queue_next_tasks
 from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
-from worker.queueing.queues import ask_for_reconciliation, prelabel_queue, redis_lock
+from worker.queueing.queues import ask_for_reconciliation, redis_lock
 from worker.services import Services
 
 logger = logging.getLogger(__name__)
@@ -82,7 +78,6 @@ CONTINUE_RETRY = Retry(max=10_000, interval=0)
 """For a reconciliation that has used up its time: it goes to the end of the queue."""
 DECIDE = "decide"
 """Kind of work under which projects without a decision are recorded."""
-MODEL_LOAD_S = 600.0
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
 
@@ -248,7 +243,7 @@ def prelabel_chunk(
     """
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
-    with _running_service(services) as service:
+    with running_service(services) as service:
         phrases = PhraseSource.from_dict(source)
         prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
         for report in prelabeler.run(task_ids):
@@ -270,7 +265,7 @@ def prefetch_chunk(project_id: Number, run: str, chunk: str, task_ids: list[Numb
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
     prefetched = Prefetched(services.redis, services.settings, project_id)
     prefetcher = Prefetcher(services.label_studio, services.images, prefetched, services.skipped, project_id)
-    for report in prefetcher.run(task_ids, partial(_running_engine, services)):
+    for report in prefetcher.run(task_ids, partial(running_engine, services)):
         progress.note(chunk, report)
     return asdict(report)
 
@@ -290,7 +285,7 @@ def rank_chunk(
     """
     services = Services(Settings())
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
-    with _running_service(services) as service:
+    with running_service(services) as service:
         ranker = Ranker(
             services.label_studio,
             service.assistant,
@@ -319,7 +314,7 @@ def prefetch_projects() -> JobResult:
     settings = services.settings
     if not settings.prefetch_tasks or settings.embeddings_dir is None:
         return {}
-    return _each_project(services, PREFETCH, partial(_prefetch_next, services))
+    return _each_project(services, PREFETCH, partial(queue_next_tasks, services))
 
 
 def _each_project(services: Services, work: str, do: Callable[[int], Any]) -> JobResult:
@@ -334,48 +329,6 @@ def _each_project(services: Services, work: str, do: Callable[[int], Any]) -> Jo
         except LabelStudioUnavailable as error:
             results[str(project)] = str(error)
     return results
-
-
-def _prefetch_next(services: Services, project: int) -> list[int]:
-    """Queues a project's next tasks that are not embedded yet; returns their ids."""
-    config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
-    config.require("image")
-    tasks = services.label_studio.next_tasks(project, services.settings.prefetch_tasks)
-    prefetched = Prefetched(services.redis, services.settings, project)
-    missing = prefetched.due(prefetched.missing(tasks, config), time.time())
-    run, chunk = f"prefetch-{project}", "next"
-    kwargs = {"project_id": project, "run": run, "chunk": chunk, "task_ids": missing}
-    queue = prelabel_queue(services.redis)
-    services.skipped.clear(project, PREFETCH, ["project"])
-    if missing:
-        enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{chunk}", kwargs, at_front=True)
-    return missing
-
-
-@contextmanager
-def _running_engine(services: Services) -> Iterator[Engine]:
-    """Its engine alone."""
-    with _running_service(services) as service:
-        yield service.engine
-
-
-@contextmanager
-def _running_service(services: Services) -> Iterator[Service]:
-    """The assistant that answers annotators, with its own model.
-
-    Raises:
-        ModelUnavailableError: the model could not be loaded.
-    """
-    service = build_service(services.settings, services.redis)
-    service.engine.start()
-    try:
-        if not service.engine.wait(MODEL_LOAD_S):
-            raise ModelUnavailableError(f"the model was not loaded within {MODEL_LOAD_S:.0f} s")
-        if service.engine.status().state == "failed":
-            raise ModelUnavailableError(f"the model could not be loaded: {service.engine.status().error}")
-        yield service
-    finally:
-        service.engine.stop()
 
 
 def _finetune(services: Services, line: Line, run_id: str) -> JobResult:

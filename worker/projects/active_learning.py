@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class Scores:
 
     def all(self) -> dict[int, Scored]:
         """By task."""
-        values: Mapping[bytes, bytes] = self._redis.hgetall(self._key)  # type: ignore[assignment]
+        values = cast("Mapping[bytes, bytes]", self._redis.hgetall(self._key))
         found = {}
         for task, value in values.items():
             with suppress(ValueError, TypeError):  # not in our format

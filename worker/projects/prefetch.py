@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 
@@ -24,7 +24,10 @@ from backend.settings import Settings
 from backend.shared_redis import PREFETCH_FAILED_KEY, PREFETCHED_KEY
 from backend.state.skipped_items import SkippedItems
 from worker.isolation import Outcome, left_out
+from worker.projects.batch_jobs import enqueue_once
 from worker.projects.prelabel import ChunkReport
+from worker.queueing.queues import prelabel_queue
+from worker.services import Services
 
 PREFETCHED_TTL_S = 24 * 3600
 """Expiry of the record after its last change: embedding files may have been evicted by then."""
@@ -56,7 +59,7 @@ class Prefetched:
 
     def missing(self, tasks: Iterable[Json], config: LabelingConfig) -> list[int]:
         """Ids of the tasks whose image is not recorded as embedded."""
-        noted: dict[bytes, bytes] = self._redis.hgetall(self._key)  # type: ignore[assignment]
+        noted = cast("dict[bytes, bytes]", self._redis.hgetall(self._key))
         known = {key.decode(): mark.decode() for key, mark in noted.items()}
         return [
             int(task["id"])
@@ -190,3 +193,19 @@ class Prefetcher:
 def _address(data: Any, config: LabelingConfig) -> Any:
     """The image reference in a task's data."""
     return config.image.of(data) if config.image is not None else None
+
+
+def queue_next_tasks(services: Services, project: int) -> list[int]:
+    """Queues a project's next tasks that are not embedded yet; returns their ids."""
+    config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
+    config.require("image")
+    tasks = services.label_studio.next_tasks(project, services.settings.prefetch_tasks)
+    prefetched = Prefetched(services.redis, services.settings, project)
+    missing = prefetched.due(prefetched.missing(tasks, config), time.time())
+    run, chunk = f"prefetch-{project}", "next"
+    kwargs = {"project_id": project, "run": run, "chunk": chunk, "task_ids": missing}
+    services.skipped.clear(project, PREFETCH, ["project"])
+    if missing:
+        queue = prelabel_queue(services.redis)
+        enqueue_once(queue, "worker.jobs.prefetch_chunk", f"{run}-{chunk}", kwargs, at_front=True)
+    return missing

@@ -32,7 +32,7 @@ HOSTILE = [
     "worker.jobs._finetune",
     "worker.jobs.time.sleep",
     "worker.jobs.asdict",
-    "worker.jobs.build_service",
+    "worker.jobs.running_service",
     "worker.jobs.checked",
     "worker.jobs.Settings",
     "worker.jobs.__import__",
