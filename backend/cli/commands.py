@@ -37,6 +37,37 @@ def serve(
     run(Settings(sam_encoder=sam_encoder or ""))
 
 
+@app.command("try")
+def try_phrases(
+    model: ModelOption = None,
+    port: Annotated[int, typer.Option(help="Port of the page, on 127.0.0.1.", min=1, max=65535)] = 9099,
+    mirror: Mirror = "",
+    yes: YesOption = False,
+    sam_encoder: SamEncoderOption = None,
+) -> None:
+    """Answer phrases on pictures that you upload to a page on this machine. Needs no Label Studio.
+
+    If BASIC_AUTH_USER and BASIC_AUTH_PASS are set, the page asks for them. Pictures are not stored.
+
+    Example: sspsam try --model photographs
+    """
+    import waitress
+
+    from backend.settings import Settings
+    from backend.web.trial import create_trial
+    from sspsam import Predictor
+
+    if model:
+        use_model(model, mirror, yes, sam_encoder)
+        sam_encoder = None
+    settings = Settings(sam_encoder=sam_encoder or "", host="127.0.0.1", port=port)
+    predictor = Predictor.from_preset(
+        settings.preset, settings.device, settings.weights, settings.image_precision
+    )
+    echo(f"Open http://127.0.0.1:{port}/ - Ctrl-C stops it.")
+    waitress.serve(create_trial(settings, predictor), host="127.0.0.1", port=port, threads=2, ident=None)
+
+
 @app.command()
 def secrets(
     label_studio: Annotated[
