@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     versions_url: StoreUrl = ""
     """Object store for versions: s3://bucket/folder, gs://bucket/folder, or another fsspec URL."""
     model_lines: ModelLines = "project"
-    """Whether each project has a line of versions of its own, or all share one."""
+    """Whether each project has its own line of versions, or all share one."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """redis://host:port/db, or unix:///path/to/socket."""
     redis_password: SecretStr = SecretStr("")

@@ -90,7 +90,7 @@ def redis_server(redis_url: str) -> Iterator[Redis]:
 def settings(tmp_path: Path, redis_url: str) -> Settings:
     """Settings that owe nothing to the environment, but for what a test gives to `model_copy`."""
     return Settings(
-        label_studio_url="http://127.0.0.1:9",  # nobody listens there
+        label_studio_url="http://127.0.0.1:9",  # no server listens there
         label_studio_api_key="key",
         basic_auth_user="",
         basic_auth_pass="",

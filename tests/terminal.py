@@ -64,6 +64,6 @@ class Terminal:
         return status
 
     def _read(self) -> None:
-        with suppress(OSError):  # Linux's way to say that nobody has the other end open any more
+        with suppress(OSError):  # Linux's way to say that the other end is closed
             while chunk := os.read(self._screen, 1 << 16):
                 self._bytes += chunk

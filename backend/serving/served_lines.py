@@ -170,7 +170,7 @@ class ServedLines:
     def _candidates(self, line: str) -> Iterator[str]:
         """Versions that may serve a line, best first: the store's, the one that serves, those before it.
 
-        A line without a version of its own goes on with what serves requests without a project.
+        A line without its own version goes on with what serves requests without a project.
         """
         versions = [self._wanted(line), self._serving.get(line, "")]
         if self._state is not None:

@@ -28,7 +28,7 @@ class PhraseFeatures(NamedTuple):
     """(B, L) bool: True at padding."""
 
     def row(self, number: int, length: int) -> PhraseFeatures:
-        """One phrase of the batch, cut to its length, in memory of its own; its padding is never read."""
+        """One phrase of the batch, cut to its length, in separate memory; its padding is never read."""
         row = PhraseFeatures._make(None if field is None else field[number : number + 1] for field in self)
         return PhraseFeatures(
             None if row.words is None else row.words[:, :length].clone(),

@@ -38,7 +38,7 @@ class EncodedPhrase(NamedTuple):
     phrase: PhraseFeatures
 
     def row(self, number: int, length: int) -> EncodedPhrase:
-        """One phrase of the batch, cut to its tokens, in memory of its own."""
+        """One phrase of the batch, cut to its tokens, in separate memory."""
         sentence_feature = self.sentence_feature[number : number + 1].clone()
         return EncodedPhrase(sentence_feature, self.phrase.row(number, length))
 

@@ -1,7 +1,7 @@
 """Lines of versions: which version serves which Label Studio project.
 
 Each project has a line, in which its versions follow one another; projects share a line by choice. A line
-without a version of its own is served by the store's default version: in a new store the base weights, in a
+without its own version is served by the store's default version: in a new store the base weights, in a
 store from before there were lines the version that served then.
 
 The lines and the groups of projects are one small state, replaced as a whole; cards never change.
@@ -136,7 +136,7 @@ class StoreState:
         return next(shared, line_of_project(project_id))
 
     def line(self, name: str) -> LineState:
-        """State of a line. One without a version of its own has the default version, and can be rolled
+        """State of a line. One without its own version has the default version, and can be rolled
         back to the versions before it.
         """
         own, default = self.stored_line(name), self.default

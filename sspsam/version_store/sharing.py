@@ -26,7 +26,7 @@ def group_name(projects: Collection[int]) -> str:
 def adopt(store: VersionStore, line: str, source: str) -> VersionCard:
     """Makes a line continue with the version that serves another.
 
-    The line gets a version of its own, with the same tensors and without the other's reports; its parent is
+    The line gets its own version, with the same tensors and without the other's reports; its parent is
     the other's version.
 
     Returns:

@@ -41,7 +41,7 @@ class Pixels:
 class ColourPredictor:
     """Finds the colour that a phrase names; a phrase without one, or whose colour is not there, fits nothing.
 
-    Its one trainable number, `shift`, moves masks down by so many rows.
+    Its one trainable number, `shift`, moves masks down by that number of rows.
     """
 
     def __init__(self) -> None:

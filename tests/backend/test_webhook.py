@@ -144,7 +144,7 @@ def test_events_that_lack_something_are_refused(app: Flask, redis_server: Redis,
 
 
 def test_an_event_is_only_queued(settings: Settings, redis_server: Redis, label_studio: Web) -> None:
-    """Label Studio waits a second at most, and the annotator with it: no mask is read, nobody is asked."""
+    """Label Studio waits a second at most, as does the annotator: no mask is read, no request sent."""
     mask = np.random.default_rng(0).random((700, 900)) > 0.5
     region = {"id": "a", "from_name": "mask", "value": {"rle": mask_to_brush_rle(mask)}}
     event = {**CREATED, "annotation": {**CREATED["annotation"], "result": [region, region]}}

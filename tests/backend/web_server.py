@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass
 class Web(Loopback):
-    """Answers by path; a path that nobody wrote down is 404."""
+    """Answers by path; other paths are 404."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)

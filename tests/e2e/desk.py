@@ -24,7 +24,7 @@ class Desk:
     demo: Demo
     project: int
     fresh: Iterator[int]
-    """Tasks that nobody has opened."""
+    """Tasks that were never opened."""
     masks: Sequence[tuple[str, BoolMask]]
     """Two phrases that the model understands, with what they mean: no pixel in common."""
     nothing: str
@@ -38,7 +38,7 @@ class Desk:
 
 
 def make_desk(demo: Demo, predictor: Predictor, title: str, config: str, copies: int) -> Desk:
-    """Makes a project of so many tasks, and connects it."""
+    """Makes a project with this number of tasks, and connects it."""
     understood = understood_picture(demo, predictor)
     return connected_desk(demo, title, config, [understood.picture.path] * copies, understood)
 

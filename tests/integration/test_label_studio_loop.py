@@ -207,7 +207,7 @@ def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> 
     project.client.update_annotation(number, corrected)
     wait_until(lambda: [one.corrected for one in project.records] == [True], "the correction", WAIT_S, POLL_S)
     edited = {"accepted": before["accepted"], "edited": before["edited"] + 1}
-    wait_until(lambda: corrections(project) == edited, "that it is counted anew", WAIT_S, POLL_S)
+    wait_until(lambda: corrections(project) == edited, "that it is counted again", WAIT_S, POLL_S)
     page = requests.get(project.service.url, headers=BROWSER, timeout=WAIT_S).text
     assert '<table class="corrections">' in page
 

@@ -29,7 +29,7 @@ def sleep_once(path: str) -> str:
 
 
 def come_back(path: str, times: int) -> str | Retry:
-    """Asks to be tried again so many times."""
+    """Asks for this number of further attempts."""
     note(path, "tried")
     if len(Path(path).read_text().splitlines()) <= times:
         return Retry(max=times, interval=1)

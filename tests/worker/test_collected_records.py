@@ -232,7 +232,7 @@ def test_events_out_of_order_leave_what_label_studio_has(
     jobs.forget_annotations(PROJECT, [ANNOTATION + 1])
     for annotation in (ANNOTATION, ANNOTATION + 1, ANNOTATION):  # what was told late
         jobs.collect_annotation(PROJECT, annotation, TASK)
-    jobs.forget_annotations(PROJECT, [ANNOTATION])  # of an annotation that was made anew under its id
+    jobs.forget_annotations(PROJECT, [ANNOTATION])  # of an annotation that was made again under its ID
     assert [record.phrase for record in services.collection(PROJECT).records()] == ["the last ring"]
 
 

@@ -290,7 +290,7 @@ def test_proxies_netrc_and_cookies_are_not_used(
 
 
 class Raw:
-    """A server that says what it likes, at its own pace, to whoever connects."""
+    """A server that sends any bytes, at any pace, to every client."""
 
     def __init__(self, pieces: Sequence[bytes], pause_s: float = 0.0) -> None:
         self._pieces, self._pause_s = pieces, pause_s
@@ -374,7 +374,7 @@ def test_a_packed_answer_is_not_unpacked(label_studio: Web) -> None:
 
 
 def test_every_type_is_asked_for(label_studio: Web) -> None:
-    """Label Studio answers 406 to whoever accepts images alone."""
+    """Label Studio answers 406 to clients that accept images alone."""
     make_fetcher(label_studio.url).fetch(f"{label_studio.url}/a.png")
     assert label_studio.asked[0].headers["Accept"] == "*/*"
 

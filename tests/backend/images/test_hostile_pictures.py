@@ -199,7 +199,7 @@ def polyglots() -> Iterator[tuple[str, bytes]]:
 
 @pytest.mark.parametrize(("name", "content"), list(polyglots()))
 def test_a_polyglot_is_its_picture_and_nothing_else(store: ImageStore, name: str, content: bytes) -> None:
-    """What else it may be does not matter: the file is only decoded, and given out to nobody."""
+    """What else it may be does not matter: the file is only decoded, and never given out."""
     assert store.decode(store.digest(as_data(content))).shape == picture().shape
 
 

@@ -303,7 +303,7 @@ def test_a_mask_is_smoothed_until_it_can_be_sent(
 
 
 def test_the_bound_on_edges_keeps_answers_below_a_megabyte() -> None:
-    """Every run of a length that takes most bits: no mask of so many edges is larger."""
+    """Every run of a length that takes most bits: no mask with this number of edges is larger."""
     runs = np.full(MAX_EDGES, 65)
     mask = np.repeat(np.arange(MAX_EDGES) % 2 == 0, runs).reshape(650, -1)
 

@@ -33,7 +33,7 @@ def cpu_error() -> RuntimeError:
 
 
 class SmallMemory(SSPStage):
-    """A stage that has room for so many samples at once; without gradients, for all."""
+    """A stage that has room for this number of samples at once; without gradients, for all."""
 
     room = SAMPLES
     error = staticmethod(gpu_error)

@@ -137,7 +137,7 @@ def test_a_run_that_was_cut_short_stops_where_an_unbroken_one_does(tmp_path: Pat
 
 @pytest.mark.slow
 def test_measuring_changes_no_step(tmp_path: Path) -> None:
-    """The weights of the checkpoint are those of a training that nobody looked at."""
+    """The weights of the checkpoint are those of a training without validation."""
     train(validated(tmp_path / "looked"))
     train(config_for(tmp_path / "blind"))
     states = [

@@ -184,7 +184,7 @@ def test_what_does_not_fit_does_not_serve(
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.bin", "weights"])
 def test_only_safetensors_are_served(tmp_path: Path, name: str) -> None:
-    """A pickle is converted first, by whoever asks for that: sspsam weights convert."""
+    """A pickle is converted first, on request: sspsam weights convert."""
     torch.save({"a": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         sspsam.Predictor.from_preset(PRESET, "cpu", tmp_path / name)

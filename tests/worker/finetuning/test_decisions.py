@@ -34,7 +34,7 @@ IN_THE_EVENING = datetime(2026, 3, 2, 19, 0, tzinfo=UTC)
 
 
 def label(services: Services, images: int) -> None:
-    """Corrected masks on so many images, as they lie after having been collected."""
+    """Corrected masks on this number of images, as they are stored once collected."""
     for number in range(images):
         made = record(number, services.settings.images_dir, annotation=number + 1)
         services.collection(PROJECT).replace(number + 1, [made])

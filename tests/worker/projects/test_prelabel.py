@@ -87,7 +87,7 @@ def test_doing_it_again_does_nothing(
     assert run(PhraseSource("phrases", ("A Cat",)), tasks)["skipped"] == 3, "answered along with the dog"
     assert len(label_studio.predictions) == 3
     label_studio.predictions = [one | {"model_version": "older"} for one in label_studio.predictions]
-    assert run(BOTH, tasks)["posted"] == 3, "a new version answers anew"
+    assert run(BOTH, tasks)["posted"] == 3, "a new version answers again"
 
 
 def test_further_phrases_are_added_to_what_is_there(

@@ -56,7 +56,7 @@ def run_one(redis: Redis) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_job_is_refused_before_it_is_imported(redis_server: Redis, name: str) -> None:
     job = events_queue(redis_server).enqueue_call("worker.jobs.check_projects")
-    data = zlib.compress(json.dumps([name, None, ["true"], {}]).encode())  # as whoever writes to Redis may
+    data = zlib.compress(json.dumps([name, None, ["true"], {}]).encode())  # as any client of Redis may
     redis_server.hset(job.key, "data", data)
     assert "refused: " in refusal(Job.fetch(job.id, redis_server, JSONSerializer), JOB_MODULES)
 
