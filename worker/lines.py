@@ -60,23 +60,30 @@ def named_projects(projects: Iterable[int]) -> str:
 
 
 def load_split(model_dir: Path, line: str) -> dict[str, Side]:
-    """Reads the split of a line."""
+    """Reads the split of a line.
+
+    Raises:
+        DamagedSplitError: no copy of it can be read.
+    """
     own = _split_path(model_dir, line)
     for paths in ((own, own.with_suffix(COPY)), (records_folder(model_dir) / SPLIT_OF_ALL,)):
-        found = _first_readable(paths)
+        found = _readable(paths)
         if found is not None:
             return found
     return {}
 
 
-def _first_readable(paths: Iterable[Path]) -> dict[str, Side] | None:
-    """The first of these that can be read; None if there is none of them.
+def _readable(copies: Iterable[Path]) -> dict[str, Side] | None:
+    """What the copies of a split say; None if there is none.
+
+    If they differ, one is damaged, or a writer was killed between them: an image that one of them trains on
+    is not held out.
 
     Raises:
         DamagedSplitError: all that there are are damaged.
     """
-    damage = ""
-    for path in paths:
+    damage, read = "", []
+    for path in copies:
         try:
             sides = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(sides, dict) or not set(sides.values()) <= {"train", "held-out"}:
@@ -87,7 +94,11 @@ def _first_readable(paths: Iterable[Path]) -> dict[str, Side] | None:
             damage = damage or f"{path} is damaged ({error})"
             logger.error("%s", damage)
             continue
-        return sides
+        read.append(sides)
+    if read:
+        if any(sides != read[0] for sides in read):
+            logger.error("the copies of the split %s differ: they are joined", path)
+        return merge_splits(read)
     if damage:
         raise DamagedSplitError(
             f"{damage}: restore it from a backup. Without it, images that a version was trained on might "

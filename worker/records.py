@@ -108,7 +108,10 @@ class Collection:
         Absences that no person confirmed, from before that was asked, are left out.
         """
         try:
-            records = read_records(self._path(annotation))
+            path = self._path(annotation)
+            if not path.stat().st_size:
+                raise RecordFormatError(f"{path}: it has lost its content")
+            records = read_records(path)
             return [record for record in records if record.confirmed or record.mask_rle is not None]
         except FileNotFoundError:
             return []

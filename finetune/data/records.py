@@ -2,6 +2,10 @@
 
 Records are derived from saved annotations, and can be rebuilt from them. They contain the training sample,
 its origin, and the model's proposal, to distinguish corrections from masks accepted unchanged.
+
+Each line has a digest of its content, its place and the number of lines: a flipped bit would otherwise be
+another label, and a lost line no label. A file without records has an empty line, so a file of no bytes is
+damaged. Files of other programs and of earlier releases have no digests.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from sspsam.files import replace_text
 
 Kind = Literal["corrected", "accepted", "added", "absent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DIGEST = "digest"
+"""Field of a line's digest."""
+_DIGEST_DIGITS = 16
 
 
 class RecordFormatError(ValueError):
@@ -153,29 +160,42 @@ def read_records(path: Path) -> list[RefRecord]:
     """Reads a JSON Lines file.
 
     Raises:
-        RecordFormatError: a line is not a record.
+        RecordFormatError: a line is not a record, or differs from what was written.
         FileNotFoundError: no such file.
     """
-    records = []
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecordFormatError(f"{path}: {error}") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    records, digests = [], []
+    for place, (number, line) in enumerate(lines):
         try:
-            records.append(RefRecord.from_dict(json.loads(line)))
-        except (RecordFormatError, ValueError, AttributeError, RecursionError) as error:
+            values = json.loads(line)
+            found = values.pop(DIGEST, None)
+            digests.append(found == _line_digest(values, place, len(lines)) if found is not None else None)
+            records.append(RefRecord.from_dict(values))
+        except (RecordFormatError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise RecordFormatError(f"{path}, line {number}: {error}") from error
+    if any(digest is not None for digest in digests) and not all(digests):
+        number = lines[next(place for place, digest in enumerate(digests) if not digest)][0]
+        raise RecordFormatError(f"{path}, line {number}: it differs from what was written (digest)")
     return records
 
 
 def write_records(path: Path, records: Iterable[RefRecord]) -> None:
     """Writes a JSON Lines file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(record.to_dict(), ensure_ascii=False) for record in records)
-    replace_text(path, "".join(f"{line}\n" for line in lines))
+    values = [record.to_dict() for record in records]
+    for place, record in enumerate(values):
+        record[DIGEST] = _line_digest(record, place, len(values))
+    replace_text(path, "\n".join(json.dumps(record, ensure_ascii=False) for record in values) + "\n")
+
+
+def _line_digest(values: Mapping[str, Any], place: int, count: int) -> str:
+    """Digest of a line: its place among the lines, and its content without the digest."""
+    content = json.dumps([place, count, values], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_DIGITS]
 
 
 def records_digest(records: Sequence[RefRecord]) -> str:
