@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from backend.console.fine_tunes import FineTune, how_trained, latest_fine_tunes
+from backend.console.fine_tunes import FineTune, finite, how_trained, latest_fine_tunes
 from backend.corrections import Tally, merged
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
@@ -23,6 +23,8 @@ from sspsam.version_store.store import VersionCard, VersionError
 logger = logging.getLogger(__name__)
 
 DEFAULT_METRIC = "mIoU"
+ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""Errors of values that are not what they should be: of a damaged card, or of a damaged file."""
 _TRIGGERS: Mapping[str, str] = {
     "annotation": "after an annotation was saved",
     "schedule": "on schedule",
@@ -37,6 +39,8 @@ class VersionRow:
     """A row of the version table."""
 
     card: VersionCard
+    training: str
+    """How it was trained, in one sentence; empty for base weights."""
     serves: Sequence[str]
     """Who it serves: names of projects, or of lines without one; empty if it serves none on the page."""
     served_since: str
@@ -47,11 +51,6 @@ class VersionRow:
     after: float | None
     samples: int
     """Number of held-out samples behind both scores."""
-
-    @property
-    def training(self) -> str:
-        """How it was trained, in one sentence; empty for base weights."""
-        return how_trained(self.card)
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,15 @@ def _version_rows(
         version: [_name(project) for project in projects] or ["requests without a project"]
         for version, projects in serving.items()
     }
-    return [
-        _version_row(card, names.get(card.version_id, ()), since.get(card.version_id, "")) for card in cards
-    ]
+    rows = []
+    for card in cards:
+        serves, at = names.get(card.version_id, ()), since.get(card.version_id, "")
+        try:
+            rows.append(_version_row(card, serves, at))
+        except ODD_VALUES as error:
+            logger.warning("version %s cannot be shown: %s", card.version_id, reason_of(error))
+            rows.append(VersionRow(card, "", serves, at, "", None, None, 0))
+    return rows
 
 
 def _name(project: KnownProject) -> str:
@@ -204,6 +209,7 @@ def _version_row(card: VersionCard, serves: Sequence[str], served_since: str) ->
     metric = str(card.metrics.get("metric", DEFAULT_METRIC))
     return VersionRow(
         card=card,
+        training=how_trained(card),
         serves=serves,
         served_since=served_since,
         metric=metric,
@@ -215,7 +221,7 @@ def _version_row(card: VersionCard, serves: Sequence[str], served_since: str) ->
 
 def _figure(figures: Any, metric: str) -> float | None:
     value = figures.get(metric) if isinstance(figures, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
+    return finite(value)
 
 
 def _project_row_or_problem(project: KnownProject, service: Service) -> ProjectRow:
@@ -224,7 +230,7 @@ def _project_row_or_problem(project: KnownProject, service: Service) -> ProjectR
     try:
         line = service.engine.line_of(project.project_id)
         return replace(_project_row(project, line, service.redis_store), skipped=skipped)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except ODD_VALUES as error:
         logger.exception("project %s cannot be shown", project.project_id)
         return ProjectRow(project, reason_of(error), (), "", "", "", skipped=skipped)
 
@@ -253,7 +259,7 @@ def short_time(text: str) -> str:
     """Formats an ISO 8601 time as 2026-05-01 13:00 UTC."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except ValueError:
+    except (ValueError, OverflowError):
         return text
 
 

@@ -11,6 +11,7 @@ All files are optional.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ LATEST = 3
 LOSS = "total"
 CURVE_WH = (300, 80)
 CURVE_POINTS = 150
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,10 @@ class FineTune:
     """File name; empty if there is none."""
     pictures: Sequence[Pair]
     """Largest improvement first."""
-
-    @property
-    def training(self) -> str:
-        """How it was trained, in one sentence."""
-        return how_trained(self.card)
-
-    @property
-    def composition(self) -> list[tuple[str, str]]:
-        """(label, composition of its labels); empty for one label."""
-        return composition_by_label(self.card)
+    training: str
+    """How it was trained, in one sentence."""
+    composition: Sequence[tuple[str, str]]
+    """(label, composition of its labels); empty for one label."""
 
 
 def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list[FineTune]:
@@ -94,7 +91,13 @@ def latest_fine_tunes(store: VersionStore, cards: Sequence[VersionCard]) -> list
         cards: All versions, oldest first.
     """
     published = [card for card in cards if card.version_id != store.base_version]
-    return [_fine_tune(store, card) for card in reversed(published[-LATEST:])]
+    shown = []
+    for card in reversed(published[-LATEST:]):
+        try:
+            shown.append(_fine_tune(store, card))
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+            logger.warning("the fine-tune %s cannot be shown: %s", card.version_id, error)
+    return shown
 
 
 def shown_file(store: VersionStore, version_id: str, name: str) -> Path | None:
@@ -168,7 +171,8 @@ def _fine_tune(store: VersionStore, card: VersionCard) -> FineTune:
     report = next((name for name in REPORTS if name in names), "")
     listed, log = (_file(store, card.version_id, name) for name in (PICTURES, LOG))
     pictures = [] if listed is None else [pair for pair in _pairs(listed) if pair.file in names]
-    return FineTune(card, None if log is None else curve(_losses(log)), report, pictures)
+    loss = None if log is None else curve(_losses(log))
+    return FineTune(card, loss, report, pictures, how_trained(card), composition_by_label(card))
 
 
 def _pairs(path: Path) -> list[Pair]:
@@ -179,20 +183,29 @@ def _pairs(path: Path) -> list[Pair]:
             Pair(str(entry["file"]), str(entry["phrase"]), float(entry["before"]), float(entry["after"]))
             for entry in listed
         ]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return []
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:
     """(step, loss) of each line that has both; stops at the first invalid line."""
     found: list[tuple[int, float]] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for text in lines:
             try:
                 line: Any = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            loss = line.get(LOSS) if isinstance(line, dict) else None
-            if isinstance(loss, int | float) and isinstance(line.get("step"), int) and math.isfinite(loss):
-                found.append((line["step"], float(loss)))
+            loss = finite(line.get(LOSS)) if isinstance(line, dict) else None
+            if loss is not None and isinstance(line.get("step"), int):
+                found.append((line["step"], loss))
     return found
+
+
+def finite(value: object) -> float | None:
+    """The value as a finite number; None if it is none."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.inf
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -44,13 +44,13 @@ class VersionFolders:
 
         Raises:
             UnknownVersionError: no such version.
-            DamagedVersionError: not text.
+            DamagedVersionError: not text, or not readable.
         """
         try:
             return (self.folder / version_id / CARD).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UnknownVersionError(f"no version {version_id!r}") from error
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, OSError) as error:
             raise DamagedVersionError(f"not a version card: {error}") from error
 
     def path(self, card: VersionCard) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
 
 from sspsam.version_store.cards import DamagedVersionError, Status, VersionStateError, now_text
@@ -23,6 +23,8 @@ ModelLines = Literal["project", "shared"]
 DEFAULT_LINE = ""
 """The version that serves lines without one of their own."""
 SHARED_LINE = "shared"
+MOST_DIGITS = 18
+"""Of the number of a project or of a version."""
 _PROJECT_PREFIX = "project-"
 
 
@@ -34,7 +36,7 @@ def line_of_project(project_id: int) -> str:
 def project_of_line(line: str) -> int | None:
     """Inverse of `line_of_project`; None for other lines."""
     digits = line.removeprefix(_PROJECT_PREFIX)
-    return int(digits) if line != digits and digits.isdecimal() else None
+    return int(digits) if line != digits and digits.isdecimal() and len(digits) <= MOST_DIGITS else None
 
 
 def line_key(line: str) -> str:
@@ -104,10 +106,13 @@ class LineState:
     def parse(cls, values: Mapping[str, Any]) -> LineState:
         """Reads a state from JSON; ValueError, TypeError, LookupError or AttributeError if it is invalid."""
         version_id, stack = values["version_id"], tuple(values["stack"])
-        if not all(isinstance(name, str) for name in (version_id, *stack)):
-            raise TypeError("a version ID is not a string")
         history = tuple(HistoryEntry(**entry) for entry in values["history"])
         judged = {str(key): Judgement(**one) for key, one in values.get("judgements", {}).items()}
+        texts = [version_id, *stack]
+        texts += [text for entry in history for text in astuple(entry)]
+        texts += [text for one in judged.values() for text in astuple(one)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a version ID, a time or a reason is not a string")
         return cls(version_id, stack, history, judged)
 
 

@@ -37,7 +37,14 @@ from sspsam.version_store.cards import (
 )
 from sspsam.version_store.contents import check_parents, write_files
 from sspsam.version_store.folders import CARD, CURRENT, VersionFolders
-from sspsam.version_store.lines import DEFAULT_LINE, HistoryEntry, LineState, ModelLines, StoreState
+from sspsam.version_store.lines import (
+    DEFAULT_LINE,
+    MOST_DIGITS,
+    HistoryEntry,
+    LineState,
+    ModelLines,
+    StoreState,
+)
 from sspsam.version_store.places import open_files
 
 if TYPE_CHECKING:
@@ -360,7 +367,8 @@ class VersionStore:
 
     def _number(self, version_id: str) -> int | None:
         digits = version_id.removeprefix(f"{self.preset}-")
-        return int(digits) if version_id != digits and digits.isdecimal() else None
+        is_number = digits.isdecimal() and len(digits) <= MOST_DIGITS
+        return int(digits) if version_id != digits and is_number else None
 
     def _next_id(self) -> str:
         """The lowest unused number above all numbers ever assigned."""

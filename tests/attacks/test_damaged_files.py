@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from flask import Flask
 
+from backend.console import fine_tunes
 from backend.errors import ImageFetchError
 from backend.state.redis_store import KnownProject
+from sspsam.version_store.store import DamagedVersionError
 from tests.worker.label_studio_server import LabelStudioServer, region
 from tests.worker.reconciling import reconcile_all
 from worker import jobs
-from worker.lines import COPY, SPLIT_OF_ALL, DamagedSplitError, load_split, save_split
+from worker.cli.versions import list_versions
+from worker.lines import COPY, SPLIT_OF_ALL, DamagedSplitError, Side, load_split, save_split
 from worker.queueing.queues import reconcile_queue
 from worker.records import records_folder
 from worker.services import Services
 
 PROJECT, OTHER = 3, 4
+PRESET_ID = "ssp-sam-test-"
 DAMAGES = {
     "empty": b"",
     "cut": b'{"a"',
@@ -45,7 +53,7 @@ def annotated(services: Services, label_studio: LabelStudioServer, mask: npt.NDA
 def test_records_are_collected_again(services: Services, damage: str) -> None:
     [before] = services.collection(PROJECT).records()
     path = services.collection(PROJECT).folder / f"{PROJECT}.jsonl"
-    path.write_bytes(DAMAGES[damage] or b"x")
+    path.write_bytes(DAMAGES[damage])
     decisions = jobs.check_projects()
     assert "1 corrected mask " in decisions[str(OTHER)]["reason"]
     assert services.collection(PROJECT).records() == []
@@ -60,6 +68,54 @@ def test_records_are_collected_again(services: Services, damage: str) -> None:
     assert services.collection(PROJECT).records() == [before]
     assert services.skipped.of(PROJECT) == []
     assert services.collection(PROJECT).damaged() == []
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(services: Services) -> None:
+    """Most of them leave JSON that is a record: of another phrase, image or mask."""
+    collection = services.collection(PROJECT)
+    path, [record] = collection.folder / f"{PROJECT}.jsonl", collection.records()
+    whole = path.read_bytes()
+    passed = []
+    for place in range(8 * (len(whole) - 1)):
+        path.write_bytes(flipped(whole, place))
+        if (found := collection.of_annotation(PROJECT)) not in ([], [record]):
+            passed.append((place, found))
+    assert passed == []
+    collection.replace(PROJECT, [record])
+    assert collection.records() == [record], "and an undamaged one is read"
+
+
+def test_lines_that_are_lost_or_exchanged_are_noticed(services: Services) -> None:
+    collection = services.collection(PROJECT)
+    [record] = collection.records()
+    path = collection.folder / f"{PROJECT}.jsonl"
+    for count, order in ((2, [0]), (2, [1]), (2, [1, 0]), (3, [0, 1]), (3, [0, 2]), (2, [0, 0]), (1, [0, 0])):
+        collection.replace(PROJECT, [replace(record, phrase=f"ring {number}") for number in range(count)])
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{lines[number]}\n" for number in order))
+        assert collection.of_annotation(PROJECT) == [], (count, order)
+
+
+def test_an_annotation_without_records_is_no_damaged_one(services: Services) -> None:
+    collection = services.collection(PROJECT)
+    collection.replace(PROJECT, [])
+    assert collection.of_annotation(PROJECT) == []
+    assert collection.damaged() == []
+    assert collection.annotations() == [PROJECT]
+
+
+def test_records_of_earlier_releases_have_no_digests(services: Services) -> None:
+    collection = services.collection(PROJECT)
+    [record] = collection.records()
+    path = collection.folder / f"{PROJECT}.jsonl"
+    path.write_text("".join(json.dumps(record.to_dict()) + "\n" for _ in range(2)))
+    assert collection.of_annotation(PROJECT) == [record, record]
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    changed = bytearray(content)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -88,6 +144,104 @@ def test_a_split_has_a_copy(tmp_path: Path, damage: str) -> None:
     path.with_suffix(COPY).write_bytes(DAMAGES[damage])
     with pytest.raises(DamagedSplitError, match=path.name):
         load_split(tmp_path, "project-3")
+
+
+def test_a_flipped_bit_holds_no_image_out_that_was_trained_on(tmp_path: Path) -> None:
+    sides: dict[str, Side] = {"a" * 64: "train", "b" * 64: "held-out"}
+    save_split(tmp_path, "project-3", sides)
+    for path in [path for path in tmp_path.rglob("*.json")]:
+        whole = path.read_bytes()
+        for place in range(8 * len(whole)):
+            path.write_bytes(flipped(whole, place))
+            found = load_split(tmp_path, "project-3")
+            assert {image: found[image] for image in sides} == sides, place
+        path.write_bytes(whole)
+
+
+NO_LINE: dict[str, object] = {"version_id": "", "stack": [], "history": []}
+STATES: dict[str, object] = {
+    "a number for an ID": {"version_id": 7, "stack": [], "history": []},
+    "a number in the stack": {"stack": [7]},
+    "a number in the history": {"history": [{"action": "promote", "version_id": 7, "before": "", "at": ""}]},
+    "a list for a time": {"history": [{"action": "promote", "version_id": "x", "before": "", "at": []}]},
+    "a number for a reason": {"judgements": {"x": {"status": "promoted", "reason": 7}}},
+    "a version of 5,000 digits": {"judgements": {PRESET_ID + "9" * 5000: {"status": "", "reason": ""}}},
+    "a line of a number": {"lines": {"project-3": 7}},
+    "a project of 5,000 digits": {"lines": {"project-" + "9" * 5000: NO_LINE}},
+    "groups of texts": {"groups": {"x": ["y"]}},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_odd_values_in_the_state_stop_nothing_else(services: Services, app: Flask, name: str) -> None:
+    """Either the state is named as damaged, or the value has no effect."""
+    folder = services.settings.model_dir / "versions" / services.settings.preset
+    folder.mkdir(parents=True, exist_ok=True)
+    good = {"version_id": services.store.base_version, "stack": [], "history": []}
+    state = good | STATES[name]  # type: ignore[operator]
+    (folder / "current.json").write_text(json.dumps(state))
+    with suppress(DamagedVersionError):
+        state_read = services.store.state()
+        assert state_read.current("project-3") == services.store.base_version
+    assert services.store._next_id() == f"{services.settings.preset}-0001"
+    assert jobs.check_projects().keys() == {str(PROJECT), str(OTHER)}
+    assert app.test_client().get("/", headers={"Accept": "text/html"}).status_code == 200
+
+
+CARDS: dict[str, object] = {
+    "metrics": {"metrics": {"held_out_samples": "x", "incumbent": [1], "candidate": {"mIoU": 10**400}}},
+    "figures": {"metrics": {"metric": ["x"], "incumbent": 7, "candidate": {"mIoU": "x"}}},
+    "projects": {"parent": "x", "data": {"projects": 7, "trained_on": []}},
+    "project names": {"parent": "x", "data": {"projects": [[], {}], "composition": {"corrected": []}}},
+    "rate": {"parent": "x", "config": {"steps": "a", "batch_size": "b", "learning_rate": "fast"}},
+    "composition": {"parent": "x", "data": {"composition_by_label": {"a": 7, "b": {"corrected": "x"}}}},
+    "times": {"created_at": "0001-01-01T00:00:00+23:00"},
+    "files": {"sha256": {"log.jsonl": 7, "before-after.json": [], "report.html": None}},
+    "another kind": [1],
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_malformed_card_keeps_no_other_from_the_page(
+    services: Services, app: Flask, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = services.settings.model_dir / "versions" / services.settings.preset
+    for number, card in ((1, CARDS[name]), (2, {"reason": "a good one", "parent": "x"})):
+        place = folder / f"{services.settings.preset}-{number:04d}"
+        place.mkdir(parents=True)
+        (place / "card.json").write_text(json.dumps(card))
+    page = app.test_client().get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 200
+    assert "a good one" in page.text
+    assert app.test_client().get("/metrics").status_code == 200
+    list_versions(model_dir=services.settings.model_dir, preset=services.settings.preset)
+    assert "a good one" in capsys.readouterr().out
+    assert jobs.check_projects().keys() == {str(PROJECT), str(OTHER)}
+
+
+def test_a_card_that_is_a_folder_keeps_no_other_from_the_page(services: Services) -> None:
+    folder = services.settings.model_dir / "versions" / services.settings.preset
+    (folder / f"{services.settings.preset}-0001" / "card.json").mkdir(parents=True)
+    assert [card.version_id for card in services.store.list()] == [services.store.base_version]
+
+
+LOGS = {
+    "no text": b"\xff\xfe\n",
+    "nested": b"[" * 100_000,
+    "a large number": b'{"step": 1, "total": 1' + b"0" * 400 + b"}\n" * 3,
+    "large steps": b"".join(b'{"step": %d, "total": 1}\n' % 10**number for number in (400, 401, 402)),
+    "no number": b'{"step": true, "total": NaN}\n{"step": [], "total": 1}\n[]\n7\n',
+    "cut": b'{"step": 1, "total": 1}\n{"ste',
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_damaged_log_is_no_curve(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(LOGS[name])
+    with suppress(ArithmeticError):  # the page leaves this fine-tune out
+        fine_tunes.curve(fine_tunes._losses(path))
+    assert fine_tunes._pairs(path) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -247,8 +247,9 @@ def held_out_figure(card: VersionCard) -> str:
     """The gate's metric, incumbent -> candidate, in percent; empty if it was not measured."""
     metrics = card.metrics
     name = metrics.get("metric", "gIoU")
-    before, after = (metrics.get(side, {}).get(name) for side in ("incumbent", "candidate"))
-    if before is None or after is None:
+    try:
+        before, after = (float(metrics[side][name]) for side in ("incumbent", "candidate"))
+    except (LookupError, TypeError, ValueError, OverflowError):  # not measured, or damaged
         return ""
     counts = f"{metrics.get('held_out_samples')} labels, {metrics.get('held_out_images')} images"
     return f"{name} {100 * before:.1f} -> {100 * after:.1f} % ({counts})"
@@ -319,6 +320,7 @@ def _open(
 def _print_table(cards: list[VersionCard], serves: Mapping[str, list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -329,7 +331,7 @@ def _print_table(cards: list[VersionCard], serves: Mapping[str, list[str]]) -> N
         lines = ", ".join(name.replace("default", rest) for name in serves[card.version_id])
         figure = held_out_figure(card)
         cells = (card.version_id, card.line, lines, card.status, figure, card.reason, card.created_at)
-        table.add_row(*map(printable, cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: brackets are no markup
     console.print(table)
 
 
