@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
-from redis import Redis
+from redis import Redis, WatchError
 
 from backend.shared_redis import CORRECTION_SUMS_KEY, CORRECTIONS_KEY, SUBMITTED_KEY
 
@@ -68,6 +68,10 @@ class Tally:
         return replace(self, **added)
 
 
+LABEL_MAX_CHARACTERS = 100
+"""Of a label's name in the counts."""
+SMALLEST = 1e-9
+"""Smaller sums are 0, but for rounding."""
 COUNTS = tuple(entry.name for entry in fields(Tally) if entry.name not in ("version", "label"))
 
 
@@ -92,7 +96,10 @@ class CorrectionLog:
     def submitted(self, project: int, annotation: int) -> set[str]:
         """Returns the ids of the proposed masks that were ever submitted in an annotation."""
         value = self._redis.hget(SUBMITTED_KEY.format(project=project), str(annotation))
-        return set(json.loads(value)) if value else set()
+        try:
+            return {str(region) for region in json.loads(value)} if value else set()
+        except (ValueError, TypeError, RecursionError):  # not in our format
+            return set()
 
     def note_submitted(self, project: int, annotation: int, regions: Iterable[str]) -> None:
         """Replaces the ids of the proposed masks that were ever submitted in an annotation."""
@@ -105,17 +112,35 @@ class CorrectionLog:
         The caller must hold the annotation's lock: concurrent calls would count it twice.
         """
         key = CORRECTIONS_KEY.format(project=project)
+        tallies = merged(replace(tally, label=tally.label[:LABEL_MAX_CHARACTERS]) for tally in tallies)
         before = self._of(key, annotation)
-        if list(tallies) == before:
+        if tallies == before:
             return
+        names: list[str] = []
         with self._redis.pipeline() as pipeline:
             for sign, counted in ((-1, before), (1, tallies)):
                 for name, value in _numbers(project, counted):
+                    names.append(name)
                     pipeline.hincrbyfloat(CORRECTION_SUMS_KEY, name, sign * value)
             if tallies:
                 pipeline.hset(key, str(annotation), json.dumps([asdict(tally) for tally in tallies]))
             else:
                 pipeline.hdel(key, str(annotation))
+            sums = dict(zip(names, pipeline.execute(), strict=False))
+        self._drop([name for name, value in sums.items() if _is_zero(value)])
+
+    def _drop(self, names: Sequence[str]) -> None:
+        """Removes sums of 0: annotators choose labels, and each would stay."""
+        if not names:
+            return
+        # If another annotation is counted at the same time, they stay until one of them changes again.
+        with self._redis.pipeline() as pipeline, suppress(WatchError):
+            pipeline.watch(CORRECTION_SUMS_KEY)  # type: ignore[no-untyped-call]
+            now = zip(names, pipeline.hmget(CORRECTION_SUMS_KEY, names), strict=True)
+            gone = [name for name, value in now if value is not None and _is_zero(value)]
+            pipeline.multi()
+            if gone:
+                pipeline.hdel(CORRECTION_SUMS_KEY, *gone)
             pipeline.execute()
 
     def forget(self, project: int, annotations: Iterable[int]) -> None:
@@ -142,8 +167,9 @@ class CorrectionLog:
     def _of(self, key: str, annotation: int) -> list[Tally]:
         value = self._redis.hget(key, str(annotation))
         try:
-            return [Tally(**counts) for counts in json.loads(value)] if value else []
-        except (ValueError, TypeError):  # not in our format
+            found = [Tally(**counts) for counts in json.loads(value)] if value else []
+            return found if all(_is_counted(tally) for tally in found) else []
+        except (ValueError, TypeError, OverflowError, RecursionError):  # not in our format
             return []
 
 
@@ -162,3 +188,13 @@ def _numbers(project: int, tallies: Iterable[Tally]) -> Iterable[tuple[str, floa
         for name, value in counts.items():
             if value:
                 yield json.dumps([project, tally.version, tally.label, name]), value
+
+
+def _is_counted(tally: Tally) -> bool:
+    """Whether a tally that was read has texts and finite numbers where they belong."""
+    is_named = isinstance(tally.version, str) and isinstance(tally.label, str)
+    return is_named and all(math.isfinite(getattr(tally, name)) for name in COUNTS)
+
+
+def _is_zero(value: bytes | str | float) -> bool:
+    return abs(float(value)) < SMALLEST

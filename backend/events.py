@@ -42,6 +42,10 @@ MAX_ANNOTATIONS = 100
 """Of one event; more become a reconciliation."""
 MAX_JOBS_PER_MINUTE = 600
 """Of one project; more become a reconciliation."""
+MAX_WAITING = 10_000
+"""Jobs of a queue. Callers can name any number of projects: further events become one reconciliation of all,
+and further requests for a fine-tune are refused.
+"""
 MAX_DIGITS = 19
 ENDED = (JobStatus.FAILED, JobStatus.FINISHED, JobStatus.STOPPED, JobStatus.CANCELED)
 SAVED = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED"})
@@ -115,7 +119,7 @@ class EventQueue:
 
         Raises:
             RequestError: the body lacks what its action needs.
-            QueueUnavailableError: Redis does not respond.
+            QueueUnavailableError: Redis does not respond, or too many jobs wait.
         """
         if not isinstance(payload, Mapping) or not isinstance(payload.get("action"), str):
             raise RequestError("the body of /webhook needs an `action`")
@@ -123,7 +127,7 @@ class EventQueue:
         try:
             if any(job.function != MAYBE_FINETUNE for job in found) and self._is_too_much(found):
                 found = [_reconciliation(_project(payload))]
-            return [self._enqueue(job) for job in found]
+            return [self._enqueue(job) for job in self._admitted(found)]
         except RedisError as error:
             raise QueueUnavailableError(
                 f"Redis does not accept jobs ({type(error).__name__}): check that it is running, and "
@@ -133,7 +137,7 @@ class EventQueue:
     def reconcile(self) -> None:
         """Queues a reconciliation of all projects: events may have been lost while no backend ran."""
         try:
-            self._enqueue(_Job(RECONCILE_ALL, {}, "reconcile-projects"))
+            self._enqueue(_EVERYTHING)
         except RedisError as error:
             logger.warning("labels are not reconciled at the start: Redis does not respond (%s)", error)
 
@@ -149,6 +153,18 @@ class EventQueue:
             pipeline.expire(key, 120)
             count: int = pipeline.execute()[0]
         return count > MAX_JOBS_PER_MINUTE
+
+    def _admitted(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
+        """The jobs, if their queue has room; else what replaces them.
+
+        Raises:
+            QueueUnavailableError: they are requests for fine-tunes, which nothing replaces.
+        """
+        if not jobs or ServiceQueue(jobs[0].queue, self._redis).count < MAX_WAITING:
+            return jobs
+        if any(job.function == MAYBE_FINETUNE for job in jobs):
+            raise QueueUnavailableError(f"{MAX_WAITING} jobs wait: start the training again later")
+        return [_EVERYTHING]
 
     def _enqueue(self, job: _Job) -> str:
         """Queues a job unless the same one waits; one that runs may have read the state before this event."""
@@ -191,6 +207,9 @@ class _Job:
     job_id: str
     """The same for jobs that do the same."""
     queue: str = EVENTS
+
+
+_EVERYTHING = _Job(RECONCILE_ALL, {}, "reconcile-projects")
 
 
 def _reconciliation(project: int) -> _Job:

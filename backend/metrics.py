@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -16,6 +18,11 @@ OUTCOMES = ("accepted", "edited", "deleted", "added", "missed")
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 NO_LINE = "default"
 """Label of the line of requests without a project."""
+OTHERS = "(others)"
+MOST_SERIES = 500
+"""Lines, and pairs of a version and a label, with series of their own: those with the most masks. Annotators
+choose labels, and callers name projects; the rest is counted as OTHERS.
+"""
 
 
 class Metrics:
@@ -151,10 +158,11 @@ class Metrics:
         self.line_corrections.clear()
         self.correction_iou.clear()
         counted = list(by_line)
-        for line, tally in counted:
+        of_line = _first(merged(replace(tally, version=line, label="") for line, tally in counted), "version")
+        for tally in of_line:
             for outcome in OUTCOMES:
-                self.line_corrections.labels(line, outcome).inc(getattr(tally, outcome))
-        for tally in merged(tally for _, tally in counted):
+                self.line_corrections.labels(tally.version, outcome).set(getattr(tally, outcome))
+        for tally in _first(merged(tally for _, tally in counted), "label"):
             for outcome in OUTCOMES:
                 self.corrections.labels(tally.version, tally.label, outcome).set(getattr(tally, outcome))
             if tally.mean_iou is not None:
@@ -200,3 +208,14 @@ class Metrics:
         self.cached_images.set(cached_images)
         self.cached_bytes.set(cached_bytes)
         return generate_latest(self.registry)
+
+
+def _first(tallies: Sequence[Tally], name: Literal["version", "label"]) -> list[Tally]:
+    """The MOST_SERIES with the most masks; the others together, with OTHERS in the named field."""
+    ordered = sorted(tallies, key=lambda tally: -tally.masks)
+    rest = merged(_with(tally, name, OTHERS) for tally in ordered[MOST_SERIES:])
+    return merged([*ordered[:MOST_SERIES], *rest])
+
+
+def _with(tally: Tally, name: Literal["version", "label"], value: str) -> Tally:
+    return replace(tally, version=value) if name == "version" else replace(tally, label=value)

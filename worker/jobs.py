@@ -78,6 +78,8 @@ CONTINUE_RETRY = Retry(max=10_000, interval=0)
 """For a reconciliation that has used up its time: it goes to the end of the queue."""
 DECIDE = "decide"
 """Kind of work under which projects without a decision are recorded."""
+ODD_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""Errors of data that are not what they should be."""
 PROGRESS_EVERY_S = 2.0
 PROGRESS_TTL_S = 120
 
@@ -99,7 +101,7 @@ def collect_annotation(
     except (LabelStudioUnavailable, ImageFetchError, collector.BusyError) as error:
         logger.warning("annotation %d will be retried: %s", annotation_id, error)
         return LABEL_STUDIO_RETRY
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # an odd annotation
+    except ODD_DATA as error:
         services.skipped.note(project_id, collector.COLLECT, f"annotation {annotation_id}", error)
         return asdict(collector.Collected(project_id, annotation_id, problem=reason_of(error)))
     if collected.corrected:
@@ -141,7 +143,7 @@ def reconcile_project(project_id: Number) -> JobResult | Retry:
             return {"project": project_id, "deleted": True, "forgotten": forgotten}
         services.skipped.note(project_id, RECONCILE, "project", error)
         return {"project": project_id, "problem": reason_of(error)}
-    except (BackendError, LookupError, TypeError, ValueError) as error:
+    except (BackendError, *ODD_DATA) as error:
         services.skipped.note(project_id, RECONCILE, "project", error)
         return {"project": project_id, "problem": reason_of(error)}
     services.skipped.clear(project_id, RECONCILE, ["project"])
@@ -203,7 +205,7 @@ def maybe_finetune(project_id: Number, trigger: Trigger, start_version: str = ""
         for project in services.line(project_id).projects:
             try:
                 reconcile(services, project)
-            except (BackendError, LookupError, TypeError, ValueError) as error:
+            except (BackendError, *ODD_DATA) as error:
                 logger.warning(
                     "project %d: deciding on the labels collected so far: %s", project, reason_of(error)
                 )

@@ -43,6 +43,8 @@ CHUNK_BYTES = 1 << 16
 DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 ANY_PUBLIC_HOST = "*"
+MAX_URL_CHARACTERS = 2**15
+"""Of an image's address. Servers refuse longer ones, and caches remember them."""
 KEY_PATHS = re.compile(r"/(?:data/.+|(?:tasks|projects)/[0-9]{1,20}/(?:resolve|presign)/)")
 """URL paths of files in Label Studio and in its storages; the key is sent for these alone."""
 _NO_FILE = re.compile(r"(?:^|[/;])\.\.?(?:$|[/;])|[\\\x00-\x1f\x7f]|//")
@@ -71,8 +73,12 @@ class Target:
         """Parses a URL.
 
         Raises:
-            ImageMissingError: not an http or https URL.
+            ImageMissingError: not an http or https URL, or one too long.
         """
+        if len(url) > MAX_URL_CHARACTERS:
+            raise ImageMissingError(
+                f"the task's image is at an address of more than {MAX_URL_CHARACTERS} characters"
+            )
         try:
             parts = parse_url(url)
             scheme, host = parts.scheme or "", (parts.host or "").strip("[]").rstrip(".").lower()

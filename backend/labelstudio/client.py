@@ -23,9 +23,9 @@ def moment_of(text: object) -> datetime | None:
     """Parses a time from Label Studio; None if it is none."""
     try:
         moment = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
+        return moment.astimezone(UTC) if moment is not None and moment.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return moment if moment is not None and moment.tzinfo else None
 
 
 def _changed_since(since: datetime | None) -> str:

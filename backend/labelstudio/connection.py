@@ -96,7 +96,7 @@ class Connection:
         response = self.request(method, path, **options)
         try:
             return response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LabelStudioError(
                 f"the server at {self.url} is not Label Studio: {method} {path} returned no JSON"
             ) from error

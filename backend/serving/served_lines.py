@@ -7,6 +7,7 @@ loaded leaves its line with the version that served before, and all other lines 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
@@ -21,6 +22,8 @@ from sspsam.version_store.store import UnreachableStoreError, VersionError
 
 PASSING = (UnreachableStoreError, OSError, MemoryError)
 """Errors that say nothing about a version itself."""
+MOST_LINES = 1000
+"""Lines in use that are kept: callers name projects, and the line that was asked longest ago goes."""
 MOST_DIGITS = 18
 """Of a project's ID; Label Studio's are 32-bit numbers."""
 
@@ -53,7 +56,7 @@ class ServedLines:
         self._metrics = metrics
         self._base = versions.base_version
         self._state: StoreState | None = None
-        self._serving: dict[str, str] = {}
+        self._serving: OrderedDict[str, str] = OrderedDict()  # the line asked longest ago first
         self._refused: dict[str, str] = {}
         self._away: set[str] = set()  # could not be fetched at the last try
         self._lock = Lock()
@@ -105,7 +108,15 @@ class ServedLines:
                 is_first = not self._is_usable(self._serving.get(line, ""))
                 if is_first and version == next(self._candidates(line)):
                     self._serving[line] = version
+                self._note_use(line)
             return used
+
+    def _note_use(self, line: str) -> None:
+        """Keeps the lines that were asked last. The lock is held."""
+        if line in self._serving:
+            self._serving.move_to_end(line)
+        while len(self._serving) > MOST_LINES:
+            self._serving.popitem(last=False)
 
     def read(self) -> None:
         """Reads the store's state; the last one stays if it is unreadable."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from redis import Redis, RedisError
 
 from backend.corrections import CorrectionLog, ProjectTally
+from backend.labelstudio.config import MAX_CHARACTERS
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
 from backend.logs import request_id
@@ -47,6 +48,14 @@ MOST_SHOWN = 200
 PROBLEMS_S = 24 * 3600
 """How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
+PROBLEM_CHARACTERS = 1000
+"""Of an error's reason."""
+MOST_PROJECTS = 2000
+"""Projects that are known; further ones are not stored before others are deleted."""
+MOST_NOT_FOUND = 1000
+"""Phrases of a task for which nothing was found."""
+BOX_CHARACTERS = 2**18
+"""Of a prompt box, as JSON; a larger one is not stored."""
 PROJECT_ID_DIGITS = 18
 _COMPLAIN_EVERY_S = 60.0
 _PAUSE_S = 5.0
@@ -171,6 +180,10 @@ class RedisStore:
             if come:
                 self._redis.hset(key, mapping=come)
                 self._redis.expire(key, KEPT_S)
+                surplus = int(self._redis.hlen(key)) - MOST_NOT_FOUND
+                if surplus > 0:
+                    names = [name for name in self._redis.hkeys(key) if _text(name) not in come]
+                    self._redis.hdel(key, *names[:surplus], *list(come)[MOST_NOT_FOUND:])
 
         self._try(write, None)
 
@@ -183,8 +196,12 @@ class RedisStore:
     def note_shown(self, project: str, task: str, masks: Iterable[DisplayedMask]) -> None:
         """Stores displayed masks for later clicks; replaces a region's earlier mask."""
         values: Fields = {f"{mask.region_id}/{mask.annotator}": json.dumps(mask.to_dict()) for mask in masks}
-        if values:
-            self._note(SHOWN_KEY.format(project=project, task=task), values)
+        if not values:
+            return
+        key = SHOWN_KEY.format(project=project, task=task)
+        self._note(key, values)
+        if self._try(lambda: int(self._redis.hlen(key)), 0) > 2 * MOST_SHOWN:
+            self.shown(project, task)  # drops the oldest
 
     def shown(self, project: str, task: str) -> list[DisplayedMask]:
         """Returns the last displayed masks of a task, the latest last; drops the oldest of very many."""
@@ -202,11 +219,12 @@ class RedisStore:
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""
+        key = PROMPT_BOX_KEY.format(project=project, task=task)
         value = json.dumps({"id": result_id, "entries": list(entries)})
-        self._try(
-            lambda: self._redis.set(PROMPT_BOX_KEY.format(project=project, task=task), value, ex=SHOWN_S),
-            None,
-        )
+        if len(value) > BOX_CHARACTERS:  # what was stored before is not the content any more
+            self._try(lambda: self._redis.delete(key), 0)
+        else:
+            self._try(lambda: self._redis.set(key, value, ex=SHOWN_S), None)
 
     def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
         """Returns ID and entries of a task's prompt box, as last written by us."""
@@ -228,7 +246,7 @@ class RedisStore:
     def note_problem(self, project: str, task: str, reason: str) -> None:
         """Records an error on a task, for the project lead."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        value = json.dumps(asdict(Problem(at, task, reason, request_id.get())))
+        value = json.dumps(asdict(Problem(at, task, reason[:PROBLEM_CHARACTERS], request_id.get())))
         key = PROBLEMS_KEY.format(project=project)
 
         def write() -> None:
@@ -267,12 +285,26 @@ class RedisStore:
             return None
         known = self.project(project.project_id)
         values = asdict(project)
+        values["label_config"] = project.label_config[: MAX_CHARACTERS + 1]  # one more is refused as too long
         if known is not None:
             values["title"] = project.title or known.title
             if project.extra_params is None:
                 values["extra_params"] = known.extra_params
-        self._try(lambda: self._redis.hset(PROJECTS_KEY, project.project_id, json.dumps(values)), 0)
+        self._put(PROJECTS_KEY, project.project_id, json.dumps(values))
         return known
+
+    def _put(self, key: str, project_id: str, value: str) -> None:
+        """Stores a value of a project, unless that would be one project too many."""
+
+        def put() -> bool:
+            is_new = bool(self._redis.hset(key, project_id, value))
+            if is_new and int(self._redis.hlen(key)) > MOST_PROJECTS:
+                self._redis.hdel(key, project_id)
+                return False
+            return True
+
+        if not self._try(put, True):
+            logger.warning("project %s is not stored: there are %d others", project_id, MOST_PROJECTS)
 
     def note_title(self, project_id: str, title: str) -> None:
         """Stores the title of a known project, which only its webhook contains."""
@@ -294,7 +326,7 @@ class RedisStore:
         """Records that a project's webhook has arrived."""
         if not is_project_id(project_id):
             return
-        self._try(lambda: self._redis.hset(LAST_WEBHOOK_KEY, project_id, datetime.now(UTC).isoformat()), 0)
+        self._put(LAST_WEBHOOK_KEY, project_id, datetime.now(UTC).isoformat())
 
     def get_last_webhook_time(self, project_id: str) -> str:
         """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""

@@ -21,6 +21,10 @@ from backend.shared_redis import SKIPPED_COUNTS_KEY, SKIPPED_KEY
 
 ITEMS_KEPT = 50
 """Per project; further ones are only counted."""
+ITEM_CHARACTERS = 100
+"""Of an item's name."""
+MOST_DIGITS = 18
+"""Of a count."""
 ITEMS_S = 7 * 24 * 3600
 """Expiry of a project's items after the last one was added."""
 REASON_CHARACTERS = 300
@@ -70,7 +74,7 @@ class SkippedItems:
 
     def note(self, project: int | str, work: str, item: str, error: Exception | str) -> None:
         """Records an item and counts it."""
-        reason = reason_of(error)
+        reason, item = reason_of(error), item[:ITEM_CHARACTERS]
         logger.warning("project %s, %s, %s is left out: %s", project, work, item, reason)
         key, field = SKIPPED_KEY.format(project=project), f"{work}/{item}"
         value = json.dumps(asdict(SkippedItem(work, item, reason, datetime.now(UTC).isoformat())))
@@ -86,8 +90,9 @@ class SkippedItems:
         """Removes items that have succeeded."""
         if not items:
             return
+        names = (f"{work}/{item[:ITEM_CHARACTERS]}" for item in items)
         try:
-            self._redis.hdel(SKIPPED_KEY.format(project=project), *(f"{work}/{item}" for item in items))
+            self._redis.hdel(SKIPPED_KEY.format(project=project), *names)
         except RedisError as failure:
             logger.warning("Redis does not respond: %s", failure)
 
@@ -108,7 +113,11 @@ class SkippedItems:
         except RedisError as failure:
             logger.warning("Redis does not respond: %s", failure)
             return {}
-        return {name.decode(errors="replace"): int(value) for name, value in found.items() if value.isdigit()}
+        return {
+            name.decode(errors="replace"): int(value)
+            for name, value in found.items()
+            if value.isdigit() and len(value) <= MOST_DIGITS
+        }
 
 
 def reason_of(error: Exception | str) -> str:

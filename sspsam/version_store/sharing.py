@@ -108,7 +108,14 @@ def unshare(store: VersionStore, projects: Collection[int]) -> None:
 
 
 def retire(store: VersionStore, project: int) -> None:
-    """Ends the line of a deleted project: prune removes its versions. A shared line goes on for others."""
+    """Ends the line of a deleted project: prune removes its versions. A shared line goes on for others.
+
+    A project without versions, and in no group, leaves no trace: callers can name any number of them.
+    """
+    line, state = line_of_project(project), store.state()
+    is_known = line in state.lines or _without(state, project) != state
+    if not is_known and all(card.line != line for card in store.list(line)):
+        return
 
     def retired(state: StoreState) -> StoreState:
         after = _without(state, project)

@@ -14,7 +14,14 @@ from flask import Flask
 from redis import Redis
 
 from backend.serving.engine import Engine
-from backend.shared_redis import CORRECTION_SUMS_KEY, PROBLEMS_KEY, PROJECTS_KEY, SKIPPED_KEY
+from backend.shared_redis import (
+    CORRECTION_SUMS_KEY,
+    PROBLEMS_KEY,
+    PROJECTS_KEY,
+    RECONCILED_KEY,
+    SKIPPED_COUNTS_KEY,
+    SKIPPED_KEY,
+)
 from backend.state.redis_store import KnownProject, RedisStore
 from backend.state.skipped_items import ITEMS_KEPT, SkippedItems, reason_of
 from tests.worker.label_studio_server import LabelStudioServer, region
@@ -139,6 +146,32 @@ def test_bad_values_in_redis_stop_nothing(services: Services, redis_server: Redi
     assert jobs.check_projects().keys() == {str(PROJECT), str(OTHER)}
     assert services.redis_store.problems(str(PROJECT)) == []
     assert services.corrections.sums() == []
+
+
+POSITIONS = {
+    "the beginning of time": {"since": "0001-01-01T00:00:00+00:00", "began_at": "0001-01-01T00:00:00+23:00"},
+    "the end of time": {"since": "9999-12-31T23:59:59-23:00", "began_at": "9999-12-31T23:59:59-23:00"},
+    "without a zone": {"since": "2026-01-01T00:00:00", "began_at": "2026-01-01T00:00:00", "full": False},
+    "of other kinds": {"since": 7, "began_at": [], "counted": 7},
+    "unknown": {"else": 1},
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_an_odd_position_is_the_beginning(services: Services, redis_server: Redis, name: str) -> None:
+    """Each of these would end every reconciliation of the project."""
+    for project in (PROJECT, OTHER):
+        redis_server.set(RECONCILED_KEY.format(project=project), json.dumps(POSITIONS[name]))
+    results = reconcile_all(services)
+    assert all("problem" not in result for result in results.values())
+    assert services.skipped.of(PROJECT) == []
+    assert collected(services) == [31, 32, 41, 42]
+
+
+def test_counts_without_bounds_stop_no_page(app: Flask, redis_server: Redis) -> None:
+    redis_server.hset(SKIPPED_COUNTS_KEY, mapping={"collect": "9" * 5000, "read": "7", b"\xff": "1"})
+    metrics = app.test_client().get("/metrics")
+    assert 'sspsam_skipped_items{work="read"} 7.0' in metrics.text
 
 
 def test_a_project_id_without_bounds_is_not_stored(redis_server: Redis) -> None:

@@ -109,6 +109,14 @@ def test_a_redirect_to_the_api_has_no_key(tmp_path: Path, label_studio: Web) -> 
     assert label_studio.authorizations == [f"Token {KEY}", None]
 
 
+def test_an_address_without_bounds_is_not_asked(tmp_path: Path, label_studio: Web) -> None:
+    """10,000 addresses are remembered."""
+    for address in ("/data/upload/" + "a" * 10**6, f"{label_studio.url}/data/upload/" + "a" * 10**6):
+        with pytest.raises(ImageMissingError, match="characters"):
+            store_of(tmp_path, label_studio.url).digest(address)
+    assert label_studio.asked == []
+
+
 @pytest.mark.parametrize("answer", [API, "<html></html>", "%PDF-1.4", "", "GIF89a"])
 def test_what_comes_back_must_be_a_picture(tmp_path: Path, label_studio: Web, answer: str) -> None:
     label_studio.answers["/data/upload/2/a.png"] = Response(answer, content_type="image/png")

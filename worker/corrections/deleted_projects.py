@@ -6,11 +6,34 @@ import logging
 import shutil
 
 from backend.errors import LabelStudioNotFound
-from backend.shared_redis import PREFETCHED_KEY, PROBLEMS_KEY, PROJECTS_KEY, RECONCILED_KEY, SKIPPED_KEY
+from backend.shared_redis import (
+    COLLECTED_KEY,
+    CORRECTIONS_KEY,
+    LAST_WEBHOOK_KEY,
+    PREFETCH_FAILED_KEY,
+    PREFETCHED_KEY,
+    PROBLEMS_KEY,
+    PROJECTS_KEY,
+    RECONCILED_KEY,
+    SKIPPED_KEY,
+    SUBMITTED_KEY,
+)
 from sspsam.version_store import sharing
 from sspsam.version_store.store import VersionError
 from worker.corrections import collector
 from worker.services import Services
+
+KEYS = (
+    COLLECTED_KEY,
+    CORRECTIONS_KEY,
+    PREFETCH_FAILED_KEY,
+    PREFETCHED_KEY,
+    PROBLEMS_KEY,
+    RECONCILED_KEY,
+    SKIPPED_KEY,
+    SUBMITTED_KEY,
+)
+"""Of a project."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +59,9 @@ def drop_if_deleted(services: Services, project: int) -> int | None:
     collection = services.collection(project)
     forgotten = collector.forget(services, project, collection.annotations())
     shutil.rmtree(collection.folder, ignore_errors=True)
-    keys = (RECONCILED_KEY, PREFETCHED_KEY, PROBLEMS_KEY, SKIPPED_KEY)
-    services.redis.delete(*(key.format(project=project) for key in keys))
-    services.redis.hdel(PROJECTS_KEY, str(project))
+    services.redis.delete(*(key.format(project=project) for key in KEYS))
+    for key in (PROJECTS_KEY, LAST_WEBHOOK_KEY):
+        services.redis.hdel(key, str(project))
     logger.info("project %d was deleted in Label Studio: %d annotations forgotten", project, forgotten)
     return forgotten
 

@@ -229,18 +229,20 @@ class _Pass:
 
     def _is_old(self, position: Position) -> bool:
         try:
-            began = datetime.fromisoformat(position.began_at)
-        except ValueError:
+            return not timedelta(0) <= self._now - datetime.fromisoformat(position.began_at) < FULL_PASS_EVERY
+        except (ValueError, TypeError):  # without a zone, too
             return True
-        return not timedelta(0) <= self._now - began < FULL_PASS_EVERY
 
     def _position(self) -> Position:
         """The stored position; the beginning if there is none, or it cannot be read."""
         try:
             fields = json.loads(self._services.redis.get(self._key) or b"{}")
-            return Position(**{**fields, "counted": tuple(fields.get("counted", ()))})
-        except (ValueError, TypeError, AttributeError):
+            position = Position(**{**fields, "counted": tuple(fields.get("counted", ()))})
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return Position()
+        since = moment_of(position.since)
+        is_possible = not position.since or (since is not None and since < self._now + FULL_PASS_EVERY)
+        return position if is_possible else Position()
 
     def _store(self, position: Position) -> None:
         self._services.redis.set(self._key, json.dumps(asdict(position)))
@@ -254,4 +256,7 @@ def _annotation_count(record: Mapping[str, Any]) -> int:
 
 def _earlier(since: str) -> datetime | None:
     moment = moment_of(since)
-    return moment - OVERLAP if moment is not None else None
+    try:
+        return moment - OVERLAP if moment is not None else None
+    except OverflowError:  # the beginning of time
+        return None
