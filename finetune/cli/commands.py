@@ -22,6 +22,7 @@ from sspsam.cli.commands import (
     open_predictor,
 )
 from sspsam.cli.output import echo
+from sspsam.printable import printable
 
 if TYPE_CHECKING:
     from finetune.evaluation.evaluate import EvaluationResult
@@ -125,6 +126,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from finetune.evaluation.report import family_table, percent
 
@@ -133,7 +135,7 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
         box=SIMPLE,
         padding=(0, 0, 0, 1),
         pad_edge=False,
-        title=", ".join([*about.values(), result.protocol]),
+        title=Text(printable(", ".join([*about.values(), result.protocol])), style="table.title"),
         caption=f"percent; {counts['samples']} phrases on {counts['images']} images, {counts['no target']} "
         "without a target",
     )
@@ -141,7 +143,8 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "all" else "", end_section=row[0] == "all")
+        cells, is_last = (Text(printable(cell)) for cell in row), row[0] == "all"
+        table.add_row(*cells, style="bold" if is_last else "", end_section=is_last)
     console = Console()
     console.print(table)
     figures = ("Pr@0.6", "Pr@0.7", "Pr@0.8", "gIoU", "cIoU", "Acc@0.5")
@@ -152,7 +155,9 @@ def _print_result(result: EvaluationResult, about: dict[str, str]) -> None:
     console.print(f"Median times: {times}", highlight=False, soft_wrap=True)
     for sample_id, reason in result.refused.items():
         console.print(
-            f"Unreadable phrase, counted as an empty answer: {sample_id}: {reason}",
+            printable(f"Unreadable phrase, counted as an empty answer: {sample_id}: {reason}"),
+            markup=False,
+            emoji=False,
             highlight=False,
             soft_wrap=True,
         )

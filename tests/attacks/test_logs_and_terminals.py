@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from flask.testing import FlaskClient
 from redis import Redis
 
@@ -20,10 +21,15 @@ import worker
 from backend.logs import REQUEST_LOG_FORMAT, Redacting, add_request_id
 from backend.settings import Settings
 from backend.web.app import create_app
+from finetune.cli.commands import _print_result
+from finetune.evaluation.evaluate import EvaluationResult
+from sspsam import VersionStore
 from sspsam.cli.output import echo
 from sspsam.printable import printable
+from sspsam.version_store.store import VersionCard
 from tests.backend.colours import ColourPredictor
 from tests.backend.editor import ask, prompt, task
+from worker.cli.versions import list_versions
 from worker.projects.batch_jobs import finish
 from worker.projects.prelabel import ChunkReport
 
@@ -104,6 +110,21 @@ def test_commands_show_what_others_wrote(text: str, capsys: pytest.CaptureFixtur
     shown = "".join(capsys.readouterr())
     assert FORGED in shown
     assert forged(shown) == []
+
+
+MARKUP = ("[/unopened]", "[bold]", "[link=http://evil.example]x[/link]", "[red on", "\\[x]", ":warning:")
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_brackets_are_no_markup(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first was a traceback in place of the list: reasons, labels and phrases have brackets, too."""
+    store = VersionStore(tmp_path, "ssp-sam-test")
+    store.publish({"shift": torch.tensor(1)}, VersionCard(reason=text), {})
+    list_versions(model_dir=tmp_path, preset="ssp-sam-test")
+    counts = {"samples": 1, "images": 1, "no target": 0}
+    _print_result(EvaluationResult({}, counts=counts, refused={text: text}), {"data": text})
+    shown = "".join(capsys.readouterr().out.split())
+    assert shown.count("".join(text.split())) == 4
 
 
 def test_printable_leaves_text_as_it_is() -> None:

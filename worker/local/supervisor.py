@@ -35,6 +35,8 @@ TERM_AGAIN_S = 1.5
 KILL_S = 5.0
 """Time for the system to reap a killed process."""
 LAST_LOG_LINES = 15
+LAST_LOG_BYTES = 2**16
+"""In which they are looked for: logs grow without a limit."""
 SLOW_S = 30.0
 """Interval between messages about a slow start."""
 MAX_ERROR_LENGTH = 300
@@ -145,7 +147,10 @@ class RunningPart:
 
     def last_lines(self) -> list[str]:
         """The last lines of the part's log."""
-        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LOG_LINES:]
+        with self.log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(size - LAST_LOG_BYTES, 0))
+            return log.read().decode(errors="replace").splitlines()[-LAST_LOG_LINES:]
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -342,7 +347,8 @@ def describe_exit(status: int) -> str:
     """Describes an exit status: "exit status 1" or "killed by SIGKILL"."""
     if status >= 0:
         return f"exit status {status}"
-    return f"killed by {signal.Signals(-status).name}"
+    names = {int(number): number.name for number in signal.Signals}
+    return f"killed by {names.get(-status, f'signal {-status}')}"
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -158,9 +158,8 @@ def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None
             status.update(f"Starting {', '.join(waiting)}")
 
         def slow(running: RunningPart, seconds: float) -> None:
-            console.print(
-                f"{running.part.name} is not ready after {seconds:.0f} s: {running.why_not_ready()}"
-            )
+            why = printable(running.why_not_ready())
+            console.print(f"{running.part.name} is not ready after {seconds:.0f} s: {why}", markup=False)
             for line in running.last_lines()[-LOG_LINES_WHEN_SLOW:]:
                 console.print(f"    {printable(line)}", style="dim", markup=False)
 
