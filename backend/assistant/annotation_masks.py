@@ -21,7 +21,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import BoundedSemaphore, Lock
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from backend.labelstudio.annotations import is_region, original_hw, region_texts
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import Interaction
 from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind
-from backend.labelstudio.regions.shapes import value_to_runs
+from backend.labelstudio.regions.shapes import size_of, value_to_runs
 from backend.queries import Task, annotator_of, draft_version_of
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask, PackedMask, VisibleMask, join_parts, mask_under
@@ -54,6 +54,10 @@ MOST_PIXELS = 2**30
 """Pixels that are decoded for one gesture, of the latest masks first; those decoded before do not count."""
 CACHE_BYTES = 96 * 2**20
 """Of decoded masks: a hundred of 6 megapixels, as wide and high as the image."""
+_WORK: dict[Kind, int] = {"brush": 1, "bitmask": 4, "polygon": 1, "rectangle": 1}
+"""Work of decoding a pixel, relative to a brush mask."""
+_PIXELS_PER_BYTE = 16
+"""Work of a polygon's bytes and crossings, see `size_of`."""
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +97,14 @@ class AnnotationMasks:
         return replace(self, certain=list(known.values()), possible=(), assumed=())
 
 
+@dataclass
+class Room:
+    """What is left to read for one gesture, of all annotations that it may be in."""
+
+    masks: int = field(default_factory=lambda: MOST_MASKS)
+    pixels: int = field(default_factory=lambda: MOST_PIXELS)
+
+
 class MaskReader:
     """Decodes the masks of drafts; those of the last requests are kept. Thread-safe."""
 
@@ -100,38 +112,46 @@ class MaskReader:
         self._known: LRUCache[str, PackedMask] = LRUCache(cache_bytes, lambda mask: mask.size_bytes)
         self._lock = Lock()
 
-    def masks(self, results: object, config: LabelingConfig, most: int = MOST_MASKS) -> list[VisibleMask]:
+    def masks(self, results: object, config: LabelingConfig, room: Room | None = None) -> list[VisibleMask]:
         """The masks of an annotation, a draft or a prediction, by object; unreadable ones are left out."""
-        regions = _regions(results, config)[-most:] if most else []
+        room = room or Room()
+        regions = _regions(results, config)[-room.masks :] if room.masks else []
+        room.masks -= len(regions)
         texts = region_texts({"result": results}, config) if regions else {}
-        found, left_px = {}, MOST_PIXELS
+        found = {}
         for region in reversed(regions):
             region_id = str(region.get("id"))
             kind = config.controls[str(region.get("from_name"))].kind
-            pixels, decoded_px = self._pixels(region, kind, left_px)
-            left_px -= decoded_px
+            pixels, decoded_px = self._pixels(region, kind, room.pixels)
+            room.pixels -= decoded_px
             if pixels is not None and pixels.area_px and region_id not in found:
                 phrase, label = texts.get(region_id, (None, None))
                 found[region_id] = VisibleMask(region_id, phrase or "", label, pixels)
         return join_parts(list(reversed(found.values())))
 
     def _pixels(self, region: Mapping[str, Any], kind: Kind, left_px: int) -> tuple[PackedMask | None, int]:
-        """A mask, and the number of pixels that were decoded for it."""
+        """A mask, and the number of pixels that were decoded for it, or as much other work."""
+        work_px = 0
         try:
             height, width = original_hw(region)
             key = f"{kind} {height} {width} {_digest(region['value'], kind)}"
             with self._lock:
                 known = self._known.get(key)
-            if known is not None or height * width > left_px:
+            if known is not None:
                 return known, 0
+            work_px = _WORK[kind] * height * width
+            if kind == "polygon":
+                work_px += _PIXELS_PER_BYTE * size_of(region["value"], kind, height, width)
+            if work_px > left_px:
+                return None, 0
             mask = PackedMask.pack(value_to_runs(region["value"], kind, height, width).to_mask())
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             logger.info("a mask of a draft is not readable: %s", error)
-            return None, 0
+            return None, max(work_px, 0)
         with self._lock:
             if mask.size_bytes <= self._known.maxsize:
                 self._known[key] = mask
-        return mask, height * width
+        return mask, work_px
 
 
 class AnnotationFinder:
@@ -240,10 +260,12 @@ class AnnotationFinder:
     def _all_masks(
         self, annotations: Iterable[Mapping[str, Any]], config: LabelingConfig
     ) -> list[VisibleMask]:
-        found: list[VisibleMask] = []
-        for annotation in annotations:
-            found += self._reader.masks(annotation.get("result"), config, max(MOST_MASKS - len(found), 0))
-        return found
+        room = Room()
+        return [
+            mask
+            for annotation in annotations
+            for mask in self._reader.masks(annotation.get("result"), config, room)
+        ]
 
     def _wait_for_draft(
         self,
@@ -289,6 +311,8 @@ def _regions(results: object, config: LabelingConfig) -> list[Mapping[str, Any]]
 def _digest(value: Mapping[str, Any], kind: Kind) -> str:
     content = value[SHAPE_FIELD[kind]]
     if kind == "brush":
+        if not isinstance(content, list):  # of a number, `bytes` would make as many zeros
+            raise ValueError("brush RLE is not a list of numbers 0..255")
         data = bytes(content)
     elif kind == "bitmask":
         data = str(content).encode()

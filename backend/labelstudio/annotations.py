@@ -10,6 +10,7 @@ nothing for it, or was never asked.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ MASKS_PER_IMAGE = 100
 """As many masks of the largest image are read from one annotation; of smaller images more, in proportion."""
 RLE_BYTES_PER_ANNOTATION = 2**26
 """Of all masks of an annotation."""
+RUNS_PER_ANNOTATION = 2**23
+"""Of all masks of an annotation, which are in memory together: few bytes of PNG can stand for millions."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,35 @@ class MaskBudget:
         self.max_pixels = max_pixels
         self._pixels_left = MASKS_PER_IMAGE * max_pixels
         self._bytes_left = RLE_BYTES_PER_ANNOTATION
+        self._runs_left = RUNS_PER_ANNOTATION
 
-    def spend(self, pixels: int, size_bytes: int) -> None:
-        """Counts a mask, before it is read.
+    def spend(self, height: int, width: int, size_bytes: int) -> None:
+        """Counts a mask, before it is read. One that is refused takes nothing from those behind it.
 
         Raises:
-            MaskFormatError: the masks together are too large.
+            MaskFormatError: it is too large, or the masks together are.
         """
-        self._pixels_left -= pixels
-        self._bytes_left -= size_bytes
-        if self._pixels_left < 0 or self._bytes_left < 0:
+        if min(height, width) <= 0 or height * width > self.max_pixels:
+            raise MaskFormatError(f"a mask of {height} x {width} pixels; at most {self.max_pixels} are read")
+        if height * width > self._pixels_left or size_bytes > self._bytes_left:
             raise MaskFormatError(
-                f"the masks before it in its annotation have {MASKS_PER_IMAGE * self.max_pixels} pixels or "
-                f"{RLE_BYTES_PER_ANNOTATION} bytes together, the most that are read"
+                "there is no room for it: the masks before it in its annotation have "
+                f"{MASKS_PER_IMAGE * self.max_pixels} pixels or {RLE_BYTES_PER_ANNOTATION} bytes together, "
+                "the most that are read"
             )
+        self._pixels_left -= height * width
+        self._bytes_left -= size_bytes
+
+    def keep(self, runs: MaskRuns) -> MaskRuns:
+        """Counts a mask that was read.
+
+        Raises:
+            MaskFormatError: the masks together take too much memory.
+        """
+        if runs.lengths.size > self._runs_left:
+            raise MaskFormatError(f"the masks of its annotation have more than {RUNS_PER_ANNOTATION} runs")
+        self._runs_left -= runs.lengths.size
+        return runs
 
 
 def read_annotation(
@@ -260,9 +278,9 @@ def _region(
         score_of(shape),
     )
     height, width = original_hw(shape)
-    budget.spend(height * width, size_of(shape["value"], control.kind))
+    budget.spend(height, width, size_of(shape["value"], control.kind, height, width))
     box = value_to_box(shape["value"], height, width) if control.kind == "rectangle" else None
-    runs = value_to_runs(shape["value"], control.kind, height, width, budget.max_pixels)
+    runs = budget.keep(value_to_runs(shape["value"], control.kind, height, width, budget.max_pixels))
     return Region(region_id, phrase, runs, label, score, control.kind, box)
 
 
@@ -274,9 +292,10 @@ def score_of(shape: Mapping[str, Any]) -> float | None:
     """The model's score of a region, if the model proposed it."""
     score = shape.get("score")
     try:
-        return float(score) if isinstance(score, int | float) else None
+        number = float(score) if isinstance(score, int | float) else math.nan
     except OverflowError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _label(group: list[Mapping[str, Any]], control: RegionControl, config: LabelingConfig) -> str | None:

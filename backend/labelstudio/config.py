@@ -38,6 +38,8 @@ from backend.labelstudio.regions.labels import Label, LabelIndex
 
 MAX_CHARACTERS = 4 * 2**20
 """Of a form; 20,000 labels have about 1.5 million."""
+ADDRESS_MAX_CHARACTERS = 2**20
+"""Of an image's address that is put together from fields of the task's data."""
 MAX_DEPTH = 100
 """Of nested tags."""
 VARIABLE = re.compile(r"\$[A-Za-z0-9_\[\].{}]+")
@@ -73,7 +75,12 @@ class ImageTag(Tag):
         values = {name: _field(data, name[1:]) for name in fields}
         if any(value is None for value in values.values()):
             return None
-        return VARIABLE.sub(lambda name: str(values[name[0]]), self.value)
+        if any(isinstance(value, Mapping | list) for value in values.values()):
+            return None
+        texts = {name: str(value) for name, value in values.items()}
+        if len(self.value) + sum(len(texts[name]) for name in fields) > ADDRESS_MAX_CHARACTERS:
+            return None
+        return VARIABLE.sub(lambda name: texts[name[0]], self.value)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,13 @@ class LabelingConfig:
 
     @cached_property
     def _owned(self) -> list[tuple[RegionControl, Label]]:
-        return [(control, each) for control in self.masks for each in control.labels]
+        owners = {id(control.labels): control for control in reversed(self.masks)}  # the first of each
+        return [
+            (control, each)
+            for control in self.masks
+            if owners[id(control.labels)] is control
+            for each in control.labels
+        ]
 
     @cached_property
     def _index(self) -> LabelIndex:
@@ -182,7 +195,8 @@ class LabelingConfig:
         on_image = [tag for tag in tags if not here or tag.get("toname", here) == here]
         areas = [tag for tag in on_image if tag.tag == "textarea"]
         answers = [] if mask is None else region_tags(tags, mask.get("toname", here))
-        gestures = [tag for tag in on_image if tag not in answers]
+        is_answer = set(answers)
+        gestures = [tag for tag in on_image if tag not in is_answer]
         per_region = [tag for tag in areas if _is(tag, "perregion")]
         whole = [tag for tag in areas if not _is(tag, "perregion")]
         return cls(

@@ -55,7 +55,7 @@ def _interaction(result: Mapping[str, Any], kind: Literal["click", "box"]) -> In
     try:
         x, y = float(value["x"]) / 100, float(value["y"]) / 100
         xyxy = (x, y, x, y) if kind == "click" else _box(result, value, x, y)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     if not all(math.isfinite(side) for side in xyxy):
         return None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sspsam.images.masks import MAX_PIXELS, BoolMask, MaskFormatError, MaskRuns
-from sspsam.images.polygons import mask_to_outlines
+from sspsam.images.polygons import largest_outlines
 
 MOST_POINTS = 60
 """Of one polygon with its holes."""
@@ -69,10 +69,8 @@ def mask_to_parts(
     Raises:
         MaskFormatError: not two-dimensional, or without pixels.
     """
-    parts = sorted(mask_to_outlines(mask), key=lambda loops: abs(_area(loops[0])), reverse=True)
-    least = SMALLEST_PART * sum(abs(_area(loops[0])) for loops in parts)
-    kept = [loops for loops in parts[:MOST_PARTS] if abs(_area(loops[0])) >= least]
-    return [_part(loops, cut_holes, fidelity, most_points) for loops in kept]
+    parts = largest_outlines(mask, MOST_PARTS, MOST_HOLES, SMALLEST_PART)
+    return [_part(loops, cut_holes, fidelity, most_points) for loops in parts]
 
 
 def polygon_to_runs(points: Points, height: int, width: int, max_pixels: int = MAX_PIXELS) -> MaskRuns:
@@ -116,7 +114,7 @@ def _crossings(points: Points, height: int, width: int) -> npt.NDArray[np.int64]
 
 def _part(loops: Sequence[_Outline], cut_holes: bool, fidelity: float, most_points: int) -> Part:
     """The polygon with the fewest points that is true enough; without one, the truest with few enough."""
-    outer, holes = loops[0], _holes(loops)
+    outer, holes = loops[0], loops[1:]
     reference = [outer, *holes] if cut_holes else [outer]
     low, high = outer.min(axis=0), outer.max(axis=0)
     size = float(max(high - low))
@@ -138,12 +136,6 @@ def _part(loops: Sequence[_Outline], cut_holes: bool, fidelity: float, most_poin
         smaller = _part(reference[:-1], cut_holes, fidelity, most_points)
         return replace(smaller, holes=smaller.holes + 1)
     return Part(best, len(holes) + 1 - len(reference))
-
-
-def _holes(loops: Sequence[_Outline]) -> list[_Outline]:
-    least = SMALLEST_PART * abs(_area(loops[0]))
-    holes = sorted(loops[1:], key=lambda loop: abs(_area(loop)), reverse=True)[:MOST_HOLES]
-    return [hole for hole in holes if abs(_area(hole)) >= least]
 
 
 @dataclass(frozen=True)
@@ -187,8 +179,3 @@ def _joined(loops: Sequence[npt.NDArray[Any]]) -> Points:
 def _iou(one: BoolMask, other: BoolMask) -> float:
     union = int(np.count_nonzero(one | other))
     return int(np.count_nonzero(one & other)) / union if union else 1.0
-
-
-def _area(loop: _Outline) -> float:
-    x, y = loop.T.astype(np.float64)
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2

@@ -26,6 +26,8 @@ from sspsam.images.masks import (
 PREFIX = "data:image/png;base64,"
 MAX_URL_CHARACTERS = 2**25
 """A ragged mask of 12 megapixels has about a million."""
+MOST_RUNS = 2**22
+"""Of equal pixels, row by row: a few kilobytes can hold a pattern of every second pixel."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = 24
 _UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError, struct.error)
@@ -75,7 +77,11 @@ def png_url_to_runs(url: object, height: int, width: int, max_pixels: int = MAX_
             alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
     except _UNREADABLE as error:
         raise MaskFormatError(f"the bitmask's PNG is damaged: {error}") from error
-    return mask_to_runs(alpha > ALPHA_THRESHOLD)
+    mask = alpha > ALPHA_THRESHOLD
+    edges = int(np.count_nonzero(mask[:, 1:] != mask[:, :-1])) + height
+    if edges > MOST_RUNS:
+        raise MaskFormatError(f"a bitmask of more than {MOST_RUNS} runs, the most that are read")
+    return mask_to_runs(mask)
 
 
 def _bytes_of(url: object) -> bytes:

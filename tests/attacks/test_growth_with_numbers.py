@@ -47,6 +47,24 @@ def zigzag(count: int) -> dict[str, Any]:
     return {"points": [[number % 100, 100 * (number % 2) / 64] for number in range(count)]}
 
 
+IMAGE = '<Image name="image" value="$image"/>'
+
+
+def controls(tag: str, count: int) -> str:
+    """Many region controls; those without labels share a <Labels>."""
+    labels = "".join(f'<Label value="label {number}"/>' for number in range(count))
+    tags = "".join(f'<{tag} name="c{number}" toName="image"/>' for number in range(count))
+    others = "".join(f'<Labels name="l{number}" toName="image{number}"/>' for number in range(count))
+    return f'<View>{IMAGE}{others}<Labels name="l" toName="image">{labels}</Labels>{tags}</View>'
+
+
+def nested(count: int) -> str:
+    """A label is one of every tag around it."""
+    labels = "".join(f'<Label value="label {number}"/>' for number in range(count))
+    names = [f'<BrushLabels name="b{number}" toName="image">' for number in range(90)]
+    return f"<View>{IMAGE}{''.join(names)}{labels}{'</BrushLabels>' * 90}</View>"
+
+
 def entries(count: int) -> list[str]:
     """A phrase that is entered and denied again and again, among others, some of which failed."""
     return [
@@ -54,6 +72,13 @@ def entries(count: int) -> list[str]:
         for number in range(count // 4)
         for text in ("cat", "no cat", f"a {number}", f"b {number}  \u26a0 x")
     ]
+
+
+def without_blanks(count: int) -> LabelingConfig:
+    labels = "".join(f'<Label value="狗{number}"/>' for number in range(count))
+    return LabelingConfig.parse(
+        f'<View>{IMAGE}<BrushLabels name="b" toName="image">{labels}</BrushLabels></View>'
+    )
 
 
 READERS: dict[str, Callable[[int], object]] = {
@@ -69,6 +94,10 @@ READERS: dict[str, Callable[[int], object]] = {
     "a form": lambda n: LabelingConfig.parse(form(n // 8)).missing(),
     "a polygon": lambda n: value_to_runs(zigzag(n), "polygon", 64, 64),
     "labels of a phrase": lambda n: LabelIndex.of([Label("dog")]).named_in("boats and " * n),
+    "polygon controls": lambda n: LabelingConfig.parse(controls("Polygon", n // 4)).choice_for("label 7"),
+    "rectangle controls": lambda n: LabelingConfig.parse(controls("Rectangle", n // 4)).missing(),
+    "nested labels": lambda n: LabelingConfig.parse(nested(n // 32)).choice_for("label 7"),
+    "labels without blanks": lambda n: without_blanks(n).choice_for("the 狗 " * 40 + "狗7"),
     "labels": lambda n: LabelingConfig.parse(form(n // 8)).choice_for("the label 7"),
 }
 

@@ -113,7 +113,8 @@ def pointed_at(image: UInt8Image, mask: BoolMask, points: Any, boxes: Any) -> Bo
         inside[y0:y1, x0:x1] = True
         mask &= inside
     for x, y, part in [] if points is None else points:
-        same = (image == image[int(y), int(x)]).all(axis=2)
+        row, column = min(int(y), image.shape[0] - 1), min(int(x), image.shape[1] - 1)
+        same = (image == image[row, column]).all(axis=2)
         mask = mask | same if part else mask & ~same
     return mask
 

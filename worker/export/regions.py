@@ -56,6 +56,8 @@ _READ_AS: dict[str, Kind] = {"rle": "brush", "bitmask": "bitmask", POLYGON: "pol
 KINDS = {"rle": "masks", "bitmask": "bitmasks", POLYGON: "polygons", RECTANGLE: "rectangles",
          ELLIPSE: "ellipses", "vector": "vectors", "keypoint": "key points"}  # fmt: skip
 """Geometry -> its plural, for messages."""
+_PLAIN_BYTES = 2**14
+"""Counted for a rectangle, an ellipse or a vector, whose outline has at most some thousand points."""
 _ATTRIBUTES = frozenset(
     {"choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea"}
 )
@@ -217,7 +219,7 @@ class _RegionReader:
     def _region(self, region_id: str, group: list[Result], result: Result, kind: str) -> LabelledRegion:
         value, (height, width) = result["value"], self._size_of(result)
         read_as = _READ_AS.get(kind)
-        self._budget.spend(height * width, size_of(value, read_as) if read_as else 1)
+        self._budget.spend(height, width, size_of(value, read_as, height, width) if read_as else _PLAIN_BYTES)
         outline = _OUTLINES[kind](value, (height, width)) if kind in _OUTLINES else None
         upright = kind == RECTANGLE and outline is not None and len(outline) > 0 and is_upright(value)
         box = _box_of(outline) if upright and outline is not None else None
@@ -225,6 +227,7 @@ class _RegionReader:
             runs = polygon_to_runs(outline, height, width, self._budget.max_pixels)
         else:
             runs = value_to_runs(value, read_as or "brush", height, width, self._budget.max_pixels)
+        runs = self._budget.keep(runs)
         return LabelledRegion(
             region_id,
             phrase_of(region_id, group, self._config),

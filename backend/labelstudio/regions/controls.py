@@ -13,10 +13,12 @@ without labels uses those of the first <Labels> on its image.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, get_args
 
+from backend.errors import LabelingConfigError
 from backend.labelstudio.regions.labels import Label
 
 Kind = Literal["brush", "bitmask", "polygon", "rectangle"]
@@ -34,6 +36,8 @@ SEAM = "seam"
 """Value of the attribute `sspsam` of a polygon control whose holes are cut with a seam."""
 _TAGS: dict[str, Kind] = {f"{kind}{ending}": kind for kind in KINDS for ending in ("labels", "")}
 _LABELS_TAG = "labels"
+MOST_NAMES = 100_000
+"""Of the labels of all region controls, `predicted_values` included."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ def region_tags(tags: Iterable[ElementTree.Element], image: str | None = None) -
     """
     found = [tag for tag in tags if tag.tag in _TAGS and tag.get("name")]
     found = [tag for tag in found if image is None or tag.get("toname", image) == image]
-    shapes = [tag for tag in found if kind_of(tag) != "rectangle"]
-    found = [tag for tag in found if tag in shapes or not shapes or not _is_smart(tag)]
+    has_shapes = any(kind_of(tag) != "rectangle" for tag in found)
+    found = [tag for tag in found if kind_of(tag) != "rectangle" or not has_shapes or not _is_smart(tag)]
     return sorted(found, key=lambda tag: (tag.get("name") != PREFERRED_NAME, KINDS.index(kind_of(tag))))
 
 
@@ -96,17 +100,28 @@ def controls_of(
     Args:
         tags: Their tags.
         everything: All tags of the form.
+
+    Raises:
+        LabelingConfigError: there are too many labels; a label in nested tags is one of each of them.
     """
-    shared = [tag for tag in everything if tag.tag == _LABELS_TAG and tag.get("name")]
+    shared: dict[str | None, tuple[int, ElementTree.Element]] = {}
+    for place, one in enumerate(everything):
+        if one.tag == _LABELS_TAG and one.get("name"):
+            shared.setdefault(one.get("toname"), (place, one))
+    labels_of: dict[ElementTree.Element, tuple[Label, ...]] = {}
+    left = MOST_NAMES
     for tag in tags:
         own = tag.tag.endswith("labels")
         image = tag.get("toname", "")
-        beside = next((one for one in shared if not own and one.get("toname", image) == image), None)
+        beside = None if own else _first_for(image, shared)
         source = tag if own else beside
+        if source is not None and source not in labels_of:
+            labels_of[source] = tuple(_labels(source, left))
+            left -= sum(1 + len(label.predicted) for label in labels_of[source])
         yield RegionControl(
             tag.get("name", ""),
             image,
-            () if source is None else tuple(_labels(source)),
+            () if source is None else labels_of[source],
             kind_of(tag),
             "" if beside is None else beside.get("name", ""),
             own,
@@ -122,8 +137,20 @@ def _is_smart(tag: ElementTree.Element) -> bool:
     return tag.tag == "rectanglelabels" and tag.get("smart", "true").strip().lower() != "false"
 
 
-def _labels(tag: ElementTree.Element) -> Iterator[Label]:
+def _first_for(
+    image: str, shared: Mapping[str | None, tuple[int, ElementTree.Element]]
+) -> ElementTree.Element | None:
+    """The first <Labels> of an image, or of none; None without one."""
+    found = [shared[name] for name in (image, None) if name in shared]
+    return min(found, key=itemgetter(0))[1] if found else None
+
+
+def _labels(tag: ElementTree.Element, most: int) -> Iterator[Label]:
     for label in tag.iter("label"):
-        if label.get("value"):
-            predicted = (name.strip() for name in label.get("predicted_values", "").split(","))
-            yield Label(label.get("value", ""), label.get("alias", ""), tuple(filter(None, predicted)))
+        if not label.get("value"):
+            continue
+        predicted = tuple(filter(None, map(str.strip, label.get("predicted_values", "").split(","))))
+        most -= 1 + len(predicted)
+        if most < 0:
+            raise LabelingConfigError(f"labeling config: the labels have more than {MOST_NAMES} names")
+        yield Label(label.get("value", ""), label.get("alias", ""), predicted)

@@ -18,6 +18,8 @@ import inflect
 
 MOST_WORDS = 16
 """Of a label's name that is looked for in a phrase: CLIP reads 77 tokens."""
+MOST_CHARACTERS = 40
+"""Of a name in a script without blanks, which is looked for anywhere in a phrase."""
 MOST_PHRASE_WORDS = 200
 """Of a phrase, in which names are looked for."""
 INFLECTED_CHARACTERS = range(3, 31)
@@ -65,21 +67,23 @@ class LabelIndex:
 
     by_key: dict[str, int] = field(default_factory=dict)
     """Comparable name -> number of its label; the first of several."""
-    anywhere: tuple[tuple[str, int], ...] = ()
+    anywhere: dict[str, int] = field(default_factory=dict)
     """The same, of names in scripts without blanks."""
+    sizes: tuple[int, ...] = ()
+    """Lengths of these names."""
 
     @classmethod
     def of(cls, labels: Iterable[Label]) -> LabelIndex:
         by_key: dict[str, int] = {}
-        anywhere = []
+        anywhere: dict[str, int] = {}
         for number, label in enumerate(labels):
             for name in label.names:
                 key = "".join(_words(name))
                 by_key.setdefault(key, number)
-                if _WITHOUT_BLANKS.search(key):
-                    anywhere.append((key, number))
+                if len(key) <= MOST_CHARACTERS and _WITHOUT_BLANKS.search(key):
+                    anywhere.setdefault(key, number)
         by_key.pop("", None)
-        return cls(by_key, tuple(anywhere))
+        return cls(by_key, anywhere, tuple({len(key) for key in anywhere}))
 
     def named_in(self, phrase: str) -> int | None:
         """Number of the label that a phrase names first, of several the most specific; None without one."""
@@ -92,7 +96,12 @@ class LabelIndex:
             if key in self.by_key
         ]
         text = "".join(words)
-        found += [(text.find(key), -len(key), number) for key, number in self.anywhere if key in text]
+        found += [
+            (at, -size, self.anywhere[key])
+            for size in self.sizes
+            for at in range(len(text) - size + 1)
+            if (key := text[at : at + size]) in self.anywhere
+        ]
         return min(found)[2] if found else None
 
 

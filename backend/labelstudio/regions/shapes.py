@@ -20,7 +20,7 @@ import numpy as np
 
 from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind
 from sspsam import mask_to_brush_rle
-from sspsam.images.few_points import Points, mask_to_parts, polygon_to_runs
+from sspsam.images.few_points import MOST_CROSSINGS, Points, mask_to_parts, polygon_to_runs
 from sspsam.images.masks import (
     MAX_PIXELS,
     BoolMask,
@@ -38,6 +38,11 @@ MOST_POINTS = 100_000
 """Of a polygon that is read; annotators set tens."""
 MOST_PERCENT = 10_000.0
 """Coordinates beyond are no place near the image."""
+_BYTES_PER_NUMBER = 8
+_BYTES_PER_CROSSING = 4
+"""Of a row that a polygon's edge crosses: as a run of brush RLE."""
+_PIXELS_PER_BYTE = 100
+"""Of a bitmask, whose bytes can stand for any number of pixels: decoding takes as long."""
 Value = dict[str, Any]
 Box = tuple[float, float, float, float]
 
@@ -138,10 +143,23 @@ def rotated_box(left: float, top: float, width: float, height: float, turn: floa
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def size_of(value: Mapping[str, Any], kind: Kind) -> int:
-    """Bytes, or what takes as much to read, of a result's shape."""
-    content = value.get(SHAPE_FIELD[kind])
-    return 16 * len(content) if kind == "polygon" and isinstance(content, list) else _length(content)
+def size_of(value: Mapping[str, Any], kind: Kind, height: int, width: int) -> int:
+    """Bytes, or what takes as much to read, of a result's shape on an image of this size.
+
+    Raises:
+        MaskFormatError: a polygon without points, or one that is too much work.
+    """
+    if kind == "polygon":
+        points = _points(value)
+        rows = np.clip(points[:, 1], 0, 100) * (height / 100)
+        crossed = float(np.abs(rows - np.roll(rows, 1)).sum())
+        if crossed > MOST_CROSSINGS:
+            raise MaskFormatError(
+                f"a polygon whose edges cross {crossed:.0f} rows; at most {MOST_CROSSINGS} are read"
+            )
+        return points.size * _BYTES_PER_NUMBER + int(crossed) * _BYTES_PER_CROSSING
+    size = _length(value.get(SHAPE_FIELD[kind]))
+    return size + height * width // _PIXELS_PER_BYTE if kind == "bitmask" else size
 
 
 def _length(content: object) -> int:
