@@ -38,6 +38,8 @@ from worker.export.regions import LabelledRegion
 
 Json = dict[str, Any]
 
+ESCAPED = "backslashreplace"
+"""How text files encode lone surrogates, which JSON has as escape sequences: as the same."""
 NO_TARGET = -1
 """gRefCOCO's annotation id for a phrase without a target."""
 SPLITS = {"test": "testA"}
@@ -52,7 +54,7 @@ class ListFile:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / name
         self.count = 0
-        self._file = self.path.open("w", encoding="utf-8")
+        self._file = self.path.open("w", encoding="utf-8", errors=ESCAPED)
 
     def append(self, value: Json) -> None:
         self._file.write((",\n" if self.count else "") + json.dumps(value, ensure_ascii=False))
@@ -135,7 +137,7 @@ class CocoWriter:
 
     def close(self) -> None:
         whole = self._aside / "whole"
-        with whole.open("w", encoding="utf-8") as file:
+        with whole.open("w", encoding="utf-8", errors=ESCAPED) as file:
             head = {"info": self._info(), "licenses": [], "categories": self._reader.categories.as_coco()}
             file.write(json.dumps(head, ensure_ascii=False)[:-1])
             for name, values in self._lists.items():
@@ -239,7 +241,7 @@ class RefCocoWriter(CocoWriter):
 
     def close(self) -> None:
         whole = self._aside / "grefs.json"
-        with whole.open("w", encoding="utf-8") as file:
+        with whole.open("w", encoding="utf-8", errors=ESCAPED) as file:
             self._grefs.copy_to(file)
         self._refs.close()
         os.replace(whole, self._path.with_name("grefs(unc).json"))

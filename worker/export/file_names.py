@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import unicodedata
 from urllib.parse import parse_qs, unquote, urlsplit
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -38,8 +39,13 @@ _SIGNATURES = (
     (b"II*\x00", ".tif"),
     (b"MM\x00*", ".tif"),
 )
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
-"""Characters that no file system, or not every one, allows."""
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]')
+"""Characters that no file system, or not every one, allows, and those that change how a name is displayed."""
+_RESERVED = re.compile(
+    r"(?:con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3]) *(?:\..*)?", re.I
+)
+"""Names of devices on Windows, with any extension."""
+_BY_STORAGE = re.compile(r"/(?:resolve|presign)/?$")
 
 
 def name_of(address: str, task_id: int) -> str:
@@ -85,7 +91,7 @@ class FileNames:
 
 def _stem(name: str) -> str:
     extension = extension_of(name)
-    return (name[: -len(extension)] if extension else name).casefold()
+    return unicodedata.normalize("NFC", (name[: -len(extension)] if extension else name).casefold())
 
 
 def _path_in(address: str) -> str:
@@ -98,7 +104,7 @@ def _path_in(address: str) -> str:
     path = unquote(parts.path)
     if path.rstrip("/").endswith("/data/local-files") and query.get("d"):
         return query["d"][0]
-    if re.search(r"/(?:resolve|presign)/?$", path) and query.get("fileuri"):
+    if _BY_STORAGE.search(path) and query.get("fileuri"):
         stored = _decoded(query["fileuri"][0])
         return _path_in(stored) if stored else ""
     if parts.scheme in _STORAGES:
@@ -146,7 +152,10 @@ def _safe(path: str) -> str:
 
 
 def _safe_part(part: str) -> str:
-    part = _UNSAFE.sub("_", part.encode("utf-8", "replace").decode()).strip()
+    part = unicodedata.normalize("NFC", part.encode("utf-8", "replace").decode())
+    part = _UNSAFE.sub("_", part).strip().rstrip(". ")  # Windows drops dots and blanks at the end
+    if _RESERVED.fullmatch(part):
+        part = f"_{part}"
     if len(part.encode()) <= PART_BYTES:
         return part
     extension = extension_of(part)

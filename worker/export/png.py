@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ExportError
+from worker.export.coco import ESCAPED
 from worker.export.reader import LabelledImage, ProjectReader, user_id
 from worker.export.regions import ExportContent, LabelledRegion
 
@@ -89,18 +90,20 @@ class PngWriter:
         self._label_maps = label_maps
         self._pictures = pictures
         self.staging = staging_folder(folder)
-        self._index = (self.staging / INDEX).open("w", encoding="utf-8")
+        self._index = (self.staging / INDEX).open("w", encoding="utf-8", errors=ESCAPED)
         self._metadata: dict[str, IO[str]] = {}
         for name in splits or ("",):
             (self.staging / name).mkdir(exist_ok=True)
-            self._metadata[name] = (self.staging / name / METADATA).open("w", encoding="utf-8")
+            self._metadata[name] = (self.staging / name / METADATA).open(
+                "w", encoding="utf-8", errors=ESCAPED
+            )
 
     def add(self, image: LabelledImage) -> None:
         split = image.split if self._splits else ""
         for entry, content in image.annotations:
             for number, region in enumerate(content.regions):
                 region_name = _UNSAFE.sub("_", region.region_id[:NAME_CHARACTERS])
-                name = f"task-{image.task}-annotation-{entry['id']}-{number}-{region_name}.png"
+                name = f"task-{image.task}-annotation-{_id_of(entry)}-{number}-{region_name}.png"
                 file = self.staging / split / name
                 Image.fromarray(region.mask).save(file, optimize=False)
                 about: Json = {"phrase": region.phrase, "label": next(iter(region.labels), None)}
@@ -119,7 +122,7 @@ class PngWriter:
         if self._label_maps and self._reader is not None:
             names = {0: "background", **dict(enumerate(self._reader.categories.names, 1))}
             text = json.dumps(names, ensure_ascii=False, indent=1)
-            (self.staging / LABEL_NAMES).write_text(text, encoding="utf-8")
+            (self.staging / LABEL_NAMES).write_text(text, encoding="utf-8", errors=ESCAPED)
         commit(self.staging, self._folder)
 
     def discard(self) -> None:
@@ -167,7 +170,7 @@ class PngWriter:
         assert self._reader is not None
         several = len(image.annotations) > 1
         stem = image.file_name.removesuffix(Path(image.file_name).suffix)
-        name = f"{stem}-annotation-{entry['id']}.png" if several else f"{stem}.png"
+        name = f"{stem}-annotation-{_id_of(entry)}.png" if several else f"{stem}.png"
         numbers = np.zeros(image.hw, dtype=np.uint16)
         for region in sorted(content.regions, key=lambda region: -int(region.mask.sum())):
             label = next(iter(region.labels), None)
@@ -180,6 +183,11 @@ class PngWriter:
         palette_image = Image.fromarray(numbers.astype(np.uint8))
         palette_image.putpalette(_palette())
         palette_image.save(path)
+
+
+def _id_of(entry: Mapping[str, Any]) -> str:
+    """An annotation's ID as part of a file name."""
+    return _UNSAFE.sub("_", str(entry["id"])[:NAME_CHARACTERS])
 
 
 def _palette() -> list[int]:

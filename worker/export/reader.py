@@ -350,7 +350,13 @@ def export(
     """
     try:
         for image in reader.images(on_task):
-            writer.add(image)
+            try:
+                writer.add(image)
+            except BackendError:
+                raise
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+                reader.summary.note(f"task {image.task} is left out in part: {reason_of(error)}")
+                continue
             if pictures is not None and image.picture is not None:
                 _write_picture(pictures, image, reader.summary)
         writer.close()

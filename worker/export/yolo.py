@@ -67,7 +67,7 @@ class YoloWriter:
             self._reader.summary.note(f"task {image.task}: its picture is missing: {reason_of(error)}")
 
     def close(self) -> None:
-        (self.staging / "data.yaml").write_text(self._description(), encoding="utf-8")
+        (self.staging / "data.yaml").write_text(self._description(), encoding="utf-8", errors="replace")
         commit(self.staging, self._folder)
 
     def discard(self) -> None:
