@@ -26,6 +26,8 @@ READ_BYTES = 2**17
 ACTIONS = "actions.jsonl"
 SIGN_INS = "sign-ins.jsonl"
 
+_DAMAGED = (ValueError, TypeError, KeyError, RecursionError)
+
 logger = logging.getLogger(__name__)
 
 
@@ -90,7 +92,7 @@ class AuditLog:
             except OSError:
                 continue
             for line in lines:
-                with suppress(ValueError, TypeError, KeyError):  # cut off at the start, or damaged
+                with suppress(*_DAMAGED):  # cut off at the start, or damaged
                     values = json.loads(line)
                     yield AuditEntry(**{one.name: str(values[one.name]) for one in fields(AuditEntry)})
 

@@ -122,8 +122,7 @@ class Gate:
         self._bound_memory()
         # Many callers share an address, Label Studio's or a proxy's. What strangers send from it is counted
         # apart, so right credentials are let in however many wrong ones came before.
-        if request.path == SIGN_IN_PATH:
-            self._limit(caller, "sign-in")
+        if request.path == SIGN_IN_PATH:  # as everywhere, only wrong passwords are counted
             if request.method not in SAFE_METHODS:
                 sessions.check_form_token(request)
             return None

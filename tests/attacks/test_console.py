@@ -10,6 +10,7 @@ from redis import Redis
 
 from backend.console.sessions import COOKIE
 from backend.settings import Settings
+from backend.state.audit import ACTIONS, READ_BYTES
 from backend.web.access import FAILURES_PER_MINUTE, FORM_MAX_BYTES
 from backend.web.app import create_app
 from tests.backend.colours import ColourPredictor
@@ -95,6 +96,32 @@ def test_guessing_at_the_sign_in_page_is_stopped_and_locks_no_one_out(app: Flask
     statuses = [person.sign_in(f"guess {number}").status_code for number in range(FAILURES_PER_MINUTE + 5)]
     assert statuses == [401] * FAILURES_PER_MINUTE + [429] * 5
     assert person.sign_in(PASSWORD).status_code == 303
+
+
+def test_requests_of_strangers_do_not_close_the_sign_in_page(settings: Settings, redis_server: Redis) -> None:
+    """Behind a proxy, they have the address of everybody else."""
+    few = closed(settings).model_copy(update={"requests_per_minute": 5})
+    app = create_app(few, redis_server, ColourPredictor())
+    stranger, person = Person(app), Person(app)
+    for _ in range(30):
+        stranger.open("/sign-in")
+        stranger.send("/sign-in", password="guess")
+    assert person.sign_in(PASSWORD).status_code == 303
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[" * 100_000, b"\xff\n", b"[]\n7\n{}\n", b'{"at": []', b'{"at":' * 50_000]
+)
+def test_a_damaged_audit_log_is_shown_as_far_as_it_can_be_read(
+    app: Flask, settings: Settings, damage: bytes
+) -> None:
+    app.extensions["sspsam"].audit.note("address", "operator", "a good entry", "", "done")
+    with (settings.model_dir / "audit" / ACTIONS).open("ab") as file:
+        file.write(damage)
+    person = Person(app)
+    person.sign_in()
+    page = person.page("/audit").text
+    assert ("a good entry" in page) == (len(damage) < READ_BYTES)
 
 
 def test_guesses_are_counted_with_those_of_basic_auth(app: Flask) -> None:
