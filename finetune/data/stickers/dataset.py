@@ -178,13 +178,18 @@ class StickerDataset:
         return scene, repeated, scene.mask_of(range(len(scene.objects)))
 
 
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_RANGE = re.compile(f"{_NUMBER}-{_NUMBER}")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Canvas size (H, W) from a text such as "4000x3000", width first.
 
     Raises:
         ValueError: another form, or a side below MIN_SIDE_PX or above MAX_SIDE_PX.
     """
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
+    match = _SIZE.fullmatch(text.strip())
     width, height = (int(side) for side in match.groups()) if match else (0, 0)
     if not MIN_SIDE_PX <= min(width, height) <= max(width, height) <= MAX_SIDE_PX:
         raise ValueError(
@@ -200,7 +205,7 @@ def parse_range(text: str) -> tuple[float, float]:
     Raises:
         ValueError: another form, or not within 0 and 1.
     """
-    match = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", text.strip())
+    match = _RANGE.fullmatch(text.strip())
     low, high = (float(number) for number in match.groups()) if match else (0.0, 0.0)
     if not 0 < low <= high <= 1:
         raise ValueError(
