@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import BackendError, ImageFormatError, RequestError
+from backend.images.store import DAMAGED
 from backend.settings import Settings
 from backend.web.access import check_access
 from backend.web.origins import OriginCheck
@@ -122,10 +123,10 @@ def _read(uploaded: Any, max_pixels: int) -> UInt8Image:
         raise RequestError("choose a picture")
     try:
         with Image.open(uploaded.stream, formats=FORMATS) as picture:
-            if picture.width * picture.height > max_pixels:  # before anything is decoded
+            if not 0 < picture.width * picture.height <= max_pixels:  # before anything is decoded
                 raise ImageFormatError(f"the picture has more than {max_pixels:,} pixels")
             return picture_to_pixels(picture)
     except UnidentifiedImageError as error:
         raise ImageFormatError(f"this is no picture in a supported format: {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ImageFormatError(f"the picture cannot be read: {error}") from error
