@@ -111,12 +111,19 @@ class WeightsFolder:
         return self._note(file, str(path), found, file.sha256_from if file.sha256 else OWN)
 
     def missing_bytes(self, file: PublicFile) -> int | None:
-        """Size of what is still to be downloaded; None if only the server knows, and does not say."""
+        """Size of what is still to be downloaded; None if only the server knows, and does not say.
+
+        Raises:
+            DownloadError: the server cannot be reached; the message says what to do.
+        """
         if self.path(file).is_file():
             return 0
         part = self.path(file).with_name(f".{self.path(file).name}.part")
         here = part.stat().st_size if part.is_file() else 0
-        size = file.size_bytes or self._stated_size(file)
+        try:
+            size = file.size_bytes or self._stated_size(file)
+        except DownloadError as error:
+            raise type(error)(f"{error}. {_advice(file, error)}") from error
         return None if size is None else max(size - here, 0)
 
     def _stated_size(self, file: PublicFile) -> int | None:

@@ -97,8 +97,13 @@ def test_a_server_that_keeps_failing_is_explained(server: FileServer, folder: We
 def test_no_network(tmp_path: Path) -> None:
     with FileServer() as server:
         gone = server.url
-    with pytest.raises(DownloadError, match=rf"Check the network, HTTPS_PROXY.*--mirror.*{BY_HAND}"):
-        WeightsFolder(tmp_path, hub=gone, pause_s=0).pull(FILE)
+    folder = WeightsFolder(tmp_path, hub=gone, pause_s=0)
+    for ask in (folder.pull, folder.missing_bytes):
+        with pytest.raises(
+            DownloadError, match=rf"Check the network, HTTPS_PROXY.*--mirror.*{BY_HAND}"
+        ) as caught:
+            ask(FILE)
+        assert str(caught.value).count("Check the network") == 1
 
 
 @pytest.mark.parametrize("name", ["ssp-sam-224-grefcoco", "mobile-sam"])
