@@ -104,21 +104,48 @@ def image_of(server: LabelStudioServer) -> str:
     return str(server.tasks[TASK]["data"]["image"])
 
 
-def test_redis_gone_and_back(
+def test_redis_and_label_studio_gone_and_back(
     start: Callable[[], Backend],
     redis_process: RedisProcess,
     label_studio_server: FixedLabelStudio,
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Phrases are answered all the while; what its webhook could not say, the reconciliation finds."""
+    """One after the other; a backend answers all the while for images that it has."""
     backend = start()
     wait_until(backend.ready, "the model is loaded", START_S)
     image = image_of(label_studio_server)
-    body = {"project": f"{PROJECT}.1", "schema": RECOMMENDED_CONFIG}
-    requests.post(f"{backend.url}/setup", json=body, auth=AUTH, timeout=30)
     version_that_answered(backend.ask(image))
 
+    check_without_label_studio(backend, label_studio_server)
+    check_without_redis(backend, redis_process, label_studio_server)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = reconcile_all(Services(Settings()))[str(PROJECT)]
+    assert found["collected"] >= 1, "what its webhook could not say"
+
+
+def check_without_label_studio(backend: Backend, label_studio_server: FixedLabelStudio) -> None:
+    """For images that are not in the cache the form says why not, and the phrase stays."""
+    label_studio_server.add_task(TASK + 1, PROJECT, picture()[:, ::-1])
+    other = str(label_studio_server.tasks[TASK + 1]["data"]["image"])
+    label_studio_server.__exit__()
+    try:
+        version_that_answered(backend.ask(image_of(label_studio_server)))
+        told = backend.ask(other)
+        assert told.status_code == 200
+        assert "does not respond" in told.text
+        assert backend.webhook().status_code == 201, "it waits in the queue"
+    finally:
+        label_studio_server.__enter__()
+    version_that_answered(backend.ask(other))
+
+
+def check_without_redis(
+    backend: Backend, redis_process: RedisProcess, label_studio_server: FixedLabelStudio
+) -> None:
+    body = {"project": f"{PROJECT}.1", "schema": RECOMMENDED_CONFIG}
+    requests.post(f"{backend.url}/setup", json=body, auth=AUTH, timeout=30)
     redis_process.kill()
     until_s = time.monotonic() + AWAY_S
     label_studio_server.save(ANNOTATION, TASK, region("WR_1", "the red square", picture()[..., 1] == 0))
@@ -128,36 +155,10 @@ def test_redis_gone_and_back(
     assert "REDIS_URL" in refused.json()["error"]
     assert time.monotonic() - since_s < 5
     while time.monotonic() < until_s:
-        version_that_answered(backend.ask(image))
+        version_that_answered(backend.ask(image_of(label_studio_server)))
     assert backend.health()["status"] == "UP"
     redis_process.start()
-
     wait_until(lambda: backend.webhook().status_code == 201, "webhooks are taken again", 30)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert reconcile_all(Services(Settings()))[str(PROJECT)]["collected"] >= 1
-
-
-def test_label_studio_gone_and_back(
-    start: Callable[[], Backend], label_studio_server: FixedLabelStudio
-) -> None:
-    """Pictures that are here are answered for; for others the form says why not, and the phrase stays."""
-    backend = start()
-    wait_until(backend.ready, "the model is loaded", START_S)
-    image = image_of(label_studio_server)
-    version_that_answered(backend.ask(image))
-    label_studio_server.add_task(TASK + 1, PROJECT, picture()[:, ::-1])
-    other = str(label_studio_server.tasks[TASK + 1]["data"]["image"])
-    label_studio_server.__exit__()
-    try:
-        version_that_answered(backend.ask(image))
-        told = backend.ask(other)
-        assert told.status_code == 200
-        assert "does not respond" in told.text
-        assert backend.webhook().status_code == 201, "it waits in the queue"
-    finally:
-        label_studio_server.__enter__()
-    version_that_answered(backend.ask(other))
 
 
 @contextmanager
@@ -196,14 +197,20 @@ def test_disk_full_when_a_version_is_published_or_promoted(tmp_path: Path) -> No
     assert store.current() == good.version_id
 
 
-def test_a_backend_is_killed_under_load_beside_a_second(
-    start: Callable[[], Backend], label_studio_server: FixedLabelStudio
+def test_two_backends_start_at_once_on_an_empty_directory_and_one_is_killed_under_load(
+    start: Callable[[], Backend], label_studio_server: FixedLabelStudio, environment: dict[str, str]
 ) -> None:
     """As behind a load balancer that asks the other one when a connection breaks."""
+    assert not Path(environment["MODEL_DIR"]).exists()
     backends = [start(), start()]
     for backend in backends:
         wait_until(backend.ready, "the model is loaded", START_S)
     image = image_of(label_studio_server)
+    with ThreadPoolExecutor(2) as pool:
+        first = list(pool.map(lambda backend: backend.ask(image), backends))
+    assert {version_that_answered(answer) for answer in first} == {f"{PRESET}-base"}
+    kept = [path.name for path in (Path(environment["MODEL_DIR"]) / "images").iterdir()]
+    assert len(kept) == 1
 
     def ask(number: int) -> int:
         for backend in (backends[number % 2], backends[1 - number % 2]):
@@ -219,21 +226,6 @@ def test_a_backend_is_killed_under_load_beside_a_second(
         backends[0].process.send_signal(signal.SIGKILL)
         assert [answer.result(60) for answer in answers] == [200] * 40
     assert backends[0].process.wait() == -signal.SIGKILL
-
-
-def test_two_backends_start_at_once_on_an_empty_directory(
-    start: Callable[[], Backend], label_studio_server: FixedLabelStudio, environment: dict[str, str]
-) -> None:
-    assert not Path(environment["MODEL_DIR"]).exists()
-    backends = [start(), start()]
-    for backend in backends:
-        wait_until(backend.ready, "the model is loaded", START_S)
-    image = image_of(label_studio_server)
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda backend: backend.ask(image), backends))
-    assert {version_that_answered(answer) for answer in answers} == {f"{PRESET}-base"}
-    kept = [path.name for path in (Path(environment["MODEL_DIR"]) / "images").iterdir()]
-    assert len(kept) == 1
 
 
 def test_a_damaged_picture_in_the_cache_is_fetched_again(

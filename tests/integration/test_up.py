@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import pytest
 import requests
 from redis import Redis
 
@@ -21,6 +20,7 @@ from worker.local.up import LOOPBACK
 SSPSAM = str(Path(sysconfig.get_path("scripts")) / "sspsam")
 READY_WITHIN_S = 120.0
 END_WITHIN_S = 30.0
+CORRECTION = b"a correction"
 
 
 class Up:
@@ -72,49 +72,47 @@ class Up:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_runs_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def keep_a_correction(up: Up) -> None:
+    with up.redis() as redis:
+        redis.set("kept", CORRECTION)
+
+
+def kept_correction(up: Up) -> object:
+    with up.redis() as redis:
+        return redis.get("kept")
+
+
+def test_it_leaves_nothing_behind_and_keeps_what_waits_in_redis(tmp_path: Path) -> None:
     up = Up(tmp_path, free_port())
     assert requests.get(f"http://{LOOPBACK}:{up.port}/health", timeout=10).json()["status"] == "UP"
     programs = " ".join(" ".join(command) for command in up.commands().values())
     assert all(word in programs for word in ("valkey-server", "serve", "worker", "schedule"))
-    assert up.end(number) == status
+    keep_a_correction(up)
+    assert up.end(signal.SIGTERM) == 0
     assert up.survivors() == []
 
+    second = Up(tmp_path, up.port)
+    assert kept_correction(second) == CORRECTION
+    assert second.end(signal.SIGINT) == 130
+    assert second.survivors() == []
 
-def test_killed_it_leaves_nothing_behind_and_starts_again(tmp_path: Path) -> None:
+
+def test_killed_it_starts_again_and_a_worker_that_dies_ends_the_others(tmp_path: Path) -> None:
     first = Up(tmp_path, free_port())
-    with first.redis() as redis:
-        redis.set("kept", "a correction")
+    keep_a_correction(first)
     first.process.kill()
     first.process.wait()
     psutil.wait_procs(first.family, timeout=END_WITHIN_S)
     assert first.survivors() == []
+
     second = Up(tmp_path, first.port)
-    with second.redis() as redis:
-        assert redis.get("kept") == b"a correction"
-    second.end(signal.SIGTERM)
-
-
-def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:
-    up = Up(tmp_path, free_port())
-    worker = next(process for process, command in up.commands().items() if command[-1:] == ["worker"])
+    assert kept_correction(second) == CORRECTION
+    worker = next(process for process, command in second.commands().items() if command[-1:] == ["worker"])
     worker.kill()
-    assert up.process.wait(END_WITHIN_S) == 1
-    assert "worker exited unexpectedly (killed by SIGKILL)" in up.screen
-    assert str(up.data_dir / "logs" / "worker.log") in up.screen
-    assert up.survivors() == []
-
-
-def test_what_waits_in_redis_survives(tmp_path: Path) -> None:
-    first = Up(tmp_path, free_port())
-    with first.redis() as redis:
-        redis.set("kept", "a correction")
-    first.end(signal.SIGTERM)
-    second = Up(tmp_path, first.port)
-    with second.redis() as redis:
-        assert redis.get("kept") == b"a correction"
-    second.end(signal.SIGTERM)
+    assert second.process.wait(END_WITHIN_S) == 1
+    assert "worker exited unexpectedly (killed by SIGKILL)" in second.screen
+    assert str(second.data_dir / "logs" / "worker.log") in second.screen
+    assert second.survivors() == []
 
 
 def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:

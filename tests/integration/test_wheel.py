@@ -110,12 +110,12 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
 def test_commands_leave_nothing_in_the_current_folder(installed: Installed, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.fromarray(np.full((60, 80, 3), 200, dtype=np.uint8)).save(picture)
-    referents = json.loads(installed.run("predict", str(picture), "the dog", "--json").stdout)
+    predict = ("predict", str(picture), "the dog", "--version", "current", "--json")
+    referents = json.loads(installed.run(*predict).stdout)
     assert [referent["phrase"] for referent in referents] == ["the dog"]
     (base,) = json.loads(installed.run("versions", "list", "--json").stdout)
     assert base["serves"]
     assert str(installed.home) in json.loads(installed.run("weights", "list", "--json").stdout)[0]["file"]
-    installed.run("predict", str(picture), "the dog", "--version", "current")
     evaluate = ("evaluate", "--dataset", "stickers/val?count=2&phrases=1", "--out", str(tmp_path / "report"))
     installed.run(*evaluate, "--preset", "ssp-sam-test")
     assert (tmp_path / "report" / "evaluation.json").is_file()

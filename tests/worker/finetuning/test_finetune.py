@@ -41,6 +41,8 @@ UInt8Image = npt.NDArray[np.uint8]
 PROJECT = 5
 PHRASE = "the bright square"
 WAIT_S = 120.0
+CATCH_S = 0.005
+"""For what lasts a moment."""
 CLEARLY = 100
 """Difference of the channels of a coloured pixel: the noise of the scenes comes to about 60."""
 
@@ -126,14 +128,15 @@ def is_blue(picture: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
 
 
 def test_a_candidate_that_is_no_better_is_kept_with_the_reason(
-    services: Services, environment: dict[str, str], label_studio: LabelStudioServer
+    services: Services, label_studio: LabelStudioServer
 ) -> None:
     incumbent = Predictor.from_preset("ssp-sam-test", "cpu")
     for number in range(1, 9):  # masks that the serving version draws just so: nothing can be better
         [referent] = incumbent.predict(incumbent.embed(scene(number)[0]), [PHRASE])
         label_studio.save(number, number, region("r", PHRASE, referent.mask))
     jobs.maybe_finetune(PROJECT, "now")
-    work_off(environment, "training")
+    [job] = training_queue(services.redis).jobs
+    jobs.finetune(**job.kwargs)
     [_, card] = services.store.list()
     assert (card.status, services.store.current(line_of_project(PROJECT))) == (
         "rejected",
@@ -151,7 +154,7 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
     checkpoint = run_folder(services.settings.model_dir, job.id) / "training" / "checkpoint.pt"
     command = [sys.executable, "-m", "worker", "worker", "--queues", "training"]
     with subprocess.Popen(command, env=environment) as pool:
-        wait_until(checkpoint.exists, patience_s=WAIT_S)
+        wait_until(checkpoint.exists, patience_s=WAIT_S, poll_s=CATCH_S)
         pool.send_signal(signal.SIGTERM)
         started = time.monotonic()
         assert pool.wait(timeout=20) == 0
@@ -174,7 +177,7 @@ def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     with subprocess.Popen(
         [sys.executable, "-m", "worker.queueing.pool", "training"], env=environment
     ) as worker:
-        wait_until(checkpoint.exists, patience_s=WAIT_S)
+        wait_until(checkpoint.exists, patience_s=WAIT_S, poll_s=CATCH_S)
         horses = psutil.Process(worker.pid).children(recursive=True)
         worker.kill()
         for horse in horses:
