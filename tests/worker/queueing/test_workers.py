@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from redis import Redis
 
 from backend.shared_redis import EVENTS, QUEUES, TRAINING
+from tests.waiting import wait_until
 from tests.worker import sample_jobs
 from worker.queueing.healthcheck import HEARTBEAT_MAX_AGE_S, RECENT, heartbeats, queues_served
 from worker.queueing.queues import events_queue, redis_lock, training_queue
@@ -26,6 +27,8 @@ from worker.queueing.queues import events_queue, redis_lock, training_queue
 pytestmark = pytest.mark.integration
 
 JOBS = sample_jobs.__name__
+CHECK_EVERY_S = 0.25
+"""Each health check is a process."""
 JOB_CPU_S = 0.05
 """Of processor time that a job of the events queue may take beside its requests."""
 
@@ -46,13 +49,6 @@ def pool(environment: dict[str, str], *options: str) -> Iterator[subprocess.Pope
             assert not left
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
@@ -64,7 +60,7 @@ def test_both_queues_are_worked_on_each_by_a_process_of_its_own(
     events_queue(redis_server).enqueue_call(f"{JOBS}.note_process", args=[str(files[EVENTS])])
     training_queue(redis_server).enqueue_call(f"{JOBS}.note_process", args=[str(files[TRAINING])])
     with pool(environment):
-        wait_for(lambda: all(lines(path) for path in files.values()))
+        wait_until(lambda: all(lines(path) for path in files.values()))
     (event_pid, event_worker, event_nice), (pid, worker, nice) = (
         lines(files[name])[0].split() for name in (EVENTS, TRAINING)
     )
@@ -81,7 +77,7 @@ def test_the_password_of_redis_is_on_no_command_line(
         with Redis.from_url(environment["REDIS_URL"]) as connection:
             training_queue(connection).enqueue_call(f"{JOBS}.sleep_once", args=[str(tmp_path / "pid")])
             with pool(environment, "--queues", TRAINING) as process:
-                wait_for(lambda: lines(tmp_path / "pid"))
+                wait_until(lambda: lines(tmp_path / "pid"))
                 family = psutil.Process(process.pid).children(recursive=True)
                 assert len(family) == 2
                 assert not [one for one in family if "geheim" in " ".join(one.cmdline())]
@@ -99,14 +95,14 @@ def test_a_job_that_is_cut_short_is_done_by_the_next_worker(
     job = queue.enqueue_call(f"{JOBS}.sleep_once", args=[str(path)])
     started = 0.0
     with pool(environment, "--queues", name):
-        wait_for(lambda: lines(path))
+        wait_until(lambda: lines(path))
         started = time.monotonic()
     assert time.monotonic() - started < 8
     assert not psutil.pid_exists(int(lines(path)[0]))
     assert queue.get_job_ids() == [job.id]
     assert redis_server.lrange(queue.intermediate_queue_key, 0, -1) == []
     with pool(environment, "--queues", name):
-        wait_for(lambda: job.return_value(refresh=True))
+        wait_until(lambda: job.return_value(refresh=True))
     assert lines(path)[1:] == ["again"]
 
 
@@ -117,11 +113,11 @@ def test_signals_in_a_row_lose_nothing_either(
     command = [sys.executable, "-m", "worker.queueing.pool", EVENTS]
     root = str(Path(__file__).parents[3])
     with subprocess.Popen(command, env={**environment, "PYTHONPATH": root}) as worker:
-        wait_for(lambda: lines(tmp_path / "pid"))
+        wait_until(lambda: lines(tmp_path / "pid"))
         for _ in range(4):
             worker.send_signal(signal.SIGTERM)
             time.sleep(0.1)
-        worker.wait(timeout=5)
+        worker.wait(timeout=30)
     assert events_queue(redis_server).get_job_ids() == [job.id]
 
 
@@ -131,7 +127,7 @@ def test_a_job_that_asks_to_come_back_does(
     path = tmp_path / "tries"
     job = events_queue(redis_server).enqueue_call(f"{JOBS}.come_back", args=[str(path), 2])
     with pool(environment, "--queues", EVENTS):
-        wait_for(lambda: job.return_value(refresh=True) == "done")
+        wait_until(lambda: job.return_value(refresh=True) == "done")
     assert len(lines(path)) == 3
 
 
@@ -139,11 +135,11 @@ def test_a_worker_that_dies_is_started_again(
     environment: dict[str, str], redis_server: Redis, tmp_path: Path
 ) -> None:
     with pool(environment, "--queues", EVENTS) as process:
-        wait_for(lambda: psutil.Process(process.pid).children())
+        wait_until(lambda: psutil.Process(process.pid).children())
         [worker] = psutil.Process(process.pid).children()
         worker.kill()
         events_queue(redis_server).enqueue_call(f"{JOBS}.note", args=[str(tmp_path / "done"), "done"])
-        wait_for(lambda: lines(tmp_path / "done"))
+        wait_until(lambda: lines(tmp_path / "done"))
 
 
 def test_workers_do_not_outlive_a_pool_that_was_killed(
@@ -153,7 +149,7 @@ def test_workers_do_not_outlive_a_pool_that_was_killed(
     command = [sys.executable, "-m", "worker", "worker"]
     root = str(Path(__file__).parents[3])
     with subprocess.Popen(command, env={**environment, "PYTHONPATH": root}) as process:
-        wait_for(lambda: lines(tmp_path / "pid"))
+        wait_until(lambda: lines(tmp_path / "pid"))
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
     assert len(family) == len(QUEUES) + 1, "a worker for each queue, and the job's own process"
@@ -211,11 +207,11 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
             )
             for _ in range(number)
         ]
-        wait_for(lambda: all(job.get_status() == "finished" for job in enqueued))
+        wait_until(lambda: all(job.get_status() == "finished" for job in enqueued))
         return sum(worker.cpu_times())
 
     with pool(environment, "--queues", EVENTS) as process:
-        wait_for(lambda: psutil.Process(process.pid).children())
+        wait_until(lambda: psutil.Process(process.pid).children())
         [worker] = psutil.Process(process.pid).children()
         before_s = run_jobs(1)
         per_job_s = (run_jobs(count) - before_s) / count
@@ -233,7 +229,7 @@ def alive(environment: dict[str, str]) -> bool:
 def test_the_health_check_knows_which_queues_a_worker_has(environment: dict[str, str], queues: str) -> None:
     assert not alive(environment)
     with pool(environment, "--queues", queues):
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
         assert not alive({**environment, "REDIS_URL": "redis://127.0.0.1:9/0"}), "another service's worker"
     assert not alive(environment)
 
@@ -244,24 +240,24 @@ def test_the_health_check_fails_once_a_queue_is_not_worked_on(
     """A stopped process is one that hangs: it is there, and reports nothing."""
     monkeypatch.setenv("REDIS_URL", environment["REDIS_URL"])
     with pool(environment, "--queues", EVENTS) as process:
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
         process.send_signal(signal.SIGSTOP)
         (path,) = [path for pid, path in heartbeats() if pid == process.pid]
         os.utime(path, times=(time.time() - HEARTBEAT_MAX_AGE_S - 1,) * 2)
         assert not alive(environment)
         process.send_signal(signal.SIGCONT)
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
 
 
 def test_the_health_check_forgets_a_worker_that_was_killed(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "worker", "worker", "--queues", EVENTS]
     root = str(Path(__file__).parents[3])
     with subprocess.Popen(command, env={**environment, "PYTHONPATH": root}) as process:
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
         process.kill()
     assert not alive(environment)
     with pool(environment, "--queues", EVENTS):
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
 
 
 def test_the_health_check_is_cheap(environment: dict[str, str]) -> None:
@@ -277,7 +273,7 @@ def test_the_health_check_is_cheap(environment: dict[str, str]) -> None:
 def test_only_a_pools_own_workers_count_for_its_health(environment: dict[str, str], redis_url: str) -> None:
     since = datetime.now(UTC) - RECENT
     with pool(environment, "--queues", EVENTS) as process:
-        wait_for(lambda: alive(environment))
+        wait_until(lambda: alive(environment), poll_s=CHECK_EVERY_S)
         members = {child.pid for child in psutil.Process(process.pid).children()}
         assert queues_served(redis_url, [EVENTS], since, members)
         assert not queues_served(redis_url, [EVENTS, TRAINING], since, members)
