@@ -41,6 +41,8 @@ VERSIONS_CHANNEL = "sspsam:versions"
 # Written by the backend for its answers.
 SERVED_KEY = "sspsam:served:{region}"
 """Hash: rle (COCO RLE as JSON), version, phrase. The remaining time to live tells when it was served."""
+SERVED_OF_KEY = "sspsam:served-of:{project}:{task}"
+"""Sorted set: IDs of the regions that were served on a task, by time."""
 NOTHING_FOUND_KEY = "sspsam:nothing-found:{project}:{task}"
 """Hash: key of a phrase for which the model found nothing -> the version that was asked."""
 SHOWN_KEY = "sspsam:shown:{project}:{task}"

@@ -337,7 +337,7 @@ class Assistant:
         """Records the served masks, for the worker's detection of corrections and for clicks."""
         proposed = [(region, mask_to_coco_rle(region.mask)) for region in outcome.regions]
         emptied = [(region, mask_to_coco_rle(region.mask)) for region in outcome.leftover]
-        self._redis_store.note_served(proposed, outcome.version)
+        self._redis_store.note_served(proposed, outcome.version, project, task.task_id)
         found = [region.phrase for region in outcome.regions]
         self._redis_store.note_nothing_found(project, task.task_id, outcome.no_match, found, outcome.version)
         shown = [

@@ -33,6 +33,7 @@ from backend.shared_redis import (
     PROMPT_BOX_KEY,
     QUEUES,
     SERVED_KEY,
+    SERVED_OF_KEY,
     SESSION_ENDED_KEY,
     SHOWN_KEY,
 )
@@ -48,6 +49,8 @@ MOST_SHOWN = 200
 PROBLEMS_S = 24 * 3600
 """How long after its last error a project's errors are shown."""
 PROBLEMS_KEPT = 5
+MOST_SERVED = 2000
+"""Proposed masks of a task that are kept: the latest. Each phrase that is asked has one."""
 PROBLEM_CHARACTERS = 1000
 """Of an error's reason."""
 MOST_PROJECTS = 2000
@@ -126,14 +129,23 @@ class RedisStore:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._failed_s = -_PAUSE_S
 
-    def note_served(self, proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]], version: str) -> None:
+    def note_served(
+        self,
+        proposed: Sequence[tuple[ProposedRegion, Mapping[str, Any]]],
+        version: str,
+        project: str = "",
+        task: str = "",
+    ) -> None:
         """Stores proposed masks, to distinguish corrections from accepted masks.
 
         Args:
             proposed: Region IDs with masks as COCO RLE. Masks changed by clicks are corrections and do not
                 belong here.
             version: Model version.
+            project: Of the task.
+            task: Of which the latest MOST_SERVED masks are kept.
         """
+        listed = SERVED_OF_KEY.format(project=project, task=task)
         answers = _answers_of_several(proposed)
 
         def write() -> None:
@@ -149,7 +161,14 @@ class RedisStore:
                     }
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
+                    pipeline.zadd(listed, {region.region_id: time.time()})
+                if proposed:
+                    pipeline.expire(listed, KEPT_S)
                 pipeline.execute()
+            surplus = self._redis.zrange(listed, 0, -MOST_SERVED - 1)
+            if surplus:
+                self._redis.delete(*(SERVED_KEY.format(region=_text(number)) for number in surplus))
+                self._redis.zrem(listed, *surplus)
 
         self._try(write, None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from redis import Redis
 
@@ -13,6 +14,7 @@ from backend.corrections import CorrectionLog, Tally
 from backend.errors import QueueUnavailableError
 from backend.events import EventQueue
 from backend.labelstudio.config import MAX_CHARACTERS
+from backend.labelstudio.predictions import ProposedRegion
 from backend.metrics import MOST_SERIES, OTHERS, Metrics
 from backend.serving import served_lines
 from backend.serving.loaded_versions import LoadedVersions
@@ -88,6 +90,21 @@ def test_the_phrases_and_masks_of_a_task_are_bounded(store: RedisStore, redis_se
         store.note_shown(PROJECT, TASK, [DisplayedMask(f"r{number}", "", rle, shown_s=float(number))])
     assert redis_server.hlen(SHOWN_KEY.format(project=PROJECT, task=TASK)) <= 2 * MOST_SHOWN
     assert [mask.region_id for mask in store.shown(PROJECT, TASK)][-1] == f"r{4 * MOST_SHOWN - 1}"
+
+
+def test_the_proposals_of_a_task_are_bounded(
+    store: RedisStore, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An annotator can ask any number of phrases, and each mask is kept for 30 days."""
+    assert redis_store.MOST_SERVED <= 10_000
+    monkeypatch.setattr(redis_store, "MOST_SERVED", MOST)
+    mask = np.ones((1, 1), np.bool_)
+    for number in range(MANY):
+        region = ProposedRegion(f"r{number}", f"phrase {number}", mask, 1.0)
+        store.note_served([(region, {"size": [1, 1], "counts": "01"})], "v", PROJECT, TASK)
+    assert len(redis_server.keys("sspsam:served:*")) == MOST
+    assert store.served(f"r{MANY - 1}") is not None
+    assert store.served("r0") is None, "counts as corrected"
 
 
 def test_long_texts_are_not_stored(store: RedisStore, redis_server: Redis) -> None:
