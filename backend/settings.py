@@ -67,7 +67,7 @@ Roots = Annotated[tuple[Annotated[Path, AfterValidator(_check_root)], ...], NoDe
 Url = Annotated[str, AfterValidator(_check_url)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-JOB_MODULES = ("worker.jobs",)
+JOB_MODULES = ("worker.jobs", "worker.requested_jobs")
 EVERY_ADDRESS = ("0.0.0.0", "::")
 
 

@@ -61,6 +61,9 @@ PROJECTS_KEY = "sspsam:projects"
 SESSION_ENDED_KEY = "sspsam:signed-out:{session}"
 """Set from the end of a console session until its cookie would have expired."""
 
+OPERATIONS_KEY = "sspsam:operations:{project}"
+"""List: IDs of the jobs that people have asked for on the page of a project, the newest first."""
+
 # Written by the worker. `{line}` is the key of a line of versions: `sspsam.version_store.lines.line_key`.
 CORRECTIONS_KEY = "sspsam:corrections:{project}"
 """Hash: annotation id -> JSON of its counts."""
@@ -68,6 +71,8 @@ SUBMITTED_KEY = "sspsam:submitted:{project}"
 """Hash: annotation id -> JSON list of the ids of proposed masks that were ever submitted in it."""
 CORRECTION_SUMS_KEY = "sspsam:corrections:sums"
 """Hash: JSON of [project, version, label, name of a count] -> number."""
+CORRECTION_DAYS_KEY = "sspsam:corrections:days:{project}"
+"""Hash: JSON of [day, name of a count] -> number, by the day on which the annotations were last saved."""
 EVENT_COUNT_KEY = "sspsam:events:{project}:{minute}"
 """Number of jobs that the events of a project have queued within a minute."""
 COLLECTED_KEY = "sspsam:collected:{project}"

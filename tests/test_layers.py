@@ -39,12 +39,12 @@ ORDER = {
     ],
     "backend": [
         "errors", "shared_redis", "labelstudio", "images", "quiet_hours", "settings", "logs", "corrections",
-        "metrics", "serving", "state", "queries", "events", "assistant", "service", "console", "web",
-        "label_studio_ml_adapter", "cli",
+        "metrics", "serving", "state", "queries", "events", "worker_requests", "assistant", "service",
+        "console", "web", "label_studio_ml_adapter", "cli",
     ],
     "worker": [
         "queueing", "records", "lines", "services", "isolation", "corrections", "projects", "export",
-        "finetuning", "jobs", "local", "cli",
+        "finetuning", "jobs", "requested_jobs", "local", "cli",
     ],
 }  # fmt: skip
 """Package -> its modules and sub-packages from the lowest up: each imports from those before it alone."""

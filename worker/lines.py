@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sspsam import VersionStore
 from sspsam.files import replace_text
 from sspsam.version_store.lines import line_key
+from sspsam.version_store.sharing import adopt
+from sspsam.version_store.store import VersionCard
 from worker.records import records_folder
 
 Side = Literal["train", "held-out"]
@@ -119,6 +122,16 @@ def save_split(model_dir: Path, line: str, sides: Split) -> None:
 def continue_split(model_dir: Path, line: str, others: Iterable[str]) -> None:
     """Extends the split of a line that continues with the weights of others."""
     save_split(model_dir, line, merge_splits(load_split(model_dir, name) for name in (line, *others)))
+
+
+def adopt_version(store: VersionStore, model_dir: Path, line: str, other: str) -> VersionCard:
+    """Starts a line from the version that serves another, and continues its split.
+
+    Raises:
+        VersionError: as `sspsam.version_store.sharing.adopt`.
+    """
+    continue_split(model_dir, line, [other])
+    return adopt(store, line, other)
 
 
 def merge_splits(splits: Iterable[Split]) -> dict[str, Side]:

@@ -118,17 +118,13 @@ def finetune(
     """Fine-tune on a project's corrected labels if there are enough of them. Needs a running worker."""
     from backend.cli.instance_settings import service_settings
     from backend.shared_redis import connect
-    from worker.queueing.queues import events_queue, reconcile_queue, require_redis
+    from backend.worker_requests import request_finetune
+    from worker.queueing.queues import require_redis
 
     settings = service_settings(data_dir)
     require_redis(settings.redis_url)
     now = now or bool(start)
-    asked = {"start_version": start} if start else {}
-    queue = reconcile_queue if now else events_queue
-    job = queue(connect(settings.redis_url)).enqueue_call(
-        "worker.jobs.maybe_finetune",
-        kwargs={"project_id": project, "trigger": "now" if now else "schedule", **asked},
-    )
+    job = request_finetune(connect(settings.redis_url), project, now, start)
     decision = _wait_for(job)
     echo(printable(decision["reason"]))
     if decision["start"]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tarfile
-import tempfile
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sspsam.cli.commands import DataDirOption
 from sspsam.cli.output import echo
 from sspsam.printable import printable
+from worker.export.writing import FOLDER_FORMATS, Format, Target, export_to_stream, write_export
 
 if TYPE_CHECKING:
     from backend.labelstudio.client import LabelStudioClient
-    from worker.export.reader import ProjectReader, Summary, Writer
-    from worker.export.splits import Split
+    from worker.export.reader import ProjectReader, Summary
 
 app = typer.Typer()
 
-Format = Literal["coco", "coco-polygons", "refcoco", "png", "yolo", "yolo-detect"]
-FOLDER_FORMATS = ("refcoco", "png", "yolo", "yolo-detect")
 STANDARD_OUTPUT = Path("-")
 SHOWN_PROBLEMS = 50
 DATE_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
@@ -98,6 +92,8 @@ def export(
 
     if label_maps and file_format != "png":
         raise typer.BadParameter("only for --format png", param_hint="--label-maps")
+    if out.is_dir() and file_format not in FOLDER_FORMATS:
+        raise typer.BadParameter(f"{out} is a folder, but {file_format} is a single file", param_hint="--out")
     services = Services(service_settings(data_dir))
     selection = Selection(
         since.replace(tzinfo=UTC) if since else None,
@@ -116,46 +112,11 @@ def export(
         with_pictures=target.needs_pictures,
         split=target.split,
     )
-    summary = (
-        _export_to(sys.stdout.buffer, target, reader) if out == STANDARD_OUTPUT else _run(reader, target)
-    )
+    if out == STANDARD_OUTPUT:
+        summary = export_to_stream(sys.stdout.buffer, target, reader, _run)
+    else:
+        summary = _run(reader, target)
     _report(summary, target)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is written, and where."""
-
-    file_format: Format
-    out: Path
-    images: Path | None
-    split: Split
-    label_maps: bool = False
-
-    @property
-    def is_yolo(self) -> bool:
-        return self.file_format.startswith("yolo")
-
-    @property
-    def needs_pictures(self) -> bool:
-        return self.images is not None or self.is_yolo
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether `out` is a folder."""
-        return self.file_format in FOLDER_FORMATS
-
-    @property
-    def images_inside(self) -> Path | None:
-        """The folder of the pictures relative to `out`, if it is below it: it is then written with it."""
-        if self.images is None or not self.is_folder or self.file_format == "refcoco":
-            return None
-        images, out = self.images.resolve(), self.out.resolve()
-        return images.relative_to(out) if out in images.parents else None
-
-    def part(self, split: str) -> Path:
-        """The file of a split."""
-        return self.out.with_name(f"{self.out.stem}_{split}{self.out.suffix}")
 
 
 def _report(summary: Summary, target: Target) -> None:
@@ -188,34 +149,11 @@ def _report(summary: Summary, target: Target) -> None:
         echo(f"images of each split: {shares}", err=target.out == STANDARD_OUTPUT)
 
 
-def _export_to(stream: IO[bytes], target: Target, reader: ProjectReader) -> Summary:
-    """Exports to a temporary folder and copies the complete result into the stream."""
-    with tempfile.TemporaryDirectory(prefix="sspsam-export-") as folder:
-        path = Path(folder) / ("labels" if target.is_folder else "labels.json")
-        summary = _run(reader, replace(target, out=path))
-        if target.is_folder or target.split.by_content:
-            with tarfile.open(fileobj=stream, mode="w|") as archive:
-                for entry in sorted((path if target.is_folder else Path(folder)).iterdir()):
-                    archive.add(entry, entry.name)
-        else:
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, stream)
-    stream.flush()
-    return summary
-
-
 def _run(reader: ProjectReader, target: Target) -> Summary:
     """Exports with a progress bar."""
     from rich import progress
     from rich.console import Console
 
-    from worker.export.pictures import PictureFolder
-    from worker.export.reader import export
-
-    writer, staging = _writer(reader, target)
-    pictures = target.images
-    if target.images_inside is not None and staging is not None:
-        pictures = staging / target.images_inside
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -224,35 +162,7 @@ def _run(reader: ProjectReader, target: Target) -> Summary:
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         bar = shown.add_task("Tasks", total=reader.task_count or None)
-        folder = None if pictures is None else PictureFolder(pictures)
-        return export(reader, writer, lambda: shown.advance(bar), folder)
-
-
-def _writer(reader: ProjectReader, target: Target) -> tuple[Writer, Path | None]:
-    """The writer of a format, and the folder in which it prepares a new folder."""
-    from worker.export.coco import CocoWriter, RefCocoWriter
-    from worker.export.png import PngWriter
-    from worker.export.reader import SplitWriter
-    from worker.export.yolo import YoloWriter
-
-    split, out = target.split, target.out
-    if target.file_format == "refcoco":
-        return RefCocoWriter(out, reader, None if split.by_content else split.names[0]), None
-    if target.file_format == "png":
-        folders = split.names if split.by_content else ()
-        png = PngWriter(out, reader, folders, target.label_maps, target.images_inside)
-        return png, png.staging
-    if target.is_yolo:
-        yolo = YoloWriter(out, reader, split.names, boxes=target.file_format == "yolo-detect")
-        return yolo, yolo.staging
-    if out.is_dir():
-        raise typer.BadParameter(
-            f"{out} is a folder, but {target.file_format} is a single file", param_hint="--out"
-        )
-    polygons = target.file_format == "coco-polygons"
-    if not split.by_content:
-        return CocoWriter(out, reader, polygons), None
-    return SplitWriter({name: CocoWriter(target.part(name), reader, polygons) for name in split.names}), None
+        return write_export(reader, target, lambda: shown.advance(bar))
 
 
 def _user_ids(client: LabelStudioClient, annotators: list[str]) -> frozenset[int]:

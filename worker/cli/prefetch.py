@@ -27,9 +27,9 @@ def prefetch(
     Can be interrupted and run again: images already on disk are skipped.
     """
     from backend.cli.instance_settings import service_settings
-    from backend.labelstudio.config import LabelingConfig
-    from worker.projects.batch_jobs import enqueue_chunks, finish, watch
+    from worker.projects.batch_jobs import finish, watch
     from worker.projects.prelabel import ChunkProgress
+    from worker.projects.starting import start_prefetch
     from worker.queueing.queues import require_redis
     from worker.services import Services
 
@@ -37,17 +37,11 @@ def prefetch(
     if services.settings.embeddings_dir is None:
         raise typer.BadParameter("EMBEDDING_STORE_BYTES is 0: embeddings cannot be stored")
     require_redis(services.settings.redis_url)
-    client = services.label_studio
-    LabelingConfig.parse(client.project(project)["label_config"]).require("image")
-    tasks = client.next_tasks(project, limit) if limit else client.task_list(project)
-    task_ids = [int(task["id"]) for task in tasks]
-    run = f"prefetch-{project}"
-    asked = {"project_id": project}
-    chunks = enqueue_chunks(services.redis, "worker.jobs.prefetch_chunk", run, task_ids, asked)
-    if detach or not chunks:
-        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+    batch = start_prefetch(services, project, limit)
+    if detach or not batch.chunks:
+        echo(f"{batch.tasks} tasks are queued, in {len(batch.chunks)} jobs.")
         return
-    jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
+    progress = ChunkProgress(services.redis, batch.run)
+    report, failures = watch(services.redis, batch.jobs, progress, batch.chunks, batch.tasks)
     embedded = report.tasks - report.skipped - len(report.problems)
     finish(report, failures, f"images embedded: {embedded}, already stored: {report.skipped}")

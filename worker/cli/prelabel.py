@@ -29,9 +29,9 @@ def prelabel(
     Can be interrupted and run again: finished tasks are skipped.
     """
     from backend.cli.instance_settings import service_settings
-    from backend.labelstudio.config import LabelingConfig
-    from worker.projects.batch_jobs import enqueue_chunks, finish, watch
-    from worker.projects.prelabel import ChunkProgress, PhraseSource, check_source, run_name
+    from worker.projects.batch_jobs import finish, watch
+    from worker.projects.prelabel import ChunkProgress, PhraseSource
+    from worker.projects.starting import start_prelabel
     from worker.queueing.queues import require_redis
     from worker.services import Services
 
@@ -42,18 +42,12 @@ def prelabel(
     source = PhraseSource(kind, tuple(phrase or ()), from_column)  # type: ignore[arg-type]
     services = Services(service_settings(data_dir))
     require_redis(services.settings.redis_url)
-    config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
-    config.require("mask", "image")
-    check_source(source, config)
-    task_ids = [int(task["id"]) for task in services.label_studio.task_list(project)]
-    run = run_name("prelabel", project, source)
-    asked = {"project_id": project, "source": source.to_dict()}
-    chunks = enqueue_chunks(services.redis, "worker.jobs.prelabel_chunk", run, task_ids, asked)
-    if detach or not chunks:
-        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs. Run this again to see progress.")
+    batch = start_prelabel(services, project, source)
+    if detach or not batch.chunks:
+        echo(f"{batch.tasks} tasks are queued, in {len(batch.chunks)} jobs. Run this again to see progress.")
         return
-    jobs = [f"{run}-{name}" for name in chunks]
-    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
+    progress = ChunkProgress(services.redis, batch.run)
+    report, failures = watch(services.redis, batch.jobs, progress, batch.chunks, batch.tasks)
     finish(
         report,
         failures,

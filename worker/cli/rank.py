@@ -27,38 +27,26 @@ def rank(
     most, else the labels. Run it again after a promotion.
     """
     from backend.cli.instance_settings import service_settings
-    from backend.labelstudio.config import LabelingConfig
-    from worker.projects.active_learning import own_phrases
-    from worker.projects.batch_jobs import enqueue_after, enqueue_chunks, finish, watch
-    from worker.projects.prelabel import ChunkProgress, PhraseSource, check_source, run_name
-    from worker.queueing.queues import prelabel_queue, require_redis
+    from worker.projects.batch_jobs import finish, watch
+    from worker.projects.prelabel import ChunkProgress, PhraseSource
+    from worker.projects.starting import start_rank
+    from worker.queueing.queues import require_redis
     from worker.services import Services
 
     if phrase and from_column:
         raise typer.BadParameter("give either --phrase or --from-column, not both")
     services = Services(service_settings(data_dir))
     require_redis(services.settings.redis_url)
-    client = services.label_studio
-    config = LabelingConfig.parse(client.project(project)["label_config"])
-    config.require("mask", "image")
+    source = None
     if phrase:
         source = PhraseSource("phrases", tuple(phrase))
     elif from_column:
         source = PhraseSource("column", column=from_column)
-    else:
-        source = own_phrases(services.collection(project).records(), config)
-    check_source(source, config)
-    task_ids = [int(task["id"]) for task in client.unannotated_tasks(project)]
-    run = run_name("rank", project, source)
-    asked = {"project_id": project, "source": source.to_dict()}
-    chunks = enqueue_chunks(services.redis, "worker.jobs.rank_chunk", run, task_ids, asked)
-    jobs = [f"{run}-{name}" for name in chunks]
-    if jobs:
-        queue, last = prelabel_queue(services.redis), {"project_id": project, "run": run}
-        jobs.append(enqueue_after(queue, "worker.jobs.order_project", f"{run}-order", last, jobs))
-    if detach or not chunks:
-        echo(f"{len(task_ids)} tasks are queued, in {len(chunks)} jobs.")
+    batch = start_rank(services, project, source)
+    if detach or not batch.chunks:
+        echo(f"{batch.tasks} tasks are queued, in {len(batch.chunks)} jobs.")
         return
-    report, failures = watch(services.redis, jobs, ChunkProgress(services.redis, run), chunks, len(task_ids))
+    progress = ChunkProgress(services.redis, batch.run)
+    report, failures = watch(services.redis, batch.jobs, progress, batch.chunks, batch.tasks)
     scored = report.tasks - len(report.problems)
     finish(report, failures, f"tasks in order: {scored}, predictions posted: {report.posted}")

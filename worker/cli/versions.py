@@ -148,13 +148,11 @@ def adopt(
     versions_url: VersionsUrl = None,
 ) -> None:
     """Start a project from the version that serves another. From then on, their lines are apart again."""
-    from sspsam.version_store.sharing import adopt as adopt_version
-    from worker.lines import continue_split
+    from worker.lines import adopt_version
 
     opened = _open(data_dir, model_dir, preset, versions_url, weights)
     line, other = opened.store.line_of(project), opened.store.line_of(source)
-    continue_split(opened.model_dir, line, [other])
-    card = adopt_version(opened.store, line, other)
+    card = adopt_version(opened.store, opened.model_dir, line, other)
     if card.parent:
         echo(f"{card.version_id} is a copy of {card.parent}")
     _announce(opened, line)

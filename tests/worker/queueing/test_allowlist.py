@@ -102,7 +102,7 @@ def test_a_pickled_job_is_not_unpickled(redis_server: Redis, tmp_path: Path) -> 
 def test_workers_read_json_alone_and_know_our_jobs_alone(redis_server: Redis, queue: str) -> None:
     worker = make_worker(queue, redis_server)
     assert worker.serializer is JSONSerializer
-    assert tuple(worker.job_modules) == ("worker.jobs",)
+    assert tuple(worker.job_modules) == ("worker.jobs", "worker.requested_jobs")
 
 
 @pytest.mark.parametrize(
