@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 
 from redis import Redis, WatchError
 
-from backend.shared_redis import CORRECTION_SUMS_KEY, CORRECTIONS_KEY, SUBMITTED_KEY
+from backend.shared_redis import CORRECTION_DAYS_KEY, CORRECTION_SUMS_KEY, CORRECTIONS_KEY, SUBMITTED_KEY
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ LABEL_MAX_CHARACTERS = 100
 """Of a label's name in the counts."""
 SMALLEST = 1e-9
 """Smaller sums are 0, but for rounding."""
+OUTCOMES = ("accepted", "edited", "deleted", "added", "missed")
+"""Of a mask."""
 COUNTS = tuple(entry.name for entry in fields(Tally) if entry.name not in ("version", "label"))
 
 
@@ -81,6 +83,23 @@ class ProjectTally:
 
     project: int
     tally: Tally
+
+
+@dataclass(frozen=True)
+class DayCounts:
+    """What became of the masks in the annotations that were last saved on a day."""
+
+    day: str
+    """2026-05-01."""
+    counts: Mapping[str, float]
+
+    @property
+    def masks(self) -> float:
+        return sum(self.counts.get(name, 0.0) for name in OUTCOMES)
+
+    def share(self, outcome: str) -> float:
+        """Share of a count in all masks, 0..1; 0 without any."""
+        return self.counts.get(outcome, 0.0) / self.masks if self.masks > 0 else 0.0
 
 
 class CorrectionLog:
@@ -106,15 +125,21 @@ class CorrectionLog:
         key = SUBMITTED_KEY.format(project=project)
         self._redis.hset(key, str(annotation), json.dumps(sorted(regions)))
 
-    def note(self, project: int, annotation: int, tallies: Sequence[Tally]) -> None:
+    def note(self, project: int, annotation: int, tallies: Sequence[Tally], day: str = "") -> None:
         """Replaces an annotation's counts.
 
         The caller must hold the annotation's lock: concurrent calls would count it twice.
+
+        Args:
+            project: ID of the project.
+            annotation: ID of the annotation.
+            tallies: Its counts now.
+            day: On which it was last saved, ISO 8601; empty if unknown.
         """
         key = CORRECTIONS_KEY.format(project=project)
         tallies = merged(replace(tally, label=tally.label[:LABEL_MAX_CHARACTERS]) for tally in tallies)
-        before = self._of(key, annotation)
-        if tallies == before:
+        before, day_before = self._of(key, annotation)
+        if tallies == before and (day_before or not day):
             return
         names: list[str] = []
         with self._redis.pipeline() as pipeline:
@@ -122,8 +147,12 @@ class CorrectionLog:
                 for name, value in _numbers(project, counted):
                     names.append(name)
                     pipeline.hincrbyfloat(CORRECTION_SUMS_KEY, name, sign * value)
+            for sign, counted, at in ((-1, before, day_before), (1, tallies, day)):
+                for name, value in _day_numbers(at, counted):
+                    pipeline.hincrbyfloat(CORRECTION_DAYS_KEY.format(project=project), name, sign * value)
             if tallies:
-                pipeline.hset(key, str(annotation), json.dumps([asdict(tally) for tally in tallies]))
+                stored = [{**asdict(tally), "day": day} for tally in tallies]
+                pipeline.hset(key, str(annotation), json.dumps(stored))
             else:
                 pipeline.hdel(key, str(annotation))
             sums = dict(zip(names, pipeline.execute(), strict=False))
@@ -142,6 +171,16 @@ class CorrectionLog:
             if gone:
                 pipeline.hdel(CORRECTION_SUMS_KEY, *gone)
             pipeline.execute()
+
+    def days(self, project: int) -> list[DayCounts]:
+        """Returns a project's counts by day, in order."""
+        found: dict[str, dict[str, float]] = {}
+        for name, value in self._redis.hgetall(CORRECTION_DAYS_KEY.format(project=project)).items():
+            with suppress(ValueError, TypeError, OverflowError):  # not in our format
+                day, count = json.loads(name)
+                if count in OUTCOMES and math.isfinite(float(value)):
+                    found.setdefault(str(day)[:10], {})[count] = max(0.0, round(float(value), 9))
+        return [DayCounts(day, counts) for day, counts in sorted(found.items())]
 
     def forget(self, project: int, annotations: Iterable[int]) -> None:
         """Subtracts the counts of deleted annotations."""
@@ -164,13 +203,16 @@ class CorrectionLog:
         ]
         return [tally for tally in tallies if any(astuple(tally.tally)[2:])]
 
-    def _of(self, key: str, annotation: int) -> list[Tally]:
+    def _of(self, key: str, annotation: int) -> tuple[list[Tally], str]:
+        """An annotation's counts, and their day; an earlier release stored none."""
         value = self._redis.hget(key, str(annotation))
-        try:
-            found = [Tally(**counts) for counts in json.loads(value)] if value else []
-            return found if all(_is_counted(tally) for tally in found) else []
-        except (ValueError, TypeError, OverflowError, RecursionError):  # not in our format
-            return []
+        with suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # not our format
+            stored = json.loads(value) if value else []
+            days = [str(counts.pop("day", "")) for counts in stored]
+            found = [Tally(**counts) for counts in stored]
+            if found and all(map(_is_counted, found)):
+                return found, days[0]
+        return [], ""
 
 
 def merged(tallies: Iterable[Tally]) -> list[Tally]:
@@ -198,3 +240,12 @@ def _is_counted(tally: Tally) -> bool:
 
 def _is_zero(value: bytes | str | float) -> bool:
     return abs(float(value)) < SMALLEST
+
+
+def _day_numbers(day: str, tallies: Iterable[Tally]) -> Iterable[tuple[str, float]]:
+    if not day:
+        return
+    for tally in tallies:
+        for name in OUTCOMES:
+            if value := getattr(tally, name):
+                yield json.dumps([day, name]), value

@@ -156,7 +156,8 @@ def _replace(
 ) -> None:
     number = int(annotation["id"])
     services.collection(project).replace(number, reading.records)
-    services.corrections.note(project, number, reading.tallies)
+    day = str(annotation.get("updated_at") or "")[:10]
+    services.corrections.note(project, number, reading.tallies, day)
     if reading.submitted:
         services.corrections.note_submitted(project, number, reading.submitted)
     mark = collected_mark(annotation, int(annotation["task"]))
