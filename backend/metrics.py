@@ -147,6 +147,11 @@ class Metrics:
             registry=self.registry,
         )
 
+    def phrase_count(self) -> int:
+        """Number of phrases requested so far."""
+        samples = (sample for family in self.phrases.collect() for sample in family.samples)
+        return int(sum(sample.value for sample in samples if sample.name == "sspsam_phrases_total"))
+
     def set_skipped(self, counts: Mapping[str, int]) -> None:
         """Exports the worker's counts of items that were left out."""
         for work, count in counts.items():

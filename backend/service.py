@@ -52,6 +52,7 @@ class Service:
     metrics: Metrics
     skipped: SkippedItems
     audit: AuditLog
+    redis: Redis
 
     def version_ids(self, project: str = "") -> list[str]:
         """A project's serving version first, then the others that may serve it, newest first."""
@@ -144,6 +145,7 @@ def build_service(
         metrics,
         SkippedItems(redis),
         AuditLog(settings.model_dir / "audit"),
+        redis,
     )
 
 

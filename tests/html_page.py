@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = frozenset({"meta", "link", "input", "img", "br", "polyline"})
+VOID = frozenset({"meta", "link", "input", "img", "br", "polyline", "line", "rect"})
 UNSEEN = frozenset({"style", "title", "script"})
 
 

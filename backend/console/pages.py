@@ -21,7 +21,15 @@ PAGE_HEADERS = {
     # With no-referrer, browsers would state no origin with a form.
     "Referrer-Policy": "same-origin",
 }
-NAVIGATION = (("/", "Overview"), ("/audit", "Audit log"))
+NAVIGATION = (
+    ("/", "Overview"),
+    ("/projects", "Projects"),
+    ("/jobs", "Jobs"),
+    ("/settings", "Settings"),
+    ("/audit", "Audit log"),
+)
+RECENT = "sspsam.recent"
+"""Extension of the app: `RecentRequests`."""
 FLASH_CHARACTERS = 400
 """The message for the next page travels in the session's cookie, which browsers limit to 4 KB."""
 
@@ -34,8 +42,25 @@ def service() -> Service:
 
 def prepare_pages(app: Flask) -> None:
     """Makes what the templates use known to them."""
-    app.jinja_env.filters["short_time"] = short_time
+    app.jinja_env.filters.update(short_time=short_time, gigabytes=gigabytes, seconds=seconds, minutes=minutes)
     app.jinja_env.globals.update(asset=asset_path, form_token=form_token, token_field=TOKEN_FIELD)
+
+
+def gigabytes(size_bytes: float) -> str:
+    """A size with its unit."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def seconds(duration_s: float) -> str:
+    """A duration with its unit."""
+    return f"{1000 * duration_s:.0f} ms" if duration_s < 1 else f"{duration_s:.1f} s"
+
+
+def minutes(duration_s: float) -> str:
+    """A rough duration with its unit."""
+    if duration_s < 90:
+        return f"{max(1, round(duration_s))} s"
+    return f"{duration_s / 60:.0f} minutes" if duration_s < 5400 else f"{duration_s / 3600:.1f} hours"
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:

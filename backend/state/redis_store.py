@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from redis import Redis, RedisError
 
-from backend.corrections import CorrectionLog, ProjectTally
+from backend.corrections import CorrectionLog, DayCounts, ProjectTally
 from backend.labelstudio.config import MAX_CHARACTERS
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
@@ -85,6 +85,16 @@ class Served:
     phrase: str
     answer: dict[str, Any] | None = None
     """COCO RLE of the whole answer, if the mask is one object of several."""
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """Numbers of jobs, and of workers that take from the queue."""
+
+    waiting: int
+    running: int
+    failed: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -367,6 +377,11 @@ class RedisStore:
         nothing: list[ProjectTally] = []
         return self._try(CorrectionLog(self._redis).sums, nothing)
 
+    def correction_days(self, project: int) -> list[DayCounts]:
+        """Returns the worker's counts of a project's corrections by day."""
+        nothing: list[DayCounts] = []
+        return self._try(lambda: CorrectionLog(self._redis).days(project), nothing)
+
     def waiting_jobs(self) -> dict[str, int]:
         """Returns the number of jobs in each worker queue; {} if Redis does not respond."""
 
@@ -374,6 +389,22 @@ class RedisStore:
             return {name: int(self._redis.llen(f"rq:queue:{name}")) for name in QUEUES}
 
         nothing: dict[str, int] = {}
+        return self._try(count, nothing)
+
+    def queues(self) -> dict[str, QueueState]:
+        """Returns the state of each worker queue; {} if Redis does not respond."""
+
+        def count() -> dict[str, QueueState]:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for name in QUEUES:
+                    pipeline.llen(f"rq:queue:{name}")
+                    pipeline.zcard(f"rq:wip:{name}")
+                    pipeline.zcard(f"rq:failed:{name}")
+                    pipeline.scard(f"rq:workers:{name}")
+                found = [int(number) for number in pipeline.execute()]
+            return {name: QueueState(*found[4 * at : 4 * at + 4]) for at, name in enumerate(QUEUES)}
+
+        nothing: dict[str, QueueState] = {}
         return self._try(count, nothing)
 
     def end_session(self, session: str, seconds: int) -> None:

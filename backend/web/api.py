@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, abort, jsonify, request
+from flask import Blueprint, Response, abort, current_app, jsonify, request
 
 from backend.console.dashboard import start_page
 from backend.console.fine_tunes import CURVE_WH, SHOWN_TYPES, shown_file
-from backend.console.pages import page, service
+from backend.console.overview import overview
+from backend.console.pages import RECENT, page, service
 from backend.events import read_event
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.metrics import Metrics
@@ -97,7 +98,8 @@ def index() -> Response:
     if request.accept_mimetypes.best_match(["application/json", "text/html"], "text/html") != "text/html":
         return health()
     found = start_page(service(), project_number(request.args.get("project", "")))
-    return page("start.html", page=found, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
+    figures = overview(service(), current_app.extensions[RECENT])
+    return page("start.html", page=found, figures=figures, recommended=RECOMMENDED_CONFIG, curve_wh=CURVE_WH)
 
 
 @routes.get("/reports/<version_id>/<name>")

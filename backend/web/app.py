@@ -17,9 +17,12 @@ from redis import Redis
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
+from backend.console.administration import administration
 from backend.console.assets import assets
-from backend.console.audit_page import audit
-from backend.console.pages import error_page, prepare_pages, wants_page
+from backend.console.jobs_page import jobs
+from backend.console.overview import RecentRequests
+from backend.console.pages import RECENT, error_page, prepare_pages, wants_page
+from backend.console.projects import projects
 from backend.console.sessions import prepare_sessions
 from backend.errors import AccessError, BackendError, RequestError, TooManyRequestsError
 from backend.logs import REQUEST_ID_HEADER, request_id
@@ -40,7 +43,7 @@ SECURITY_HEADERS = {
     "frame-ancestors 'none'",
 }
 """Default headers of every response; for pages see `backend.console.pages`."""
-PAGES = (audit, sign_in)
+PAGES = (administration, jobs, projects, sign_in)
 """Blueprints of the console."""
 
 
@@ -90,6 +93,7 @@ def create_app(
     service = build_service(settings, redis, predictor)
     gate = Gate(settings, service.redis_store, [blueprint.name for blueprint in PAGES])
     app.extensions |= {"sspsam": service, GATE: gate}
+    app.extensions[RECENT] = recent = RecentRequests()
     prepare_sessions(app, settings)
     prepare_pages(app)
     for blueprint in (routes, assets, *PAGES):
@@ -111,7 +115,10 @@ def create_app(
     def count(response: Response) -> Response:
         endpoint = (request.endpoint or "unknown").rpartition(".")[2]
         service.metrics.requests.labels(endpoint, response.status_code).inc()
-        service.metrics.latency.labels(endpoint).observe(time.monotonic() - g.since_s)
+        took_s = time.monotonic() - g.since_s
+        service.metrics.latency.labels(endpoint).observe(took_s)
+        if endpoint == "predict" and response.status_code == 200:
+            recent.note(took_s, service.metrics.phrase_count())
         response.headers[REQUEST_ID_HEADER] = request_id.get()
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from flask import Flask
@@ -17,6 +18,8 @@ VIEWER_PASSWORD = "look-password"
 SECRET = "right-secret"
 ACCEPT = "text/html,application/xhtml+xml,*/*;q=0.8"
 HOST = "http://localhost"
+NO_FORMS = {"api", "assets"}
+"""Blueprints without forms."""
 
 
 def closed(settings: Settings, **changes: Any) -> Settings:
@@ -29,6 +32,16 @@ def closed(settings: Settings, **changes: Any) -> Settings:
         "open_access": False,
     }
     return Settings.model_validate(settings.model_dump() | own | changes)
+
+
+def form_paths(app: Flask) -> list[str]:
+    """Every route that takes a form, with values for its parts."""
+    paths = (
+        str(rule)
+        for rule in app.url_map.iter_rules()
+        if "POST" in (rule.methods or ()) and rule.endpoint.partition(".")[0] not in NO_FORMS
+    )
+    return [re.sub(r"<any\((\w+)[^>]*>", r"\1", path.replace("<int:project>", "7")) for path in paths]
 
 
 class Person:
