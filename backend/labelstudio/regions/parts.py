@@ -5,12 +5,12 @@ The largest part has the object's ID, such as 0123456789ab, and the next ones 01
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterator, Sequence
 
 from sspsam.images.few_points import MOST_PARTS
 
-_FURTHER_PART = re.compile(r"(?P<object>.+)-part-(?:[2-9]|[1-9][0-9])", re.DOTALL)
+_BEFORE_NUMBER = "-part-"
+_NUMBERS = frozenset(str(number) for number in range(2, 100))
 MOST_IDS = 2 * MOST_PARTS
 """Of an object's parts: some may belong to regions that have been given another phrase."""
 
@@ -19,13 +19,13 @@ def part_ids(object_id: str) -> Iterator[str]:
     """IDs of the parts of an object, the largest part first."""
     yield object_id
     for number in range(2, MOST_IDS + 1):
-        yield f"{object_id}-part-{number}"
+        yield f"{object_id}{_BEFORE_NUMBER}{number}"
 
 
 def object_id_of(region_id: str) -> str:
     """ID of the object that a region is a part of; of others, the region's own."""
-    found = _FURTHER_PART.fullmatch(region_id)
-    return region_id if found is None else found["object"]
+    object_id, _, number = region_id.rpartition(_BEFORE_NUMBER)
+    return object_id if object_id and number in _NUMBERS else region_id
 
 
 def group_parts(

@@ -179,7 +179,7 @@ class StickerDataset:
 
 
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = r"(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})"
 _RANGE = re.compile(f"{_NUMBER}-{_NUMBER}")
 
 
