@@ -210,6 +210,7 @@ def test_projects_that_do_not_exist_leave_no_trace(
         services.redis_store.note_problem(str(number), TASK, "x")
         services.skipped.note(number, "collect", "task 1", "x")
         redis_server.hset(f"sspsam:collected:{number}", "1", "x")
+        redis_server.hset(f"sspsam:corrections:days:{number}", "1", "1")
         redis_server.hset(f"sspsam:prefetch-failed:{number}", "1", "x")
         assert jobs.reconcile_project(number).get("deleted")  # type: ignore[union-attr]
     assert services.store.state() == before

@@ -8,6 +8,7 @@ import shutil
 from backend.errors import LabelStudioNotFound
 from backend.shared_redis import (
     COLLECTED_KEY,
+    CORRECTION_DAYS_KEY,
     CORRECTIONS_KEY,
     LAST_WEBHOOK_KEY,
     PREFETCH_FAILED_KEY,
@@ -25,6 +26,7 @@ from worker.services import Services
 
 KEYS = (
     COLLECTED_KEY,
+    CORRECTION_DAYS_KEY,
     CORRECTIONS_KEY,
     PREFETCH_FAILED_KEY,
     PREFETCHED_KEY,
