@@ -23,6 +23,9 @@ from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
 from sspsam.images.small_regions import without_small_regions
+from sspsam.images.views import Window, view_to_sam
+from sspsam.looks.looking import PictureViewer, ViewCache, look_further
+from sspsam.looks.second_look import LookRules, SecondLook, Viewer
 from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
 from sspsam.modeling.sam import SAMDecoder, build_image_encoder
 from sspsam.modeling.two_way import ProjectedImage
@@ -38,6 +41,8 @@ ImagePrecision = Literal["float32", "bfloat16"]
 TEST_SEED = 0
 POINT_MARGIN = 1e-3
 """Logits by which the threshold is below those of points that a mask must include: more than rounding."""
+VIEWS_TOGETHER = 4
+"""Number of views of an image that are encoded at a time."""
 CACHED_BYTES = 2 * 2**20
 """Number of image cells that the mask decoder processes at a time on a CPU."""
 
@@ -62,7 +67,10 @@ class Predictor:
         preset: str,
         device: str = "auto",
         image_precision: ImagePrecision = "float32",
+        second_look: SecondLook = "auto",
     ) -> None:
+        if second_look not in get_args(SecondLook):
+            raise ValueError(f"second_look is {second_look!r}, expected auto, off or always")
         if image_precision not in get_args(ImagePrecision):
             raise ValueError(f"unknown precision {image_precision!r}, expected float32 or bfloat16")
         self.preset = preset
@@ -73,6 +81,14 @@ class Predictor:
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self._cores = Cores()
         self._reuse = FeatureCache(self._share)
+        self._views = ViewCache()
+        image_encoder_config = IMAGE_ENCODERS[model.preset.image_encoder]
+        self.look_rules = LookRules(
+            second_look,
+            model.mask_threshold,
+            model.preset.min_presence,
+            shrinks_close_ups=not getattr(image_encoder_config, "global_attention_blocks", True),
+        )
 
     @classmethod
     def from_preset(
@@ -81,6 +97,7 @@ class Predictor:
         device: str = "auto",
         weights: Path | None = None,
         image_precision: ImagePrecision = "float32",
+        second_look: SecondLook = "auto",
     ) -> Predictor:
         """Loads a preset with its weights.
 
@@ -90,6 +107,7 @@ class Predictor:
             weights: a safetensors file with the tensors of model and image encoder; default: the packaged
                 weights.
             image_precision: precision of SAM's image encoder; its embeddings are float32 in any case.
+            second_look: When masks are sharpened: see `sspsam.looks.second_look`.
 
         Raises:
             ValueError: unknown preset or precision.
@@ -98,7 +116,7 @@ class Predictor:
         preset = get_preset(name)
         path = weights or packaged_weights(name)
         if path is not None:
-            return cls(*load_bundle(name, path), name, device, image_precision)
+            return cls(*load_bundle(name, path), name, device, image_precision, second_look)
         if base_preset(name) != "ssp-sam-test":
             raise CheckpointError(
                 f"the package contains no weights for {name}: give a converted file (sspsam weights convert)"
@@ -106,7 +124,7 @@ class Predictor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEST_SEED)
             model, image_encoder = build_model(name), build_image_encoder(preset.image_encoder)
-        return cls(model, image_encoder, name, device, image_precision)
+        return cls(model, image_encoder, name, device, image_precision, second_look)
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
         """Loads fine-tuned tensors. Image embeddings stay valid.
@@ -149,10 +167,41 @@ class Predictor:
     @torch.inference_mode()
     def _encode(self, clip_images: Tensor, sam_images: Tensor) -> tuple[Tensor, Tensor]:
         """SAM's image embeddings, (B, C, h, w), and CLIP's patch features, (B, G*G, D)."""
+        return self._encode_for_sam(sam_images), self.model.encode_image(clip_images.to(self.device))
+
+    @torch.inference_mode()
+    def _encode_for_sam(self, sam_images: Tensor) -> Tensor:
+        """SAM's image embeddings, (B, C, h, w)."""
         in_bfloat16 = self.image_precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            image_embeddings = self.image_encoder(sam_images.to(self.device))
-        return image_embeddings.float(), self.model.encode_image(clip_images.to(self.device))
+            image_embeddings: Tensor = self.image_encoder(sam_images.to(self.device))
+        return image_embeddings.float()
+
+    @torch.inference_mode()
+    def embed_views(self, image: UInt8Image, windows: Sequence[Window]) -> list[ImageEmbedding]:
+        """Encodes views of an image by SAM alone, for questions without a phrase.
+
+        Args:
+            image: As for `embed`.
+            windows: Each overlaps the image.
+
+        Returns:
+            Embeddings in the views' own frames.
+        """
+        found: list[ImageEmbedding] = []
+        for first in range(0, len(windows), VIEWS_TOGETHER):
+            some = windows[first : first + VIEWS_TOGETHER]
+            views = torch.stack([view_to_sam(image, window, self._sam_side) for window in some])
+            encode = partial(self._encode_for_sam, views)
+            embeddings = encode() if self.device.type != "cpu" else self._cores.run(encode)
+            found += map(self._view, some, torch.split(embeddings, 1))
+        return found
+
+    def _view(self, window: Window, image_embedding: Tensor) -> ImageEmbedding:
+        side, width = self.model.preset.clip.image_size, self.model.preset.clip.embed_dim
+        frame = ClipFrame(window.hw, (side, side), 0, 0, side)
+        no_features = torch.zeros(1, 0, width, device=self.device)
+        return ImageEmbedding(window.hw, image_embedding, no_features, frame)
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> ImageEmbedding:
         """Restores an embedding from `ImageEmbedding.to_tensors` on this device.
@@ -180,6 +229,7 @@ class Predictor:
         phrases: Sequence[str],
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
+        image: UInt8Image | None = None,
     ) -> list[Referent]:
         """Segments the referent of each phrase.
 
@@ -188,6 +238,7 @@ class Predictor:
             phrases: referring expressions, at most 77 CLIP tokens each.
             points: (N, 3) x px, y px, 1 (foreground) or 0 (background), original frame; for every phrase.
             boxes: (4,) xyxy px, original frame; for every phrase.
+            image: as for `embed`; with it, masks are improved by further looks (`sspsam.looks`).
 
         Returns:
             One Referent per phrase, in order. With positive clicks, masks of any size are kept.
@@ -197,7 +248,7 @@ class Predictor:
         """
         tokenize(phrases)
         questions = [Question(embedding, phrase, points, boxes) for phrase in phrases]
-        referents = [self.finish(decoded) for decoded in self.decode(questions)]
+        referents = self._answers(questions, image)
         if points is not None or boxes is not None:
             return referents
         return [
@@ -223,6 +274,7 @@ class Predictor:
         embedding: ImageEmbedding,
         points: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
+        image: UInt8Image | None = None,
     ) -> Referent:
         """Segments by clicks without a phrase: plain SAM.
 
@@ -230,6 +282,7 @@ class Predictor:
             embedding: of the image.
             points: as for `predict`.
             boxes: as for `predict`.
+            image: as for `predict`.
 
         Returns:
             A Referent with an empty phrase and the mask's box.
@@ -237,17 +290,35 @@ class Predictor:
         Raises:
             ValueError: neither points nor a box.
         """
-        [decoded] = self.decode([Question(embedding, "", points, boxes)])
-        return self.finish(decoded)
+        return self._answers([Question(embedding, "", points, boxes)], image)[0]
+
+    def _answers(self, questions: Sequence[Question], image: UInt8Image | None) -> list[Referent]:
+        """Answers to questions about one image, with further looks if it is given."""
+        decoded = self.decode(questions)
+        referents = [self.finish(answer) for answer in decoded]
+        if image is None or not questions:
+            return referents
+        viewer = PictureViewer(self, image, questions[0].embedding, self._views, self.decode)
+        return self.look_further(referents, decoded, viewer)
+
+    def look_further(
+        self, referents: Sequence[Referent], decoded: Sequence[Decoded], viewer: Viewer
+    ) -> list[Referent]:
+        """Improves answers about a picture by further looks (`sspsam.looks`). Thread-safe if the viewer is.
+
+        Args:
+            referents: First answers.
+            decoded: The same, as decoded.
+            viewer: Runs the networks on parts of the picture.
+        """
+        return look_further(referents, decoded, viewer, self.look_rules)
 
     @torch.inference_mode()
     def decode(
         self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
     ) -> list[Decoded]:
         """Runs the networks; images and models may differ. Phrases of a model share one forward pass, and so
-        do single points without a phrase.
-
-        Other questions with clicks run separately: prompts of different lengths cannot be batched.
+        do questions with as many clicks: prompts of different lengths cannot be batched.
 
         Args:
             questions: Any number.
@@ -261,8 +332,7 @@ class Predictor:
         asked = list(zip(chosen, questions, strict=True))
         passes: dict[object, list[int]] = {}
         for place, question in enumerate(questions):
-            kind = "phrase" if not question.has_clicks else "point" if question.is_one_point else place
-            passes.setdefault(kind, []).append(place)
+            passes.setdefault(question.prompt_shape, []).append(place)
         found: dict[int, Decoded] = {}
         for places in passes.values():
             places.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
@@ -310,7 +380,7 @@ class Predictor:
         return min(threshold, lowest - POINT_MARGIN)
 
     def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
-        """Any number of phrases, any number of single points, or one question with clicks."""
+        """Any number of questions with prompts of one shape."""
         phrases = [(model, question.phrase) for model, question in asked]
         has_phrases = any(phrase for _, phrase in phrases)
         encoded = self._reuse.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
@@ -334,10 +404,8 @@ class Predictor:
     def _answer_one_model(self, rows: Sequence[_Row]) -> list[Decoded]:
         models, questions, encoded, images = zip(*rows, strict=True)
         model = models[0]
-        clicks = self._embed_clicks(questions[0])
-        if clicks is not None and len(questions) > 1:  # single points: prompts of one length
-            others = [self._embed_clicks(question) for question in questions[1:]]
-            clicks = torch.cat([clicks, *(other for other in others if other is not None)])
+        embedded = [clicks for question in questions if (clicks := self._embed_clicks(question)) is not None]
+        clicks = torch.cat(embedded) if embedded else None
         boxes, beliefs = None, None
         if None not in encoded:
             patch_features = _stack([question.embedding.patch_features for question in questions])

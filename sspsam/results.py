@@ -68,9 +68,10 @@ class Question:
         return self.points is not None or self.boxes is not None
 
     @property
-    def is_one_point(self) -> bool:
-        """Whether it is a single point, without phrase and box."""
-        return not self.phrase and self.boxes is None and _shape_of(self.points) in ((1, 3), (3,))
+    def prompt_shape(self) -> tuple[bool, int, bool]:
+        """Whether there is a phrase, the number of points, and whether there is a box."""
+        points = 0 if self.points is None else np.asarray(self.points).reshape(-1, 3).shape[0]
+        return bool(self.phrase), points, self.boxes is not None
 
     @property
     def has_positive_click(self) -> bool:
@@ -143,10 +144,6 @@ class Referent:
     def certainty(self) -> float:
         """Estimated quality of the answer, 0..1: estimated IoU times stability, also for an empty answer."""
         return self.score * self.stability
-
-
-def _shape_of(points: npt.ArrayLike | None) -> tuple[int, ...]:
-    return () if points is None else np.shape(points)
 
 
 def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:

@@ -26,8 +26,9 @@ ALLOWED = {
 ORDER = {
     "sspsam": [
         "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "results",
-        "objects", "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
+        "objects", "looks", "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
     ],
+    "sspsam/looks": ["second_look", "tiles", "looking"],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],
     "finetune/data": [
         "sample", "files", "records", "augmentation", "stickers", "phrase_types", "record_dataset",

@@ -112,7 +112,7 @@ def predict(
 
     pixels = read_picture(image)
     predictor = open_predictor(preset, device, version, model_dir, weights, sam_encoder)
-    referents = predictor.predict(predictor.embed(pixels), phrases)
+    referents = predictor.predict(predictor.embed(pixels), phrases, image=pixels)
     if out is not None:
         write_picture(draw_referents(pixels, referents), out)
     if as_json:

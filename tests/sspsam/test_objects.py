@@ -32,7 +32,7 @@ class ObjectDecoder:
 
     def __call__(self, questions: Sequence[Question]) -> list[Decoded]:
         self.batches.append(len(questions))
-        assert all(question.is_one_point for question in questions)
+        assert all(question.prompt_shape == (False, 1, False) for question in questions)
         return [self._answer(question) for question in questions]
 
     def _answer(self, question: Question) -> Decoded:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,11 @@ import sspsam
 from sspsam.checkpoints.load import CheckpointError
 from sspsam.images import frames
 from sspsam.images.frames import UInt8Image
+from sspsam.images.views import Window
+from sspsam.modeling.model import build_model
+from sspsam.modeling.sam import build_image_encoder
 from sspsam.phrases import tokenize
-from sspsam.presets import PRESETS
+from sspsam.presets import IMAGE_ENCODERS, PRESETS, ImageEncoderConfig
 from sspsam.results import Question, is_no_target, stability_of
 
 
@@ -287,3 +293,78 @@ def test_a_phrase_is_tokenised_once(
         tokenize([phrase])
         predictor.predict(predictor.embed(image), [phrase])
     assert encoded == ["a phrase of this test."]
+
+
+def test_without_the_image_there_is_no_further_look(image: UInt8Image) -> None:
+    """With `off`, there is none with it either."""
+    answers = {}
+    for mode in ("off", "always"):
+        predictor = sspsam.Predictor.from_preset("ssp-sam-test", "cpu", second_look=mode)
+        embedding = predictor.embed(image)
+        encoded: list[int] = []
+        embed_views = predictor.embed_views
+        predictor.embed_views = lambda image, windows, embed=embed_views, seen=encoded: (  # type: ignore[method-assign]
+            seen.append(len(windows)) or embed(image, windows)
+        )
+        for _ in range(2):
+            answers[mode] = predictor.segment(embedding, boxes=[20, 20, 60, 50], image=image)
+        assert encoded == ([] if mode == "off" else [1]), "the view is cached"
+        plain = predictor.segment(embedding, boxes=[20, 20, 60, 50])
+        assert np.array_equal(plain.mask, answers["off"].mask)
+    assert answers["always"].mask.shape == image.shape[:2]
+
+
+def test_questions_with_as_many_clicks_share_a_pass(predictor: sspsam.Predictor, image: UInt8Image) -> None:
+    """And answers are those to each question alone, also about views of different sizes."""
+    windows = [Window(10, 10, 40), Window(-30, -20, 160), Window(60, 20, 48)]
+    views = predictor.embed_views(image, windows)
+    questions = [
+        Question(view, "", [[5 + n, 20, 1], [30, 9, 0]], [2, 3, 30, 31 + n]) for n, view in enumerate(views)
+    ]
+    passes: list[int] = []
+    answer = predictor._answer_one_model
+    predictor._answer_one_model = lambda rows: passes.append(len(rows)) or answer(rows)  # type: ignore[method-assign]
+    try:
+        together = predictor.decode([*questions, Question(predictor.embed(image), "the dog")])
+    finally:
+        del predictor._answer_one_model
+    assert sum(passes) == 4
+    for question, decoded in zip(questions, together, strict=False):
+        [alone] = predictor.decode([question])
+        assert torch.allclose(alone.mask_logits, decoded.mask_logits, atol=1e-4)
+
+
+def test_an_unknown_mode_of_further_looks_is_refused() -> None:
+    with pytest.raises(ValueError, match="second_look is 'often', expected auto, off or always"):
+        sspsam.Predictor.from_preset("ssp-sam-test", "cpu", second_look="often")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_published_decoder_looks_again(
+    monkeypatch: pytest.MonkeyPatch, image: UInt8Image, precision: Literal["float32", "bfloat16"]
+) -> None:
+    """Its sizes, with random weights and a thin encoder: 256 x 256 logits, and global attention."""
+    monkeypatch.setitem(IMAGE_ENCODERS, "vit_thin", ImageEncoderConfig(1024, 32, 1, 2, (0,)))
+    thin = replace(
+        PRESETS["ssp-sam-test"],
+        image_encoder="vit_thin",
+        decoder=PRESETS["ssp-sam-224"].decoder,
+        weights=None,
+    )
+    monkeypatch.setitem(PRESETS, "ssp-sam-thin", thin)
+    torch.manual_seed(0)
+    model, encoder = build_model("ssp-sam-thin"), build_image_encoder("vit_thin")
+    predictor = sspsam.Predictor(model, encoder, "ssp-sam-thin", "cpu", precision, "always")
+    assert not predictor.look_rules.shrinks_close_ups
+    [view] = predictor.embed_views(image, [Window(10, 10, 40)])
+    assert view.image_embedding.dtype == torch.float32
+    [decoded] = predictor.decode([Question(view, "", [[9, 9, 1]], [4, 4, 20, 24])])
+    assert decoded.mask_logits.shape == (256, 256)
+    seen: list[int] = []
+    embed_views = predictor.embed_views
+    predictor.embed_views = lambda image, windows: (  # type: ignore[method-assign]
+        seen.append(len(windows)) or embed_views(image, windows)
+    )
+    found = predictor.segment(predictor.embed(image), boxes=[20, 20, 60, 50], image=image)
+    assert found.mask.shape == image.shape[:2]
+    assert seen == [1], "one encoder pass"
