@@ -186,7 +186,7 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     from sspsam.runtime.onednn import use_onednn_matmul
 
     predictor = Predictor.from_preset(
-        settings.preset, settings.device, settings.weights, settings.image_precision
+        settings.preset, settings.device, settings.weights, settings.image_precision, settings.second_look
     )
     if settings.tune_process:
         if predictor.device.type == "cpu":

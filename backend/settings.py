@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     """A SAM image encoder that replaces the preset's, such as `mobile`."""
     image_precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of SAM's image encoder."""
+    second_look: Literal["auto", "off", "always"] = "auto"
+    """When objects are encoded again by themselves, for sharper masks, and large pictures in tiles: see
+    `sspsam.looks`.
+    """
     weights: Path | None = None
     """The preset's weights, as written by `sspsam weights convert`; default: those in the package."""
     tune_process: bool = True

@@ -1,7 +1,8 @@
 """Fair, bounded request queues that drop abandoned requests.
 
 A lane is a queue with one worker thread, which batches items that arrive close together. Images and phrases
-have separate lanes, so encoding an image never blocks a phrase.
+have separate lanes, so encoding an image never blocks a phrase. Items that are not urgent wait in a second
+queue of the lane, from which it takes only while the first is empty.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Pending(Generic[Work, Result]):
     caller: Caller
     since_s: float = field(default_factory=time.monotonic)
     future: Future[Result] = field(default_factory=Future)
+    urgent: bool = True
 
 
 class FairQueue(Generic[Work, Result]):
@@ -109,7 +111,7 @@ class BatchQueue(Generic[Work, Result]):
         max_batch: Maximum batch size.
         gather_s: Time to wait for further items. A single caller does not wait.
         on_batch: Called with the batch size and the waiting time of its first item.
-        on_late: Called for each item whose caller had timed out.
+        on_late: Called for each urgent item whose caller had timed out.
         kind: Items of one kind are cheaper in the same batch.
     """
 
@@ -129,7 +131,8 @@ class BatchQueue(Generic[Work, Result]):
         self._gather_s = gather_s
         self._on_batch = on_batch
         self._on_late = on_late
-        self._queue: FairQueue[Work, Result] = FairQueue(kind)
+        self._urgent: FairQueue[Work, Result] = FairQueue(kind)
+        self._later: FairQueue[Work, Result] = FairQueue(kind)
         self._come_together = False
         self._changed = Condition()
         self._stopped = False
@@ -137,7 +140,7 @@ class BatchQueue(Generic[Work, Result]):
 
     def __len__(self) -> int:
         """Number of waiting items."""
-        return len(self._queue)
+        return len(self._urgent) + len(self._later)
 
     def start(self) -> None:
         with self._changed:
@@ -157,12 +160,15 @@ class BatchQueue(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def submit(self, works: Sequence[Work], caller: Caller) -> list[Future[Result]]:
-        """Queues items; `wait_for` waits for them. After a stop they are cancelled."""
-        pieces: list[Pending[Work, Result]] = [Pending(work, caller) for work in works]
+    def submit(self, works: Sequence[Work], caller: Caller, urgent: bool = True) -> list[Future[Result]]:
+        """Queues items; `wait_for` waits for them. After a stop they are cancelled.
+
+        Items that are not urgent wait until no other ones do, of any caller.
+        """
+        pieces: list[Pending[Work, Result]] = [Pending(work, caller, urgent=urgent) for work in works]
         with self._changed:
             for piece in pieces:
-                self._queue.put(piece)
+                (self._urgent if urgent else self._later).put(piece)
             if self._stopped:
                 self._cancel_all()
             self._changed.notify_all()
@@ -183,24 +189,27 @@ class BatchQueue(Generic[Work, Result]):
         return True
 
     def _cancel_all(self) -> None:
-        while pieces := self._queue.take():
-            for piece in pieces:
-                piece.future.cancel()
+        for queue in (self._urgent, self._later):
+            while pieces := queue.take():
+                for piece in pieces:
+                    piece.future.cancel()
 
     def _next_batch(self) -> list[Pending[Work, Result]]:
         """Waits for a batch; empty if the lane was stopped."""
         batch: list[Pending[Work, Result]] = []
         with self._changed:
             while not batch and not self._stopped:
-                self._changed.wait_for(lambda: len(self._queue) or self._stopped)
+                self._changed.wait_for(lambda: len(self) or self._stopped)
                 # Waiting for company would cost a lone annotator gather_s on each phrase, so it is done only
                 # when the last batch had several pieces or more are here already.
-                if self._come_together or len(self._queue) > 1:
+                if self._come_together or len(self) > 1:
                     self._changed.wait_for(
-                        lambda: len(self._queue) >= self._max_batch or self._stopped, self._gather_s
+                        lambda: len(self._urgent) >= self._max_batch or self._stopped, self._gather_s
                     )
-                while not self._stopped and len(self._queue) and len(batch) < self._max_batch:
-                    for piece in self._queue.take(self._max_batch - len(batch)):
+                # A batch of urgent items is not filled up with others, which would make its pass longer.
+                queue = self._urgent if len(self._urgent) else self._later
+                while not self._stopped and len(queue) and len(batch) < self._max_batch:
+                    for piece in queue.take(self._max_batch - len(batch)):
                         batch += self._wanted(piece)
             self._come_together = len(batch) > 1
         return batch
@@ -208,7 +217,8 @@ class BatchQueue(Generic[Work, Result]):
     def _wanted(self, piece: Pending[Work, Result]) -> list[Pending[Work, Result]]:
         """The item, unless its caller has timed out."""
         if not piece.future.set_running_or_notify_cancel():
-            self._on_late()
+            if piece.urgent:
+                self._on_late()
             return []
         if not piece.caller.left_s:
             self._on_late()

@@ -1,9 +1,10 @@
 """Scheduling of one model for many callers.
 
 Images are encoded in one lane and phrases answered in another (`backend.serving.batch_queue`), with phrases
-of several callers in one forward pass; masks are resized to their image in the callers' threads. A pass may
-hold phrases of several lines of versions, as many as possible of each: every row names its model, and rows of
-one model are cheaper together. An answer comes from one version.
+of several callers in one forward pass; further looks at a picture wait behind them
+(`backend.serving.lane_viewer`). Masks are resized to their image in the callers' threads. A pass may hold
+phrases of several lines of versions, as many as possible of each: every row names its model, and rows of one
+model are cheaper together. An answer comes from one version.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from backend.errors import BackendError, ModelBusyError
+from backend.errors import BackendError, ModelBusyError, TooLateError
 from backend.metrics import Metrics
 from backend.serving.batch_queue import (
     AdmissionLimit,
@@ -30,6 +32,7 @@ from backend.serving.batch_queue import (
     when_done,
 )
 from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
+from backend.serving.lane_viewer import VIEW_BYTES, LaneViewer
 from backend.serving.served_lines import ServedLines
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
     from sspsam import SSPSAM, ImageEmbedding, Instance, Referent
     from sspsam.images.masks import BoolMask
+    from sspsam.images.views import Window
+    from sspsam.looks.second_look import Viewer
     from sspsam.results import Decoded, Question
 
 UInt8Image = npt.NDArray[np.uint8]
@@ -70,6 +75,12 @@ class SwappablePredictor(Protocol):
     ) -> list[Decoded]: ...
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent: ...
+
+    def embed_views(self, image: UInt8Image, windows: Sequence[Window]) -> Sequence[ImageEmbedding]: ...
+
+    def look_further(
+        self, referents: Sequence[Referent], decoded: Sequence[Decoded], viewer: Viewer
+    ) -> Sequence[Referent]: ...
 
     def split(
         self,
@@ -143,7 +154,8 @@ class SharedModel:
         self._metrics = metrics
         self._options = options
         self._entrance = AdmissionLimit(options.queue_limit)
-        self._images = self._make_lane("images", self._encode)
+        self._images = self._make_lane("images", self._run_all)
+        self._views: EmbeddingCache[ImageEmbedding] = EmbeddingCache(VIEW_BYTES)
         self._phrases = self._make_lane(
             "phrases", self._decode, options.max_batch, options.gather_s, lambda asked: id(asked[0])
         )
@@ -209,19 +221,32 @@ class SharedModel:
             self._metrics.embeddings.labels(source).inc()
             where = clicks.in_pixels(embedding.original_hw)
             questions = [Question(embedding, phrase, **where) for phrase in phrases]
-            version, answers = self._answers(questions, caller)
-            edges = MAX_EDGES // len(answers)
-            referents = [self._finish(decoded, edges) for decoded in answers]
+            used = self._lines.use(caller.project, caller)
+            viewer = LaneViewer(
+                self._working, self._images, self._phrases, self._views,
+                image_key, read_image, used.model, caller,
+            )  # fmt: skip
+            futures = self._phrases.submit([(used.model, question) for question in questions], caller)
+            try:
+                referents = self._finished([wait_for(future, caller) for future in futures], viewer)
+            finally:
+                when_done([*futures, *viewer.asked], used.release)
             if split:
                 referents = [self._split(embedding, referent, caller) for referent in referents]
-            return version, referents
+            return used.version, referents
 
-    def _answers(self, questions: Sequence[Question], caller: Caller) -> tuple[str, list[Decoded]]:
-        """The networks' answers, and the version that gave all of them."""
-        used = self._lines.use(caller.project, caller)
-        futures = self._phrases.submit([(used.model, question) for question in questions], caller)
-        when_done(futures, used.release)
-        return used.version, [wait_for(future, caller) for future in futures]
+    def _finished(self, answers: Sequence[Decoded], viewer: LaneViewer) -> list[Referent]:
+        """The masks of answers, after further looks at the picture."""
+        edges = MAX_EDGES // len(answers)
+        first = [self._finish(decoded, edges) for decoded in answers]
+        try:
+            found = self._working.look_further(first, answers, viewer)
+        except TooLateError:
+            return first
+        return [
+            one if other is one or _edges(other.mask) > edges else other
+            for one, other in zip(first, found, strict=True)
+        ]
 
     def _split(self, embedding: ImageEmbedding, referent: Referent, caller: Caller) -> Referent:
         """Splits a mask into its objects. The base version is asked: what an object is does not depend on
@@ -266,25 +291,23 @@ class SharedModel:
         known = self.embeddings.find(image_key)
         if known is not None:
             return known
-        [future] = self._images.submit([(image_key, read_image)], caller)
-        return wait_for(future, caller)
-
-    def _encode(
-        self, pictures: Sequence[tuple[str, ReadImage]]
-    ) -> list[tuple[ImageEmbedding, EmbeddingOrigin]]:
-        """Work of the image lane."""
-        found: list[tuple[ImageEmbedding, EmbeddingOrigin]] = []
-        for image_key, read_image in pictures:
-            known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
-            if known is not None:
-                found.append((known, "memory"))
-                continue
-            image = read_image()
-            with self._on_image_stream():
-                embedding = self._working.embed(image)
-            self.embeddings.put(image_key, embedding)
-            found.append((embedding, "encoder"))
+        [future] = self._images.submit([partial(self._encode, image_key, read_image)], caller)
+        found: tuple[ImageEmbedding, EmbeddingOrigin] = wait_for(future, caller)
         return found
+
+    def _encode(self, image_key: str, read_image: ReadImage) -> tuple[ImageEmbedding, EmbeddingOrigin]:
+        """Work of the image lane."""
+        known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
+        if known is not None:
+            return known, "memory"
+        embedding = self._working.embed(read_image())
+        self.embeddings.put(image_key, embedding)
+        return embedding, "encoder"
+
+    def _run_all(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Work of the image lane: whole images, and parts of them."""
+        with self._on_image_stream():
+            return [work() for work in works]
 
     def _decode(self, asked: Sequence[tuple[SSPSAM | None, Question]]) -> list[Decoded]:
         """Work of the phrase lane."""

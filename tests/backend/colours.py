@@ -67,6 +67,14 @@ class ColourPredictor:
     def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
         return decoded
 
+    def embed_views(self, image: UInt8Image, windows: Sequence[object]) -> list[Any]:
+        raise AssertionError("its masks need no second look")
+
+    def look_further(
+        self, referents: Sequence[Referent], decoded: Sequence[Referent], viewer: object
+    ) -> list[Referent]:
+        return list(referents)
+
     def split(self, embedding: Pixels, referent: Referent, decode: object) -> list[Instance]:
         return [Instance(referent.mask, referent.score)]
 

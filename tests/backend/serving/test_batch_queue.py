@@ -127,6 +127,23 @@ def test_what_waits_is_done_together(make_lane: Callable[..., BatchQueue[int, in
     assert all(waited_s >= 0 for _, waited_s in seen)
 
 
+def test_what_is_not_urgent_waits_for_what_is(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
+    """Of any caller; and it does not fill up the batch of an urgent one."""
+    slowly, late = Slowly(), []
+    lane = make_lane(slowly, max_batch=4, on_late=lambda: late.append(1))
+    busy(lane, slowly)
+
+    [*looks, given_up] = lane.submit([1, 2, 3], ANNA, urgent=False)
+    [first] = lane.submit([6], BERT)
+    assert given_up.cancel()
+    slowly.may.set()
+
+    assert wait_for(first, BERT) == 12
+    assert [wait_for(future, ANNA) for future in looks] == [2, 4]
+    assert slowly.batches == [[0], [6], [1, 2]]
+    assert not late
+
+
 def test_pieces_that_come_soon_after_each_other_are_done_together(
     make_lane: Callable[..., BatchQueue[int, int]],
 ) -> None:
