@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = build_model(options.preset)
-    predictor = Timed(model, NoEncoder(model.preset.image_encoder), options.preset, "cpu")
+    predictor = Timed(model, NoEncoder(model.preset.image_encoder), options.preset, "cpu", second_look="off")
     rows, failed = [], False
     with (
         tempfile.TemporaryDirectory(prefix="sspsam-") as name,
