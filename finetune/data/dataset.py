@@ -43,7 +43,8 @@ def open_dataset(spec: str) -> Dataset:
         spec: `stickers/<split>?count=N&phrases=N&seed=N&families=a,b&nouns=a,b&styles=a,b`, options as
             needed, for `count` images with `phrases` samples each; `size=4000x3000` for the images' width
             and height, `objects=0.02-0.1` for the objects' longer sides as fractions of the short side,
-            `close_ups=0.1` for a share of close-ups; a published data set's name and split
+            `close_ups=0.1` for a share of close-ups, `wording=varied` for other
+            wordings of the same phrases; a published data set's name and split
             such as `refcoco/testA`, with `root=<folder>` instead of SSPSAM_DATA, `without=refcoco/val,...`
             to leave out the images of other splits; or `records:<file.jsonl>?images=<folder>`,
             with `views=N` for N views of each sample (`finetune.data.augmentation.VariedDataset`).
@@ -91,6 +92,7 @@ def _open_stickers(spec: str, split: str, options: dict[str, str]) -> Dataset:
     keywords |= {name: _names(options, name) for name in ("families", "nouns", "styles")}
     keywords["phrases_per_scene"] = _integer(spec, options, "phrases")
     size, objects, close_ups = (options.pop(name, None) for name in ("size", "objects", "close_ups"))
+    keywords["wording"] = options.pop("wording", None)
     _refuse_unknown(spec, options)
     try:
         keywords["canvas_hw"] = None if size is None else parse_size(size)

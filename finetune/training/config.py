@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from finetune.training.losses import LossWeights
 from sspsam.presets import get_preset
 
-Stage = Literal["clip", "sam", "rec", "ssp"]
+Stage = Literal["clip", "sam", "rec", "ssp", "wording"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -37,7 +37,8 @@ class TrainConfig:
     """Folder of checkpoints, log and result; a run resumes from a checkpoint found there."""
     stage: Stage = "ssp"
     """`clip` and `sam` pre-train a small preset's towers from scratch; `rec` and `ssp` are the paper's
-    training: first boxes only, without SAM, then masks.
+    training: first boxes only, without SAM, then masks. `wording` teaches the text tower of a small preset
+    other wordings of the phrases that it knows.
     """
     data: str = "stickers/train"
     """Data set to train on, as for finetune.data.dataset.open_dataset."""

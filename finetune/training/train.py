@@ -20,6 +20,7 @@ from finetune.training.stages.pretrain_clip import CLIPStage
 from finetune.training.stages.pretrain_sam import SAMStage
 from finetune.training.stages.rec import RECStage
 from finetune.training.stages.ssp import SSPStage
+from finetune.training.stages.wording import WordingStage
 from sspsam import CheckpointError, Predictor, build_image_encoder, build_model
 from sspsam.checkpoints.bundles import WEIGHTS_FOLDER
 from sspsam.checkpoints.load import load_strictly, read_tensors, write_tensors
@@ -116,7 +117,7 @@ def write_bundle(preset: str, files: list[Path], path: Path) -> None:
 def _load_predictor(config: TrainConfig, device: str) -> Predictor:
     """The preset with its packaged weights, if any, and the tensors of the config's files."""
     preset = get_preset(config.preset)
-    learns_phrases = config.stage in ("rec", "ssp")
+    learns_phrases = config.stage in ("rec", "ssp", "wording")
     packaged = WEIGHTS_FOLDER / preset.weights if preset.weights else None
     files = [packaged] if packaged and packaged.is_file() and not config.weights and learns_phrases else []
     merged = _read_all([*files, *config.weights])
@@ -138,7 +139,9 @@ def _load_predictor(config: TrainConfig, device: str) -> Predictor:
 
 def _require_frozen(config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
     """Training on frozen random towers is impossible."""
-    needed = ("clip.", "sam.") if config.stage == "rec" else ("clip.", "sam.", IMAGE_ENCODER_PREFIX)
+    needed = (
+        ("clip.", "sam.") if config.stage in ("rec", "wording") else ("clip.", "sam.", IMAGE_ENCODER_PREFIX)
+    )
     missing = [prefix for prefix in needed if not any(key.startswith(prefix) for key in tensors)]
     if missing:
         raise CheckpointError(
@@ -182,6 +185,12 @@ def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -
     return stage, lambda: predictor.trainable_state() | stage.text_state()
 
 
+def _wording_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> Prepared:
+    _refuse_several(config, processes)
+    stage = WordingStage(predictor, config, _open_stickers(config))
+    return stage, stage.state
+
+
 def _refuse_several(config: TrainConfig, processes: Ranks) -> None:
     if processes.count > 1:
         raise ConfigError(f"stage {config.stage} runs in one process, got {processes.count}")
@@ -205,4 +214,5 @@ _STAGES: dict[str, Callable[[Predictor, TrainConfig, Ranks], Prepared]] = {
     "sam": _sam_stage,
     "rec": _phrase_stage,
     "ssp": _phrase_stage,
+    "wording": _wording_stage,
 }

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ from finetune.data.stickers.scenes import (
     tint,
 )
 from finetune.data.stickers.vocabulary import FIRST_NOUNS, nouns, select_nouns, vocabulary
+from finetune.data.stickers.wording.reword import reword
 
 __all__ = [
     "FAMILIES",
@@ -48,6 +50,7 @@ __all__ = [
 
 SCENES_PER_SEED = 1_000_000
 """Distance between the scene numbers of consecutive seeds, so that they do not overlap."""
+WORDINGS = ("templates", "varied")
 SPARE_SCENES = 8
 """Maximum number of scenes tried to find one with enough phrases."""
 CACHED_SCENES = 4
@@ -70,6 +73,7 @@ class StickerDataset:
         sticker_range: tuple[float, float] | None = None,
         canvas_hw: tuple[int, int] | None = None,
         close_ups: float = 0.0,
+        wording: str = "templates",
     ) -> None:
         """Describes a data set; scenes are drawn on demand.
 
@@ -85,10 +89,14 @@ class StickerDataset:
             sticker_range: As for `make_scene`.
             canvas_hw: As for `make_scene`.
             close_ups: Share of scenes with stickers of CLOSE_UP_RANGE, 0..1.
+            wording: "templates", or "varied" for the same phrases in wordings as varied as people's
+                (`finetune.data.stickers.wording`); scenes and targets are the same.
 
         Raises:
-            ValueError: an unknown split, family, noun or style, or an impossible size or share.
+            ValueError: an unknown split, family, noun, style or wording, or an impossible size or share.
         """
+        if wording not in WORDINGS:
+            raise ValueError(f"no wording {wording!r}; known: {', '.join(WORDINGS)}")
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; known: {', '.join(SPLITS)}")
         for chosen, known, what in ((families, FAMILIES, "family"), (styles, STYLES, "style")):
@@ -108,6 +116,7 @@ class StickerDataset:
         if not 0 <= close_ups <= 1:
             raise ValueError(f"close_ups is {close_ups}, expected a share from 0 to 1")
         self.close_ups = close_ups
+        self.wording = wording
         self._drawn: dict[int, tuple[Scene, list[ScenePhrase], Mask]] = {}
 
     def __len__(self) -> int:
@@ -174,6 +183,9 @@ class StickerDataset:
             raise ValueError(
                 f"{self.split} scene {number}: no phrases possible with families {', '.join(self.families)}"
             )
+        if self.wording == "varied":
+            rng = np.random.default_rng((SPLITS[self.split], self.seed, number, 2))
+            phrases = [replace(phrase, phrase=reword(phrase.phrase, rng)) for phrase in phrases]
         repeated = [phrases[turn % len(phrases)] for turn in range(wanted)]
         return scene, repeated, scene.mask_of(range(len(scene.objects)))
 
