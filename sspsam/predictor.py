@@ -18,6 +18,7 @@ from sspsam.caching.embedding_files import digest_of_modules
 from sspsam.caching.feature_cache import FeatureCache
 from sspsam.checkpoints.bundles import load_bundle, packaged_weights
 from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_state
+from sspsam.checkpoints.notes import NO_NOTES, WeightsNotes, read_notes
 from sspsam.checkpoints.variants import variant_of
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
@@ -32,6 +33,7 @@ from sspsam.modeling.two_way import ProjectedImage
 from sspsam.objects import Decode, split_mask
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
+from sspsam.reading.reader import NOT_READ, PhraseReader, Reading
 from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
 
@@ -68,6 +70,7 @@ class Predictor:
         device: str = "auto",
         image_precision: ImagePrecision = "float32",
         second_look: SecondLook = "auto",
+        notes: WeightsNotes = NO_NOTES,
     ) -> None:
         if second_look not in get_args(SecondLook):
             raise ValueError(f"second_look is {second_look!r}, expected auto, off or always")
@@ -79,6 +82,8 @@ class Predictor:
         self.model = model.eval().to(self.device)
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
+        self.notes = notes
+        self._reader = PhraseReader(notes.known_words)
         self._cores = Cores()
         self._reuse = FeatureCache(self._share)
         self._views = ViewCache()
@@ -116,7 +121,7 @@ class Predictor:
         preset = get_preset(name)
         path = weights or packaged_weights(name)
         if path is not None:
-            return cls(*load_bundle(name, path), name, device, image_precision, second_look)
+            return cls(*load_bundle(name, path), name, device, image_precision, second_look, read_notes(path))
         if base_preset(name) != "ssp-sam-test":
             raise CheckpointError(
                 f"the package contains no weights for {name}: give a converted file (sspsam weights convert)"
@@ -339,13 +344,20 @@ class Predictor:
             found |= zip(places, self._decode([asked[place] for place in places]), strict=True)
         return [found[place] for place in range(len(questions))]
 
-    def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent:
+    def read(self, phrase: str, model: SSPSAM | None = None) -> Reading:
+        """What the model is asked for a typed phrase. Thread-safe."""
+        tokens = (model or self.model).learned_words.tokens
+        return self._reader.read(phrase, frozenset(() if tokens is None else tokens.tolist()))
+
+    def finish(self, decoded: Decoded, min_speck: float = 0.0, min_presence: float | None = None) -> Referent:
         """Resizes the networks' output to the image. Thread-safe.
 
         Args:
             decoded: From `decode`.
             min_speck: Parts and holes of the mask below this share of the image are removed, unless nothing
                 would remain.
+            min_presence: Probability of a target below which the answer is empty; None: the preset's. Masks
+                of a lower probability than the preset's are marked as unsure.
         """
         question, embedding = decoded.question, decoded.question.embedding
         logits = decoded.mask_logits.numpy()
@@ -360,12 +372,24 @@ class Predictor:
             if decoded.box_cxcywh is None
             else embedding.clip_frame.box_to_original(decoded.box_cxcywh)
         )
-        no_target = is_no_target(
-            mask, decoded.presence, self.model.preset.min_presence, question.has_positive_click
-        )
-        shown = np.zeros_like(mask) if no_target else mask
+        usual = self.model.preset.min_presence
+        least = usual if min_presence is None else min(min_presence, usual)
+        asserted, presence = question.has_positive_click, decoded.presence
+        no_target = is_no_target(mask, presence, least, asserted)
         stability = stability_of(decoded.mask_logits.numpy(), self.model.mask_threshold)
-        return Referent(question.phrase, shown, decoded.score, box_xyxy, no_target, stability)
+        return Referent(
+            question.phrase,
+            np.zeros_like(mask) if no_target else mask,
+            decoded.score,
+            box_xyxy,
+            no_target,
+            stability,
+            expected_iou=self.notes.expected_iou(
+                None if question.has_clicks else presence, decoded.score, stability, no_target
+            ),
+            is_unsure=not no_target and is_no_target(mask, presence, usual, asserted),
+            reading=decoded.reading,
+        )
 
     def _threshold(self, question: Question, logits: npt.NDArray[np.float32]) -> float:
         """The logit above which pixels are mask."""
@@ -381,14 +405,18 @@ class Predictor:
 
     def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
         """Any number of questions with prompts of one shape."""
-        phrases = [(model, question.phrase) for model, question in asked]
+        readings = [
+            self.read(question.phrase, model) if question.phrase else NOT_READ for model, question in asked
+        ]
+        phrases = [(model, reading.asked) for (model, _), reading in zip(asked, readings, strict=True)]
         has_phrases = any(phrase for _, phrase in phrases)
         encoded = self._reuse.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
         rows = [
             (model, question, phrase, self._reuse.project(model, question.embedding.image_embedding))
             for (model, question), phrase in zip(asked, encoded, strict=True)
         ]
-        return self._share(self._answer, rows)
+        answers = self._share(self._answer, rows)
+        return [replace(answer, reading=read) for answer, read in zip(answers, readings, strict=True)]
 
     def _share(
         self, answer: Callable[[Sequence[_Item]], Sequence[_Answer]], rows: Sequence[_Item]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sspsam.images.frames import BoolMask, ClipFrame, Hw
+from sspsam.reading.reader import NOT_READ, Reading
 
 STABILITY_OFFSET = 1.0
 """Offset of the threshold, in logits, for the stability score, as in segment_anything."""
@@ -96,6 +97,8 @@ class Decoded:
     """(4,) in 0..1 of the CLIP canvas; None without a phrase, or without the REC head."""
     presence: float | None = None
     """Probability that a target exists, 0..1; None without a phrase, or without the presence head."""
+    reading: Reading = NOT_READ
+    """How the phrase was read; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,12 @@ class Referent:
     """The phrase has no target in the image."""
     stability: float = 1.0
     """IoU of the masks at a higher and at a lower threshold, 0..1: SAM's stability score."""
+    expected_iou: float | None = None
+    """Of the answer, 0..1, also of an empty one, by the weights' calibration; None without one."""
+    is_unsure: bool = False
+    """There is a mask although the model rather denies a target: its project asked for such masks."""
+    reading: Reading = NOT_READ
+    """How the phrase was read."""
     find_instances: Callable[[], Sequence[Instance]] | None = field(default=None, repr=False, compare=False)
     """Splits the mask into its objects; None for a mask that is not to be split."""
 
@@ -142,8 +151,8 @@ class Referent:
 
     @property
     def certainty(self) -> float:
-        """Estimated quality of the answer, 0..1: estimated IoU times stability, also for an empty answer."""
-        return self.score * self.stability
+        """Estimated quality of the answer, 0..1, also of an empty one: calibrated, or score x stability."""
+        return self.score * self.stability if self.expected_iou is None else self.expected_iou
 
 
 def stability_of(mask_logits: npt.NDArray[np.float32], threshold: float) -> float:

@@ -25,8 +25,9 @@ ALLOWED = {
 """Package -> the other packages of ours that it may import."""
 ORDER = {
     "sspsam": [
-        "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "results",
-        "objects", "looks", "drawing", "caching", "checkpoints", "version_store", "predictor", "cli",
+        "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "reading",
+        "results", "objects", "looks", "drawing", "caching", "checkpoints", "version_store", "predictor",
+        "cli",
     ],
     "sspsam/looks": ["second_look", "tiles", "looking"],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],

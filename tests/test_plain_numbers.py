@@ -66,7 +66,8 @@ def test_referents(predictor: sspsam.Predictor, image: UInt8Image, clicks: dict[
     if clicks:
         referents.append(predictor.segment(embedding, **clicks))
     for referent in referents:
-        assert not_plain_fields(referent, "mask", "find_instances") == []
+        assert not_plain_fields(referent, "mask", "find_instances", "reading") == []
+        assert not_plain_fields(referent.reading) == []
         assert not_plain(referent.certainty) == []
         assert not_plain(referent_to_dict(referent)) == []
 
@@ -74,7 +75,7 @@ def test_referents(predictor: sspsam.Predictor, image: UInt8Image, clicks: dict[
 def test_decoded_answers(predictor: sspsam.Predictor, image: UInt8Image) -> None:
     question = Question(predictor.embed(image), "the dog")
     [decoded] = predictor.decode([question])
-    assert not_plain_fields(decoded, "question", "mask_logits", "box_cxcywh") == []
+    assert not_plain_fields(decoded, "question", "mask_logits", "box_cxcywh", "reading") == []
     assert not_plain(question.has_positive_click) == not_plain(question.has_clicks) == []
     assert isinstance(decoded, Decoded)
 

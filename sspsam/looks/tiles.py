@@ -137,7 +137,14 @@ def search_tiles(
         mask[sighting.window.visible(hw)] |= view_logits_to_mask(
             sighting.decoded.mask_logits.numpy(), sighting.window, hw, rules.mask_threshold
         )
-    return Referent(referent.phrase, mask, best.decoded.score, mask_to_box_xyxy(mask), no_target=False)
+    return Referent(
+        referent.phrase,
+        mask,
+        best.decoded.score,
+        mask_to_box_xyxy(mask),
+        no_target=False,
+        reading=referent.reading,
+    )
 
 
 def _sighting(window: Window, decoded: Decoded, original_hw: Hw, rules: LookRules) -> _Sighting | None:

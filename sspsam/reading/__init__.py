@@ -1,0 +1,1 @@
+"""What a typed phrase asks for: without words around it, typing errors mended, unknown words named."""
