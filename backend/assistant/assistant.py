@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
@@ -24,6 +24,7 @@ from backend.assistant.messages import (
     label_message,
     leftover_message,
     open_phrases_message,
+    reading_message,
 )
 from backend.assistant.object_regions import leftover_regions, regions_of
 from backend.assistant.prompt_box import PromptBox, read_box
@@ -66,6 +67,9 @@ from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
 
+if TYPE_CHECKING:
+    from sspsam.reading.reader import Reading
+
 Prediction = dict[str, Any]
 
 BATCH_PART = 0.85
@@ -91,6 +95,8 @@ class Outcome:
     leftover: list[ProposedRegion] = field(default_factory=list)
     """Regions of an earlier answer that have no object or part now, emptied."""
     no_match: list[str] = field(default_factory=list)
+    readings: dict[str, Reading] = field(default_factory=dict)
+    """Phrase -> how it was read."""
     certainties: dict[str, float] = field(default_factory=dict)
     """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -326,6 +332,7 @@ class Assistant:
                 outcome.failed[phrase] = str(referent)
                 continue
             outcome.certainties[phrase] = referent.certainty
+            outcome.readings[phrase] = referent.reading
             if referent.no_target:
                 outcome.no_match.append(phrase)
             else:
@@ -386,6 +393,7 @@ def _written(
         results.append(text_result(config.absent, _id_of(shown), absent))
     said = [
         open_phrases_message(unmatched, outcome.failed, config),
+        reading_message(outcome.readings, outcome.no_match),
         label_message(outcome.regions, config),
         holes_message(outcome.regions),
         leftover_message([region.phrase for region in outcome.leftover]),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion
+
+if TYPE_CHECKING:
+    from sspsam.reading.reader import Reading
 
 SHOWN_CHARACTERS = 60
 SEVERAL = 2
@@ -26,6 +30,26 @@ def open_phrases_message(unmatched: Sequence[str], failed: Mapping[str, str], co
     """
     said = [_not_found(unmatched, config)] if unmatched else []
     said += [_not_looked_for(phrase, reason) for phrase, reason in failed.items()]
+    return " ".join(said)
+
+
+def reading_message(readings: Mapping[str, Reading], unmatched: Sequence[str]) -> str:
+    """Says how phrases were read, if words were changed, and which words the model does not know.
+
+    Args:
+        readings: Phrase -> how it was read.
+        unmatched: Phrases for which nothing was found.
+    """
+    changed = [reading.asked for reading in readings.values() if reading.changes]
+    shown = [shorten(asked, SHOWN_CHARACTERS, placeholder="…") for asked in changed[-SHOWN_PHRASES:]]
+    said = [f"asked: {', '.join(shown)}."] if shown else []
+    nothing = set(unmatched)
+    unknown = dict.fromkeys(
+        word for phrase, reading in readings.items() if phrase in nothing for word in reading.unknown
+    )
+    if unknown:
+        words = [shorten(word, SHOWN_CHARACTERS, placeholder="…") for word in list(unknown)[-SHOWN_PHRASES:]]
+        said.append(f"The model does not know {', '.join(f'“{word}”' for word in words)}.")
     return " ".join(said)
 
 
