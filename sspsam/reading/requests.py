@@ -13,6 +13,7 @@ _VERB = (
     r"(?:find|show|see|mark|select|segment|highlight|outline|locate|get|label|annotate|detect|identify|spot"
     r"|point (?:to|at|out)|pick(?: out)?|give)"
 )
+_DETERMINED = re.compile(_DETERMINER, re.IGNORECASE)
 _POLITE = r"(?:please|pls|plz)"
 _OPENING = re.compile(
     rf"""(?:
@@ -70,7 +71,7 @@ def _is_name(text: str, start: int) -> bool:
     """Whether an opening belongs to a name: it and the word after it are capitalised, and not all of it."""
     last, following = text[:start].split()[-1], text[start:].split()[0]
     capitals = last[0].isupper() and following[0].isupper() and not text.isupper()
-    return capitals and re.fullmatch(_DETERMINER, following, re.IGNORECASE) is None
+    return capitals and _DETERMINED.fullmatch(following) is None
 
 
 def _without_closing(text: str) -> str:

@@ -11,6 +11,8 @@ from finetune.data.stickers.vocabulary import Kind, nouns
 from finetune.data.stickers.wording import rules
 from finetune.data.stickers.wording.synonyms import SYNONYMS, all_words
 
+_WORD = re.compile(r"[a-z][a-z'-]*[a-z]")
+_FIELD = re.compile(r"\{[^{}]*\}")
 _TEMPLATE_WORDS = "of all object objects last that are and a an furthest far isn't not six seven eight"
 
 
@@ -34,5 +36,5 @@ def known_words(*, wordings: bool = True) -> tuple[tuple[str, ...], tuple[str, .
         texts += [*rules.ONE_FRAMES, *rules.SEVERAL_FRAMES]
         texts += [wording for _, wordings_of in rules.RULES for wording in wordings_of]
         texts += ["single pair these those both row starting counting seen number together plus well one"]
-    found = set(re.findall(r"[a-z][a-z'-]*[a-z]", re.sub(r"\{[^}]*\}", " ", " ".join(texts).lower())))
+    found = set(_WORD.findall(_FIELD.sub(" ", " ".join(texts).lower())))
     return tuple(sorted(names)), tuple(sorted(found - names))

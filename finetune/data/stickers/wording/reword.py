@@ -25,7 +25,13 @@ MISSPELLED = 0.12
 FREQUENT_TOKENS = range(1000, 12000)
 """CLIP's tokens are ordered by frequency; the first are letters and parts of words."""
 _FIRST_NAME = 0xE000
+_ANY_NAME = "|".join(map(re.escape, sorted(name_forms(), key=len, reverse=True)))
+_ORANGE = rf"(?!orange (?:{_ANY_NAME})\b)(?!(?<=that is )orange\b)(?!(?<=that are )orange\b)"
+_NAMES = re.compile(rf"\b{_ORANGE}(?:{_ANY_NAME})\b")
+"""Names in a phrase, longest first; the colour orange is no name."""
 _SEVERAL = re.compile("(?:all|both|every|each|the (?:two|three|four|five|six|seven|eight)) ")
+_NAME = re.compile(rules.NAME)
+_IS = re.compile(r"\b(that|which) is\b")
 _ARTICLE = re.compile("^(?:the|an?) (?!two|three|four|five|six|seven|eight)")
 
 
@@ -44,7 +50,7 @@ class _Rewording:
     def __init__(self, phrase: str, rng: np.random.Generator) -> None:
         self.rng = rng
         self.names: list[str] = []
-        self.skeleton = _name_pattern().sub(self._mark, phrase)
+        self.skeleton = _NAMES.sub(self._mark, phrase)
 
     def _mark(self, match: re.Match[str]) -> str:
         self.names.append(match[0])
@@ -69,11 +75,11 @@ class _Rewording:
             skeleton = self._filled(skeleton)
         if self.chance(FRAMED):
             skeleton = self.pick(rules.SEVERAL_FRAMES if several else rules.ONE_FRAMES).format(skeleton)
-        return re.sub(" +", " ", self._named(skeleton)).strip()
+        return " ".join(self._named(skeleton).split())
 
     def _filled(self, skeleton: str) -> str:
         """Adds a word that the model need not know: "the yummy peach", "eagle flying"."""
-        name = re.search(rules.NAME, skeleton)
+        name = _NAME.search(skeleton)
         if name is None or self.chance(0.3):
             return f"{skeleton} {self.pick(filler_words())}"
         return f"{skeleton[: name.start()]}{self.pick(filler_words())} {skeleton[name.start() :]}"
@@ -82,7 +88,7 @@ class _Rewording:
         """Whether the phrase refers to several objects."""
         if rules.PAIR.match(self.skeleton) or _SEVERAL.match(self.skeleton):
             return True
-        head = re.search(rules.NAME, self.skeleton)
+        head = _NAME.search(self.skeleton)
         return (
             head is not None
             and name_forms()[self.names[ord(head[0]) - _FIRST_NAME]][1]
@@ -115,7 +121,7 @@ class _Rewording:
         if bare.startswith(("on the ", "at the ", "from the ", "the ")):
             return bare
         determiner = self.pick(rules.DETERMINERS)
-        if determiner == "a" and not re.match(rules.NAME, bare):
+        if determiner == "a" and not _NAME.match(bare):
             determiner = "the"
         if determiner == "a" and self.names[0][0] in "aeiou":
             determiner = "an"
@@ -168,11 +174,7 @@ class _Rewording:
             after = tuple(w.removeprefix("{n}") for w in wordings if w.startswith("{n}") and "{ns}" not in w)
             if match and after:
                 said = self.pick(after).replace("{a}", match.groupdict().get("a") or "")
-                return (
-                    re.sub(r"\b(that|which) is\b", r"\1 are", said)
-                    .replace("that's", "that are")
-                    .replace("the one ", "the ones ")
-                )
+                return _IS.sub(r"\1 are", said).replace("that's", "that are").replace("the one ", "the ones ")
         return rest
 
     def _named(self, skeleton: str) -> str:
@@ -231,15 +233,6 @@ def misspell(word: str, rng: np.random.Generator) -> str:
         near = _NEIGHBOURS.get(word[place], word[place])
         return word[:place] + near[int(rng.integers(len(near)))] + word[place + 1 :]
     return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-
-
-@cache
-def _name_pattern() -> re.Pattern[str]:
-    """Names in a phrase, longest first; the colour orange is no name."""
-    names = sorted(name_forms(), key=len, reverse=True)
-    others = "|".join(map(re.escape, names))
-    orange = rf"(?!orange (?:{others})\b)(?!(?<=that is )orange\b)(?!(?<=that are )orange\b)"
-    return re.compile(rf"\b{orange}(?:{others})\b")
 
 
 @cache

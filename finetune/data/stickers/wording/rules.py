@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 NAME = "[\ue000-\uf8ff]"
 _OTHER = f"(?:(?:the |a |an )?{NAME}(?: and (?:the )?{NAME})?|the two {NAME})"
 
-Rule = tuple[re.Pattern[str], tuple[str, ...]]
+Rule = tuple[str, tuple[str, ...]]
+"""A pattern's text and the wordings."""
 
 
 def _rule(pattern: str, *wordings: str) -> Rule:
     marked = pattern.replace("<N>", f"(?P<n>{NAME})").replace("<A>", f"(?P<a>{_OTHER})")
-    return re.compile(f"^{marked}$"), wordings
+    return f"^{marked}$", wordings
 
 
 _PICTURE = ("picture", "image", "photo", "scene")
@@ -155,7 +156,7 @@ def _size(pattern: str, most: Sequence[str], more: Sequence[str], plain: Sequenc
     )  # fmt: skip
 
 
-RULES: tuple[Rule, ...] = (
+_RULES: tuple[Rule, ...] = (
     *_across("left"),
     *_across("right"),
     *_upright("top", "top", "up", ("topmost", "highest", "uppermost")),
@@ -206,6 +207,7 @@ RULES: tuple[Rule, ...] = (
           "{n} that is not by {a}"),
     _relation("(?:in )?between", "between", "in between", "in-between", "inbetween", "right between"),
 )  # fmt: skip
+RULES = tuple((re.compile(pattern), wordings) for pattern, wordings in _RULES)
 
 _ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5th": "fifth"}
 _RANKS: Mapping[str, tuple[str, str, str]] = {
