@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from backend.labelstudio.predictions import ProposedRegion, emptied, ids_of, unused_region_ids
 from backend.labelstudio.prompt_text import phrase_key
 from backend.labelstudio.regions.parts import part_ids
 from backend.state.displayed_masks import DisplayedMask
-from sspsam import Instance, Referent, mask_to_coco_rle
+from sspsam import mask_to_coco_rle
 from sspsam.images.masks import coco_rle_iou
+
+if TYPE_CHECKING:
+    from sspsam import Instance, Referent
 
 MOST_REGIONS = 64
 """IDs of a phrase on a task that are considered."""
@@ -39,6 +43,8 @@ def regions_of(
         shown: Masks displayed on the task.
         together: One region for all objects.
     """
+    from sspsam import Instance  # with torch, which must not be loaded before OpenMP's settings
+
     phrase = referent.phrase
     instances = [Instance(referent.mask, referent.score)] if together else referent.instances[:MOST_REGIONS]
     unused = unused_region_ids(project, task, phrase, texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -72,6 +73,15 @@ def _real_path(url: str) -> Path | None:
         path = Path(unquote(parts.path))
         if parts.netloc not in ("", "localhost") or not path.is_absolute():
             return None
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
+        return None if _is_loop(path) else path.resolve()
+    except (OSError, ValueError):  # a NUL
         return None
+
+
+def _is_loop(path: Path) -> bool:
+    """Whether links lead back to themselves: then `Path.resolve` raises, or returns the path, by version."""
+    try:
+        os.path.realpath(path, strict=True)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

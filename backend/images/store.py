@@ -180,7 +180,8 @@ class ImageStore:
         for prefix in sorted(prefixes, key=len, reverse=True):
             if path.startswith(f"{prefix}/"):
                 return self._client.url + path.removeprefix(prefix)
-        own = LABEL_STUDIO_PATH.search(path.partition("?")[0])
+        # In an address that begins with two slashes a host follows, which is not Label Studio's path.
+        own = None if path.startswith("//") else LABEL_STUDIO_PATH.search(path.partition("?")[0])
         return self._client.url + (path[own.start() :] if own else path)
 
     def _remembered(self, url: str) -> str | None:
