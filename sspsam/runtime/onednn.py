@@ -68,4 +68,6 @@ def _is_worth_it(left: Tensor, right: Tensor) -> bool:
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Like `torch.nn.functional.linear`."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # oneDNN multiplies others by a reference kernel, 1000 times slower
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], ""))

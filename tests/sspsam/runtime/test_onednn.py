@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,21 @@ def test_every_layout_gives_the_same_sums(left: str, right: str) -> None:
     for bias in (torch.randn(300), torch.randn(300, 300), torch.randn(1), torch.randn(300, 1)):
         close(torch.addmm(bias, rows, columns), exact + bias)
         close(torch.addmm(bias, rows, columns, beta=0.5, alpha=2), 2 * exact + 0.5 * bias)
+
+
+@pytest.mark.parametrize("layout", LARGE)
+def test_no_layout_takes_much_longer(layout: str) -> None:
+    """A reference kernel takes 1000 times as long, which the noise of a busy machine does not."""
+
+    def fastest_s(columns: Tensor) -> float:
+        times = []
+        for _ in range(3):
+            since_s = time.process_time()
+            torch.mm(LARGE["rows"], columns)
+            times.append(time.process_time() - since_s)
+        return min(times)
+
+    assert fastest_s(LARGE[layout].t()) < 50 * max(fastest_s(LARGE["rows"].t()), 0.001)
 
 
 def test_layers_learn_what_they_learned() -> None:
