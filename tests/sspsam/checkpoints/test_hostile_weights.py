@@ -109,6 +109,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_malicious_files_are_refused_with_bounded_memory(tmp_path: Path) -> None:
     """In a process of its own, whose peak counts."""
     names = write_all(tmp_path)

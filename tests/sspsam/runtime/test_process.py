@@ -54,6 +54,7 @@ def test_freed_blocks_cost_no_page_faults() -> None:
     assert kept < faults(False)[1] / 10
 
 
+@pytest.mark.slow
 @glibc
 def test_what_is_more_goes_back_to_the_system() -> None:
     assert faults(True, 5 * BLOCK)[1] > faults(False, 5 * BLOCK)[1] / 2
@@ -88,10 +89,12 @@ def run(program: str, environment: dict[str, str]) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_openmp_threads_of_the_service_spin_briefly() -> None:
     assert 1_000 < int(spin_count()) < 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "count"),
     [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
@@ -139,6 +142,7 @@ print("unchanged")
 """
 
 
+@pytest.mark.slow
 def test_a_predictor_changes_nothing_of_the_process() -> None:
     assert run(LIBRARY_PROGRAM, dict(os.environ)) == "unchanged\n"
 
@@ -159,6 +163,7 @@ print(any("mkldnn" in name for name in operators()), torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is for x86 alone")
 @pytest.mark.parametrize(("variable", "tuned"), [("1", True), ("0", False)])
 def test_the_service_tunes_its_process_unless_a_setting_forbids_it(variable: str, tuned: bool) -> None:

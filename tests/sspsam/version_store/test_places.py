@@ -367,6 +367,7 @@ def in_a_process_that_dies(folder: Path, operations: int, work: Callable[[], obj
     return code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("place", ["folders", "objects on a disk"])
