@@ -29,6 +29,7 @@ from finetune.data.stickers.scenes import CLOSE_UP_RANGE, Scene
 from sspsam import ImageEmbedding, Predictor
 from sspsam.checkpoints.bundles import frozen_weights
 from sspsam.images.frames import BoolMask, UInt8Image
+from sspsam.images.views import Window
 
 PRESET = "ssp-sam-demo"
 PHRASES = 8
@@ -68,37 +69,32 @@ def _band(mask: BoolMask, width: int) -> BoolMask:
     return band
 
 
-class Encoded:
-    """Counts encoder passes of a predictor."""
+class CountingPredictor(Predictor):
+    """Counts its encoder passes."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.passes = 0
-        embed, embed_views = predictor.embed, predictor.embed_views
+    passes = 0
 
-        def counted(image: UInt8Image) -> ImageEmbedding:
-            self.passes += 1
-            return embed(image)
+    def embed(self, image: UInt8Image) -> ImageEmbedding:
+        self.passes += 1
+        return super().embed(image)
 
-        def counted_views(image: UInt8Image, windows: Sequence[Any]) -> list[ImageEmbedding]:
-            self.passes += len(windows)
-            return embed_views(image, windows)
-
-        predictor.embed, predictor.embed_views = counted, counted_views  # type: ignore[method-assign]
+    def embed_views(self, image: UInt8Image, windows: Sequence[Window]) -> list[ImageEmbedding]:
+        self.passes += len(windows)
+        return super().embed_views(image, windows)
 
 
-def of_phrases(predictor: Predictor, data: StickerDataset, number: int) -> Iterator[Row]:
+def of_phrases(predictor: CountingPredictor, data: StickerDataset, number: int) -> Iterator[Row]:
     """Each phrase of a scene, first look and all looks; times of new and of repeated phrases."""
     scene, phrases = data.scene(number)
-    passes = Encoded(predictor)
     embedding = predictor.embed(scene.image)
     for phrase in phrases:
         truth = scene.mask_of(phrase.targets)
         ask = partial(predictor.predict, embedding, [phrase.phrase])
         ask()  # the phrase is in the cache of all
         first_s, first = _timed(ask)
-        before = passes.passes
+        before = predictor.passes
         new_s, found = _timed(partial(ask, image=scene.image))
-        looks = passes.passes - before
+        looks = predictor.passes - before
         again_s, _ = _timed(partial(ask, image=scene.image))
         masks = {"first": first[0].mask, "further": found[0].mask}
         yield {
@@ -151,14 +147,14 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def measure(
     part: str,
     data: StickerDataset,
-    measured: Callable[[Predictor, StickerDataset, int], Iterator[Row]],
+    measured: Callable[[CountingPredictor, StickerDataset, int], Iterator[Row]],
     results: Results,
 ) -> list[Row]:
     """The rows of all scenes of a part."""
     rows: list[Row] = []
     for number in range(data.count):
         if (part, number) not in results:
-            predictor = Predictor.from_preset(PRESET, device="cpu")
+            predictor = CountingPredictor.from_preset(PRESET, device="cpu")
             results.add({"part": part, "scene": number, "rows": list(measured(predictor, data, number))})
         rows += results[part, number]["rows"]
     return rows

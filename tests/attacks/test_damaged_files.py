@@ -159,7 +159,7 @@ def test_a_flipped_bit_holds_no_image_out_that_was_trained_on(tmp_path: Path) ->
 
 
 NO_LINE: dict[str, object] = {"version_id": "", "stack": [], "history": []}
-STATES: dict[str, object] = {
+STATES: dict[str, dict[str, object]] = {
     "a number for an ID": {"version_id": 7, "stack": [], "history": []},
     "a number in the stack": {"stack": [7]},
     "a number in the history": {"history": [{"action": "promote", "version_id": 7, "before": "", "at": ""}]},
@@ -178,8 +178,7 @@ def test_odd_values_in_the_state_stop_nothing_else(services: Services, app: Flas
     folder = services.settings.model_dir / "versions" / services.settings.preset
     folder.mkdir(parents=True, exist_ok=True)
     good = {"version_id": services.store.base_version, "stack": [], "history": []}
-    state = good | STATES[name]  # type: ignore[operator]
-    (folder / "current.json").write_text(json.dumps(state))
+    (folder / "current.json").write_text(json.dumps({**good, **STATES[name]}))
     with suppress(DamagedVersionError):
         state_read = services.store.state()
         assert state_read.current("project-3") == services.store.base_version

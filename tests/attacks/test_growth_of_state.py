@@ -212,7 +212,9 @@ def test_projects_that_do_not_exist_leave_no_trace(
         redis_server.hset(f"sspsam:collected:{number}", "1", "x")
         redis_server.hset(f"sspsam:corrections:days:{number}", "1", "1")
         redis_server.hset(f"sspsam:prefetch-failed:{number}", "1", "x")
-        assert jobs.reconcile_project(number).get("deleted")  # type: ignore[union-attr]
+        result = jobs.reconcile_project(number)
+        assert isinstance(result, dict)
+        assert result.get("deleted")
     assert services.store.state() == before
     left = [key for key in redis_server.keys("sspsam:*") if key != b"sspsam:skipped-counts"]
     assert left == []

@@ -242,14 +242,15 @@ def test_addresses_that_are_put_together_are_bounded() -> None:
     plain = LabelingConfig.parse(form.format("$a.b/$c[0]")).image
     assert plain is not None
     assert plain.of({"a": {"b": "x"}, "c": ["y"]}) == "https://a/x/y"
-    for odd in (
+    odd_tasks: list[Any] = [
         {"a": [], "c": {}},
         {"a": {"b": []}, "c": ["y"]},
         {"a": {"b": {}}, "c": [1]},
         [],
         {"a": None},
-    ):
-        assert plain.of(odd) is None  # type: ignore[arg-type]
+    ]
+    for odd in odd_tasks:
+        assert plain.of(odd) is None
 
 
 def test_the_names_of_labels_are_bounded() -> None:

@@ -49,10 +49,10 @@ class Person:
 
     def __init__(self, app: Flask, address: str = "127.0.0.1") -> None:
         self.client: FlaskClient = app.test_client()
-        self._options = {"environ_base": {"REMOTE_ADDR": address}}
+        self._environ = {"REMOTE_ADDR": address}
 
     def open(self, path: str, **headers: str) -> TestResponse:
-        return self.client.get(path, headers={"Accept": ACCEPT, **headers}, **self._options)  # type: ignore[arg-type]
+        return self.client.get(path, headers={"Accept": ACCEPT, **headers}, environ_base=self._environ)
 
     def page(self, path: str) -> Page:
         """A page that must be there."""
@@ -69,7 +69,7 @@ class Person:
         """Sends a form; by default with the browser's token, which a page must have made before."""
         values = {TOKEN_FIELD: self.token() if token is None else token, **fields}
         headers = {"Accept": ACCEPT, "Origin": origin}
-        return self.client.post(path, data=values, headers=headers, **self._options)  # type: ignore[arg-type]
+        return self.client.post(path, data=values, headers=headers, environ_base=self._environ)
 
     def sign_in(self, password: str = PASSWORD, **fields: str) -> TestResponse:
         self.open("/sign-in")
