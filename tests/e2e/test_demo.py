@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from backend.labelstudio.annotations import read_annotation
 from finetune.data.records import RefRecord
 from sspsam.images.masks import BoolMask
+from sspsam.reading.several import may_have_several
 from sspsam.version_store.store import VersionCard, VersionStore
 from tests.e2e.editor import Editor
 from tests.e2e.running_demo import FINETUNE_AFTER, Demo
@@ -104,7 +105,7 @@ def test_corrections_train_a_better_version(
     def corrected() -> int:
         return sum(record.corrected for record in records())
 
-    named = [picture for picture in demo.pictures if any(len(said.targets) == 1 for said in picture.phrases)]
+    named = [picture for picture in demo.pictures if phrases_for_one_thing(picture)]
     for picture in (picture for picture in named if picture != understood):
         if corrected() >= FINETUNE_AFTER:
             break
@@ -142,10 +143,16 @@ def is_collected(records: Callable[[], list[RefRecord]], task: int) -> bool:
     return any(record.task == task for record in records())
 
 
+def phrases_for_one_thing(picture: Picture) -> list[str]:
+    """Phrases with one target that is one region; that of "cherries" may be one for each."""
+    named = [said.text for said in picture.phrases if len(said.targets) == 1]
+    return [phrase for phrase in named if not may_have_several(phrase)]
+
+
 def correct_all(editor: Editor, picture: Picture) -> None:
     """Types a picture's phrases for one thing, and widens each mask by an outline."""
     masks = true_masks(picture)
-    for phrase in (said.text for said in picture.phrases if len(said.targets) == 1):
+    for phrase in phrases_for_one_thing(picture):
         if editor.type_phrase(phrase):
             editor.brush_over(phrase, outline(masks[phrase]), BRUSH_LARGER)
 
