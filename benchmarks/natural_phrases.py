@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     predictor = Predictor.from_preset(PRESET, "cpu", options.weights)
     if options.as_typed:
-        predictor._reader = AsTyped()
+        predictor._decoder.reader = AsTyped()
     natural = NaturalPhrases()
     scenes = sorted({row.scene for row in read_phrases()})
     ious: dict[str, list[float]] = defaultdict(list)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sspsam.caching.embedding_files import digest_of_modules
-from sspsam.caching.feature_cache import FeatureCache
 from sspsam.checkpoints.bundles import load_bundle, packaged_weights
 from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_state
 from sspsam.checkpoints.notes import NO_NOTES, WeightsNotes, read_notes
 from sspsam.checkpoints.variants import variant_of
+from sspsam.decoding import QuestionDecoder
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
@@ -27,13 +26,12 @@ from sspsam.images.small_regions import without_small_regions
 from sspsam.images.views import Window, view_to_sam
 from sspsam.looks.looking import PictureViewer, ViewCache, look_further
 from sspsam.looks.second_look import LookRules, SecondLook, Viewer
-from sspsam.modeling.model import SSPSAM, EncodedPhrase, build_model
-from sspsam.modeling.sam import SAMDecoder, build_image_encoder
-from sspsam.modeling.two_way import ProjectedImage
+from sspsam.modeling.model import SSPSAM, build_model
+from sspsam.modeling.sam import build_image_encoder
 from sspsam.objects import Decode, split_mask
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
-from sspsam.reading.reader import NOT_READ, PhraseReader, Reading
+from sspsam.reading.reader import PhraseReader, Reading
 from sspsam.reading.several import may_have_several
 from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
@@ -46,12 +44,6 @@ POINT_MARGIN = 1e-3
 """Logits by which the threshold is below those of points that a mask must include: more than rounding."""
 VIEWS_TOGETHER = 4
 """Number of views of an image that are encoded at a time."""
-CACHED_BYTES = 2 * 2**20
-"""Number of image cells that the mask decoder processes at a time on a CPU."""
-
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
-_Row = tuple[SSPSAM, Question, EncodedPhrase | None, ProjectedImage]
 
 
 class Predictor:
@@ -59,8 +51,6 @@ class Predictor:
 
     Neither may be called by two threads at once, nor `decode` during `load_trainable`. `variant` may run at
     any time.
-
-    Intermediate results of `decode` for an image or a phrase are cached (`sspsam.caching.feature_cache`).
     """
 
     def __init__(
@@ -84,9 +74,8 @@ class Predictor:
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self.notes = notes
-        self._reader = PhraseReader(notes.known_words)
         self._cores = Cores()
-        self._reuse = FeatureCache(self._share)
+        self._decoder = QuestionDecoder(self.device, self._cores, PhraseReader(notes.known_words))
         self._views = ViewCache()
         image_encoder_config = IMAGE_ENCODERS[model.preset.image_encoder]
         self.look_rules = LookRules(
@@ -321,12 +310,10 @@ class Predictor:
         """
         return look_further(referents, decoded, viewer, self.look_rules)
 
-    @torch.inference_mode()
     def decode(
         self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
     ) -> list[Decoded]:
-        """Runs the networks; images and models may differ. Phrases of a model share one forward pass, and so
-        do questions with as many clicks: prompts of different lengths cannot be batched.
+        """Runs the networks; images and models may differ.
 
         Args:
             questions: Any number.
@@ -337,20 +324,11 @@ class Predictor:
             ValueError: neither a phrase nor clicks.
         """
         chosen = [model or self.model for model in models or [None] * len(questions)]
-        asked = list(zip(chosen, questions, strict=True))
-        passes: dict[object, list[int]] = {}
-        for place, question in enumerate(questions):
-            passes.setdefault(question.prompt_shape, []).append(place)
-        found: dict[int, Decoded] = {}
-        for places in passes.values():
-            places.sort(key=lambda place: id(asked[place][0]))  # adjacent rows of a model share its pass
-            found |= zip(places, self._decode([asked[place] for place in places]), strict=True)
-        return [found[place] for place in range(len(questions))]
+        return self._decoder.decode(list(zip(chosen, questions, strict=True)))
 
     def read(self, phrase: str, model: SSPSAM | None = None) -> Reading:
         """What the model is asked for a typed phrase. Thread-safe."""
-        tokens = (model or self.model).learned_words.tokens
-        return self._reader.read(phrase, frozenset(() if tokens is None else tokens.tolist()))
+        return self._decoder.read(phrase, model or self.model)
 
     def finish(self, decoded: Decoded, min_speck: float = 0.0, min_presence: float | None = None) -> Referent:
         """Resizes the networks' output to the image. Thread-safe.
@@ -406,91 +384,6 @@ class Predictor:
         lowest = frames.lowest_sam_logit(logits, question.embedding.original_hw, positive)
         return min(threshold, lowest - POINT_MARGIN)
 
-    def _decode(self, asked: Sequence[tuple[SSPSAM, Question]]) -> list[Decoded]:
-        """Any number of questions with prompts of one shape."""
-        readings = [
-            self.read(question.phrase, model) if question.phrase else NOT_READ for model, question in asked
-        ]
-        phrases = [(model, reading.asked) for (model, _), reading in zip(asked, readings, strict=True)]
-        has_phrases = any(phrase for _, phrase in phrases)
-        encoded = self._reuse.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
-        rows = [
-            (model, question, phrase, self._reuse.project(model, question.embedding.image_embedding))
-            for (model, question), phrase in zip(asked, encoded, strict=True)
-        ]
-        answers = self._share(self._answer, rows)
-        return [replace(answer, reading=read) for answer, read in zip(answers, readings, strict=True)]
-
-    def _share(
-        self, answer: Callable[[Sequence[_Item]], Sequence[_Answer]], rows: Sequence[_Item]
-    ) -> list[_Answer]:
-        """Answers for the rows of a batch: distributed over cores on a CPU, in one pass on a GPU."""
-        return list(answer(rows)) if self.device.type != "cpu" else self._cores.map(answer, rows)
-
-    @torch.inference_mode()
-    def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:
-        by_model = [list(some) for _, some in groupby(rows, key=lambda row: id(row[0]))]
-        return [decoded for some in by_model for decoded in self._answer_one_model(some)]
-
-    def _answer_one_model(self, rows: Sequence[_Row]) -> list[Decoded]:
-        models, questions, encoded, images = zip(*rows, strict=True)
-        model = models[0]
-        embedded = [clicks for question in questions if (clicks := self._embed_clicks(question)) is not None]
-        clicks = torch.cat(embedded) if embedded else None
-        boxes, beliefs = None, None
-        if None not in encoded:
-            patch_features = _stack([question.embedding.patch_features for question in questions])
-            prompts = model.make_prompts(patch_features, EncodedPhrase.stack(encoded))
-            boxes, beliefs = model.predict_box(prompts), model.presence_logits(prompts)
-            sparse = prompts.sparse_prompt_embeddings(clicks)
-        elif clicks is not None:
-            sparse = clicks
-        else:
-            raise ValueError("expected points or a box: there is no phrase")
-        mask_logits, iou_predictions = self._decode_masks(model.sam, images, sparse)
-        scores = iou_predictions.clamp(0, 1).tolist()
-        grids = mask_logits[:, 0].float().cpu()
-        nothing = [None] * len(questions)
-        boxes_cxcywh = nothing if boxes is None else list(boxes.cpu())
-        presences = nothing if beliefs is None else beliefs.float().sigmoid().tolist()
-        answers = zip(questions, grids, scores, boxes_cxcywh, presences, strict=True)
-        return [Decoded(*answer) for answer in answers]
-
-    def _decode_masks(
-        self, sam: SAMDecoder, images: Sequence[ProjectedImage], sparse: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Like `SAMDecoder.decode`. On a CPU a few rows at a time, to fit in its caches."""
-        together = len(images)
-        if self.device.type == "cpu":
-            together = max(1, CACHED_BYTES // images[0].cells.nbytes)
-        parts = [
-            sam.decode(
-                ProjectedImage.stack(images[first : first + together]), sparse[first : first + together]
-            )
-            for first in range(0, len(images), together)
-        ]
-        mask_logits, iou_predictions = zip(*parts, strict=True)
-        return torch.cat(mask_logits), torch.cat(iou_predictions)
-
-    def _embed_clicks(self, question: Question) -> Tensor | None:
-        """SAM's own embeddings, (1, M, C), of points and boxes."""
-        embedding, points, boxes = question.embedding, question.points, question.boxes
-        if points is None and boxes is None:
-            return None
-        coordinates, labels, corners = None, None, None
-        if points is not None:
-            array = np.asarray(points, np.float32).reshape(-1, 3)
-            xy = frames.points_to_sam(array[:, :2], embedding.original_hw, self._sam_side)
-            coordinates = xy[None].to(self.device)
-            labels = torch.from_numpy(array[:, 2].astype(np.int64))[None].to(self.device)
-        if boxes is not None:
-            pair = np.asarray(boxes, np.float32).reshape(2, 2)
-            xyxy = frames.points_to_sam(pair, embedding.original_hw, self._sam_side)
-            corners = xyxy.reshape(1, 4).to(self.device)
-        clicks = None if coordinates is None else (coordinates, labels)
-        sparse, _ = self.model.sam.prompt_encoder(points=clicks, boxes=corners, masks=None)
-        return sparse  # type: ignore[no-any-return]  # segment_anything is not typed
-
 
 def choose_device(device: str) -> torch.device:
     """`auto` is CUDA if available, otherwise the CPU.
@@ -504,11 +397,3 @@ def choose_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}, expected auto, cpu or cuda") from error
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenates (1, ...) tensors; a repeated one is expanded without copying."""
-    first = tensors[0]
-    if all(tensor is first for tensor in tensors):
-        return first.expand(len(tensors), *first.shape[1:])
-    return torch.cat(list(tensors))
