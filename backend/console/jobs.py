@@ -17,11 +17,13 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job, JobStatus
 from rq.registry import BaseRegistry
 
+from backend.console.dashboard import ODD_VALUES
 from backend.console.fine_tunes import LOG, LOSS, Curve, curve
 from backend.console.operations import find_job, stop_job
 from backend.logs import Redacting, secrets_of, shortened
 from backend.settings import Settings
 from backend.shared_redis import QUEUES, ServiceJob, ServiceQueue
+from backend.state.skipped_items import reason_of
 from sspsam.printable import printable
 
 SHOWN = 25
@@ -130,7 +132,7 @@ def job_lists(redis: Redis, settings: Settings, progress: Callable[[int], Mappin
         counts["failed"] += queue.failed_job_registry.get_job_count(cleanup=False)
         for state, listed in ids.items():
             found = ServiceJob.fetch_many(listed, redis)
-            rows[state] += [_row(job, name, state, hide) for job in found if job is not None]
+            rows[state] += [_row_or_problem(job, name, state, hide) for job in found if job is not None]
     rows["running"] = [_with_course(row, redis, settings, progress) for row in rows["running"]]
     rows["failed"].sort(key=lambda row: row.at, reverse=True)
     return JobLists(rows, counts)
@@ -199,6 +201,15 @@ def _failed(redis: Redis, job_id: str) -> Job | None:
     return job
 
 
+def _row_or_problem(job: Job, queue: str, state: str, hide: Callable[[str], str]) -> JobRow:
+    """A job that cannot be shown does not keep the others from the page."""
+    try:
+        return _row(job, queue, state, hide)
+    except ODD_VALUES as error:
+        logger.warning("job %.100r cannot be shown: %s", job.id, reason_of(error))
+        return JobRow(job.id, in_words(job), queue, state, "", "its entry in Redis cannot be read")
+
+
 def _row(job: Job, queue: str, state: str, hide: Callable[[str], str]) -> JobRow:
     moment = {"running": job.started_at, "waiting": job.enqueued_at or job.created_at}.get(
         state, job.ended_at
@@ -222,7 +233,11 @@ def _with_course(
     job = find_job(redis, row.job_id)
     project = (job.kwargs or {}).get("project_id") if job is not None else None
     reported = progress(project) if isinstance(project, int) else {}
-    return replace(row, fine_tune=_course(settings.model_dir / "runs" / row.job_id, reported))
+    try:
+        return replace(row, fine_tune=_course(settings.model_dir / "runs" / row.job_id, reported))
+    except ODD_VALUES as error:
+        logger.warning("the course of %s cannot be shown: %s", row.job_id, reason_of(error))
+        return row
 
 
 def _course(folder: Path, reported: Mapping[str, Any]) -> RunningFineTune:

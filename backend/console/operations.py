@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from rq.command import send_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 
+from backend.console.dashboard import ODD_VALUES
 from backend.shared_redis import OPERATIONS_KEY, PRELABEL_PROGRESS_KEY, ServiceJob, fetch_job
+from backend.state.skipped_items import reason_of
 from backend.worker_requests import ADOPT, EXPORT, MAYBE_FINETUNE, OPERATIONS_KEPT, START_BATCH
 
 MOST_CHUNKS = 2000
@@ -31,6 +35,8 @@ NAMES: Mapping[str, str] = {
 }
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 PROBLEMS_SHOWN = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ def operations(redis: Redis, project: int) -> list[Operation]:
     listed = redis.lrange(OPERATIONS_KEY.format(project=project), 0, OPERATIONS_KEPT - 1)
     ids = [entry.decode(errors="replace") for entry in listed if isinstance(entry, bytes)]
     found = ServiceJob.fetch_many(ids, redis)
-    return [_operation(redis, job) for job in found if job is not None and _project(job) == project]
+    return [
+        _operation_or_problem(redis, job) for job in found if job is not None and _project(job) == project
+    ]
 
 
 def cancel(redis: Redis, project: int, job_id: str) -> str:
@@ -81,7 +89,9 @@ def cancel(redis: Redis, project: int, job_id: str) -> str:
     job = find_job(redis, job_id) if job_id.encode() in listed else None
     if job is None:
         return "there is no such job any more"
-    jobs = [job_id, *[str(name) for name in _result(job).get("jobs", [])][-MOST_CHUNKS:]]
+    jobs = [job_id]
+    with suppress(*ODD_VALUES):  # a result that cannot be read names no jobs
+        jobs += _names(_result(job).get("jobs"))[-MOST_CHUNKS:]
     stopped = sum(stop_job(redis, name) for name in reversed(jobs))
     return f"{stopped} jobs stopped" if stopped != 1 else "1 job stopped"
 
@@ -99,6 +109,15 @@ def stop_job(redis: Redis, job_id: str) -> bool:
     with suppress(InvalidJobOperation):
         job.cancel()
     return True
+
+
+def _operation_or_problem(redis: Redis, job: Job) -> Operation:
+    """An operation that cannot be shown does not keep the others from the page."""
+    try:
+        return _operation(redis, job)
+    except ODD_VALUES as error:
+        logger.warning("operation %.100r cannot be shown: %s", job.id, reason_of(error))
+        return Operation(job.id, "Operation", "", "failed", outcome="its entry in Redis cannot be read")
 
 
 def _operation(redis: Redis, job: Job) -> Operation:
@@ -130,8 +149,7 @@ def _outcome(function: str, result: Mapping[str, Any]) -> tuple[str, list[str], 
             f"{result.get('masks')} masks on {result.get('images')} images, and {result.get('no_target')} "
             f"phrases without a target; left out: {result.get('problem_count')}"
         )
-        problems = [str(one) for one in result.get("problems") or []][:PROBLEMS_SHOWN]
-        return text, problems, str(result.get("file") or "")
+        return text, _names(result.get("problems"))[:PROBLEMS_SHOWN], str(result.get("file") or "")
     if function == ADOPT:
         return f"{result.get('version')}, a copy of {result.get('parent')}, serves this project", [], ""
     return str(result.get("reason") or "done"), [], ""
@@ -139,14 +157,17 @@ def _outcome(function: str, result: Mapping[str, Any]) -> tuple[str, list[str], 
 
 def _batch(redis: Redis, job_id: str, name: str, at: str, result: Mapping[str, Any]) -> Operation:
     total = int(result.get("tasks") or 0)
-    chunks = [str(chunk) for chunk in result.get("chunks") or []][:MOST_CHUNKS]
+    chunks = _names(result.get("chunks"))[:MOST_CHUNKS]
     key = PRELABEL_PROGRESS_KEY.format(run=result.get("run"))
     reports = [_report(value) for value in redis.hmget(key, chunks)] if chunks else []
     done, posted, skipped = (
         sum(int(report.get(field) or 0) for report in reports) for field in ("tasks", "posted", "skipped")
     )
-    problems = [f"task {task}: {why}" for one in reports for task, why in (one.get("problems") or {}).items()]
-    jobs = ServiceJob.fetch_many([str(one) for one in result.get("jobs") or []][-MOST_CHUNKS:], redis)
+    every = [one.get("problems") or {} for one in reports]
+    shown = islice(((task, why) for one in every for task, why in one.items()), PROBLEMS_SHOWN)
+    # Pages ask every few seconds; only a batch that has not ended needs its jobs.
+    names = _names(result.get("jobs"))[-MOST_CHUNKS:] if done < total else []
+    jobs = ServiceJob.fetch_many(names, redis)
     states = {one.get_status(refresh=False) for one in jobs if one is not None}
     if JobStatus.STARTED in states:
         state = "running"
@@ -156,8 +177,9 @@ def _batch(redis: Redis, job_id: str, name: str, at: str, result: Mapping[str, A
         state = "failed"
     else:
         state = "done" if done >= total else "stopped"
-    outcome = f"{posted} predictions posted, {skipped} tasks skipped, {len(problems)} with a problem"
-    return Operation(job_id, name, at, state, done, total, outcome, problems[:PROBLEMS_SHOWN])
+    outcome = f"{posted} predictions posted, {skipped} tasks skipped, {sum(map(len, every))} with a problem"
+    problems = [f"task {task}: {why}" for task, why in shown]
+    return Operation(job_id, name, at, state, done, total, outcome, problems)
 
 
 def _report(value: object) -> Mapping[str, Any]:
@@ -178,6 +200,10 @@ def find_job(redis: Redis, job_id: str) -> Job | None:
 def _result(job: Job) -> Mapping[str, Any]:
     result = job.return_value()
     return result if isinstance(result, dict) else {}
+
+
+def _names(listed: object) -> list[str]:
+    return [str(one) for one in listed] if isinstance(listed, list) else []
 
 
 def _project(job: Job) -> int | None:
