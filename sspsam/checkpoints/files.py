@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import requests
+from pydantic import TypeAdapter, ValidationError
 
 from sspsam.checkpoints.hub import (
     CONNECT_TIMEOUT_S,
@@ -25,6 +26,7 @@ from sspsam.checkpoints.hub import (
     WrongContentError,
     download,
     place_copy,
+    stated_size,
 )
 from sspsam.checkpoints.registry import (
     HUB,
@@ -45,6 +47,28 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 RECORDED = "unpublished: recorded at the first download"
 OWN = "the operator's file"
 _SHA256_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class _LargeFile:
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _HubFile:
+    rfilename: str
+    size: int | None = None
+    lfs: _LargeFile | None = None
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The hub's answer about a repository, as far as it matters here."""
+
+    siblings: list[_HubFile]
+
+
+_LISTING = TypeAdapter(_Listing)
 
 
 class WeightsFolder:
@@ -132,8 +156,8 @@ class WeightsFolder:
             return source.stat().st_size if source.is_file() else None
         for answer in reversed(self._ask(file)):
             for header in ("X-Linked-Size", "Content-Length"):
-                if answer.ok and (size := answer.headers.get(header, "")).isdecimal() and int(size):
-                    return int(size)
+                if answer.ok and (size := stated_size(answer, header)):
+                    return size
         return None
 
     def _fetch(self, file: PublicFile, progress: Progress) -> Record:
@@ -183,17 +207,13 @@ class WeightsFolder:
         try:
             with requests.get(address, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as answer:
                 answer.raise_for_status()
-                listed: list[dict[str, Any]] = answer.json()["siblings"]
-        except (requests.RequestException, ValueError, KeyError) as error:
+                listing = _LISTING.validate_json(answer.content)
+        except (requests.RequestException, ValidationError) as error:
             raise DownloadError(f"the list of files is not available from {address}: {error}") from error
         return [
-            hub_file(
-                entry["rfilename"],
-                size_bytes=entry.get("size"),
-                sha256=(entry.get("lfs") or {}).get("sha256"),
-            )
-            for entry in listed
-            if entry["rfilename"].endswith(WEIGHT_SUFFIXES)
+            hub_file(entry.rfilename, size_bytes=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None)
+            for entry in listing.siblings
+            if entry.rfilename.endswith(WEIGHT_SUFFIXES)
         ]
 
     def _expected(self, file: PublicFile) -> tuple[str | None, str]:

@@ -52,7 +52,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _START_BYTES = 64
 _MISSING = {codes.not_found, codes.gone}
 _WORTH_TRYING_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
+_SIZE = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>[0-9]{1,18})-[0-9]{1,18}|\*)/(?P<total>[0-9]{1,18}|\*)")
 
 
 class DownloadError(Exception):
@@ -220,6 +221,9 @@ class _Transfer:
         for chunk in response.iter_content(CHUNK_BYTES):
             self.file.write(chunk)
             done += len(chunk)
+            if self.size_bytes is not None and done > self.size_bytes:
+                self.file.truncate(0)
+                raise WrongContentError(f"{self.url} has more than the expected {self.size_bytes} bytes")
             self.progress(done, total or self.size_bytes)
         self.file.flush()
         if total is not None and done != total:
@@ -227,9 +231,9 @@ class _Transfer:
 
     def _place(self, response: requests.Response, have: int) -> tuple[int, int | None]:
         """Offset of the response's bytes in the file, and the total size."""
-        status, length = response.status_code, response.headers.get("Content-Length", "")
+        status = response.status_code
         if status == codes.ok:
-            return 0, int(length) if length.isdecimal() else None
+            return 0, stated_size(response, "Content-Length")
         if status in _WORTH_TRYING_AGAIN:
             raise _BrokenOffError(f"the server answered {status} {response.reason}")
         if status in _MISSING:
@@ -237,13 +241,19 @@ class _Transfer:
         if status not in (codes.partial_content, codes.requested_range_not_satisfiable):
             raise AccessRefusedError(f"{response.url} was refused: {status} {response.reason}")
         place = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        total = int(place["total"]) if place and place["total"].isdecimal() else None
+        total = int(place["total"]) if place and place["total"] != "*" else None
         if status == codes.partial_content and place and place["start"] == str(have):
             return have, total
         if status == codes.requested_range_not_satisfiable and have == total:
             return have, total
         self.file.truncate(0)  # the stored part does not match the server's file
         raise _BrokenOffError(f"the server sent other bytes than {have}-")
+
+
+def stated_size(response: requests.Response, header: str) -> int | None:
+    """A number of bytes in a response's header; None if it states none."""
+    text = response.headers.get(header, "")
+    return int(text) if _SIZE.fullmatch(text) else None
 
 
 def _put_in_place(file: BinaryIO, target: Path, sha256: str | None, source: str) -> str:
