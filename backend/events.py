@@ -53,6 +53,7 @@ SAVED_MANY = "ANNOTATIONS_CREATED"
 DELETED = frozenset({"ANNOTATIONS_DELETED", "ANNOTATION_DELETED"})
 TASKS_DELETED = "TASKS_DELETED"
 START_TRAINING = "START_TRAINING"
+_OF_ANNOTATIONS = SAVED | DELETED | {SAVED_MANY}
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,9 @@ class EventQueue:
     def handle(self, payload: object) -> list[str]:
         """Queues the jobs of an event.
 
-        A job that is queued already is not queued again. Events with many annotations, and those beyond
-        MAX_JOBS_PER_MINUTE of a project, become one reconciliation, which reads all that has changed.
+        A job that is queued already is not queued again. Events that name no annotation, those with many, and
+        those beyond MAX_JOBS_PER_MINUTE of a project become one reconciliation, which reads all that has
+        changed.
 
         Args:
             payload: The webhook's body.
@@ -218,6 +220,8 @@ def _reconciliation(project: int) -> _Job:
 
 def _jobs(action: str, payload: Mapping[str, Any]) -> list[_Job]:
     """Jobs of an event, without duplicates."""
+    if action in _OF_ANNOTATIONS and not any(payload.get(name) for name in ("annotation", "annotations")):
+        return [_reconciliation(_project(payload))]
     if action in SAVED:
         return [_collect(payload, _object(payload, "annotation"))]
     if action == SAVED_MANY:

@@ -76,7 +76,7 @@ class PredictQuery:
     label_config: str
     tasks: tuple[Task, ...]
     context: Results | None
-    """The annotator's image-level results; None for a batch."""
+    """The annotator's image-level results; None for a batch, which has no context, or one without results."""
 
     @classmethod
     def parse(cls, payload: object) -> PredictQuery:
@@ -87,6 +87,8 @@ class PredictQuery:
         """
         fields = _mapping(payload, "the body")
         tasks = fields.get("tasks")
+        if isinstance(tasks, Mapping):  # as other clients send a single one
+            tasks = [tasks]
         if not isinstance(tasks, list):
             raise RequestError("the body of /predict needs a list `tasks`")
         params = fields.get("params")
@@ -95,7 +97,7 @@ class PredictQuery:
             project_id=project_number(fields.get("project")),
             label_config=str(fields.get("label_config") or ""),
             tasks=tuple(Task.parse(task) for task in tasks),
-            context=_results(context) if isinstance(context, Mapping) else None,
+            context=_results(context) if isinstance(context, Mapping) and "result" in context else None,
         )
 
 
