@@ -130,6 +130,7 @@ def service(
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         "PRESET": "ssp-sam-test",
         "FINETUNE_AFTER": "1000",
+        "TRAINING_NICE": "0",  # tests run beside one another
         "DEVICE": "cpu",
     }
     console = Console(quiet=True)

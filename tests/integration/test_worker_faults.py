@@ -74,6 +74,7 @@ def services(
         "FINETUNE_AFTER": "1000",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
+        "TRAINING_NICE": "0",
     }
     for name, value in told.items():
         monkeypatch.setenv(name, value)

@@ -20,6 +20,11 @@ def note_process(path: str) -> str:
     return note(path, f"{os.getpid()} {os.getppid()} {os.nice(0)}")
 
 
+def note_share(path: str) -> str:
+    """Notes how many cores the job's computations may use, and its priority."""
+    return note(path, f"{os.environ.get('OMP_NUM_THREADS')} {os.nice(0)}")
+
+
 def sleep_once(path: str) -> str:
     """Takes very long the first time, and no time the second."""
     if not Path(path).exists():

@@ -43,13 +43,13 @@ def worker(
     ] = "events,reconcile,training,prelabel",
     burst: Annotated[bool, typer.Option(help="Exit when the queues are empty.")] = False,
     spare_cores: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Cores to leave to other processes, such as a backend on this machine; "
-            "ignored if OMP_NUM_THREADS is set.",
+            help="Cores that jobs with the model leave to others, such as a backend on this machine; "
+            "overrides TRAINING_CORES, whose default leaves one.",
             min=0,
         ),
-    ] = 0,
+    ] = None,
     model: ModelOption = None,
     mirror: Mirror = "",
 ) -> None:
@@ -63,16 +63,17 @@ def worker(
     from backend.shared_redis import QUEUES
     from worker.queueing.pool import Pool, work_off
     from worker.queueing.queues import require_redis
+    from worker.queueing.yielding import usable_cores
 
     names = [name.strip() for name in queues.split(",") if name.strip()]
     if not names or not set(names) <= set(QUEUES):
         raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
     use_model(model, mirror, sam_encoder=os.environ.get("SAM_ENCODER"), follow=True)
+    if spare_cores is not None:
+        os.environ["TRAINING_CORES"] = str(max(1, usable_cores() - spare_cores))
     settings = Settings()
     configure_logging(settings)
     require_redis(settings.redis_url)
-    if spare_cores:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - spare_cores)))
     if burst:
         work_off(names)
     else:

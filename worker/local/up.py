@@ -110,9 +110,6 @@ def socket_path(data_dir: Path) -> Path:
 def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> list[Part]:
     """The backend, a worker and the scheduler, each a `sspsam` command.
 
-    The worker leaves one core to the backend: two processes with one thread per core slow each other down
-    many times over, because the threads of each wait for one another.
-
     Args:
         environment: of all three; HOST, PORT and REDIS_URL are set here.
         redis_url: the shared Redis.
@@ -120,7 +117,6 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
     """
     own = {"PORT": str(port), "REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     shared = {"HOST": LOOPBACK, **environment, **own}
-    spare_core = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1))}
     sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: no imports from the current folder
     started = datetime.now(UTC)
     return [
@@ -134,7 +130,7 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
         Part(
             "worker",
             [*sspsam, "worker"],
-            {**spare_core, **shared},
+            shared,
             ready=lambda: all_queues_served(redis_url, started),
             awaits=f"a worker for each of the queues {', '.join(QUEUES)}",
         ),

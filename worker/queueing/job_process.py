@@ -6,7 +6,6 @@ Started by worker.queueing.workers.ModelWorker, not by users. The environment gi
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rq.executions import Execution
@@ -16,7 +15,8 @@ from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.shared_redis import TRAINING, connect, fetch_job
 from worker.queueing.queues import queue_named
-from worker.queueing.workers import MODEL_NICENESS, ModelWorker
+from worker.queueing.workers import ModelWorker
+from worker.queueing.yielding import lower_priority
 
 
 def main(worker_key: str, job_id: str, execution_id: str) -> None:
@@ -31,7 +31,7 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
     worker.job_modules = settings.job_modules
     job = fetch_job(job_id, connection)
     worker.execution = Execution.fetch(execution_id, job_id, connection=connection)
-    os.nice(MODEL_NICENESS)
+    lower_priority(settings.training_nice)
     if job.origin == TRAINING:
         from finetune.training.train import tune_process
 

@@ -194,7 +194,8 @@ def run_worker(queue: str, settings: Settings, burst: bool = False) -> None:
         # Jobs are forks of this process, so modules imported here need not be imported by each job.
         for module in settings.job_modules:
             importlib.import_module(module)
-    member = make_worker(queue, connect(settings.redis_url), settings.job_modules)
+    connection = connect(settings.redis_url)
+    member = make_worker(queue, connection, settings.job_modules, settings.training_cores)
     member.work(burst=burst, logging_level=None)
 
 

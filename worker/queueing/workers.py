@@ -30,6 +30,7 @@ from rq.serializers import JSONSerializer
 from backend.settings import JOB_MODULES
 from backend.shared_redis import EVENTS, PRELABEL, QUEUES, RECONCILE, TRAINING, ServiceJob, ServiceQueue
 from worker.queueing.allowlist import refusal
+from worker.queueing.yielding import limit_threads
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,6 @@ JOB_RETRY, another worker takes its job within 90 s."""
 EVENTS_GRACE_S = 3.0
 MODEL_GRACE_S = 0.0
 """Short: a fine-tune resumes from its checkpoint, and posted tasks of a chunk are kept."""
-MODEL_NICENESS = 5
-"""Lower priority than the backend on the same machine, on which annotators wait interactively."""
 PARENT_POLL_S = 1.0
 
 
@@ -57,6 +56,8 @@ class StoppableWorker(Worker):
     queue_class: type[Queue] = ServiceQueue
     job_modules: Collection[str] = JOB_MODULES
     """Modules whose public functions it runs."""
+    cores = 0
+    """Cores of a job that needs the model; 0: all of the machine's but one."""
     _cut_short = False
     _cleaned_s = float("-inf")
 
@@ -157,7 +158,9 @@ class ModelWorker(StoppableWorker):
             job.id,
             self.execution.id,
         ]
-        self._horse_pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
+        environment = {**os.environ}
+        limit_threads(environment, self.cores)
+        self._horse_pid = os.posix_spawn(sys.executable, command, environment, setpgroup=0)
 
 
 WORKERS: dict[str, type[StoppableWorker]] = {
@@ -169,9 +172,15 @@ WORKERS: dict[str, type[StoppableWorker]] = {
 
 
 def make_worker(
-    queue_name: str, connection: Redis, job_modules: Collection[str] = JOB_MODULES
+    queue_name: str, connection: Redis, job_modules: Collection[str] = JOB_MODULES, cores: int = 0
 ) -> StoppableWorker:
     """Creates the worker of a queue without running it.
+
+    Args:
+        queue_name: Name of the queue.
+        connection: To the Redis shared by all workers.
+        job_modules: Modules whose public functions it may run.
+        cores: Of a job that needs the model; 0: all of the machine's but one.
 
     Raises:
         ValueError: no such queue.
@@ -186,7 +195,7 @@ def make_worker(
         job_monitoring_interval=HEARTBEAT_S,
         serializer=JSONSerializer,
     )
-    worker.job_modules = job_modules
+    worker.job_modules, worker.cores = job_modules, cores
     return worker
 
 

@@ -1,6 +1,5 @@
 """`sspsam up` and `sspsam demo`: checks before the start, and locations of files."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -75,15 +74,6 @@ def test_the_parts_of_the_service_share_redis_and_the_port() -> None:
         assert part.environment is not None
         shared = {"PRESET": "ssp-sam-test", "PORT": "9191", "REDIS_URL": "unix:///r.sock", "HOST": LOOPBACK}
         assert shared.items() <= part.environment.items()
-
-
-def test_the_worker_leaves_a_core_to_the_backend_unless_it_is_told_otherwise() -> None:
-    _, worker, _ = service_parts({}, "unix:///r.sock", 9191)
-    assert worker.environment is not None
-    assert int(worker.environment["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) - 1)
-    _, worker, _ = service_parts({"OMP_NUM_THREADS": "3"}, "unix:///r.sock", 9191)
-    assert worker.environment is not None
-    assert worker.environment["OMP_NUM_THREADS"] == "3"
 
 
 def test_label_studio_does_not_see_our_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

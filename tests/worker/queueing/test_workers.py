@@ -65,7 +65,7 @@ def test_both_queues_are_worked_on_each_by_a_process_of_its_own(
         lines(files[name])[0].split() for name in (EVENTS, TRAINING)
     )
     assert len({event_pid, event_worker, pid, worker}) == 4
-    assert int(nice) == int(event_nice) + 5, "training gives way to the backend"
+    assert int(nice) > int(event_nice), "training gives way to the backend"
 
 
 def test_the_password_of_redis_is_on_no_command_line(
