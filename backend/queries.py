@@ -13,7 +13,7 @@ from typing import Any
 
 from backend.errors import RequestError
 from backend.labelstudio import prompt_text
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 
 Results = list[Mapping[str, Any]]
 

@@ -24,7 +24,8 @@ from backend.serving.shared_model import SharingOptions, SwappablePredictor
 from backend.settings import Settings
 from backend.shared_redis import connect_for_requests
 from backend.state.audit import AuditLog
-from backend.state.redis_store import KnownProject, RedisStore
+from backend.state.known_projects import KnownProject
+from backend.state.redis_store import RedisStore
 from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
 from sspsam.version_store.store import VersionCard, VersionError
@@ -71,7 +72,7 @@ class Service:
 
     def register_project(self, project: KnownProject) -> None:
         """Stores a project as reported by Label Studio; logs what its form lacks if that has changed."""
-        before = self.redis_store.note_project(project)
+        before = self.redis_store.projects.note(project)
         if before is not None and before.label_config == project.label_config:
             return
         try:
@@ -105,8 +106,10 @@ class Service:
         project = event.get("project")
         if isinstance(project, Mapping) and action != START_TRAINING:  # sent separately
             number = project_number(project.get("id"))
-            self.redis_store.set_last_webhook_time(number)
-            self.redis_store.note_title(number, str(project.get("title") or "")[:TITLE_MAX_CHARACTERS])
+            self.redis_store.projects.set_last_webhook_time(number)
+            self.redis_store.projects.note_title(
+                number, str(project.get("title") or "")[:TITLE_MAX_CHARACTERS]
+            )
 
 
 def build_service(

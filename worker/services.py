@@ -13,7 +13,8 @@ from backend.labelstudio.client import LabelStudioClient
 from backend.service import image_store, label_studio_client, version_store
 from backend.settings import Settings
 from backend.shared_redis import SERVED_KEY, connect
-from backend.state.redis_store import KEPT_S, RedisStore, is_project_id
+from backend.state.known_projects import is_project_id
+from backend.state.redis_store import KEPT_S, RedisStore
 from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
 from sspsam.version_store.lines import SHARED_LINE
@@ -71,7 +72,7 @@ class Services:
         """The projects registered with the backend and those with collected annotations."""
         told = [
             int(project.project_id)
-            for project in self.redis_store.projects()
+            for project in self.redis_store.projects.all()
             if is_project_id(project.project_id)
         ]
         return sorted({*told, *collected_projects(self.settings.model_dir)})

@@ -239,7 +239,7 @@ class Assistant:
     def _answer_batch(
         self, query: PredictQuery, config: LabelingConfig, caller: Caller
     ) -> list[Prediction | list[Prediction]]:
-        known = self._redis_store.project(query.project_id)
+        known = self._redis_store.projects.get(query.project_id)
         extra_params = known.extra_params if known else None
         answers: list[Prediction | list[Prediction]] = []
         for task in query.tasks:
@@ -320,7 +320,7 @@ class Assistant:
         digest = self._images.digest(config.image.of(task.data), task.task_id)
         refused = phrases[MAX_PHRASES:]
         phrases = phrases[:MAX_PHRASES]
-        known = self._redis_store.project(project)
+        known = self._redis_store.projects.get(project)
         together = instances_together(known.extra_params if known else None)
         read_image = partial(self._images.decode, digest)
         answer = self._engine.predict(digest, read_image, phrases, caller, split=not together)

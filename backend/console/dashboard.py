@@ -15,7 +15,8 @@ from backend.labelstudio.config import LabelingConfig, MissingTag
 from backend.service import Service
 from backend.serving.engine import EngineStatus
 from backend.serving.served_lines import Refusal
-from backend.state.redis_store import KnownProject, Problem, RedisStore
+from backend.state.known_projects import KnownProject
+from backend.state.redis_store import Problem, RedisStore
 from backend.state.skipped_items import SkippedItem, reason_of
 from sspsam.version_store.lines import StoreState, line_of_project
 from sspsam.version_store.store import VersionCard, VersionError
@@ -113,7 +114,7 @@ def start_page(service: Service, project: str = "") -> StartPage:
         service: The service.
         project: ID of a project: restricts the page to its line of versions and to the projects of that line.
     """
-    status, known = service.engine.status(), service.redis_store.projects()
+    status, known = service.engine.status(), service.redis_store.projects.all()
     line = service.engine.line_of(project) if project else None
     shown = [one for one in known if line is None or service.engine.line_of(one.project_id) == line]
     serving = _serving_projects(service, shown, project)
@@ -134,7 +135,7 @@ def start_page(service: Service, project: str = "") -> StartPage:
     ids = {one.project_id for one in shown} | {project}
     tallies = [
         counted.tally
-        for counted in service.redis_store.corrections()
+        for counted in service.redis_store.worker.corrections()
         if not project or str(counted.project) in ids
     ]
     by_version = {row.card.version_id: row for row in rows}
@@ -150,7 +151,7 @@ def start_page(service: Service, project: str = "") -> StartPage:
         projects=[_project_row_or_problem(one, service) for one in shown],
         label_studio_url=service.settings.label_studio_for_browsers,
         backend_url=service.settings.backend_url,
-        waiting_jobs=service.redis_store.waiting_jobs(),
+        waiting_jobs=service.redis_store.worker.waiting_jobs(),
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
         corrected_labels=merged(replace(tally, version="") for tally in tallies if tally.version in serving),
         warnings=warnings,
@@ -237,7 +238,7 @@ def _project_row_or_problem(project: KnownProject, service: Service) -> ProjectR
 
 def _project_row(project: KnownProject, line: str, redis_store: RedisStore) -> ProjectRow:
     line = line or line_of_project(int(project.project_id))  # before the store has been read
-    decision, progress = redis_store.decision(line), redis_store.progress(line)
+    decision, progress = redis_store.worker.decision(line), redis_store.worker.progress(line)
     try:
         config = LabelingConfig.parse(project.label_config)
         config.require()
@@ -250,7 +251,7 @@ def _project_row(project: KnownProject, line: str, redis_store: RedisStore) -> P
         missing,
         _decision_text(decision),
         _progress_text(progress),
-        redis_store.get_last_webhook_time(project.project_id),
+        redis_store.projects.get_last_webhook_time(project.project_id),
         redis_store.problems(project.project_id),
     )
 

@@ -65,4 +65,4 @@ def _lists() -> JobLists | None:
 
 def _progress(project: int) -> Mapping[str, Any]:
     line = service().engine.line_of(str(project)) or line_of_project(project)
-    return service().redis_store.progress(line)
+    return service().redis_store.worker.progress(line)

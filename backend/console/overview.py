@@ -11,7 +11,7 @@ from threading import Lock
 import psutil
 
 from backend.service import Service
-from backend.state.redis_store import QueueState
+from backend.state.worker_state import QueueState
 
 WINDOW_S = 3600.0
 KEPT = 20_000
@@ -100,7 +100,7 @@ class Overview:
 
 def overview(service: Service, recent: RecentRequests) -> Overview:
     """Collects the figures."""
-    load, queues = recent.load(), service.redis_store.queues()
+    load, queues = recent.load(), service.redis_store.worker.queues()
     waiting = service.engine.waiting()
     return Overview(
         memory=_memory(service.engine.status().device),

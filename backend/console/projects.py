@@ -82,7 +82,7 @@ def one(project: int) -> Response:
     row = next((row for row in found.projects if row.project.project_id == str(project)), None)
     if row is None:
         abort(404, f"project {project} is not connected: connect it on the page Projects")
-    days = service().redis_store.correction_days(project)
+    days = service().redis_store.worker.correction_days(project)
     return page(
         "project.html",
         page=found,
@@ -306,5 +306,5 @@ def _can_roll_back(project: int) -> bool:
 
 def _sources(project: int) -> list[tuple[str, str]]:
     """Other projects whose version can be adopted: (number, title)."""
-    known = service().redis_store.projects()
+    known = service().redis_store.projects.all()
     return [(one.project_id, one.title) for one in known if one.project_id != str(project)]

@@ -1,4 +1,4 @@
-"""State in Redis: served masks, phrases that found nothing, known projects.
+"""State in Redis: served and displayed masks, phrases that found nothing, errors, known projects.
 
 Answers never depend on it: if Redis is unavailable, a warning is logged once a minute and the request
 continues without it.
@@ -9,37 +9,32 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from redis import Redis, RedisError
+from redis import Redis
 
-from backend.corrections import CorrectionLog, DayCounts, ProjectTally
-from backend.labelstudio.config import MAX_CHARACTERS
 from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
 from backend.logs import request_id
 from backend.shared_redis import (
-    DECISION_KEY,
-    LAST_WEBHOOK_KEY,
     MESSAGE_SENT_KEY,
     NOTHING_FOUND_KEY,
     PROBLEMS_KEY,
-    PROGRESS_KEY,
-    PROJECTS_KEY,
     PROMPT_BOX_KEY,
-    QUEUES,
     SERVED_KEY,
     SERVED_OF_KEY,
     SESSION_ENDED_KEY,
     SHOWN_KEY,
 )
 from backend.state.displayed_masks import DisplayedMask
+from backend.state.guarded_redis import GuardedRedis, parsed, text_map, text_of
+from backend.state.known_projects import KnownProjects
+from backend.state.worker_state import WorkerState
 from sspsam.images.masks import merge_coco_rles
-from sspsam.version_store.lines import line_key
 
 KEPT_S = 30 * 24 * 3600
 SHOWN_S = 24 * 3600
@@ -53,21 +48,10 @@ MOST_SERVED = 2000
 """Proposed masks of a task that are kept: the latest. Each phrase that is asked has one."""
 PROBLEM_CHARACTERS = 1000
 """Of an error's reason."""
-MOST_PROJECTS = 2000
-"""Projects that are known; further ones are not stored before others are deleted."""
 MOST_NOT_FOUND = 1000
 """Phrases of a task for which nothing was found."""
 BOX_CHARACTERS = 2**18
 """Of a prompt box, as JSON; a larger one is not stored."""
-PROJECT_ID_DIGITS = 18
-_COMPLAIN_EVERY_S = 60.0
-_PAUSE_S = 5.0
-"""Pause after a Redis failure: each attempt may take seconds, while an annotator waits."""
-
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
-"""What reading a value of another format raises."""
-
-Value = TypeVar("Value")
 Fields = dict[Any, Any]
 """Type of a hash's fields in redis-py."""
 
@@ -88,16 +72,6 @@ class Served:
 
 
 @dataclass(frozen=True)
-class QueueState:
-    """Numbers of jobs, and of workers that take from the queue."""
-
-    waiting: int
-    running: int
-    failed: int
-    workers: int
-
-
-@dataclass(frozen=True)
 class Problem:
     """A request that failed."""
 
@@ -109,26 +83,12 @@ class Problem:
     """Request ID in the log."""
 
 
-@dataclass(frozen=True)
-class KnownProject:
-    """A project connected to this backend, as last reported by Label Studio."""
-
-    project_id: str
-    label_config: str = ""
-    title: str = ""
-    extra_params: Any = field(default=None)
-    """Text entered at connecting: plain text or JSON."""
-    seen_at: str = ""
-    """ISO 8601, UTC."""
-
-
-def is_project_id(text: str) -> bool:
-    """Whether a text can be a project's ID in Label Studio."""
-    return text.isascii() and text.isdecimal() and len(text) <= PROJECT_ID_DIGITS
-
-
 class RedisStore:
     """Reads and writes the state. Never raises Redis errors.
+
+    Attributes:
+        projects: The projects that Label Studio has reported.
+        worker: What the worker reports.
 
     Args:
         redis: Connected lazily.
@@ -136,8 +96,9 @@ class RedisStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._complained_s = -_COMPLAIN_EVERY_S
-        self._failed_s = -_PAUSE_S
+        self._guarded = GuardedRedis(redis)
+        self.projects = KnownProjects(self._guarded)
+        self.worker = WorkerState(self._guarded)
 
     def note_served(
         self,
@@ -177,21 +138,21 @@ class RedisStore:
                 pipeline.execute()
             surplus = self._redis.zrange(listed, 0, -MOST_SERVED - 1)
             if surplus:
-                self._redis.delete(*(SERVED_KEY.format(region=_text(number)) for number in surplus))
+                self._redis.delete(*(SERVED_KEY.format(region=text_of(number)) for number in surplus))
                 self._redis.zrem(listed, *surplus)
 
-        self._try(write, None)
+        self._guarded.attempt(write, None)
 
     def served(self, region_id: str) -> Served | None:
         """Returns the mask last served under a region's ID."""
         nothing: dict[str, str] = {}
-        values = self._try(
-            lambda: _text_map(self._redis.hgetall(SERVED_KEY.format(region=region_id))), nothing
+        values = self._guarded.attempt(
+            lambda: text_map(self._redis.hgetall(SERVED_KEY.format(region=region_id))), nothing
         )
         if not {"rle", "version", "phrase"} <= set(values):
             return None
         answer = values.get("answer") or "null"
-        return _parsed(
+        return parsed(
             lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"], json.loads(answer))
         )
 
@@ -211,16 +172,16 @@ class RedisStore:
                 self._redis.expire(key, KEPT_S)
                 surplus = int(self._redis.hlen(key)) - MOST_NOT_FOUND
                 if surplus > 0:
-                    names = [name for name in self._redis.hkeys(key) if _text(name) not in come]
+                    names = [name for name in self._redis.hkeys(key) if text_of(name) not in come]
                     self._redis.hdel(key, *names[:surplus], *list(come)[MOST_NOT_FOUND:])
 
-        self._try(write, None)
+        self._guarded.attempt(write, None)
 
     def nothing_found(self, project: str, task: str) -> dict[str, str]:
         """Returns the keys of phrases for which the model found nothing, with the version that was asked."""
         key = NOTHING_FOUND_KEY.format(project=project, task=task)
         nothing: dict[str, str] = {}
-        return self._try(lambda: _text_map(self._redis.hgetall(key)), nothing)
+        return self._guarded.attempt(lambda: text_map(self._redis.hgetall(key)), nothing)
 
     def note_shown(self, project: str, task: str, masks: Iterable[DisplayedMask]) -> None:
         """Stores displayed masks for later clicks; replaces a region's earlier mask."""
@@ -229,21 +190,21 @@ class RedisStore:
             return
         key = SHOWN_KEY.format(project=project, task=task)
         self._note(key, values)
-        if self._try(lambda: int(self._redis.hlen(key)), 0) > 2 * MOST_SHOWN:
+        if self._guarded.attempt(lambda: int(self._redis.hlen(key)), 0) > 2 * MOST_SHOWN:
             self.shown(project, task)  # drops the oldest
 
     def shown(self, project: str, task: str) -> list[DisplayedMask]:
         """Returns the last displayed masks of a task, the latest last; drops the oldest of very many."""
         key = SHOWN_KEY.format(project=project, task=task)
         nothing: dict[bytes, bytes] = {}
-        found = self._try(lambda: self._redis.hgetall(key), nothing)
-        read = ((name, _parsed(partial(_displayed_mask, value))) for name, value in found.items())
+        found = self._guarded.attempt(lambda: self._redis.hgetall(key), nothing)
+        read = ((name, parsed(partial(_displayed_mask, value))) for name, value in found.items())
         masks = sorted(
             ((name, mask) for name, mask in read if mask is not None), key=lambda entry: entry[1].shown_s
         )
         surplus = [name for name, _ in masks[:-MOST_SHOWN]]
         if surplus:
-            self._try(lambda: self._redis.hdel(key, *surplus), 0)
+            self._guarded.attempt(lambda: self._redis.hdel(key, *surplus), 0)
         return [mask for _, mask in masks[-MOST_SHOWN:]]
 
     def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
@@ -251,24 +212,24 @@ class RedisStore:
         key = PROMPT_BOX_KEY.format(project=project, task=task)
         value = json.dumps({"id": result_id, "entries": list(entries)})
         if len(value) > BOX_CHARACTERS:  # what was stored before is not the content any more
-            self._try(lambda: self._redis.delete(key), 0)
+            self._guarded.attempt(lambda: self._redis.delete(key), 0)
         else:
-            self._try(lambda: self._redis.set(key, value, ex=SHOWN_S), None)
+            self._guarded.attempt(lambda: self._redis.set(key, value, ex=SHOWN_S), None)
 
     def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
         """Returns ID and entries of a task's prompt box, as last written by us."""
-        found = self._json(PROMPT_BOX_KEY.format(project=project, task=task))
-        return _parsed(lambda: (str(found["id"]), [*map(str, found["entries"])])) if found else None
+        found = self._guarded.json(PROMPT_BOX_KEY.format(project=project, task=task))
+        return parsed(lambda: (str(found["id"]), [*map(str, found["entries"])])) if found else None
 
     def mark_message_sent(self, project: str, task: str) -> None:
         """Records that a task's form shows a message about a click."""
-        self._try(
+        self._guarded.attempt(
             lambda: self._redis.set(MESSAGE_SENT_KEY.format(project=project, task=task), 1, ex=SHOWN_S), None
         )
 
     def pop_message_sent(self, project: str, task: str) -> bool:
         """Returns whether the form shows a message about a click, and clears the record."""
-        return self._try(
+        return self._guarded.attempt(
             lambda: bool(self._redis.delete(MESSAGE_SENT_KEY.format(project=project, task=task))), False
         )
 
@@ -285,13 +246,15 @@ class RedisStore:
                 pipeline.expire(key, PROBLEMS_S)
                 pipeline.execute()
 
-        self._try(write, None)
+        self._guarded.attempt(write, None)
 
     def problems(self, project: str) -> list[Problem]:
         """Returns recent errors, newest first."""
         nothing: list[bytes] = []
-        found = self._try(lambda: self._redis.lrange(PROBLEMS_KEY.format(project=project), 0, -1), nothing)
-        problems = (_parsed(partial(_problem, value)) for value in found)
+        found = self._guarded.attempt(
+            lambda: self._redis.lrange(PROBLEMS_KEY.format(project=project), 0, -1), nothing
+        )
+        problems = (parsed(partial(_problem, value)) for value in found)
         return [problem for problem in problems if problem is not None]
 
     def _note(self, key: str, values: Fields) -> None:
@@ -301,141 +264,22 @@ class RedisStore:
                 pipeline.expire(key, SHOWN_S)
                 pipeline.execute()
 
-        self._try(write, None)
-
-    def note_project(self, project: KnownProject) -> KnownProject | None:
-        """Stores a project; an empty title keeps the known one.
-
-        Returns:
-            The previous record.
-        """
-        if not is_project_id(project.project_id):
-            logger.warning("%.40r is not the ID of a project", project.project_id)
-            return None
-        known = self.project(project.project_id)
-        values = asdict(project)
-        values["label_config"] = project.label_config[: MAX_CHARACTERS + 1]  # one more is refused as too long
-        if known is not None:
-            values["title"] = project.title or known.title
-            if project.extra_params is None:
-                values["extra_params"] = known.extra_params
-        self._put(PROJECTS_KEY, project.project_id, json.dumps(values))
-        return known
-
-    def _put(self, key: str, project_id: str, value: str) -> None:
-        """Stores a value of a project, unless that would be one project too many."""
-
-        def put() -> bool:
-            is_new = bool(self._redis.hset(key, project_id, value))
-            if is_new and int(self._redis.hlen(key)) > MOST_PROJECTS:
-                self._redis.hdel(key, project_id)
-                return False
-            return True
-
-        if not self._try(put, True):
-            logger.warning("project %s is not stored: there are %d others", project_id, MOST_PROJECTS)
-
-    def note_title(self, project_id: str, title: str) -> None:
-        """Stores the title of a known project, which only its webhook contains."""
-        known = self.project(project_id)
-        if known is not None and title not in ("", known.title):
-            self.note_project(replace(known, title=title))
-
-    def project(self, project_id: str) -> KnownProject | None:
-        return self._try(lambda: _project(self._redis.hget(PROJECTS_KEY, project_id)), None)
-
-    def projects(self) -> list[KnownProject]:
-        """Returns the known projects, most recently seen first."""
-        nothing: list[KnownProject | None] = []
-        found = self._try(lambda: [_project(value) for value in self._redis.hvals(PROJECTS_KEY)], nothing)
-        known = [project for project in found if project is not None and is_project_id(project.project_id)]
-        return sorted(known, key=lambda project: project.seen_at, reverse=True)
-
-    def set_last_webhook_time(self, project_id: str) -> None:
-        """Records that a project's webhook has arrived."""
-        if not is_project_id(project_id):
-            return
-        self._put(LAST_WEBHOOK_KEY, project_id, datetime.now(UTC).isoformat())
-
-    def get_last_webhook_time(self, project_id: str) -> str:
-        """Returns the time of a project's last webhook, ISO 8601; empty if there was none."""
-        value = self._try(lambda: self._redis.hget(LAST_WEBHOOK_KEY, project_id), None)
-        return "" if value is None else _text(value)
-
-    def decision(self, line: str) -> dict[str, Any]:
-        """Returns the worker's last fine-tune decision on a line: at, trigger, start, reason; {} if there is
-        none.
-        """
-        return self._json(DECISION_KEY.format(line=line_key(line)))
-
-    def progress(self, line: str) -> dict[str, Any]:
-        """Returns the progress of a line's running fine-tune: run, step, steps; {} if none runs."""
-        return self._json(PROGRESS_KEY.format(line=line_key(line)))
-
-    def corrections(self) -> list[ProjectTally]:
-        """Returns the worker's counts of corrections; see `backend.corrections`."""
-        nothing: list[ProjectTally] = []
-        return self._try(CorrectionLog(self._redis).sums, nothing)
-
-    def correction_days(self, project: int) -> list[DayCounts]:
-        """Returns the worker's counts of a project's corrections by day."""
-        nothing: list[DayCounts] = []
-        return self._try(lambda: CorrectionLog(self._redis).days(project), nothing)
-
-    def waiting_jobs(self) -> dict[str, int]:
-        """Returns the number of jobs in each worker queue; {} if Redis does not respond."""
-
-        def count() -> dict[str, int]:
-            return {name: int(self._redis.llen(f"rq:queue:{name}")) for name in QUEUES}
-
-        nothing: dict[str, int] = {}
-        return self._try(count, nothing)
-
-    def queues(self) -> dict[str, QueueState]:
-        """Returns the state of each worker queue; {} if Redis does not respond."""
-
-        def count() -> dict[str, QueueState]:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for name in QUEUES:
-                    pipeline.llen(f"rq:queue:{name}")
-                    pipeline.zcard(f"rq:wip:{name}")
-                    pipeline.zcard(f"rq:failed:{name}")
-                    pipeline.scard(f"rq:workers:{name}")
-                found = [int(number) for number in pipeline.execute()]
-            return {name: QueueState(*found[4 * at : 4 * at + 4]) for at, name in enumerate(QUEUES)}
-
-        nothing: dict[str, QueueState] = {}
-        return self._try(count, nothing)
-
-    def end_session(self, session: str, seconds: int) -> None:
-        """Records that a console session has ended, until its cookie expires."""
-        self._try(lambda: self._redis.set(SESSION_ENDED_KEY.format(session=session), 1, ex=seconds), None)
-
-    def session_has_ended(self, session: str) -> bool:
-        return self._try(lambda: bool(self._redis.exists(SESSION_ENDED_KEY.format(session=session))), False)
+        self._guarded.attempt(write, None)
 
     def alive(self) -> bool:
         """Whether Redis responds now."""
-        self._failed_s = -_PAUSE_S
-        return self._try(lambda: bool(self._redis.ping()), False)
+        return self._guarded.alive()
 
-    def _json(self, key: str) -> dict[str, Any]:
-        value = self._try(lambda: self._redis.get(key), None)
-        found: Any = _parsed(partial(json.loads, value)) if value else {}
-        return found if isinstance(found, dict) else {}
+    def end_session(self, session: str, seconds: int) -> None:
+        """Records that a console session has ended, until its cookie expires."""
+        self._guarded.attempt(
+            lambda: self._redis.set(SESSION_ENDED_KEY.format(session=session), 1, ex=seconds), None
+        )
 
-    def _try(self, action: Callable[[], Any], otherwise: Value) -> Value:
-        if time.monotonic() - self._failed_s < _PAUSE_S:
-            return otherwise
-        try:
-            result: Value = action()
-            return result
-        except RedisError as error:
-            self._failed_s = time.monotonic()
-            if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
-                self._complained_s = time.monotonic()
-                logger.warning("Redis does not respond (%s): continuing without it", type(error).__name__)
-            return otherwise
+    def session_has_ended(self, session: str) -> bool:
+        return self._guarded.attempt(
+            lambda: bool(self._redis.exists(SESSION_ENDED_KEY.format(session=session))), False
+        )
 
 
 def _answers_of_several(
@@ -448,16 +292,6 @@ def _answers_of_several(
     return {key: merge_coco_rles(rles) for key, rles in by_phrase.items() if len(rles) > 1}
 
 
-def _project(value: Any) -> KnownProject | None:
-    if value is None:
-        return None
-    values = _parsed(partial(json.loads, value))
-    if not isinstance(values, dict) or not isinstance(values.get("project_id"), str):
-        return None
-    texts = {entry.name: str(values.get(entry.name) or "") for entry in fields(KnownProject)}
-    return replace(KnownProject(**texts), extra_params=values.get("extra_params"))
-
-
 def _problem(value: bytes) -> Problem:
     values = json.loads(value)
     return Problem(**{entry.name: str(values[entry.name]) for entry in fields(Problem)})
@@ -465,20 +299,3 @@ def _problem(value: bytes) -> Problem:
 
 def _displayed_mask(value: bytes) -> DisplayedMask:
     return DisplayedMask.from_dict(json.loads(value))
-
-
-def _parsed(parse: Callable[[], Value]) -> Value | None:
-    """Reads a value from Redis; None if it is not in our format, so that it spoils no other."""
-    try:
-        return parse()
-    except UNREADABLE as error:
-        logger.warning("a value in Redis is ignored: %s", type(error).__name__)
-        return None
-
-
-def _text_map(values: Mapping[Any, Any]) -> dict[str, str]:
-    return {_text(name): _text(value) for name, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

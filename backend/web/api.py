@@ -66,7 +66,9 @@ def webhook() -> tuple[Response, int]:
 @routes.get("/webhook")
 def last_event() -> Response:
     """Time of the last webhook of `?project=`; `sspsam connect` uses it to test the webhook."""
-    return jsonify(last_event=service().redis_store.get_last_webhook_time(request.args.get("project", "")))
+    return jsonify(
+        last_event=service().redis_store.projects.get_last_webhook_time(request.args.get("project", ""))
+    )
 
 
 @routes.get("/versions")
@@ -80,7 +82,7 @@ def metrics() -> Response:
     parts = service()
     parts.metrics.set_corrections(
         (parts.engine.line_of(str(counted.project)), counted.tally)
-        for counted in parts.redis_store.corrections()
+        for counted in parts.redis_store.worker.corrections()
     )
     parts.metrics.set_skipped(parts.skipped.counts())
     status, embeddings = parts.engine.status(), parts.engine.embeddings

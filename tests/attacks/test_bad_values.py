@@ -22,7 +22,8 @@ from backend.shared_redis import (
     SKIPPED_COUNTS_KEY,
     SKIPPED_KEY,
 )
-from backend.state.redis_store import KnownProject, RedisStore
+from backend.state.known_projects import KnownProject
+from backend.state.redis_store import RedisStore
 from backend.state.skipped_items import ITEMS_KEPT, SkippedItems, reason_of
 from tests.worker.label_studio_server import LabelStudioServer, region
 from tests.worker.reconciling import reconcile_all
@@ -46,7 +47,7 @@ def two_tasks(label_studio: LabelStudioServer, services: Services, mask: Mask) -
     """Two projects with two annotated tasks each."""
     for project in (PROJECT, OTHER):
         label_studio.add_project(project)
-        services.redis_store.note_project(KnownProject(str(project)))
+        services.redis_store.projects.note(KnownProject(str(project)))
         for task in (BAD, GOOD):
             number = 10 * project + task
             picture = np.full((*mask.shape, 3), number, dtype=np.uint8)
@@ -177,8 +178,8 @@ def test_counts_without_bounds_stop_no_page(app: Flask, redis_server: Redis) -> 
 def test_a_project_id_without_bounds_is_not_stored(redis_server: Redis) -> None:
     store = RedisStore(redis_server)
     for number in ("7" * 5000, "", "-1", "٣", "x"):
-        store.note_project(KnownProject(number))
-    assert {project.project_id for project in store.projects()} == {str(OTHER), str(PROJECT)}
+        store.projects.note(KnownProject(number))
+    assert {project.project_id for project in store.projects.all()} == {str(OTHER), str(PROJECT)}
     assert redis_server.hlen(PROJECTS_KEY) == 2
 
 

@@ -16,7 +16,7 @@ from flask import Flask
 
 from backend.console import fine_tunes
 from backend.errors import ImageFetchError
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from sspsam.version_store.store import DamagedVersionError
 from tests.worker.label_studio_server import LabelStudioServer, region
 from tests.worker.reconciling import reconcile_all
@@ -43,7 +43,7 @@ def annotated(services: Services, label_studio: LabelStudioServer, mask: npt.NDA
     """Two projects with a drawn mask each."""
     for project in (PROJECT, OTHER):
         label_studio.add_project(project)
-        services.redis_store.note_project(KnownProject(str(project)))
+        services.redis_store.projects.note(KnownProject(str(project)))
         label_studio.add_task(project, project, np.full((*mask.shape, 3), project, dtype=np.uint8))
         label_studio.save(project, project, region("a", "the ring", mask))
     reconcile_all(services)
@@ -124,7 +124,7 @@ def test_a_damaged_split_is_named_in_place_of_a_decision(services: Services, dam
     decisions = jobs.check_projects()
     assert decisions.keys() == {str(PROJECT), str(OTHER)}
     for project in (PROJECT, OTHER):
-        shown = services.redis_store.decision(services.line(project).name)["reason"]
+        shown = services.redis_store.worker.decision(services.line(project).name)["reason"]
         assert shown.startswith("no decision is possible")
         assert "decide" in {item.work for item in services.skipped.of(project)}
     assert not jobs.maybe_finetune(PROJECT, "start-training")["start"]

@@ -34,7 +34,8 @@ from backend.shared_redis import (
 )
 from backend.state import redis_store
 from backend.state.displayed_masks import DisplayedMask
-from backend.state.redis_store import MOST_NOT_FOUND, MOST_SHOWN, KnownProject, RedisStore
+from backend.state.known_projects import KnownProject
+from backend.state.redis_store import MOST_NOT_FOUND, MOST_SHOWN, RedisStore
 from sspsam import VersionStore
 from tests.worker.label_studio_server import LabelStudioServer
 from worker import jobs
@@ -56,21 +57,21 @@ def store(redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> RedisStore:
 def test_projects_that_callers_name_are_bounded_and_known_ones_stay(
     store: RedisStore, redis_server: Redis
 ) -> None:
-    store.note_project(KnownProject(PROJECT, title="ours"))
+    store.projects.note(KnownProject(PROJECT, title="ours"))
     for number in range(100, 100 + MANY):
-        store.note_project(KnownProject(str(number)))
-        store.set_last_webhook_time(str(number))
+        store.projects.note(KnownProject(str(number)))
+        store.projects.set_last_webhook_time(str(number))
     assert redis_server.hlen(PROJECTS_KEY) == redis_server.hlen(LAST_WEBHOOK_KEY) == MOST
-    store.note_project(KnownProject(PROJECT, label_config="<View/>"))
-    known = store.project(PROJECT)
+    store.projects.note(KnownProject(PROJECT, label_config="<View/>"))
+    known = store.projects.get(PROJECT)
     assert known is not None
     assert (known.title, known.label_config) == ("ours", "<View/>")
 
 
 def test_a_form_is_stored_up_to_the_length_that_is_read(store: RedisStore, redis_server: Redis) -> None:
-    store.note_project(KnownProject(PROJECT, label_config="x" * 5 * MAX_CHARACTERS))
+    store.projects.note(KnownProject(PROJECT, label_config="x" * 5 * MAX_CHARACTERS))
     assert redis_server.memory_usage(PROJECTS_KEY) < 3 * MAX_CHARACTERS
-    known = store.project(PROJECT)
+    known = store.projects.get(PROJECT)
     assert known is not None
     assert len(known.label_config) == MAX_CHARACTERS + 1, "it is still too long"
 
@@ -205,8 +206,8 @@ def test_projects_that_do_not_exist_leave_no_trace(
     label_studio.add_project(3)
     before = services.store.state()
     for number in range(100, 100 + MANY):
-        services.redis_store.note_project(KnownProject(str(number)))
-        services.redis_store.set_last_webhook_time(str(number))
+        services.redis_store.projects.note(KnownProject(str(number)))
+        services.redis_store.projects.set_last_webhook_time(str(number))
         services.redis_store.note_problem(str(number), TASK, "x")
         services.skipped.note(number, "collect", "task 1", "x")
         redis_server.hset(f"sspsam:collected:{number}", "1", "x")

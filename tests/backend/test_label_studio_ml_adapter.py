@@ -233,7 +233,7 @@ def test_events_are_queued(adapter: ModuleType, redis_server: Redis) -> None:
 
     adapter.SspSamModel("5", RECOMMENDED_CONFIG).fit("ANNOTATION_CREATED", event, job_id=None)
 
-    assert adapter.shared_service().redis_store.get_last_webhook_time("5"), "as by our own route"
+    assert adapter.shared_service().redis_store.projects.get_last_webhook_time("5"), "as by our own route"
     (job,) = Queue("events", connection=redis_server, serializer=JSONSerializer).get_jobs()
     assert job.func_name == "worker.jobs.collect_annotation"
     with pytest.raises(RequestError):

@@ -11,7 +11,7 @@ from rq.job import JobStatus, Retry
 
 from backend.errors import LabelStudioUnauthorized
 from backend.shared_redis import DECISION_KEY
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from finetune.data.records import read_records
 from sspsam.version_store.pruning import plan_pruning
 from sspsam.version_store.store import VersionCard
@@ -121,9 +121,9 @@ def test_reconcile_finds_what_events_did_not_tell(
 def test_reconcile_goes_on_after_a_project_that_is_gone(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    services.redis_store.note_project(KnownProject("1"))
+    services.redis_store.projects.note(KnownProject("1"))
     label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
     result = reconcile_all(services)
     assert result["1"] == {"project": 1, "deleted": True, "forgotten": 0}
     assert result["3"]["collected"] == 1
@@ -136,7 +136,7 @@ def test_a_deleted_project_leaves_no_records_and_gives_its_versions_to_prune(
     version = store.publish({"w": torch.ones(1)}, VersionCard(line=line), {}).version_id
     store.promote(version)
     label_studio.save(ANNOTATION, TASK, region("a", "the ring", mask))
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
     assert reconcile_all(services)["3"]["collected"] == 1
     assert plan_pruning(store).removed == {}
     kept = label_studio.projects.pop(PROJECT)
@@ -213,7 +213,7 @@ def correct(label_studio: LabelStudioServer, mask: Mask, images: int, masks_each
 def test_the_threshold_starts_one_fine_tune(
     services: Services, label_studio: LabelStudioServer, mask: Mask
 ) -> None:
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
     correct(label_studio, mask, images=3)
     reconcile_all(services)
     assert jobs.maybe_finetune(PROJECT, "annotation") == {
@@ -258,7 +258,7 @@ def test_starting_with_label_studio_down_decides_on_what_is_here(
 ) -> None:
     correct(label_studio, mask, images=2)
     jobs.maybe_finetune(PROJECT, "annotation")
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
     reconcile_all(services)
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
     assert jobs.maybe_finetune(PROJECT, "start-training")["start"]

@@ -11,7 +11,7 @@ from rq.job import Retry
 
 from backend.labelstudio.connection import PAGE_SIZE
 from backend.shared_redis import COLLECTED_KEY, RECONCILED_KEY
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, region
 from worker import jobs
 from worker.corrections.reconciling import FULL_PASS_EVERY, reconcile
@@ -27,7 +27,7 @@ NOW = datetime(2026, 5, 1, tzinfo=UTC)
 def annotated(services: Services, label_studio: LabelStudioServer, mask: Mask) -> None:
     """Three tasks on one image, each with an annotation of the same number."""
     label_studio.add_project(PROJECT)
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
     image = np.zeros((*mask.shape, 3), dtype=np.uint8)
     for number in (1, 2, 3):
         label_studio.add_task(number, PROJECT, image, "scene.png")
@@ -139,7 +139,7 @@ def test_the_job_of_an_unfinished_pass_goes_to_the_end_of_its_queue(
 
 
 def test_each_project_is_one_job_of_a_queue_of_their_own(services: Services) -> None:
-    services.redis_store.note_project(KnownProject("9"))
+    services.redis_store.projects.note(KnownProject("9"))
     assert jobs.reconcile_projects() == {"3": True, "9": True}
     assert jobs.reconcile_projects() == {"3": False, "9": False}
     assert reconcile_queue(services.redis).get_job_ids() == ["reconcile-3", "reconcile-9"]

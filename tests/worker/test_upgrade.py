@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from backend.web.app import create_app
 from sspsam import Predictor, coco_rle_to_mask
 from sspsam.version_store.lines import line_of_project
@@ -39,7 +39,7 @@ FIRST, SERVING = "ssp-sam-test-0001", "ssp-sam-test-0002"
 def upgraded(services: Services) -> Services:
     shutil.copytree(GOLDEN / "models-0.2", services.settings.model_dir)
     for project in (*PROJECTS, NEW):
-        services.redis_store.note_project(KnownProject(str(project)))
+        services.redis_store.projects.note(KnownProject(str(project)))
     return services
 
 

@@ -205,7 +205,7 @@ def test_each_project_is_shown_with_its_own_line(
     tuned = {}
     for shift, project in enumerate((7, 9), start=1):
         client.post("/setup", json={"project": f"{project}.1", "schema": RECOMMENDED_CONFIG})
-        redis_store.note_title(str(project), f"Project of user {project}")
+        redis_store.projects.note_title(str(project), f"Project of user {project}")
         card = replace(CARD, line=f"project-{project}", data={"project": project})
         listed = [{"file": "a.webp", "phrase": f"cat {project}", "before": 0.1, "after": 0.9}]
         files: dict[str, Path | str] = {"before-after.json": json.dumps(listed), "a.webp": "picture"}
@@ -369,7 +369,7 @@ def test_a_refusal_names_its_line(app: Flask, client: FlaskClient) -> None:
     service = service_of(app)
     for project, title in ((7, "Cups"), (8, "Boats"), (9, "Trees")):
         client.post("/setup", json={"project": f"{project}.1", "schema": RECOMMENDED_CONFIG})
-        service.redis_store.note_title(str(project), title)
+        service.redis_store.projects.note_title(str(project), title)
     version = publish(service.versions, replace(CARD, line=line_of_project(7)), 1)
     service.versions.promote(version, "better on cups")
     bad = publish(service.versions, replace(CARD, line=line_of_project(8)), 2)

@@ -61,7 +61,7 @@ def app(settings: Settings, redis_server: Redis) -> Flask:
 def person(app: Flask) -> Person:
     person = Person(app)
     person.client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
-    service_of(app).redis_store.note_title("7", "Kitchen")
+    service_of(app).redis_store.projects.note_title("7", "Kitchen")
     person.page("/projects/7")
     return person
 

@@ -13,7 +13,8 @@ from redis.retry import Retry
 from backend.labelstudio.predictions import ProposedRegion
 from backend.shared_redis import SHOWN_KEY
 from backend.state.displayed_masks import DisplayedMask
-from backend.state.redis_store import MOST_SHOWN, KnownProject, RedisStore
+from backend.state.known_projects import KnownProject
+from backend.state.redis_store import MOST_SHOWN, RedisStore
 from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
 
 
@@ -50,15 +51,15 @@ def test_a_phrase_that_got_a_mask_is_unmatched_no_more(redis_store: RedisStore) 
 
 
 def test_projects_keep_what_a_later_call_does_not_tell(redis_store: RedisStore) -> None:
-    redis_store.note_project(KnownProject("7", "<View/>", "Streets", {"phrase": "car"}, "2026-01-01"))
-    redis_store.note_project(KnownProject("8", "<View/>", seen_at="2026-01-02"))
-    redis_store.note_project(KnownProject("7", "<View></View>", seen_at="2026-01-03"))
+    redis_store.projects.note(KnownProject("7", "<View/>", "Streets", {"phrase": "car"}, "2026-01-01"))
+    redis_store.projects.note(KnownProject("8", "<View/>", seen_at="2026-01-02"))
+    redis_store.projects.note(KnownProject("7", "<View></View>", seen_at="2026-01-03"))
 
-    assert redis_store.projects() == [
+    assert redis_store.projects.all() == [
         KnownProject("7", "<View></View>", "Streets", {"phrase": "car"}, "2026-01-03"),
         KnownProject("8", "<View/>", seen_at="2026-01-02"),
     ]
-    assert redis_store.project("9") is None
+    assert redis_store.projects.get("9") is None
 
 
 def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
@@ -76,15 +77,15 @@ def test_without_redis_everything_is_empty_and_redis_is_left_in_peace() -> None:
     for _ in range(100):
         redis_store.note_served([proposed("a cat", 1)], "v1")
         redis_store.note_nothing_found("1", "2", ["zebra"], ["cat"], "v1")
-        redis_store.note_project(KnownProject("7"))
+        redis_store.projects.note(KnownProject("7"))
         redis_store.note_shown("1", "2", [DisplayedMask("r1", "a cat", {})])
         redis_store.mark_message_sent("1", "2")
         assert redis_store.shown("1", "2") == []
         assert not redis_store.pop_message_sent("1", "2")
         assert redis_store.served("r1") is None
         assert redis_store.nothing_found("1", "2") == {}
-        assert redis_store.projects() == []
-        assert redis_store.decision("7") == redis_store.progress("7") == {}
+        assert redis_store.projects.all() == []
+        assert redis_store.worker.decision("7") == redis_store.worker.progress("7") == {}
 
     assert not redis_store.alive()
     assert 2 <= len(tries) < 20

@@ -16,7 +16,7 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 
 from backend.shared_redis import WANTED_KEY
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from finetune.data.records import read_records
 from sspsam import mask_to_coco_rle
 from sspsam.version_store.store import VersionCard
@@ -38,7 +38,7 @@ def label(services: Services, images: int) -> None:
     for number in range(images):
         made = record(number, services.settings.images_dir, annotation=number + 1)
         services.collection(PROJECT).replace(number + 1, [made])
-    services.redis_store.note_project(KnownProject(str(PROJECT)))
+    services.redis_store.projects.note(KnownProject(str(PROJECT)))
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet
     assert wanted(services) == b"start-training"
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_QUIET_HOURS).deferred
     assert finetunes(services) == []
-    kept = services.redis_store.decision(f"project-{PROJECT}")
+    kept = services.redis_store.worker.decision(f"project-{PROJECT}")
     assert (kept["trigger"], kept["deferred"]) == ("start-training", True)
     assert maybe_start_finetune(services, PROJECT, "schedule", IN_THE_EVENING).start, (
         "though no threshold is reached"

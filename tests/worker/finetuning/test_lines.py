@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from backend.shared_redis import WANTED_KEY
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from finetune.data.records import read_records
 from finetune.evaluation.evaluate import EvaluationResult, SampleResult
 from finetune.evaluation.html_report import MeasuredOn
@@ -36,7 +36,7 @@ IMAGES = 8
 def two_projects(services: Services) -> None:
     for project in (KOALAS, GUITARS):
         correct(services, project, range(IMAGES))
-        services.redis_store.note_project(KnownProject(str(project)))
+        services.redis_store.projects.note(KnownProject(str(project)))
 
 
 def correct(services: Services, project: int, images: range, **changes: object) -> None:
@@ -119,7 +119,7 @@ def test_projects_that_share_a_line_learn_together_and_hold_out_each(services: S
     assert run.run_id in again.reason
     for project in (KOALAS, GUITARS):
         line = services.line(project).name
-        assert services.redis_store.decision(line)["reason"] == again.reason
+        assert services.redis_store.worker.decision(line)["reason"] == again.reason
 
 
 def test_where_all_share_one_line_one_decision_is_made(services: Services) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from backend.service import build_service
 from backend.settings import Settings
-from backend.state.redis_store import KnownProject
+from backend.state.known_projects import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.cli.commands import app
@@ -48,7 +48,7 @@ def embeddings(services: Services) -> set[str]:
 
 
 def known(services: Services) -> None:
-    services.redis_store.note_project(KnownProject(str(PROJECT), "", seen_at="2026-01-01T00:00:00+00:00"))
+    services.redis_store.projects.note(KnownProject(str(PROJECT), "", seen_at="2026-01-01T00:00:00+00:00"))
 
 
 def test_every_picture_is_embedded_once(services: Services, tasks: list[int]) -> None:
@@ -119,7 +119,7 @@ def test_a_project_that_cannot_be_read_does_not_stop_the_others(
     services: Services, label_studio: LabelStudioServer
 ) -> None:
     known(services)
-    services.redis_store.note_project(KnownProject("4", "", seen_at="2026-01-01T00:00:00+00:00"))
+    services.redis_store.projects.note(KnownProject("4", "", seen_at="2026-01-01T00:00:00+00:00"))
 
     results = jobs.prefetch_projects()
 
