@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from worker.local.redis_program import redis_program
 
 REDIS_START_S = 20.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
+"""Audit events of new processes."""
 OF_PYTHON = "multiprocessing"
 """In the command lines of helpers that Python's multiprocessing starts for the whole run, and ends itself."""
 
@@ -38,16 +41,39 @@ def pytest_configure() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+class Watch:
+    """Descendants of this process before a test starts the first one; None while it has started none.
+
+    Listing them reads every process of the machine, which is too slow for each of thousands of tests.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.before: set[psutil.Process] | None = None
+
+    def hear(self, event: str, arguments: tuple[object, ...]) -> None:
+        """Python's audit events; those of STARTS come before the new process exists."""
+        if self.is_on and event in STARTS and self.before is None:
+            found = set(psutil.Process().children(recursive=True))
+            self.before = found if self.before is None else self.before  # another thread may have been faster
+
+
+watch = Watch()
+sys.addaudithook(watch.hear)
+
+
 @pytest.fixture(autouse=True)
 def end_started_processes() -> Iterator[None]:
     """Ends the processes that a test has started, whatever became of it."""
-    tests = psutil.Process()
-    before = set(tests.children(recursive=True))
+    watch.is_on, watch.before = True, None
     yield
+    watch.is_on = False
+    if watch.before is None:
+        return
     killed = []
-    for process in tests.children(recursive=True):
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process not in before and not any(OF_PYTHON in word for word in process.cmdline()):
+            if process not in watch.before and not any(OF_PYTHON in word for word in process.cmdline()):
                 process.kill()
                 killed.append(process)
     psutil.wait_procs(killed, timeout=REDIS_START_S)
