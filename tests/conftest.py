@@ -62,6 +62,15 @@ watch = Watch()
 sys.addaudithook(watch.hear)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Requires that pytest-xdist has put the groups into the IDs; else what tests share is made twice."""
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError("this version of pytest-xdist does not group tests under this pytest")
+
+
 @pytest.fixture(autouse=True)
 def end_started_processes() -> Iterator[None]:
     """Ends the processes that a test has started, whatever became of it."""

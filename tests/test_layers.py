@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ import pytest
 
 import finetune
 import sspsam
+
+pytestmark = pytest.mark.xdist_group("layers")  # every file is read once
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
@@ -58,12 +61,19 @@ DOWNLOADERS = {"sspsam/checkpoints/hub.py", "sspsam/checkpoints/files.py"}
 """What fetches public weights, and is imported only by the command for it, does know HTTP."""
 
 
+@cache
+def imports_of(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Wherever in a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported_modules(path: Path) -> Iterator[str]:
     """Every absolute module that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: a relative import hides what it imports"
             yield node.module or ""
 
@@ -100,7 +110,7 @@ def test_the_model_knows_no_service(package: str) -> None:
 
 def imported_names(path: Path) -> Iterator[str]:
     """As `imported_modules`, with what is imported from a package: it may be a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_of(path):
         if isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
     yield from imported_modules(path)
@@ -175,7 +185,7 @@ def test_users_of_the_model_import_its_public_names_from_sspsam_itself(package: 
     wrong = [
         f"{path.relative_to(ROOT)} imports {name} from {node.module}"
         for path in modules_of(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in imports_of(path)
         if isinstance(node, ast.ImportFrom)
         for name in (alias.name for alias in node.names)
         if name in sspsam.__all__ and str(node.module).startswith("sspsam.")

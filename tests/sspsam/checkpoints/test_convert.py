@@ -28,6 +28,8 @@ from tests.sspsam.published_files import (
     without,
 )
 
+pytestmark = pytest.mark.xdist_group("convert")  # the module's fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def bundle() -> Tensors:

@@ -16,6 +16,8 @@ from sspsam.checkpoints.load import CheckpointError, read_tensors
 from sspsam.checkpoints.torchscript import is_torchscript, read_torchscript
 from tests.sspsam.published_files import golden_bundle, save_openai_archive
 
+pytestmark = pytest.mark.xdist_group("torchscript")  # the module's fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:

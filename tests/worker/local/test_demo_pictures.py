@@ -11,6 +11,8 @@ from finetune.data.stickers.demo import NOUNS
 from worker.local.demo import PICTURES
 from worker.local.demo_pictures import PER_PICTURE, Picture, demo_pictures, demo_scene
 
+pytestmark = pytest.mark.xdist_group("demo-pictures")  # the module's fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from finetune.data.stickers.phrases import FAMILIES, ScenePhrase, make_phrases
 from finetune.data.stickers.scenes import Scene, make_scene
 from finetune.data.stickers.vocabulary import kinds, vocabulary
 
+pytestmark = pytest.mark.xdist_group("sticker-phrases")  # the scenes are made once
+
 SIDE_AXES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
 
 
