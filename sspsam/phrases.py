@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
 from torch import Tensor
 
 from sspsam.modeling.clip import CONTEXT_LENGTH
+
+if TYPE_CHECKING:
+    import open_clip
 
 MAX_CHARACTERS = 1000
 """Longer texts are refused before they are tokenised: 75 tokens of English have about 400 characters."""
@@ -80,4 +83,6 @@ def _encode(text: str) -> list[int]:
 
 @cache
 def _tokenizer() -> open_clip.SimpleTokenizer:
+    import open_clip  # see `sspsam.modeling.clip`
+
     return open_clip.SimpleTokenizer()

@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""As in open_clip, whose import takes longer than that of torch."""
 
 PAPER_CANVAS = 1024
 """Side of the padded square to which the paper's code resizes masks, px."""
@@ -114,7 +116,7 @@ def image_to_clip(
         top, left = (_random_offset(side - length, generator) for length in (height, width))
     elif centred:
         top, left = round((side - height) / 2 - 0.1), round((side - width) / 2 - 0.1)
-    mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
+    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     normalised = (_resize(image, (height, width)) / 255 - mean) / std
     frame = ClipFrame(original_hw, (height, width), top, left, side)
     return _place(normalised, side, top, left), frame

@@ -5,17 +5,19 @@ Source: CLIP Surgery (arXiv 2304.05653); open_clip's modules and weights are use
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from sspsam.modeling.attention import attend, attend_projected, project
 from sspsam.modeling.stem import ConvStem
 from sspsam.presets import CLIPConfig
+
+if TYPE_CHECKING:
+    import open_clip
+    from open_clip.transformer import ResidualAttentionBlock
 
 CONTEXT_LENGTH = 77
 """Context length of the text tower."""
@@ -136,6 +138,8 @@ def interpolate_position_embedding(position: Tensor, grid_hw: tuple[int, int]) -
 
 
 def _build_towers(config: CLIPConfig) -> open_clip.CLIP:
+    import open_clip  # here, because it takes longer than torch: not every process makes a model
+
     towers = open_clip.CLIP(
         embed_dim=config.embed_dim,
         vision_cfg=open_clip.CLIPVisionCfg(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sspsam.images import frames
@@ -66,3 +67,8 @@ def test_a_mask_survives_the_sam_frame(original_hw: tuple[int, int]) -> None:
     there = frames.mask_to_sam(mask, 320)
     back = frames.sam_logits_to_original(there[None, None] - 0.5, original_hw)[0].numpy() > 0
     assert (back & mask).sum() / (back | mask).sum() > 0.93
+
+
+def test_pixels_are_normalised_as_in_open_clip() -> None:
+    assert frames.CLIP_MEAN == OPENAI_DATASET_MEAN
+    assert frames.CLIP_STD == OPENAI_DATASET_STD
