@@ -81,16 +81,12 @@ def test_a_mask_of_any_size_takes_no_room_from_others(size: tuple[int, int]) -> 
 NO_NUMBERS = [LARGE, 1e308, -1e308, float("inf"), float("nan"), "x", [], {}, None, "9" * 5000, [[1]], True]
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("field", ["x", "y", "width", "height", "rotation"])
-def test_rectangles_of_any_number(field: str, value: Any) -> None:
-    content = read_annotation(
-        {"result": [rectangle(0, **{field: value}), rectangle(1)]}, FORMS["RectangleLabels"]
-    )
-    assert "region1" in ids(content)
-    assert (
-        len(MaskReader().masks([rectangle(0, **{field: value}), rectangle(1)], FORMS["RectangleLabels"])) >= 1
-    )
+def test_rectangles_of_any_number(field: str) -> None:
+    for value in NO_NUMBERS:
+        results = [rectangle(0, **{field: value}), rectangle(1)]
+        assert "region1" in ids(read_annotation({"result": results}, FORMS["RectangleLabels"])), value
+        assert len(MaskReader().masks(results, FORMS["RectangleLabels"])) >= 1, value
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, [1], [1, 2, 3], ["a", "b"]])
@@ -199,23 +195,23 @@ BOX_TAG = '<RectangleLabels name="box" toName="image" smart="true"><Label value=
 WITH_BOX = RECOMMENDED_CONFIG.replace("<Image ", f"{BOX_TAG}<Image ")
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize(
     "field", ["x", "width", "rotation", "original_width", "original_height", "id", "is_positive"]
 )
 @pytest.mark.parametrize("kind", ["click", "box"])
-def test_gestures_of_any_value_are_answered(client: FlaskClient, kind: str, field: str, value: Any) -> None:
+def test_gestures_of_any_value_are_answered(client: FlaskClient, kind: str, field: str) -> None:
     """A coordinate of 400 digits was a 500, and so was a rotated box on an image without a width."""
-    gesture = click(1, 1, "g")
-    if kind == "box":
-        where = {"x": 1, "y": 1, "width": 2, "height": 2, "rotation": 30, "rectanglelabels": ["refine"]}
-        gesture |= {**BOX, "value": where}
-    target = gesture["value"] if field in gesture["value"] or field == "rotation" else gesture
-    target[field] = value
-    body = json.dumps(predict_body([task()], {"result": [gesture]}, WITH_BOX))
-    answer = client.post("/predict", data=body, content_type="application/json")
-    assert answer.status_code == 200
-    assert "error inside" not in answer.text
+    for value in NO_NUMBERS:
+        gesture = click(1, 1, "g")
+        if kind == "box":
+            where = {"x": 1, "y": 1, "width": 2, "height": 2, "rotation": 30, "rectanglelabels": ["refine"]}
+            gesture |= {**BOX, "value": where}
+        target = gesture["value"] if field in gesture["value"] or field == "rotation" else gesture
+        target[field] = value
+        body = json.dumps(predict_body([task()], {"result": [gesture]}, WITH_BOX))
+        answer = client.post("/predict", data=body, content_type="application/json")
+        assert answer.status_code == 200, value
+        assert "error inside" not in answer.text, value
 
 
 PATTERNS = {

@@ -18,7 +18,7 @@ from sspsam import Predictor
 from sspsam.modeling.prompts import Prompts
 from tests.finetune.training.test_loop import STREAM, WINDOWS, config_for, loop_for, losses
 
-SAMPLES = 8
+SAMPLES = 4
 
 
 def gpu_error() -> RuntimeError:
@@ -46,7 +46,7 @@ class SmallMemory(SSPStage):
 
 
 def small_loop(folder: Path, room: int, error: Any = gpu_error, **settings: Any) -> TrainingLoop:
-    config = config_for(folder, **settings)
+    config = config_for(folder, batch_size=SAMPLES, **settings)
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     stage = SmallMemory(predictor, config, open_dataset(config.data))
     stage.room, stage.error = room, error
@@ -59,7 +59,8 @@ def small_loop(folder: Path, room: int, error: Any = gpu_error, **settings: Any)
 def test_losses_and_gradients_are_those_of_the_whole_batch(
     tmp_path: Path, settings: dict[str, Any], error: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, small = loop_for(config_for(tmp_path, **settings)), small_loop(tmp_path, 2, error, **settings)
+    whole = loop_for(config_for(tmp_path, batch_size=SAMPLES, **settings))
+    small = small_loop(tmp_path, 1, error, **settings)
     with caplog.at_level(logging.WARNING):
         terms = small.train_step()
     assert terms == pytest.approx(whole.train_step(), rel=1e-4)
@@ -76,7 +77,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
 
 
 def test_memory_that_runs_out_later_changes_no_step_before_or_after(tmp_path: Path) -> None:
-    expected = losses(loop_for(config_for(tmp_path)), 4)
+    expected = losses(loop_for(config_for(tmp_path, batch_size=SAMPLES)), 4)
     loop = small_loop(tmp_path, SAMPLES)
     assert isinstance(loop.stage, SmallMemory)
     first = losses(loop, 2)
@@ -92,11 +93,11 @@ def test_parts_that_were_given_are_halved(tmp_path: Path) -> None:
 
 
 def test_what_had_to_be_halved_stays_so_after_resuming(tmp_path: Path) -> None:
-    first = small_loop(tmp_path, 2)
-    losses(first, 2)
+    first = small_loop(tmp_path, 1)
+    losses(first, 1)
     first.save()
     expected = losses(first, 2)
-    second = small_loop(tmp_path, 2)
+    second = small_loop(tmp_path, 1)
     assert second.resume()
     assert second.parts == 4
     assert losses(second, 2) == expected
