@@ -32,7 +32,7 @@ from backend.shared_redis import (
     SHOWN_KEY,
     ServiceQueue,
 )
-from backend.state import redis_store
+from backend.state import known_projects, redis_store
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.known_projects import KnownProject
 from backend.state.redis_store import MOST_NOT_FOUND, MOST_SHOWN, RedisStore
@@ -49,8 +49,8 @@ MANY = 3 * MOST
 
 @pytest.fixture
 def store(redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> RedisStore:
-    assert redis_store.MOST_PROJECTS <= 10_000
-    monkeypatch.setattr(redis_store, "MOST_PROJECTS", MOST)
+    assert known_projects.MOST_PROJECTS <= 10_000
+    monkeypatch.setattr(known_projects, "MOST_PROJECTS", MOST)
     return RedisStore(redis_server)
 
 
