@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sspsam.checkpoints.load import CheckpointError, load_checkpoint, load_image_encoder
-    from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask, mask_to_brush_rle, mask_to_coco_rle
+    from sspsam.images.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+    from sspsam.images.masks import coco_rle_to_mask, mask_to_coco_rle
     from sspsam.modeling.model import SSPSAM, build_model
     from sspsam.modeling.sam import build_image_encoder
     from sspsam.phrases import PhraseError
@@ -47,13 +48,13 @@ _HOMES = {
     "Predictor": "predictor",
     "Referent": "results",
     "VersionStore": "version_store.store",
-    "brush_rle_to_mask": "images.masks",
+    "brush_rle_to_mask": "images.brush_rle",
     "build_image_encoder": "modeling.sam",
     "build_model": "modeling.model",
     "coco_rle_to_mask": "images.masks",
     "load_checkpoint": "checkpoints.load",
     "load_image_encoder": "checkpoints.load",
-    "mask_to_brush_rle": "images.masks",
+    "mask_to_brush_rle": "images.brush_rle",
     "mask_to_coco_rle": "images.masks",
 }
 """Public name -> the module that defines it."""

@@ -18,9 +18,10 @@ from finetune.evaluation.report import compare
 from finetune.metrics import BoxAccuracy, SegmentationMetrics
 from sspsam.cli.commands import app as commands
 from sspsam.cli.commands import referent_to_dict
+from sspsam.images.brush_rle import mask_to_brush_rle
 from sspsam.images.frames import UInt8Image
 from sspsam.images.image_io import write_picture
-from sspsam.images.masks import coco_rle_iou, mask_to_box_xyxy, mask_to_brush_rle, mask_to_coco_rle
+from sspsam.images.masks import coco_rle_iou, mask_to_box_xyxy, mask_to_coco_rle
 from sspsam.images.polygons import mask_to_polygons
 from sspsam.results import Decoded, Question, is_no_target, stability_of
 from tests.plain import not_plain

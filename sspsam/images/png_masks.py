@@ -15,13 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sspsam.images.masks import (
-    ALPHA_THRESHOLD,
-    MAX_PIXELS,
-    MaskFormatError,
-    MaskRuns,
-    mask_to_runs,
-)
+from sspsam.images.brush_rle import ALPHA_THRESHOLD
+from sspsam.images.masks import MAX_PIXELS, MaskFormatError, MaskRuns, mask_to_runs
 
 PREFIX = "data:image/png;base64,"
 MAX_URL_CHARACTERS = 2**25

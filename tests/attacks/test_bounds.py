@@ -26,8 +26,9 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.settings import Settings
 from backend.web.app import create_app
 from sspsam.images import image_io
+from sspsam.images.brush_rle import brush_rle_to_mask
 from sspsam.images.image_io import PictureError, read_picture
-from sspsam.images.masks import MAX_PIXELS, MaskFormatError, brush_rle_to_mask, coco_rle_to_mask
+from sspsam.images.masks import MAX_PIXELS, MaskFormatError, coco_rle_to_mask
 from sspsam.images.png_masks import PREFIX
 from tests.backend.colours import ColourPredictor, encoded, picture
 from tests.backend.editor import PATH, ask, predict_body, prompt, task, texts

@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from backend.events import read_event
 from backend.settings import Settings
 from backend.web.app import create_app
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.backend.colours import ColourPredictor
 from tests.backend.web_server import Web
 

@@ -17,7 +17,8 @@ from PIL import Image
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from benchmarks.common.novel import CORRECTED_SPLIT, NovelScene, novel_scenes
-from sspsam.images.masks import BoolMask, brush_rle_to_mask
+from sspsam.images.brush_rle import brush_rle_to_mask
+from sspsam.images.masks import BoolMask
 from tests.containers.stack import POLL_S, Stack
 from tests.waiting import wait_until
 from worker.local.demo_pictures import Picture, demo_pictures

@@ -12,7 +12,8 @@ from playwright.sync_api import expect
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from sspsam import Predictor
-from sspsam.images.masks import BoolMask, brush_rle_to_mask, mask_to_box_xyxy
+from sspsam.images.brush_rle import brush_rle_to_mask
+from sspsam.images.masks import BoolMask, mask_to_box_xyxy
 from tests.e2e.desk import Desk, make_desk
 from tests.e2e.editor import Editor, masks_of
 from tests.e2e.running_demo import Demo

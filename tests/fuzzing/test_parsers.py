@@ -31,14 +31,8 @@ from backend.labelstudio.regions.shapes import value_to_runs
 from backend.queries import PredictQuery, parse_setup
 from finetune.data.files import DatasetFileError, read_plain_pickle
 from finetune.data.records import RecordFormatError, RefRecord
-from sspsam.images.masks import (
-    MaskFormatError,
-    brush_rle_to_mask,
-    coco_rle_iou,
-    coco_rle_to_mask,
-    mask_to_brush_rle,
-    mask_to_coco_rle,
-)
+from sspsam.images.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+from sspsam.images.masks import MaskFormatError, coco_rle_iou, coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images.png_masks import PREFIX, mask_to_png_url
 from sspsam.version_store.store import DamagedVersionError, VersionCard
 from tests.backend.colours import encoded, picture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.backend.colours import COLOURS, encoded, picture
 from tests.backend.editor import click, predict_body, prompt, status, task
 from tests.fuzzing.trees import JSON, changed

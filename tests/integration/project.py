@@ -16,7 +16,8 @@ from PIL import Image
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, region_results
 from finetune.data.records import RefRecord
-from sspsam.images.masks import BoolMask, brush_rle_to_mask
+from sspsam.images.brush_rle import brush_rle_to_mask
+from sspsam.images.masks import BoolMask
 from tests.annotator_client import AnnotatorClient
 from worker.records import Collection
 

@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 
 from backend.labelstudio import prompt_text
 from backend.labelstudio.predictions import ProposedRegion, region_results
-from sspsam.images.masks import BoolMask, brush_rle_to_mask, coco_rle_to_mask
+from sspsam.images.brush_rle import brush_rle_to_mask
+from sspsam.images.masks import BoolMask, coco_rle_to_mask
 from sspsam.version_store.store import VersionStore
 from tests.annotator_client import AnnotatorClient
 from tests.integration.project import (

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.loopback import Loopback
 
 KEY = "f" * 40

@@ -20,13 +20,13 @@ import numpy as np
 
 from backend.labelstudio.regions.controls import SHAPE_FIELD, Kind
 from sspsam import mask_to_brush_rle
+from sspsam.images.brush_rle import brush_rle_to_runs
 from sspsam.images.few_points import MOST_CROSSINGS, Points, mask_to_parts, polygon_to_runs
 from sspsam.images.masks import (
     MAX_PIXELS,
     BoolMask,
     MaskFormatError,
     MaskRuns,
-    brush_rle_to_runs,
     mask_to_box_xyxy,
     mask_to_runs,
 )

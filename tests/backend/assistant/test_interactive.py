@@ -18,7 +18,8 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.settings import Settings
 from backend.state.redis_store import SHOWN_S, RedisStore
 from backend.web.app import create_app
-from sspsam.images.masks import coco_rle_to_mask, mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
+from sspsam.images.masks import coco_rle_to_mask
 from tests.backend.assistant.annotators import Annotator
 from tests.backend.colours import COLOURS, ColourPredictor, picture
 from tests.backend.editor import PATH, ask, click, colour, ids, masks, prompt, status, task, texts

@@ -18,7 +18,8 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from backend.state.redis_store import RedisStore, Served
 from backend.web.app import create_app
-from sspsam.images.masks import brush_rle_to_mask, coco_rle_to_mask
+from sspsam.images.brush_rle import brush_rle_to_mask
+from sspsam.images.masks import coco_rle_to_mask
 from tests.backend.colours import ColourPredictor
 from tests.backend.editor import (
     CONFIG,

@@ -18,7 +18,8 @@ from backend.labelstudio.predictions import (
     region_results,
     text_result,
 )
-from sspsam.images.masks import BoolMask, brush_rle_to_mask, mask_to_brush_rle
+from sspsam.images.brush_rle import brush_rle_to_mask, mask_to_brush_rle
+from sspsam.images.masks import BoolMask
 
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 BARE_CONFIG = LabelingConfig.parse(

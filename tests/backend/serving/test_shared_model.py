@@ -20,7 +20,7 @@ from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
 from backend.serving.shared_model import MAX_EDGES, SharingOptions, SwappablePredictor
 from sspsam import Predictor, Referent
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from sspsam.version_store.store import VersionStore
 from tests.backend.colours import ColourPredictor, Pixels, as_referent, picture
 from tests.waiting import wait_until

@@ -9,14 +9,13 @@ import pytest
 from label_studio_sdk.converter.brush import decode_rle, encode_rle, mask2rle
 from pycocotools import mask as coco_mask
 
+from sspsam.images.brush_rle import brush_rle_to_mask, mask_to_brush_rle
 from sspsam.images.masks import (
     BoolMask,
     MaskFormatError,
-    brush_rle_to_mask,
     coco_rle_iou,
     coco_rle_to_mask,
     mask_to_box_xyxy,
-    mask_to_brush_rle,
     mask_to_coco_rle,
     merge_coco_rles,
 )

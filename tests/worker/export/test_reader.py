@@ -31,7 +31,8 @@ from backend.errors import (
 )
 from backend.labelstudio.client import LabelStudioClient
 from finetune.data.dataset import open_dataset
-from sspsam.images.masks import mask_to_box_xyxy, mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
+from sspsam.images.masks import mask_to_box_xyxy
 from tests.terminal import Terminal
 from tests.worker.label_studio_server import KEY, LabelStudioServer, absent, prompt, region
 from worker.cli.commands import app

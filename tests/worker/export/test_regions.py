@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
-from sspsam.images.masks import mask_to_brush_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.worker.label_studio_server import region
 from worker.export.categories import form_labels
 from worker.export.regions import ExportContent, LabelledRegion, read_regions
