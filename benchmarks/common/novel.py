@@ -10,8 +10,9 @@ import numpy as np
 
 from finetune.data.sample import Sample
 from finetune.data.stickers.demo import NOUNS
+from finetune.data.stickers.drawing import Mask, Picture
 from finetune.data.stickers.phrases import make_phrases
-from finetune.data.stickers.scenes import Mask, Picture, Scene, make_scene
+from finetune.data.stickers.scenes import Scene, make_scene
 from finetune.data.stickers.vocabulary import also_called, nouns, select_nouns
 
 COMPANY = 11

@@ -10,6 +10,7 @@ import numpy as np
 from finetune.data.sample import Sample
 from finetune.data.stickers.art import STYLES, Picture
 from finetune.data.stickers.backgrounds import draw_background
+from finetune.data.stickers.drawing import Mask, draw_sticker, overlap, paste, tint
 from finetune.data.stickers.phrases import FAMILIES, ScenePhrase, make_phrases
 from finetune.data.stickers.scenes import (
     CLOSE_UP_RANGE,
@@ -19,14 +20,9 @@ from finetune.data.stickers.scenes import (
     SIZE_RANGE_PX,
     SOLID_ALPHA,
     SPLITS,
-    Mask,
     Scene,
     SceneObject,
-    draw_sticker,
     make_scene,
-    overlap,
-    paste,
-    tint,
 )
 from finetune.data.stickers.vocabulary import FIRST_NOUNS, nouns, select_nouns, vocabulary
 from finetune.data.stickers.wording.reword import reword

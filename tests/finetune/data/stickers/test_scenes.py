@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune.data.stickers.art import ART_PX, CELL_PX, COLUMNS, STYLES, read_art
 from finetune.data.stickers.colours import colour_shares
+from finetune.data.stickers.drawing import draw_sticker
 from finetune.data.stickers.scenes import (
     CLOSE_UP_RANGE,
     MIN_VISIBLE,
@@ -17,7 +18,6 @@ from finetune.data.stickers.scenes import (
     SPLITS,
     Scene,
     StickerStack,
-    draw_sticker,
     make_scene,
 )
 from finetune.data.stickers.vocabulary import (
