@@ -79,6 +79,9 @@ def coco_name(image_id: int) -> str:
     return f"COCO_train2014_{image_id:012d}.jpg"
 
 
+COCO_NAMES = {FIRST: coco_name(FIRST), SECOND: coco_name(SECOND)}
+
+
 def write_pictures(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for seed, name in enumerate(names):

@@ -1,8 +1,7 @@
-"""RefCOCO and its variants, gRefCOCO and PhraseCut, in their published file formats."""
+"""RefCOCO and its variants in their published file formats."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -23,6 +22,7 @@ from finetune.training.train import train
 from sspsam import Predictor
 from sspsam.checkpoints.load import read_tensors
 from tests.finetune.published import (
+    COCO_NAMES,
     FIRST,
     HEIGHT,
     LEFT,
@@ -36,38 +36,11 @@ from tests.finetune.published import (
     compressed,
     polygon,
     python2_pickle,
-    rectangle,
     ref,
-    uncompressed,
     write_instances,
     write_pictures,
     write_refs,
 )
-
-COCO_NAMES = {FIRST: coco_name(FIRST), SECOND: coco_name(SECOND)}
-TWO_PARTS = [polygon(4, 2, 10, 12), polygon(20, 30, 10, 20)]
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with RefCOCO."""
-    monkeypatch.setenv(DATA_ROOT_VARIABLE, str(tmp_path))
-    write_pictures(tmp_path / "images/mscoco/images/train2014", list(COCO_NAMES.values()))
-    annotations = [
-        annotation(1, FIRST, [polygon(4, 2, 10, 12)], [2, 4, 12, 10]),
-        annotation(2, FIRST, TWO_PARTS, [2, 4, 48, 26]),
-        annotation(3, SECOND, compressed(RING), [5, 5, 20, 20]),
-        annotation(4, SECOND, uncompressed(RING), [5, 5, 20, 20], crowd=1),
-    ]
-    write_instances(tmp_path / "refcoco", annotations, COCO_NAMES)
-    refs = [
-        ref(0, FIRST, 1, ["the dog on the left", "left dog"], "testA"),
-        ref(1, SECOND, 3, ["ring"], "testA"),
-        ref(2, FIRST, 2, ["both"], "testA"),
-        ref(3, SECOND, 4, ["crowd"], "val"),
-    ]
-    write_refs(tmp_path / "refcoco/refs(unc).p", refs, protocol=-1)
-    return tmp_path
 
 
 def test_phrases_regions_and_pictures_come_together(root: Path) -> None:
@@ -319,121 +292,6 @@ def test_memory_does_not_grow_with_what_was_read(root: Path) -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 3 * one_picture
-
-
-@pytest.fixture
-def grefcoco(root: Path) -> Path:
-    """GRefCOCO beside it."""
-    annotations = [
-        annotation(1, FIRST, [polygon(4, 2, 10, 12)], [2, 4, 12, 10]),
-        annotation(2, FIRST, [polygon(20, 30, 10, 20)], [30, 20, 20, 10]),
-        annotation(3, FIRST, uncompressed(RING), [5, 5, 20, 20], crowd=1),
-    ]
-    write_instances(root / "grefcoco", annotations, COCO_NAMES)
-    refs = [
-        ref(0, FIRST, [1], ["one"], "testB"),
-        ref(1, FIRST, [1, 2], ["both", "the two"], "testB"),
-        ref(2, FIRST, [-1], ["nobody"], "testB") | {"no_target": True},
-        ref(3, FIRST, [1, 3], ["one and a crowd"], "testB"),
-        ref(4, FIRST, [3], ["a crowd"], "testB"),
-        ref(5, SECOND, [-1], ["nothing here"], "val"),
-    ]
-    (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))
-    return root
-
-
-def test_one_several_and_no_targets(grefcoco: Path) -> None:
-    dataset = open_dataset("grefcoco/testB")
-    by_phrase = {dataset[i].phrase: dataset[i] for i in range(len(dataset))}
-    expected = {
-        "one": LEFT, "both": LEFT | RIGHT, "the two": LEFT | RIGHT, "nobody": rectangle(0, 0, 0, 0),
-        "one and a crowd": LEFT, "a crowd": RING,
-    }  # fmt: skip
-    assert by_phrase.keys() == expected.keys()
-    for phrase, mask in expected.items():
-        np.testing.assert_array_equal(by_phrase[phrase].mask, mask, err_msg=phrase)
-        assert by_phrase[phrase].has_target == mask.any()
-    assert by_phrase["both"].true_box_xyxy == (2.0, 4.0, 50.0, 30.0)
-    assert by_phrase["nobody"].true_box_xyxy == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_a_picture_without_any_annotation_has_its_phrases(grefcoco: Path) -> None:
-    [sample] = [open_dataset("grefcoco/val")[0]]
-    assert not sample.has_target
-    assert sample.mask.shape == (HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize(
-    ("refs", "message"),
-    [
-        ("[{", "is damaged or not JSON"),
-        ('[{"ref_id": 1}]', "expected references with ids"),
-        (json.dumps([ref(0, FIRST, [77], ["dog"], "testB")]), "no annotation 77"),
-        (json.dumps([ref(0, 12, [-1], ["dog"], "testB")]), "unknown image 12"),
-        (json.dumps([ref(0, SECOND, [1], ["dog"], "testB")]), f"on image {FIRST}, expected {SECOND}"),
-        ("[1]", "expected objects"),
-    ],
-)
-def test_what_is_wrong_with_grefcoco_is_said(grefcoco: Path, refs: str, message: str) -> None:
-    (grefcoco / "grefcoco/grefs(unc).json").write_text(refs)
-    with pytest.raises(DatasetFileError, match=message):
-        open_dataset("grefcoco/testB")
-
-
-def test_grefcoco_missing_says_where_to_get_it(root: Path) -> None:
-    with pytest.raises(DatasetFileError, match=r"gRefCOCO's .*grefs\(unc\)\.json.*henghuiding/gRefCOCO"):
-        open_dataset("grefcoco/testB")
-
-
-def phrasecut_task(number: str, phrase: str, polygons: list[Any], kind: str = "name") -> dict[str, Any]:
-    return {
-        "task_id": number, "image_id": 2405812, "ann_ids": [1], "phrase": phrase, "Polygons": polygons,
-        "instance_boxes": [[2, 4, 12, 10]] * len(polygons),
-        "phrase_structure": {"name": "dog", "attributes": [], "relation_descriptions": [], "type": kind},
-    }  # fmt: skip
-
-
-def corners(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
-    """A rectangle whose outline belongs to it, as PhraseCut draws polygons."""
-    return [[left + 0.7, top], [right, top], [right, bottom], [left, bottom + 0.4]]
-
-
-@pytest.fixture
-def phrasecut(tmp_path: Path) -> Path:
-    folder = tmp_path / "VGPhraseCut_v0"
-    write_pictures(folder / "images", ["2405812.jpg"])
-    two = [[corners(4, 2, 13, 13)], [corners(20, 30, 29, 49), [[1.0, 1.0]]]]
-    tasks = [phrasecut_task("a", "dog", two[:1]), phrasecut_task("b", " two dogs", two, "attribute")]
-    (folder / "refer_test.json").write_text(json.dumps(tasks))
-    (folder / "refer_val.json").write_text(json.dumps(tasks[:1]))
-    (folder / "refer_miniv.json").write_text(json.dumps(tasks[1:]))
-    return tmp_path
-
-
-def test_phrasecut_polygons_of_instances_are_one_mask(phrasecut: Path) -> None:
-    dataset = open_dataset(f"phrasecut/test?root={phrasecut}")
-    np.testing.assert_array_equal(dataset[0].mask, LEFT)
-    np.testing.assert_array_equal(dataset[1].mask, LEFT | RIGHT)
-    assert (dataset[1].phrase, dataset[1].family) == ("two dogs", "attribute")
-    assert dataset[0].sample_id == "phrasecut/test/a"
-    assert dataset[0].image.shape == (HEIGHT, WIDTH, 3)
-
-
-def test_phrasecut_validation_is_in_two_files(phrasecut: Path) -> None:
-    sizes = [len(open_dataset(f"phrasecut/{split}?root={phrasecut}")) for split in ("val", "val_miniv")]
-    assert sizes == [1, 2]
-
-
-def test_what_is_wrong_with_phrasecut_is_said(phrasecut: Path) -> None:
-    path = phrasecut / "VGPhraseCut_v0/refer_test.json"
-    with pytest.raises(DatasetFileError, match=r"PhraseCut train is missing.*download_dataset\.py -s train"):
-        open_dataset(f"phrasecut/train?root={phrasecut}")
-    path.write_text(json.dumps([phrasecut_task("a", "dog", [[]])]))
-    with pytest.raises(DatasetFileError, match=r"refer_test\.json, task a: .*it has no polygon"):
-        open_dataset(f"phrasecut/test?root={phrasecut}")
-    path.write_text(json.dumps([{"task_id": "a"}]))
-    with pytest.raises(DatasetFileError, match="task a: KeyError"):
-        open_dataset(f"phrasecut/test?root={phrasecut}")
 
 
 def test_the_written_pickle_is_python_2s() -> None:
