@@ -17,13 +17,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Its name is unique, so that several processes may write concurrently: the last one wins. On errors the
     path is unchanged.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        yield aside
-        os.replace(aside, path)
+        yield staged
+        os.replace(staged, path)
     finally:
         with suppress(OSError):  # a read-only file system refuses this too: the first error counts
-            aside.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -32,7 +32,7 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old file is unchanged.
     """
-    with replacing(path) as aside, aside.open("w", encoding="utf-8") as handle:
+    with replacing(path) as staged, staged.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())

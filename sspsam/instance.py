@@ -88,8 +88,8 @@ class Instance:
     def write(self) -> None:
         """Replaces the folder's file."""
         text = json.dumps({**asdict(self), "data_dir": str(self.data_dir)}, indent=2)
-        with replacing(self.data_dir / INSTANCE_FILE) as aside:
-            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with replacing(self.data_dir / INSTANCE_FILE) as staged:
+            handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text + "\n")
 

@@ -88,7 +88,7 @@ def export_project(project_id: Number, file_format: Format) -> JobResult:
             split=target.split,
         )
         note = _progress_noter(reader.task_count)
-        with replacing(path) as aside, aside.open("wb") as stream:
+        with replacing(path) as staged, staged.open("wb") as stream:
             summary = export_to_stream(
                 stream, target, reader, lambda source, place: write_export(source, place, note)
             )

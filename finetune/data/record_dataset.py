@@ -43,7 +43,6 @@ class RecordDataset:
             family=family_of(record.phrase, record.mask_rle is not None),
             label=record.label or "",
             is_box=record.is_box,
-            object_boxes_xyxy=tuple(entry.box_xyxy for entry in record.objects),
         )
 
     def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:

@@ -45,8 +45,6 @@ class Sample:
     """(H, W), the union of all objects in the image, if known: a trivial baseline."""
     box_xyxy: BoxXyxy | None = None
     """The published box of the target, px, if any; it may differ from the mask's box."""
-    object_boxes_xyxy: tuple[BoxXyxy, ...] = ()
-    """Boxes of the objects of a target that consists of several, px; empty if they are not known."""
     label: str = ""
     """Label of the object, for metrics by label; empty if the data set has none."""
     is_box: bool = False

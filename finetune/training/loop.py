@@ -256,8 +256,8 @@ class TrainingLoop:
             "parts": self.parts,
             "config": self.config.to_dict(),
         }
-        with replacing(self.config.output_dir / CHECKPOINT_NAME) as aside:
-            torch.save(state, aside)
+        with replacing(self.config.output_dir / CHECKPOINT_NAME) as staged:
+            torch.save(state, staged)
 
     def resume(self) -> bool:
         """Resumes from the checkpoint in the output folder, if any.

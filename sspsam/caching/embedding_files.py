@@ -72,14 +72,14 @@ class EmbeddingFiles:
         owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(owned, {"key": key, "sha256": _digest_of_tensors(owned)})
         path = self.path(key)
-        aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
+        staged = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                aside.write_bytes(data)
-                os.replace(aside, path)
+                staged.write_bytes(data)
+                os.replace(staged, path)
             finally:
-                aside.unlink(missing_ok=True)
+                staged.unlink(missing_ok=True)
             self._make_room(len(data))
         except OSError as error:
             logger.warning("could not store an image embedding in %s: %s", self.folder, error)

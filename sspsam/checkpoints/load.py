@@ -269,11 +269,11 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file atomically."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with replacing(path) as aside:
-        aside.touch()
-        mode = aside.stat().st_mode  # safetensors would create a file readable by its owner only
-        save_file(contiguous, aside, dict(metadata or {}))
-        aside.chmod(mode)
+    with replacing(path) as staged:
+        staged.touch()
+        mode = staged.stat().st_mode  # safetensors would create a file readable by its owner only
+        save_file(contiguous, staged, dict(metadata or {}))
+        staged.chmod(mode)
 
 
 def trainable_state(model: SSPSAM) -> dict[str, Tensor]:

@@ -74,27 +74,27 @@ class VersionFolders:
     def staging(self) -> Iterator[Path]:
         """A folder in which to write a version; removed afterwards, unless the version was claimed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f".{uuid.uuid4().hex}"
-        aside.mkdir()
+        staged = self.folder / f".{uuid.uuid4().hex}"
+        staged.mkdir()
         try:
-            yield aside
+            yield staged
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
-    def upload(self, aside: Path) -> None:
+    def upload(self, staged: Path) -> None:
         """Flushes written files to disk."""
-        for path in aside.iterdir():
+        for path in staged.iterdir():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
 
-    def discard(self, aside: Path) -> None:
+    def discard(self, staged: Path) -> None:
         """Nothing to undo: the folder is removed by `staging`."""
 
-    def commit(self, aside: Path, card: VersionCard) -> bool:
+    def commit(self, staged: Path, card: VersionCard) -> bool:
         """Turns the folder into a version; False if its ID is taken, since a rename onto a folder fails."""
-        replace_text(aside / CARD, card.to_json())
+        replace_text(staged / CARD, card.to_json())
         try:
-            os.rename(aside, self.folder / card.version_id)
+            os.rename(staged, self.folder / card.version_id)
         except OSError:
             if not (self.folder / card.version_id).exists():
                 raise

@@ -95,9 +95,9 @@ class VersionObjects:
         folder = self.folder / card.version_id
         folder.mkdir(parents=True, exist_ok=True)
         for name, sha256 in card.sha256.items():
-            aside = folder / f".{uuid.uuid4().hex}"
-            shutil.copyfile(self.checked(card, name, sha256), aside)
-            os.replace(aside, folder / name)
+            staged = folder / f".{uuid.uuid4().hex}"
+            shutil.copyfile(self.checked(card, name, sha256), staged)
+            os.replace(staged, folder / name)
         return folder
 
     def checked(self, card: VersionCard, name: str, sha256: str) -> Path:
@@ -113,44 +113,44 @@ class VersionObjects:
         if kept.is_file() and sha256_of_file(kept) == sha256:
             return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
-        aside = kept.with_name(f".{uuid.uuid4().hex}")
+        staged = kept.with_name(f".{uuid.uuid4().hex}")
         try:
             with self._reaching(passing=FileNotFoundError):
-                self._fs.get_file(self._place(f"files/{self._location(card)}/{name}"), str(aside))
-            if sha256_of_file(aside) != sha256:
+                self._fs.get_file(self._place(f"files/{self._location(card)}/{name}"), str(staged))
+            if sha256_of_file(staged) != sha256:
                 raise DamagedVersionError(
                     f"{card.version_id}: {name} differs from what was published (sha256)"
                 )
-            os.replace(aside, kept)
+            os.replace(staged, kept)
         except FileNotFoundError as error:
             raise DamagedVersionError(f"{card.version_id}: {name} is missing") from error
         finally:
-            aside.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
         return kept
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A local folder in which to write a version; removed afterwards."""
-        aside = self.folder / f".{uuid.uuid4().hex}"
-        aside.mkdir(parents=True)
+        staged = self.folder / f".{uuid.uuid4().hex}"
+        staged.mkdir(parents=True)
         try:
-            yield aside
+            yield staged
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
-    def upload(self, aside: Path) -> None:
+    def upload(self, staged: Path) -> None:
         """Uploads the files, which are not a version yet."""
-        for path in sorted(aside.iterdir()):
+        for path in sorted(staged.iterdir()):
             with self._reaching():
-                self._fs.put_file(str(path), self._place(f"files/{aside.name[1:]}/{path.name}"))
+                self._fs.put_file(str(path), self._place(f"files/{staged.name[1:]}/{path.name}"))
 
-    def discard(self, aside: Path) -> None:
+    def discard(self, staged: Path) -> None:
         """Removes uploaded files that did not become a version."""
-        self.remove_leftover(aside.name[1:])
+        self.remove_leftover(staged.name[1:])
 
-    def commit(self, aside: Path, card: VersionCard) -> bool:
+    def commit(self, staged: Path, card: VersionCard) -> bool:
         """Turns uploaded files into a version, by creating its card; False if its ID is taken."""
-        text = json.dumps({"files": aside.name[1:], **asdict(card)}, indent=2, sort_keys=True)
+        text = json.dumps({"files": staged.name[1:], **asdict(card)}, indent=2, sort_keys=True)
         return self._create("cards", card.version_id, text)
 
     def remove(self, card: VersionCard) -> None:

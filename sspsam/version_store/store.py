@@ -196,17 +196,17 @@ class VersionStore:
         Returns:
             The card as stored, or the one found by `published`.
         """
-        with self.files.staging() as aside:
-            write_files(aside, state, files)
-            sha256 = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
+        with self.files.staging() as staged:
+            write_files(staged, state, files)
+            sha256 = {path.name: sha256_of_file(path) for path in sorted(staged.iterdir())}
             card = replace(card, preset=self.preset, created_at=now_text(), sha256=sha256)
-            self.files.upload(aside)
+            self.files.upload(staged)
             while True:
                 card = replace(card, version_id=self._next_id())
                 if (found := published()) is not None:
-                    self.files.discard(aside)
+                    self.files.discard(staged)
                     return found
-                if self.files.commit(aside, card):
+                if self.files.commit(staged, card):
                     return card
 
     def load(self, version_id: str) -> dict[str, torch.Tensor]:

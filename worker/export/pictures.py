@@ -69,16 +69,16 @@ def write_picture(picture: StoredPicture, target: Path) -> None:
         OSError: it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
+    staged = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         if picture.is_upright:
-            shutil.copyfile(picture.path, aside)
+            shutil.copyfile(picture.path, staged)
         else:
-            _write_upright(picture.path, aside)
-        os.replace(aside, target)
+            _write_upright(picture.path, staged)
+        os.replace(staged, target)
     except BaseException:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
         raise
 
 
