@@ -23,7 +23,7 @@ from sspsam.runtime.cores import Cores
 CACHED_BYTES = 2 * 2**20
 """Number of image cells that the mask decoder processes at a time on a CPU."""
 
-Asked = tuple[SSPSAM, Question]
+ModelQuestion = tuple[SSPSAM, Question]
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 _Row = tuple[SSPSAM, Question, EncodedPhrase | None, ProjectedImage]
@@ -50,7 +50,7 @@ class QuestionDecoder:
         return self.reader.read(phrase, frozenset(() if tokens is None else tokens.tolist()))
 
     @torch.inference_mode()
-    def decode(self, asked: Sequence[Asked]) -> list[Decoded]:
+    def decode(self, asked: Sequence[ModelQuestion]) -> list[Decoded]:
         """Runs the networks; images and models may differ. Phrases of a model share one forward pass, and so
         do questions with as many clicks: prompts of different lengths cannot be batched.
 
@@ -67,7 +67,7 @@ class QuestionDecoder:
             found |= zip(places, self._decode([asked[place] for place in places]), strict=True)
         return [found[place] for place in range(len(asked))]
 
-    def _decode(self, asked: Sequence[Asked]) -> list[Decoded]:
+    def _decode(self, asked: Sequence[ModelQuestion]) -> list[Decoded]:
         """Any number of questions with prompts of one shape."""
         readings = [
             self.read(question.phrase, model) if question.phrase else NOT_READ for model, question in asked

@@ -24,9 +24,9 @@ KEPT_PHRASE_BYTES = 32 * 2**20
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-Asked = tuple[SSPSAM, str]
-Encode = Callable[[Sequence[Asked]], Sequence[EncodedPhrase]]
-Share = Callable[[Encode, Sequence[Asked]], list[EncodedPhrase]]
+ModelPhrase = tuple[SSPSAM, str]
+Encode = Callable[[Sequence[ModelPhrase]], Sequence[EncodedPhrase]]
+Share = Callable[[Encode, Sequence[ModelPhrase]], list[EncodedPhrase]]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class FeatureCache:
             _put(self.images, key, image)
         return image
 
-    def encode_phrases(self, asked: Sequence[Asked]) -> list[EncodedPhrase]:
+    def encode_phrases(self, asked: Sequence[ModelPhrase]) -> list[EncodedPhrase]:
         """Encodes phrases, each by its model; uncached ones in one batch per model.
 
         Args:
@@ -112,7 +112,7 @@ class FeatureCache:
 
 
 @torch.inference_mode()
-def _encode(asked: Sequence[Asked]) -> list[EncodedPhrase]:
+def _encode(asked: Sequence[ModelPhrase]) -> list[EncodedPhrase]:
     """In one pass per model; thread-safe."""
     rows: list[EncodedPhrase] = []
     for _, some in groupby(asked, key=lambda row: id(row[0])):

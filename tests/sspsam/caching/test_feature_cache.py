@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sspsam
-from sspsam.caching.feature_cache import Asked, Encode, FeatureCache
+from sspsam.caching.feature_cache import Encode, FeatureCache, ModelPhrase
 from sspsam.images.frames import UInt8Image
 from sspsam.modeling.model import EncodedPhrase
 from sspsam.presets import ABLATIONS
@@ -115,7 +115,7 @@ def tensors(encoded: EncodedPhrase) -> list[Tensor]:
     return [encoded.sentence_feature, *(one for one in encoded.phrase if one is not None)]
 
 
-def at_once(encode: Encode, asked: Sequence[Asked]) -> list[EncodedPhrase]:
+def at_once(encode: Encode, asked: Sequence[ModelPhrase]) -> list[EncodedPhrase]:
     return list(encode(asked))
 
 
