@@ -102,6 +102,7 @@ READERS: dict[str, Callable[[int], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_many_things_take_linear_time(reader: str) -> None:
     assert not grows_faster_than_linear(READERS[reader])

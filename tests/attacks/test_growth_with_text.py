@@ -233,6 +233,7 @@ UNITS = (
 ENDS = ("", "x@", "\N{WARNING SIGN} x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_take_linear_time(reader: str) -> None:
     read = READERS[reader]

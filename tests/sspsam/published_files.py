@@ -24,7 +24,9 @@ Tensors = dict[str, Tensor]
 
 def golden_bundle(preset: str = PRESET) -> Tensors:
     """Every tensor of a variant and its image encoder under our names, values made from the names."""
-    model, encoder = sspsam.build_model(preset), sspsam.build_image_encoder(get_preset(preset).image_encoder)
+    with torch.device("meta"):  # only the shapes are used
+        model = sspsam.build_model(preset)
+        encoder = sspsam.build_image_encoder(get_preset(preset).image_encoder)
     names = model.state_dict()
     names |= {IMAGE_ENCODER_PREFIX + key: value for key, value in encoder.state_dict().items()}
     bundle = {key: golden_tensor(key, tuple(value.shape)) for key, value in names.items()}
