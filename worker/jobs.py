@@ -356,13 +356,19 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
 
 def _progress_noter(connection: Redis, line: Line, run_id: str) -> Callable[[int, int], None]:
     key, last_s = PROGRESS_KEY.format(line=line.key), -PROGRESS_EVERY_S
+    began: tuple[int, float] | None = None
+    """Of this attempt: its first step and when that was done. An interrupted one goes on where it was."""
 
     def note(step: int, steps: int) -> None:
-        nonlocal last_s
+        nonlocal last_s, began
+        began = began or (step, time.monotonic())
         if time.monotonic() - last_s < PROGRESS_EVERY_S and step < steps:
             return
         last_s = time.monotonic()
+        values: JobResult = {"run": run_id, "step": step, "steps": steps}
+        if step > began[0]:
+            values["left_s"] = (steps - step) * (last_s - began[1]) / (step - began[0])
         with suppress(RedisError):  # progress is only displayed
-            connection.set(key, json.dumps({"run": run_id, "step": step, "steps": steps}), ex=PROGRESS_TTL_S)
+            connection.set(key, json.dumps(values), ex=PROGRESS_TTL_S)
 
     return note

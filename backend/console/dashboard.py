@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -275,4 +276,19 @@ def _decision_text(decision: Mapping[str, Any]) -> str:
 
 
 def _progress_text(progress: Mapping[str, Any]) -> str:
-    return f"step {progress.get('step')} of {progress.get('steps')}" if progress else ""
+    """Such as "40 %, 2 minutes left (step 120 of 300)"."""
+    step, steps = (finite(progress.get(name)) for name in ("step", "steps"))
+    if step is None or not steps:
+        return ""
+    if step >= steps:
+        return "100 %, both versions are being compared on the held-out labels"
+    left_s = finite(progress.get("left_s"))
+    left = f", {minutes(left_s)} left" if left_s is not None else ""
+    return f"{math.floor(100 * step / steps)} %{left} (step {step:.0f} of {steps:.0f})"
+
+
+def minutes(duration_s: float) -> str:
+    """A rough duration with its unit."""
+    if duration_s < 90:
+        return f"{max(1, round(duration_s))} s"
+    return f"{duration_s / 60:.0f} minutes" if duration_s < 5400 else f"{duration_s / 3600:.1f} hours"

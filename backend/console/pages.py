@@ -9,7 +9,7 @@ from typing import Any
 from flask import Flask, Response, current_app, flash, g, make_response, render_template, request, session
 
 from backend.console.assets import asset_path
-from backend.console.dashboard import short_time
+from backend.console.dashboard import minutes, short_time
 from backend.console.sessions import TOKEN_FIELD, form_token
 from backend.errors import BackendError
 from backend.service import Service
@@ -54,13 +54,6 @@ def gigabytes(size_bytes: float) -> str:
 def seconds(duration_s: float) -> str:
     """A duration with its unit."""
     return f"{1000 * duration_s:.0f} ms" if duration_s < 1 else f"{duration_s:.1f} s"
-
-
-def minutes(duration_s: float) -> str:
-    """A rough duration with its unit."""
-    if duration_s < 90:
-        return f"{max(1, round(duration_s))} s"
-    return f"{duration_s / 60:.0f} minutes" if duration_s < 5400 else f"{duration_s / 3600:.1f} hours"
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:

@@ -247,7 +247,24 @@ def judge(
     good, how = _judge_restart(held_out, tolerance) if restarts else _judge_held_out(held_out)
     kept, what = _judge_base(base, tolerance)
     fair, who = _judge_projects(projects or {}, tolerance)
-    return Verdict(good and kept and fair, ". ".join(text for text in (how, who, what) if text))
+    promote = good and kept and fair
+    advice = "" if promote else _advice(good, kept)
+    return Verdict(promote, ". ".join(text for text in (how, who, what, advice) if text))
+
+
+def _advice(good: bool, kept: bool) -> str:
+    """What would help a rejected candidate."""
+    if not kept:
+        return (
+            "What would help: labels that use known words as before, or a greater VALIDATION_TOLERANCE, if "
+            "this project may forget other pictures"
+        )
+    if not good:
+        return (
+            "What would help: more corrections of the same words, on images of their own, since a quarter of "
+            "the images is held out; new nouns are learned best"
+        )
+    return "What would help: corrections of the project that lost"
 
 
 def _judge_restart(held_out: Measurement, tolerance: float) -> tuple[bool, str]:

@@ -276,12 +276,17 @@ def test_what_the_worker_decided_is_shown(client: FlaskClient, redis_server: Red
         "reason": "3 of 8 corrected masks",
     }
     redis_server.set("sspsam:decision:7", json.dumps(decision))
-    redis_server.set("sspsam:progress:7", json.dumps({"run": "r", "step": 20, "steps": 300}))
+    progress = {"run": "r", "step": 120, "steps": 300, "left_s": 130.0}
+    redis_server.set("sspsam:progress:7", json.dumps(progress))
 
     page = opened(client)
 
-    told = ("No fine-tune", "annotation", "2026-05-01 13:00 UTC", "3 of 8 corrected masks", "20 of 300")
-    assert untold(page.text, *told) == []
+    told = ("No fine-tune", "annotation", "2026-05-01 13:00 UTC", "3 of 8 corrected masks")
+    assert untold(page.text, *told, "40 %, 2 minutes left (step 120 of 300)") == []
+    redis_server.set("sspsam:progress:7", json.dumps({**progress, "step": 300}))
+    assert "both versions are being compared" in opened(client).text
+    redis_server.set("sspsam:progress:7", json.dumps({"run": "r", "step": "x", "steps": None}))
+    assert "A fine-tune is running" not in opened(client).text
 
 
 def test_a_decision_stored_by_the_version_before_is_shown(client: FlaskClient, redis_server: Redis) -> None:
