@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     """Processes of a fine-tune, which share each batch; 0: one per GPU of the worker's machine."""
     training_cores: Annotated[int, Field(ge=0)] = 0
     """Cores of fine-tunes and of the other jobs that need the model; 0: all of the machine's but one."""
-    training_nice: Annotated[int, Field(ge=0, le=19)] = 10
+    training_nice: Annotated[int, Field(ge=0, le=19)] = 5
     """How far these jobs give way to the backend on the same machine: 0 not at all, 19 most."""
     quiet_hours: Names = ()
     """Times of day, such as 08:00-18:00, in which no fine-tune starts, unless started by hand."""

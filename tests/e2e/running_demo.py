@@ -107,7 +107,8 @@ class Demo:
         arguments += ["--backend-port", str(self.backend_port)]
         arguments += ["--label-studio-port", str(self.label_studio_port)]
         command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "demo", *arguments]
-        environment = {**os.environ, "FINETUNE_AFTER": str(FINETUNE_AFTER), "COLUMNS": "120"}
+        told = {"FINETUNE_AFTER": str(FINETUNE_AFTER), "TRAINING_NICE": "0", "COLUMNS": "120"}
+        environment = {**os.environ, **told}
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         with self._screen_file().open("wb") as screen:
