@@ -9,10 +9,12 @@ LABEL_STUDIO_LOCK := requirements-label-studio.lock
 CONSUMERS := .venv-consumers/.installed
 CONSUMERS_LOCK := requirements-consumers.lock
 SUPPLY := .venv-supply/bin
+# Besides the one of $(LABEL_STUDIO); with setuptools of the time, whose pkg_resources the oldest imports.
+OLDER_LABEL_STUDIOS := 1.13.1 1.16.0 1.20.0
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration consumers containers check format e2e newest lowest screenshot bench gpu-check reproduce lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration consumers compatibility containers check format e2e newest lowest screenshot bench gpu-check reproduce lock audit sbom chromium clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,14 +26,14 @@ demo: ## run everything here, with Label Studio; MODEL=photographs; DEMO="--back
 	@$(BIN)/sspsam demo $(if $(MODEL),--model $(MODEL)) $(DEMO)
 
 # The tests' models are tiny: a second thread only waits for the first.
-test unit slow integration consumers newest lowest: export OMP_NUM_THREADS = 1
+test unit slow integration consumers compatibility newest lowest: export OMP_NUM_THREADS = 1
 # Tests start hundreds of interpreters, each of which would compile our modules again.
-test unit slow integration consumers newest lowest: export PYTHONDONTWRITEBYTECODE =
+test unit slow integration consumers compatibility newest lowest: export PYTHONDONTWRITEBYTECODE =
 # Unit tests on all cores; one process more where many tests wait for the processes that they started. Tests that
 # share a Label Studio run in one process.
 test slow integration: PYTEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST_WORKERS ?= auto
-PYTEST_PARALLEL = pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/e2e --ignore tests/containers
+PYTEST_PARALLEL = pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/e2e --ignore tests/containers --ignore tests/compatibility
 UNIT := not slow and not integration and not consumers and not e2e and not containers
 
 test: .venv/.installed-dev $(LABEL_STUDIO) ## run all tests except those with a browser or containers
@@ -48,6 +50,9 @@ integration: .venv/.installed-dev $(LABEL_STUDIO) ## run the tests with a real R
 
 consumers: .venv/.installed-dev $(CONSUMERS) ## let other tools read the exports: datumaro, supervision, ultralytics, transformers, datasets
 	$(BIN)/pytest -m consumers tests/worker/export
+
+compatibility: .venv/.installed-dev $(LABEL_STUDIO) $(OLDER_LABEL_STUDIOS:%=.venv-label-studio-%/.installed) chromium ## try every tested version of Label Studio, by API and in a browser: about 20 minutes
+	$(BIN)/pytest -v -m compatibility tests/compatibility
 
 check: .venv/.installed-dev ## check lint, format and types
 	$(BIN)/ruff check
@@ -107,7 +112,7 @@ chromium:
 	          "or give its path with CHROMIUM=/path/to/chromium"; exit 1; }
 
 clean: ## remove installed and built files; keeps the demo's data in .demo
-	rm -rf .venv .venv-label-studio .venv-consumers .venv-newest .venv-lowest .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-label-studio .venv-label-studio-* .venv-consumers .venv-newest .venv-lowest .venv-supply build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -125,6 +130,12 @@ clean: ## remove installed and built files; keeps the demo's data in .demo
 $(LABEL_STUDIO): $(LABEL_STUDIO_LOCK)
 	@$(PYTHON) -m venv .venv-label-studio
 	@$(PYTHON) tools/install.py .venv-label-studio "Label Studio" $(LABEL_STUDIO_LOCK)
+	@touch $@
+
+.venv-label-studio-%/.installed: | .venv-supply
+	@echo "Installing Label Studio $*"
+	@$(SUPPLY)/uv venv --quiet --clear --python $(PYTHON) $(@D)
+	@$(SUPPLY)/uv pip install --quiet --python $(@D) label-studio==$* "setuptools<81"
 	@touch $@
 
 # Beside the service's environment: what both have in the same version, PyTorch above all, is installed once.

@@ -131,6 +131,7 @@ def connect(
     from backend.cli.instance_settings import service_settings
     from backend.labelstudio import setup as connecting
     from backend.labelstudio.client import LabelStudioClient
+    from backend.labelstudio.tested_versions import version_line
 
     settings = service_settings(data_dir)
     key = settings.label_studio_api_key.get_secret_value()
@@ -141,6 +142,7 @@ def connect(
     def may_change_config() -> bool:
         return yes or typer.confirm("Change the labeling config like this?")
 
+    echo(version_line(client))
     if check:
         lines = connecting.check_project(client, project, backend_url)
         if answer := connecting.answer_of(connecting.config_of(client.project(project))):

@@ -73,6 +73,11 @@ class LabelStudioClient:
         """Drops a refused access token; returns whether a retry may get another one."""
         return self._connection.renew()
 
+    def version(self) -> str:
+        """Returns the release, such as "1.23.2"; empty if the server does not name it."""
+        release = self._connection.ask_object("GET", "/api/version/").get("release")
+        return str(release or "").partition("+")[0]
+
     def projects(self) -> Iterator[Json]:
         """Yields the projects visible to the API key."""
         return self._connection.pages("/api/projects/", {}, "results")

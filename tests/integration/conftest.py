@@ -5,8 +5,8 @@ import random
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -86,11 +86,10 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
-@pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+@contextmanager
+def running_label_studio(program: Path, folder: Path) -> Iterator[RunningLabelStudio]:
     """A new Label Studio; its first start makes a data base, which takes about a minute."""
-    assert LABEL_STUDIO.exists(), f"no Label Studio at {LABEL_STUDIO}: run `make install`"
-    folder = tmp_path_factory.mktemp("label-studio")
+    assert program.exists(), f"no Label Studio at {program}: run `make install`"
     account = Account("annotator@example.com", "password", secrets.token_hex(20))
     port = free_port()
     local_files = {
@@ -98,10 +97,16 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
         "LOCAL_FILES_DOCUMENT_ROOT": str(folder / LOCAL_FILES),
     }
     with Supervisor(folder / "logs") as supervisor:
-        part = label_studio_part(LABEL_STUDIO, port, folder, account)
+        part = label_studio_part(program, port, folder, account)
         supervisor.start(replace(part, environment={**(part.environment or {}), **local_files}))
         supervisor.wait_until_ready("label-studio")
         yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account, folder)
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+    with running_label_studio(LABEL_STUDIO, tmp_path_factory.mktemp("label-studio")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +115,11 @@ def other_servers() -> list[int]:
     return [free_port() for _ in range(2)]
 
 
-@pytest.fixture(scope="session")
-def service(
-    tmp_path_factory: pytest.TempPathFactory, label_studio: RunningLabelStudio, other_servers: list[int]
+@contextmanager
+def running_service(
+    label_studio: RunningLabelStudio, folder: Path, other_servers: Sequence[int] = ()
 ) -> Iterator[RunningService]:
     """The service as `sspsam up` starts it, with the tiny preset of random weights."""
-    folder = tmp_path_factory.mktemp("service")
     port = free_port()
     secret = secrets.token_hex(8)
     environment = {
@@ -140,6 +144,14 @@ def service(
         environment["REDIS_URL"] = redis_url
         url = f"http://{LOOPBACK}:{port}"
         yield RunningService(url, redis_url, folder / "models", secret, environment)
+
+
+@pytest.fixture(scope="session")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, label_studio: RunningLabelStudio, other_servers: list[int]
+) -> Iterator[RunningService]:
+    with running_service(label_studio, tmp_path_factory.mktemp("service"), other_servers) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
