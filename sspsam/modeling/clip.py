@@ -60,8 +60,9 @@ class CLIPTowers(nn.Module):
         # which harm localisation (CLIP Surgery, sec. 3).
         surgery_tokens = tokens
         for block in blocks[first_surgery:]:
-            surgery_tokens = surgery_tokens + value_value_attention(block.attn, block.ln_1(tokens))
-            tokens = run_block(block, tokens)
+            is_last = block is blocks[-1]
+            tokens, read = run_surgery_block(block, tokens, class_token_only=is_last)
+            surgery_tokens = surgery_tokens + read
         # The class token keeps its ordinary value: value-value attention helps patches, not the summary.
         features = torch.cat([tokens[:, :1], surgery_tokens[:, 1:]], dim=1)
         return cast(Tensor, visual.ln_post(features) @ visual.proj)  # (B, 1 + G*G, D)
@@ -104,26 +105,39 @@ class CLIPTowers(nn.Module):
         return torch.cat([class_token, patches], dim=1) + position.to(patches.dtype)
 
 
-def value_value_attention(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Self-attention in which the values also serve as queries and keys, with the same weights.
+def run_surgery_block(
+    block: ResidualAttentionBlock, tokens: Tensor, class_token_only: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Runs a stock block on both paths; they share its normalised tokens and their values.
 
     Args:
-        attention: an ordinary attention layer, whose query and key projections stay unused.
-        tokens: (B, L, width).
+        block: its attention is an ordinary layer.
+        tokens: (B, L, width), ordinary tokens.
+        class_token_only: compute no other row of the ordinary path, for the last block.
 
     Returns:
-        (B, L, width).
+        The ordinary tokens, (B, L, width) or (B, 1, width), and value-value attention on the given ones,
+        (B, L, width): self-attention in which the values also serve as queries and keys.
 
     Source: CLIP Surgery (arXiv 2304.05653), sec. 3.
     """
-    value = project(attention, tokens, 2, 3)
-    return attend_projected(attention, value, value, value)
+    query, key, value = project(block.attn, block.ln_1(tokens), 0, 3).chunk(3, dim=-1)
+    read = attend_projected(block.attn, value, value, value)
+    if class_token_only:
+        query, tokens = query[:, :1], tokens[:, :1]
+    attended = attend_projected(block.attn, query, key, value)
+    return _add_attended(block, tokens, attended), read
 
 
 def run_block(block: ResidualAttentionBlock, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Runs a stock block of open_clip's transformers on (B, L, width) tokens."""
     normed = block.ln_1(tokens)
-    tokens = tokens + block.ls_1(attend(block.attn, normed, normed, normed, mask))
+    return _add_attended(block, tokens, attend(block.attn, normed, normed, normed, mask))
+
+
+def _add_attended(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a block behind its attention."""
+    tokens = tokens + block.ls_1(attended)
     return tokens + cast(Tensor, block.ls_2(block.mlp(block.ln_2(tokens))))
 
 

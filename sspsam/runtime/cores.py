@@ -4,13 +4,18 @@ PyTorch splits operations with GNU OpenMP, which keeps one thread pool per calli
 together have at most as many threads as cores, they spin between operations. Otherwise they sleep, and small
 operations take up to twice as long, mostly for waking up. Only one thread at a time should therefore split:
 `Cores` ensures this, and `limit_torch_threads` keeps other threads from it.
+
+MKL has a number of its own, of each thread or from MKL_NUM_THREADS, and `torch.set_num_threads` sets both
+numbers in every thread that starts later. A thread that is limited to one core for OpenMP alone would go on
+splitting its matrix products.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeVar
 
 import torch
@@ -69,6 +74,7 @@ class Cores:
         """Allows only this thread to split operations, over this many cores."""
         torch.get_num_threads()  # until a thread has asked, PyTorch would still decide for it
         self._openmp.limit(limits=cores)
+        _limit_mkl(cores)
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -78,3 +84,25 @@ class Cores:
     def _openmp(self) -> ThreadpoolController:
         """The library that splits PyTorch's operations."""
         return ThreadpoolController().select(user_api="openmp")
+
+
+def _limit_mkl(cores: int) -> None:
+    """Limits the products of this thread; without MKL, as on ARM, nothing happens."""
+    limit = _mkl_limiter()
+    if limit is not None:
+        limit(cores)
+
+
+@cache
+def _mkl_limiter() -> Callable[[int], int] | None:
+    """`mkl_set_num_threads_local` of the MKL that PyTorch is linked with; its capitalised name takes a value.
+
+    threadpoolctl finds only a separate libmkl_rt.
+
+    Source: Developer Reference for Intel oneMKL, Threading Control.
+    """
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(torch._C.__file__).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
+    return found

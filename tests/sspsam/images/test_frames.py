@@ -60,6 +60,20 @@ def test_masks_come_back_as_sam_brings_them_back(original_hw: tuple[int, int]) -
     assert (one != actual[0].numpy()).mean() < 1e-4
 
 
+@pytest.mark.parametrize("original_hw", [(3000, 4000), (5003, 1501), (2, 6000), (60, 5000), (2000, 5)])
+@pytest.mark.parametrize("threshold", [0.0, -0.7])
+def test_large_masks_are_those_of_all_pixels_logits(
+    original_hw: tuple[int, int], threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "LARGE_PX", 1000)
+    coarse = np.random.default_rng(0).standard_normal((12, 12)).astype(np.float32)
+    logits = np.repeat(np.repeat(coarse, 5, axis=0), 5, axis=1)[:58, :58]
+    expected = frames.sam_logits_to_pixels(logits, original_hw) > threshold
+    actual = frames.sam_logits_to_mask(logits, original_hw, threshold)
+    assert actual.shape == original_hw
+    assert np.count_nonzero(actual != expected) <= 1e-6 * actual.size, "rounding at the edge alone"
+
+
 @pytest.mark.parametrize("original_hw", [(480, 640), (200, 90)])
 def test_a_mask_survives_the_sam_frame(original_hw: tuple[int, int]) -> None:
     mask = np.zeros(original_hw, bool)

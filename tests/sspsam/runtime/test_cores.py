@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import psutil
@@ -66,6 +67,52 @@ def test_cores_are_reserved_for_those_who_had_them() -> None:
     assert cores.run(torch.get_num_threads) == CORES
     assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], [0]) == [CORES]
     assert cores.map(lambda rows: [torch.get_num_threads() for _ in rows], range(4)) == [1, 1, 1, 1]
+
+
+@pytest.fixture
+def mkl_threads() -> Callable[[], int]:
+    """How many threads MKL takes for a product of the calling thread."""
+    try:
+        found: Callable[[], int] = ctypes.CDLL(torch._C.__file__).MKL_Get_Max_Threads
+    except AttributeError:
+        pytest.skip("PyTorch has no MKL here")
+    return found
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize("later", [None, CORES, 2 * CORES])
+def test_products_of_a_row_take_its_share_whatever_a_caller_sets(
+    later: int | None, mkl_threads: Callable[[], int]
+) -> None:
+    cores = Cores()
+    for rows, share in ((2, 2), (CORES, 1), (2, 2)):
+        if later is not None:
+            torch.set_num_threads(later)  # of this thread, and of all that start from now on
+        together = threading.Barrier(rows, timeout=60)
+
+        def answer(some: Sequence[int], together: threading.Barrier = together) -> list[tuple[int, int]]:
+            together.wait()
+            return [(mkl_threads(), torch.get_num_threads()) for _ in some]
+
+        assert cores.map(answer, range(rows)) == [(share, share)] * rows
+    assert cores.map(lambda some: [mkl_threads() for _ in some], [0]) == [CORES]
+    assert cores.run(mkl_threads) == CORES
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_products_of_rows_start_no_further_threads() -> None:
+    cores, later = Cores(), 2 * CORES
+    torch.set_num_threads(later)
+    left, right = torch.randn(400, 300), torch.randn(300, 400)
+    before = {thread.id for thread in psutil.Process().threads()}
+    together = threading.Barrier(CORES, timeout=60)
+
+    def answer(some: Sequence[int]) -> list[torch.Tensor]:
+        together.wait()
+        return [torch.mm(left, right, out=torch.empty(400, 400)) for _ in some]  # always by MKL
+
+    cores.map(answer, range(CORES))
+    assert len({thread.id for thread in psutil.Process().threads()} - before) <= CORES
 
 
 @pytest.mark.usefixtures("four_cores")
