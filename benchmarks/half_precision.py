@@ -17,8 +17,8 @@ from common.sections import table, write_section
 from skimage import color, data
 
 from sspsam import Predictor
+from sspsam.encoding import ImagePrecision
 from sspsam.images.frames import BoolMask, UInt8Image
-from sspsam.predictor import ImagePrecision
 
 
 def photographs() -> dict[str, UInt8Image]:

@@ -19,6 +19,7 @@ from sspsam.modeling.two_way import ProjectedImage
 from sspsam.reading.reader import NOT_READ, PhraseReader, Reading
 from sspsam.results import Decoded, Question
 from sspsam.runtime.cores import Cores
+from sspsam.runtime.out_of_memory import in_halves
 
 CACHED_BYTES = 2 * 2**20
 """Number of image cells that the mask decoder processes at a time on a CPU."""
@@ -85,8 +86,10 @@ class QuestionDecoder:
     def _share(
         self, answer: Callable[[Sequence[_Item]], Sequence[_Answer]], rows: Sequence[_Item]
     ) -> list[_Answer]:
-        """Answers for the rows of a batch: distributed over cores on a CPU, in one pass on a GPU."""
-        return list(answer(rows)) if self._device.type != "cpu" else self._cores.map(answer, rows)
+        """Answers for the rows of a batch: distributed over cores on a CPU; on a GPU in one pass, or in
+        several if its memory does not suffice.
+        """
+        return in_halves(answer, rows) if self._device.type != "cpu" else self._cores.map(answer, rows)
 
     @torch.inference_mode()
     def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:

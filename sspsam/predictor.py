@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_s
 from sspsam.checkpoints.notes import NO_NOTES, WeightsNotes, read_notes
 from sspsam.checkpoints.variants import variant_of
 from sspsam.decoding import QuestionDecoder
+from sspsam.encoding import ImageEncoding, ImagePrecision, PreparedImage
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
 from sspsam.images.small_regions import without_small_regions
-from sspsam.images.views import Window, view_to_sam
+from sspsam.images.views import Window
 from sspsam.looks.looking import PictureViewer, ViewCache, look_further
 from sspsam.looks.second_look import LookRules, SecondLook, Viewer
 from sspsam.modeling.model import SSPSAM, build_model
@@ -36,14 +37,9 @@ from sspsam.reading.several import may_have_several
 from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
 
-ImagePrecision = Literal["float32", "bfloat16"]
-"""Precision of SAM's image encoder; bfloat16 is faster on supporting hardware, and less exact."""
-
 TEST_SEED = 0
 POINT_MARGIN = 1e-3
 """Logits by which the threshold is below those of points that a mask must include: more than rounding."""
-VIEWS_TOGETHER = 4
-"""Number of views of an image that are encoded at a time."""
 
 
 class Predictor:
@@ -65,8 +61,6 @@ class Predictor:
     ) -> None:
         if second_look not in get_args(SecondLook):
             raise ValueError(f"second_look is {second_look!r}, expected auto, off or always")
-        if image_precision not in get_args(ImagePrecision):
-            raise ValueError(f"unknown precision {image_precision!r}, expected float32 or bfloat16")
         self.preset = preset
         self.image_precision = image_precision
         self.device = choose_device(device)
@@ -74,8 +68,9 @@ class Predictor:
         self.image_encoder = image_encoder.eval().to(self.device)
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
         self.notes = notes
-        self._cores = Cores()
-        self._decoder = QuestionDecoder(self.device, self._cores, PhraseReader(notes.known_words))
+        cores = Cores()
+        self._encoding = ImageEncoding(self.model, self.image_encoder, self.device, cores, image_precision)
+        self._decoder = QuestionDecoder(self.device, cores, PhraseReader(notes.known_words))
         self._views = ViewCache()
         image_encoder_config = IMAGE_ENCODERS[model.preset.image_encoder]
         self.look_rules = LookRules(
@@ -150,29 +145,16 @@ class Predictor:
         Raises:
             ValueError: wrong shape or dtype.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(f"expected an (H, W, 3) uint8 image, got {image.shape} {image.dtype}")
-        clip = self.model.preset.clip
-        clip_image, clip_frame = frames.image_to_clip(image, clip.image_size, clip.centred)
-        sam_image = frames.image_to_sam(image, self._sam_side)
-        encode = partial(self._encode, clip_image[None], sam_image[None])
-        image_embedding, patch_features = encode() if self.device.type != "cpu" else self._cores.run(encode)
-        return ImageEmbedding(clip_frame.original_hw, image_embedding, patch_features, clip_frame)
+        return self.encode([self.prepare(image)])[0]
 
-    @torch.inference_mode()
-    def _encode(self, clip_images: Tensor, sam_images: Tensor) -> tuple[Tensor, Tensor]:
-        """SAM's image embeddings, (B, C, h, w), and CLIP's patch features, (B, G*G, D)."""
-        return self._encode_for_sam(sam_images), self.model.encode_image(clip_images.to(self.device))
+    def prepare(self, image: UInt8Image) -> PreparedImage:
+        """The first half of `embed`, of which a device is no part. Thread-safe."""
+        return self._encoding.prepare(image)
 
-    @torch.inference_mode()
-    def _encode_for_sam(self, sam_images: Tensor) -> Tensor:
-        """SAM's image embeddings, (B, C, h, w)."""
-        in_bfloat16 = self.image_precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            image_embeddings: Tensor = self.image_encoder(sam_images.to(self.device))
-        return image_embeddings.float()
+    def encode(self, images: Sequence[PreparedImage]) -> list[ImageEmbedding]:
+        """The second half of `embed`, for several images together; a GPU is filled by a few of them."""
+        return self._encoding.encode(images)
 
-    @torch.inference_mode()
     def embed_views(self, image: UInt8Image, windows: Sequence[Window]) -> list[ImageEmbedding]:
         """Encodes views of an image by SAM alone, for questions without a phrase.
 
@@ -183,20 +165,7 @@ class Predictor:
         Returns:
             Embeddings in the views' own frames.
         """
-        found: list[ImageEmbedding] = []
-        for first in range(0, len(windows), VIEWS_TOGETHER):
-            some = windows[first : first + VIEWS_TOGETHER]
-            views = torch.stack([view_to_sam(image, window, self._sam_side) for window in some])
-            encode = partial(self._encode_for_sam, views)
-            embeddings = encode() if self.device.type != "cpu" else self._cores.run(encode)
-            found += map(self._view, some, torch.split(embeddings, 1))
-        return found
-
-    def _view(self, window: Window, image_embedding: Tensor) -> ImageEmbedding:
-        side, width = self.model.preset.clip.image_size, self.model.preset.clip.embed_dim
-        frame = ClipFrame(window.hw, (side, side), 0, 0, side)
-        no_features = torch.zeros(1, 0, width, device=self.device)
-        return ImageEmbedding(window.hw, image_embedding, no_features, frame)
+        return self._encoding.encode_views(image, windows)
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> ImageEmbedding:
         """Restores an embedding from `ImageEmbedding.to_tensors` on this device.

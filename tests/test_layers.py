@@ -29,8 +29,8 @@ ALLOWED = {
 ORDER = {
     "sspsam": [
         "printable", "presets", "files", "instance", "runtime", "images", "modeling", "phrases", "reading",
-        "results", "objects", "looks", "drawing", "caching", "checkpoints", "decoding", "version_store",
-        "predictor", "cli",
+        "results", "objects", "looks", "drawing", "caching", "checkpoints", "decoding", "encoding",
+        "version_store", "predictor", "cli",
     ],
     "sspsam/looks": ["second_look", "tiles", "looking"],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],

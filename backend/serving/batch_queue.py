@@ -1,8 +1,8 @@
 """Fair, bounded request queues that drop abandoned requests.
 
-A lane is a queue with one worker thread, which batches items that arrive close together. Images and phrases
-have separate lanes, so encoding an image never blocks a phrase. Items that are not urgent wait in a second
-queue of the lane, from which it takes only while the first is empty.
+A lane is a queue with one worker thread, or some, which batch items that arrive close together. Images and
+phrases have separate lanes, so encoding an image never blocks a phrase. Items that are not urgent wait in a
+second queue of the lane, from which it takes only while the first is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock, Semaphore, Thread
 from typing import Any, Generic, TypeVar
 
 from backend.errors import ModelBusyError, ModelUnavailableError, TooLateError
@@ -103,7 +103,7 @@ class FairQueue(Generic[Work, Result]):
 
 
 class BatchQueue(Generic[Work, Result]):
-    """Processes a queue in its own thread. The constructor starts nothing.
+    """Processes a queue in threads of its own. The constructor starts nothing.
 
     Args:
         name: Name of the thread.
@@ -113,6 +113,9 @@ class BatchQueue(Generic[Work, Result]):
         on_batch: Called with the batch size and the waiting time of its first item.
         on_late: Called for each urgent item whose caller had timed out.
         kind: Items of one kind are cheaper in the same batch.
+        threads: Number of threads, each with a batch of its own.
+        room: Acquired before a batch is taken, so that items wait here, where callers take turns. Released by
+            whoever uses the results.
     """
 
     def __init__(
@@ -124,8 +127,9 @@ class BatchQueue(Generic[Work, Result]):
         on_batch: Callable[[int, float], None] = lambda size, waited_s: None,
         on_late: Callable[[], None] = lambda: None,
         kind: Callable[[Work], Hashable] = lambda work: None,
+        threads: int = 1,
+        room: Semaphore | None = None,
     ) -> None:
-        self._name = name
         self._perform = perform
         self._max_batch = max_batch
         self._gather_s = gather_s
@@ -135,30 +139,43 @@ class BatchQueue(Generic[Work, Result]):
         self._later: FairQueue[Work, Result] = FairQueue(kind)
         self._come_together = False
         self._changed = Condition()
-        self._stopped = False
-        self._thread: Thread | None = None
+        self._started = self._stopped = False
+        self._room = room
+        self._threads = [
+            Thread(target=self._run, name=name if threads == 1 else f"{name}-{number}", daemon=True)
+            for number in range(threads)
+        ]
 
     def __len__(self) -> int:
         """Number of waiting items."""
         return len(self._urgent) + len(self._later)
 
-    def start(self) -> None:
+    def start(self, max_batch: int | None = None) -> None:
+        """Starts the threads.
+
+        Args:
+            max_batch: Replaces the constructor's.
+        """
         with self._changed:
-            if self._thread is None and not self._stopped:
-                self._thread = Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+            if not self._stopped and not self._started:
+                self._started, self._max_batch = True, max_batch or self._max_batch
+                for thread in self._threads:
+                    thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the running work and cancels waiting items. Does not block."""
+        """Ends the threads after the running work and cancels waiting items. Does not block."""
         with self._changed:
             self._stopped = True
             self._cancel_all()
             self._changed.notify_all()
+        if self._room is not None:
+            self._room.release(len(self._threads))
 
     def join(self, timeout_s: float) -> None:
-        """Waits until the thread has ended."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        """Waits until the threads have ended."""
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads if self._started else []:
+            thread.join(max(until_s - time.monotonic(), 0.0))
 
     def submit(self, works: Sequence[Work], caller: Caller, urgent: bool = True) -> list[Future[Result]]:
         """Queues items; `wait_for` waits for them. After a stop they are cancelled.
@@ -180,6 +197,8 @@ class BatchQueue(Generic[Work, Result]):
 
     def _do_next(self) -> bool:
         """Processes a batch, and holds none of its items afterwards; False if the lane was stopped."""
+        if self._room is not None:
+            self._room.acquire()
         batch = self._next_batch()
         if not batch:
             return False

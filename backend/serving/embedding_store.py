@@ -93,15 +93,20 @@ class EmbeddingCache(Generic[Item]):
         except (KeyError, ValueError) as error:
             logger.warning("cannot use the cached item %s: %r", key, error)
             return None
-        self._remember(key, item)
+        self.remember(key, item)
         return item, "disk"
 
     def put(self, key: str, item: Item) -> None:
         """Stores an item in memory and, if enabled, on disk."""
-        self._remember(key, item)
+        self.remember(key, item)
+        self.write(key, item)
+
+    def write(self, key: str, item: Item) -> None:
+        """Stores an item on disk alone, if that is enabled."""
         if self._files is not None:
             self._files.keep(key, item.to_tensors())
 
-    def _remember(self, key: str, item: Item) -> None:
+    def remember(self, key: str, item: Item) -> None:
+        """Stores an item in memory alone."""
         with self._lock, suppress(ValueError):  # larger than the whole cache
             self._items[key] = item

@@ -1,19 +1,18 @@
 """Scheduling of one model for many callers.
 
-Images are encoded in one lane and phrases answered in another (`backend.serving.batch_queue`), with phrases
-of several callers in one forward pass; further looks at a picture wait behind them
-(`backend.serving.lane_viewer`). Masks are resized to their image in the callers' threads. A pass may hold
-phrases of several lines of versions, as many as possible of each: every row names its model, and rows of one
-model are cheaper together. An answer comes from one version.
+Images are read and encoded in lanes of their own (`backend.serving.image_lane`), and phrases answered in
+another (`backend.serving.batch_queue`), with those of several callers in one forward pass; further looks at a
+picture wait behind them (`backend.serving.lane_viewer`). Masks are resized to their image in the callers'
+threads. A pass may hold phrases of several lines of versions, as many as possible of each: every row names
+its model, and rows of one model are cheaper together. An answer comes from one version.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,6 +31,7 @@ from backend.serving.batch_queue import (
     when_done,
 )
 from backend.serving.embedding_store import EmbeddingCache, EmbeddingOrigin
+from backend.serving.image_lane import ImageLane
 from backend.serving.lane_viewer import VIEW_BYTES, LaneViewer
 from backend.serving.served_lines import ServedLines
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from sspsam import SSPSAM, ImageEmbedding, Instance, Referent
+    from sspsam.encoding import PreparedImage
     from sspsam.images.masks import BoolMask
     from sspsam.images.views import Window
     from sspsam.looks.second_look import Viewer
@@ -69,6 +70,10 @@ class SwappablePredictor(Protocol):
     """The interface of `sspsam.Predictor` that the engine uses."""
 
     def embed(self, image: UInt8Image) -> ImageEmbedding: ...
+
+    def prepare(self, image: UInt8Image) -> PreparedImage: ...
+
+    def encode(self, images: Sequence[PreparedImage]) -> Sequence[ImageEmbedding]: ...
 
     def decode(
         self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
@@ -154,18 +159,18 @@ class SharedModel:
         self._metrics = metrics
         self._options = options
         self._entrance = AdmissionLimit(options.queue_limit)
-        self._images = self._make_lane("images", self._run_all)
+        self._images = ImageLane(embeddings, self._make_lane)
         self._views: EmbeddingCache[ImageEmbedding] = EmbeddingCache(VIEW_BYTES)
         self._phrases = self._make_lane(
             "phrases", self._decode, options.max_batch, options.gather_s, lambda asked: id(asked[0])
         )
         self._ahead = self._make_lane("ahead", self._embed_ahead)
         self._lanes: dict[str, BatchQueue[Any, Any]] = {
-            "images": self._images,
+            "loading": self._images.loading,
+            "images": self._images.encoding,
             "phrases": self._phrases,
             "ahead": self._ahead,
         }
-        self._on_image_stream: Callable[[], AbstractContextManager[None]] = nullcontext
         self._predictor: SwappablePredictor | None = None
 
     def start(self, predictor: SwappablePredictor) -> None:
@@ -175,8 +180,8 @@ class SharedModel:
             predictor: Used exclusively from now on, but for `variant`.
         """
         self.embeddings.open_files(predictor.encoders_digest, predictor.from_tensors)
-        self._on_image_stream = _own_stream(predictor)
         self._predictor = predictor
+        self._images.start(predictor)
         for lane in self._lanes.values():
             lane.start()
 
@@ -223,7 +228,7 @@ class SharedModel:
             questions = [Question(embedding, phrase, **where) for phrase in phrases]
             used = self._lines.use(caller.project, caller)
             viewer = LaneViewer(
-                self._working, self._images, self._phrases, self._views,
+                self._working, self._images.encoding, self._phrases, self._views,
                 image_key, read_image, used.model, caller,
             )  # fmt: skip
             futures = self._phrases.submit([(used.model, question) for question in questions], caller)
@@ -288,26 +293,7 @@ class SharedModel:
         Raises:
             TooLateError: as for `ask`.
         """
-        known = self.embeddings.find(image_key)
-        if known is not None:
-            return known
-        [future] = self._images.submit([partial(self._encode, image_key, read_image)], caller)
-        found: tuple[ImageEmbedding, EmbeddingOrigin] = wait_for(future, caller)
-        return found
-
-    def _encode(self, image_key: str, read_image: ReadImage) -> tuple[ImageEmbedding, EmbeddingOrigin]:
-        """Work of the image lane."""
-        known = self.embeddings.get(image_key)  # another caller may have embedded it meanwhile
-        if known is not None:
-            return known, "memory"
-        embedding = self._working.embed(read_image())
-        self.embeddings.put(image_key, embedding)
-        return embedding, "encoder"
-
-    def _run_all(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Work of the image lane: whole images, and parts of them."""
-        with self._on_image_stream():
-            return [work() for work in works]
+        return self._images.embedding(image_key, read_image, caller)
 
     def _decode(self, asked: Sequence[tuple[SSPSAM | None, Question]]) -> list[Decoded]:
         """Work of the phrase lane."""
@@ -344,6 +330,7 @@ class SharedModel:
         max_batch: int = 1,
         gather_s: float = 0.0,
         kind: Callable[[Work], Hashable] = lambda work: None,
+        **threads: Any,
     ) -> BatchQueue[Work, Result]:
         def note(size: int, waited_s: float) -> None:
             self._metrics.waited.labels(name).observe(waited_s)
@@ -351,7 +338,7 @@ class SharedModel:
                 self._metrics.batch.observe(size)
 
         late = self._metrics.refused.labels("late").inc
-        return BatchQueue(name, perform, max_batch, gather_s, note, late, kind)
+        return BatchQueue(name, perform, max_batch, gather_s, note, late, kind, **threads)
 
 
 def _edges(mask: BoolMask) -> int:
@@ -359,11 +346,3 @@ def _edges(mask: BoolMask) -> int:
     step = max(1, len(mask) // SAMPLED_ROWS)
     rows = mask[::step]
     return step * int(np.count_nonzero(rows[:, 1:] != rows[:, :-1]))
-
-
-def _own_stream(predictor: SwappablePredictor) -> Callable[[], AbstractContextManager[None]]:
-    """Images are encoded concurrently with phrases, also on a GPU."""
-    from sspsam.runtime.streams import own_stream
-
-    device = getattr(predictor, "device", None)
-    return nullcontext if device is None else own_stream(device)

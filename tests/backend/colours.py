@@ -55,6 +55,12 @@ class ColourPredictor:
         self.embedded += 1
         return Pixels(image)
 
+    def prepare(self, image: UInt8Image) -> UInt8Image:
+        return image
+
+    def encode(self, images: Sequence[UInt8Image]) -> list[Pixels]:
+        return [self.embed(image) for image in images]
+
     def decode(self, questions: Sequence[Question], models: Sequence[Any] | None = None) -> list[Referent]:
         self.asked += [question.phrase for question in questions]
         self.batches.append(len(questions))

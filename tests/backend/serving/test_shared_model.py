@@ -158,7 +158,8 @@ def test_a_picture_that_several_wait_for_is_embedded_once(
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(engine.predict, "new", read, ["red"], Caller(str(n))) for n in range(3)]
-        wait_until(lambda: engine.waiting()["images"] == 2, "two wait for the third's")
+        assert predictor.embedding.wait(20)
+        wait_until(lambda: engine.waiting()["loading"] == 0, "two wait for the third's")
         predictor.may_embed.set()
         for one in asked:
             one.result(20)
