@@ -96,6 +96,8 @@ PROGRESS_KEY = "sspsam:progress:{line}"
 """JSON of the running fine-tune: {"run", "step", "steps"}; deleted at its end."""
 PRELABEL_PROGRESS_KEY = "sspsam:prelabel:{run}"
 """Hash: chunk -> JSON of its ChunkReport."""
+PRELABEL_CLAIMS_KEY = "sspsam:prelabel:{run}:claims"
+"""Hash: task -> chunk whose job processes it."""
 RANK_KEY = "sspsam:rank:{run}"
 """Hash: task -> JSON of its Scored."""
 RECORDS_LOCK = "sspsam:lock:records:{annotation}"
@@ -225,6 +227,10 @@ class ServiceQueue(Queue):
         return bool(self.connection.set(key, 1, nx=True, ex=expiry_s))
 
 
+UNDER_WAY = ("queued", "started", "scheduled", "deferred")
+"""States of jobs that are running, or going to."""
+
+
 def fetch_job(job_id: str, connection: Redis) -> Job:
     """Reads a job.
 
@@ -232,3 +238,11 @@ def fetch_job(job_id: str, connection: Redis) -> Job:
         NoSuchJobError: it does not exist, or cannot be read.
     """
     return ServiceJob.fetch(job_id, connection=connection, serializer=JSONSerializer)
+
+
+def job_under_way(connection: Redis, job_id: str) -> bool:
+    """Whether a job is running, or going to."""
+    try:
+        return fetch_job(job_id, connection).get_status() in UNDER_WAY
+    except NoSuchJobError:
+        return False

@@ -52,9 +52,10 @@ from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
 from worker.lines import Line
 from worker.projects.active_learning import Ranker, Scores, order_tasks
+from worker.projects.chunks import ChunkProgress, ChunkReport, TaskClaims
 from worker.projects.model import running_engine, running_service
 from worker.projects.prefetch import PREFETCH, Prefetched, Prefetcher, queue_next_tasks
-from worker.projects.prelabel import ChunkProgress, ChunkReport, PhraseSource, Prelabeler
+from worker.projects.prelabel import PhraseSource, Prelabeler
 from worker.queueing.queues import ask_for_reconciliation, redis_lock
 from worker.services import Services
 
@@ -247,7 +248,8 @@ def prelabel_chunk(
     progress, report = ChunkProgress(services.redis, run), ChunkReport()
     with running_service(services) as service:
         phrases = PhraseSource.from_dict(source)
-        prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases)
+        claim = TaskClaims(services.redis, run, chunk).take
+        prelabeler = Prelabeler(services.label_studio, service.assistant, project_id, phrases, claim)
         for report in prelabeler.run(task_ids):
             progress.note(chunk, report)
     return asdict(report)

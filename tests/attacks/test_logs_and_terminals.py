@@ -31,7 +31,7 @@ from tests.backend.colours import ColourPredictor
 from tests.backend.editor import ask, prompt, task
 from worker.cli.versions import list_versions
 from worker.projects.batch_jobs import finish
-from worker.projects.prelabel import ChunkReport
+from worker.projects.chunks import ChunkReport
 
 PACKAGES = (sspsam, finetune, backend, worker)
 FORGED = "FORGED"

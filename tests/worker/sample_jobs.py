@@ -8,6 +8,10 @@ from pathlib import Path
 
 from rq.job import Retry
 
+from backend.settings import Settings
+from worker.projects.chunks import TaskClaims
+from worker.services import Services
+
 
 def note(path: str, text: str) -> str:
     """Appends a line to a file and returns it."""
@@ -44,3 +48,15 @@ def come_back(path: str, times: int) -> str | Retry:
 def fail(path: str) -> None:
     note(path, "tried")
     raise RuntimeError("on purpose")
+
+
+def claim_and_note(path: str, run: str, chunk: str, task_ids: list[int]) -> None:
+    """Notes every task that it can claim, with its process, unless that is done: as pre-labeling does."""
+    services = Services(Settings())
+    claims = TaskClaims(services.redis, run, chunk)
+    for task in task_ids:
+        if claims.take(task):
+            file = Path(path)
+            noted = file.read_text().splitlines() if file.exists() else []
+            if f"{task}" not in {line.split()[0] for line in noted}:
+                note(path, f"{task} {os.getpid()}")

@@ -28,7 +28,7 @@ def prefetch(
     """
     from backend.cli.instance_settings import service_settings
     from worker.projects.batch_jobs import finish, watch
-    from worker.projects.prelabel import ChunkProgress
+    from worker.projects.chunks import ChunkProgress
     from worker.projects.starting import start_prefetch
     from worker.queueing.queues import require_redis
     from worker.services import Services

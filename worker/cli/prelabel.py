@@ -30,7 +30,8 @@ def prelabel(
     """
     from backend.cli.instance_settings import service_settings
     from worker.projects.batch_jobs import finish, watch
-    from worker.projects.prelabel import ChunkProgress, PhraseSource
+    from worker.projects.chunks import ChunkProgress
+    from worker.projects.prelabel import PhraseSource
     from worker.projects.starting import start_prelabel
     from worker.queueing.queues import require_redis
     from worker.services import Services

@@ -34,10 +34,12 @@ from backend.labelstudio import prompt_text
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
+from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.shared_redis import RANK_KEY
 from finetune.data.records import RefRecord
-from worker.projects.prelabel import ChunkReport, PhraseSource, answers, each_task
+from worker.projects.chunks import ChunkReport, each_task
+from worker.projects.prelabel import PhraseSource, answers
 
 RANK_TTL_S = 7 * 24 * 3600
 SAMPLING = "Uncertainty sampling"
@@ -152,22 +154,23 @@ class Ranker:
         config.require("mask", "image")
         report = ChunkReport()
 
-        def score(number: int) -> None:
-            self._score(self._client.task(number), config, report)
+        def score(number: int) -> tuple[ChunkReport, None]:
+            return self._score(self._client.task(number), config), None
 
         for _ in each_task(task_ids, score, report):
             yield report
 
-    def _score(self, fields: Json, config: LabelingConfig, report: ChunkReport) -> None:
-        task = Task.parse(fields)
+    def _score(self, fields: Json, config: LabelingConfig) -> ChunkReport:
+        """In one of several threads."""
+        task, report = Task.parse(fields), ChunkReport()
         phrases = self._source.phrases_of(task.data, config)
         if not phrases or task.annotations:
-            report.skipped += 1
-            return
-        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config)
+            return ChunkReport(skipped=1)
+        caller = Caller(f"task {task.task_id}", project=str(self._project))
+        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config, caller)
         if not outcome.certainties:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
-            return
+            return report
         outcome.failed.clear()
         certainty = min(outcome.certainties.values())
         meant = self._source.meant_for(task.data)
@@ -193,6 +196,7 @@ class Ranker:
         descriptor = self._descriptor(task, config)
         scored = Scored(int(known["id"]), outcome.version, known.get("score"), certainty, descriptor)
         self._scores.note(int(task.task_id), scored)
+        return report
 
     def _descriptor(self, task: Task, config: LabelingConfig) -> str:
         assert config.image is not None

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq import Queue
 
-    from worker.projects.prelabel import ChunkProgress, ChunkReport
+    from worker.projects.chunks import ChunkProgress, ChunkReport
 
 POLL_S = 0.5
 NO_WORKER_S = 20.0
 """Time without a worker taking a job, after which a notice is printed."""
 SHOWN_PROBLEMS = 20
-_UNDER_WAY = ("queued", "started", "scheduled", "deferred")
 
 ProjectOption = Annotated[int, typer.Option(help="Number of the Label Studio project.", min=1)]
 PhrasesOption = Annotated[
@@ -47,7 +46,7 @@ def enqueue_chunks(
         task_ids: All task ids.
         kwargs: Further keyword arguments.
     """
-    from worker.projects.prelabel import ChunkProgress, chunk_name, chunks_of
+    from worker.projects.chunks import ChunkProgress, chunk_name, chunks_of
     from worker.queueing.queues import prelabel_queue
 
     queue, progress, names = prelabel_queue(redis), ChunkProgress(redis, run), []
@@ -66,11 +65,11 @@ def enqueue_once(
     """Queues a job unless it is already queued or running; returns whether it did."""
     from rq.exceptions import NoSuchJobError
 
-    from backend.shared_redis import fetch_job
+    from backend.shared_redis import UNDER_WAY, fetch_job
 
     with suppress(NoSuchJobError):
         job = fetch_job(job_id, queue.connection)
-        if job.get_status() in _UNDER_WAY:
+        if job.get_status() in UNDER_WAY:
             return False
         job.delete()
     _enqueue(queue, function, job_id, kwargs, at_front=at_front)

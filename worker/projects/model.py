@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from backend.errors import ModelUnavailableError
 from backend.service import Service, build_service
 from backend.serving.engine import Engine
+from worker.projects.chunks import TASK_THREADS
 from worker.services import Services
 
 MODEL_LOAD_S = 600.0
@@ -20,7 +21,9 @@ def running_service(services: Services) -> Iterator[Service]:
     Raises:
         ModelUnavailableError: the model could not be loaded.
     """
-    service = build_service(services.settings, services.redis)
+    room = max(services.settings.queue_limit, 2 * TASK_THREADS)  # of its own queues: not the backend's
+    settings = services.settings.model_copy(update={"queue_limit": room})
+    service = build_service(settings, services.redis)
     service.engine.start()
     try:
         if not service.engine.wait(MODEL_LOAD_S):

@@ -19,13 +19,14 @@ from backend.images.store import ImageStore
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task
+from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.settings import Settings
 from backend.shared_redis import PREFETCH_FAILED_KEY, PREFETCHED_KEY
 from backend.state.skipped_items import SkippedItems
 from worker.isolation import Outcome, left_out
 from worker.projects.batch_jobs import enqueue_once
-from worker.projects.prelabel import ChunkReport
+from worker.projects.chunks import ChunkReport, in_parallel
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
@@ -151,39 +152,52 @@ class Prefetcher:
         """
         config = LabelingConfig.parse(self._client.project(self._project)["label_config"])
         config.require("image")
-        report = ChunkReport()
-        fetched = [image for number in task_ids if (image := self._fetch(number, config, report))]
+        report, fetched = ChunkReport(), list[FetchedImage]()
+        for _, future in in_parallel(partial(self._fetch, config), task_ids):
+            done = future.result()
+            if isinstance(done, FetchedImage):
+                fetched.append(done)
+            else:
+                report.add(done)
         yield report
         if not fetched:
             return
         for image in fetched:  # a process that is killed while it embeds leaves this behind
             self._prefetched.note_failure(int(image.task.task_id), time.time())
         with model() as engine:
-            for image in fetched:
-                report.tasks += 1
-                with self._left_out(image.task.task_id) as outcome:
-                    source = engine.embed(image.digest, partial(self._images.decode, image.digest))
-                    report.skipped += source != "encoder"
-                    self._prefetched.note(image.task, config)
-                    self._skipped.clear(self._project, PREFETCH, [f"task {image.task.task_id}"])
-                if outcome.reason:
-                    report.problems[image.task.task_id] = outcome.reason
+            for _, embedded in in_parallel(partial(self._embed, engine, config), fetched):
+                report.add(embedded.result())
                 yield report
 
-    def _fetch(self, number: int, config: LabelingConfig, report: ChunkReport) -> FetchedImage | None:
-        """Downloads and decodes an image; None if that fails, or the task has been deleted."""
+    def _fetch(self, config: LabelingConfig, number: int) -> FetchedImage | ChunkReport:
+        """Downloads and decodes an image, in one of several threads.
+
+        Returns:
+            The image; what to report if that fails, or the task has been deleted.
+        """
         try:
             with self._left_out(str(number)) as outcome:
                 task = Task.parse(self._client.task(number))
                 digest = self._images.digest(_address(task.data, config), task.task_id)
                 self._images.decode(digest)
                 return FetchedImage(task, digest)
-            report.problems[str(number)] = outcome.reason
             self._prefetched.note_failure(number, time.time())
+            return ChunkReport(1, problems={str(number): outcome.reason})
         except LabelStudioNotFound:
-            report.skipped += 1
-        report.tasks += 1
-        return None
+            return ChunkReport(1, skipped=1)
+
+    def _embed(self, engine: Engine, config: LabelingConfig, image: FetchedImage) -> ChunkReport:
+        """Stores an image's embedding, in one of several threads: the engine encodes some together."""
+        report, task = ChunkReport(1), image.task
+        with self._left_out(task.task_id) as outcome:
+            caller = Caller(f"task {task.task_id}", project=str(self._project))
+            source = engine.embed(image.digest, partial(self._images.decode, image.digest), caller)
+            report.skipped += source != "encoder"
+            self._prefetched.note(task, config)
+            self._skipped.clear(self._project, PREFETCH, [f"task {task.task_id}"])
+        if outcome.reason:
+            report.problems[task.task_id] = outcome.reason
+        return report
 
     def _left_out(self, number: str) -> AbstractContextManager[Outcome]:
         item = f"task {number}"

@@ -14,31 +14,24 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from redis import Redis
-
 from backend.assistant.assistant import Assistant
-from backend.errors import LabelStudioError, LabelStudioNotFound, PrelabelError
+from backend.errors import PrelabelError
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.queries import Task, phrases_in
-from backend.shared_redis import PRELABEL_PROGRESS_KEY
-from backend.state.skipped_items import reason_of
-from worker.isolation import CONCERN_ALL
+from backend.serving.batch_queue import Caller
+from worker.projects.chunks import ChunkReport, each_task
 
-CHUNK_TASKS = 100
-"""Tasks per job: each job loads a model."""
 POST_BATCH = 10
 """Predictions per request: a ragged mask of 12 megapixels takes several megabytes."""
 SURELY_READ_BYTES = 74
 """A CLIP token is at least one byte, and 3 of the 77 are not the phrase's: a phrase this short always fits,
 so torch need not be loaded to count its tokens."""
-PROGRESS_TTL_S = 7 * 24 * 3600
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -93,93 +86,20 @@ class PhraseSource:
         return cls(kind, tuple(phrases), str(column or ""))
 
 
-@dataclass
-class ChunkReport:
-    """Results of the tasks of a chunk."""
-
-    tasks: int = 0
-    """Processed, successfully or not."""
-    posted: int = 0
-    masks: int = 0
-    skipped: int = 0
-    """Already predicted, or without a phrase."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Task id -> reason why it has no prediction."""
-
-    def plus(self, other: ChunkReport) -> ChunkReport:
-        return ChunkReport(
-            self.tasks + other.tasks,
-            self.posted + other.posted,
-            self.masks + other.masks,
-            self.skipped + other.skipped,
-            {**self.problems, **other.problems},
-        )
-
-
-class ChunkProgress:
-    """Progress of a run's jobs, in Redis.
-
-    Args:
-        redis: The Redis shared by all workers.
-        run: Name of the run.
-    """
-
-    def __init__(self, redis: Redis, run: str) -> None:
-        self._redis = redis
-        self._key = PRELABEL_PROGRESS_KEY.format(run=run)
-
-    def note(self, chunk: str, report: ChunkReport) -> None:
-        self._redis.hset(self._key, chunk, json.dumps(asdict(report)))
-        self._redis.expire(self._key, PROGRESS_TTL_S)
-
-    def forget(self, chunk: str) -> None:
-        self._redis.hdel(self._key, chunk)
-
-    def report(self, chunks: Iterable[str]) -> ChunkReport:
-        """Sums the reports of chunks; chunks that have not started are ignored."""
-        total = ChunkReport()
-        names = list(chunks)
-        values: list[Any] = self._redis.hmget(self._key, names) if names else []
-        for value in values:
-            if value is not None:
-                total = total.plus(ChunkReport(**json.loads(value)))
-        return total
-
-
 def run_name(command: str, project: int, source: PhraseSource) -> str:
     """Derives a run's name from its arguments: repeating the command resumes the run."""
     asked = json.dumps(source.to_dict(), sort_keys=True)
     return f"{command}-{project}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
-def each_task(task_ids: Iterable[int], work: Callable[[int], None], report: ChunkReport) -> Iterator[None]:
-    """Processes tasks, yielding after each; deleted tasks are skipped."""
-    for number in task_ids:
-        report.tasks += 1
-        try:
-            work(number)
-        except LabelStudioNotFound:
-            report.skipped += 1
-        except LabelStudioError:
-            raise
-        except CONCERN_ALL:
-            raise
-        except Exception as error:  # odd data of this task
-            report.problems[str(number)] = reason_of(error)
-        yield
+@dataclass(frozen=True)
+class TaskAnswer:
+    """What is done with a task."""
 
-
-def chunks_of(task_ids: Iterable[int], size: int = CHUNK_TASKS) -> Iterator[list[int]]:
-    """Splits task ids into chunks, in order."""
-    numbers = iter(task_ids)
-    while chunk := list(islice(numbers, size)):
-        yield chunk
-
-
-def chunk_name(task_ids: Sequence[int]) -> str:
-    """Derives a chunk's name from its task ids."""
-    content = ",".join(map(str, task_ids))
-    return f"{task_ids[0]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    version: str = ""
+    """The version of its prediction; empty if it has none."""
+    prediction: Json | None = None
+    """To be posted."""
 
 
 class Prelabeler:
@@ -190,15 +110,22 @@ class Prelabeler:
         assistant: Segments phrases, as for annotators.
         project: Project of the tasks.
         source: Source of the phrases.
+        claim: Claims a task for this job; returns False if another job has it.
     """
 
     def __init__(
-        self, client: LabelStudioClient, assistant: Assistant, project: int, source: PhraseSource
+        self,
+        client: LabelStudioClient,
+        assistant: Assistant,
+        project: int,
+        source: PhraseSource,
+        claim: Callable[[int], bool] = lambda task: True,
     ) -> None:
         self._client = client
         self._assistant = assistant
         self._project = project
         self._source = source
+        self._claim = claim
         self._waiting: list[Json] = []
         self._version = ""
         """The version of the tasks' predictions."""
@@ -215,10 +142,15 @@ class Prelabeler:
         config.require("mask", "image")
         report = ChunkReport()
 
-        def answer(number: int) -> None:
-            self._answer(self._client.task(number), config, report)
+        def answer(number: int) -> tuple[ChunkReport, TaskAnswer]:
+            return self._answer(number, config)
 
-        for _ in each_task(task_ids, answer, report):
+        for answered in each_task(task_ids, answer, report):
+            if answered is None:
+                continue
+            self._version = answered.version or self._version
+            if answered.prediction is not None:
+                self._waiting.append(answered.prediction)
             if len(self._waiting) >= POST_BATCH:
                 self._post(report)
                 yield report
@@ -226,42 +158,45 @@ class Prelabeler:
         self._show(project)
         yield report
 
-    def _answer(self, fields: Json, config: LabelingConfig, report: ChunkReport) -> None:
-        task = Task.parse(fields)
+    def _answer(self, number: int, config: LabelingConfig) -> tuple[ChunkReport, TaskAnswer]:
+        """In one of several threads."""
+        if not self._claim(number):
+            return ChunkReport(skipped=1), TaskAnswer()
+        task = Task.parse(self._client.task(number))
         phrases = self._source.phrases_of(task.data, config)
         version = self._assistant.version_of(str(self._project))
         if not phrases:
-            report.skipped += 1
-            return
+            return ChunkReport(skipped=1), TaskAnswer()
         nothing = self._nothing_found(task, version)
         if any(answers(prediction, phrases, version, config, nothing) for prediction in task.predictions):
-            self._version = version
-            report.skipped += 1
-            return
+            return ChunkReport(skipped=1), TaskAnswer(version)
         before = next(
             (prediction for prediction in task.predictions if prediction.get("model_version") == version),
             None,
         )
         if before is not None:
             phrases = list(prompt_text.distinct([*_masked_phrases(before, config), *phrases]).values())
-        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config)
+        caller = Caller(f"task {task.task_id}", project=str(self._project))
+        outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config, caller)
+        report = ChunkReport()
         if outcome.failed:
             report.problems[task.task_id] = "; ".join(dict.fromkeys(outcome.failed.values()))
             if len(outcome.failed) == len(phrases):
-                return
+                return report, TaskAnswer()
             outcome.failed.clear()
         prediction = self._assistant.write_prediction(str(self._project), task, outcome, config)
-        report.masks += len(outcome.regions)
-        if before is not None and prediction["model_version"] == version:
-            self._replace(before, prediction, report)
-        else:
-            self._waiting.append({"task": int(task.task_id), **prediction})
+        report.masks = len(outcome.regions)
+        if before is None or prediction["model_version"] != version:
+            return report, TaskAnswer(prediction={"task": int(task.task_id), **prediction})
+        self._replace(before, prediction)
+        report.posted = 1
+        return report, TaskAnswer(str(prediction["model_version"]))
 
     def _nothing_found(self, task: Task, version: str) -> set[str]:
         found = self._assistant.nothing_found(str(self._project), task.task_id)
         return {phrase for phrase, asked in found.items() if asked == version}
 
-    def _replace(self, before: Mapping[str, Any], prediction: Json, report: ChunkReport) -> None:
+    def _replace(self, before: Mapping[str, Any], prediction: Json) -> None:
         """Updates the existing prediction: Label Studio uses only one per version to start an annotation.
 
         The score of a ranked prediction is its rank and is kept.
@@ -270,8 +205,6 @@ class Prelabeler:
         if before.get("score") is None and "score" in prediction:
             fields["score"] = prediction["score"]
         self._client.update_prediction(int(before["id"]), **fields)
-        self._version = str(prediction["model_version"])
-        report.posted += 1
 
     def _post(self, report: ChunkReport) -> None:
         if self._waiting:

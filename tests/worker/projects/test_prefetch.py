@@ -20,7 +20,7 @@ from backend.state.known_projects import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, prompt, region
 from worker import jobs
 from worker.cli.commands import app
-from worker.projects.prelabel import ChunkProgress, ChunkReport
+from worker.projects.chunks import ChunkProgress, ChunkReport
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 

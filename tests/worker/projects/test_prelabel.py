@@ -17,16 +17,8 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from tests.worker.label_studio_server import LabelStudioServer
 from worker import jobs
 from worker.cli.commands import app
-from worker.projects.prelabel import (
-    POST_BATCH,
-    ChunkProgress,
-    ChunkReport,
-    PhraseSource,
-    check_source,
-    chunk_name,
-    chunks_of,
-    run_name,
-)
+from worker.projects.chunks import ChunkProgress, ChunkReport, chunk_name, chunks_of
+from worker.projects.prelabel import POST_BATCH, PhraseSource, check_source, run_name
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
