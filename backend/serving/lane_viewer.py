@@ -66,7 +66,7 @@ class LaneViewer:
     def __init__(
         self,
         encoders: ViewEncoders,
-        images: BatchQueue[Callable[[], Any], Any],
+        images: BatchQueue[Any, Any],
         phrases: BatchQueue[tuple[SSPSAM | None, Question], Decoded],
         views: EmbeddingCache[ImageEmbedding],
         image_key: str,

@@ -24,8 +24,8 @@ from worker.isolation import CONCERN_ALL
 
 CHUNK_TASKS = 100
 """Tasks per job: each job loads a model."""
-TASK_THREADS = 8
-"""Tasks that a job processes at a time: enough for a batch of images while others are fetched and posted."""
+TASK_THREADS = 16
+"""Tasks that a job processes at a time: two batches of images, one being fetched, decoded or posted."""
 PROGRESS_TTL_S = 7 * 24 * 3600
 
 Item = TypeVar("Item")
