@@ -181,18 +181,18 @@ def version_store(settings: Settings) -> VersionStore:
 def load_preset(settings: Settings) -> SwappablePredictor:
     """Loads the preset with the operator's or the packaged weights. Imports torch.
 
-    With `settings.tune_process`, oneDNN then computes matrix products on a CPU, and the predictor may use
-    all cores: request threads need one each.
+    With `settings.tune_process`, oneDNN then computes the matrix products on a CPU at which it is faster, and
+    the predictor may use all cores: request threads need one each.
     """
     from sspsam import Predictor
     from sspsam.runtime.cores import limit_torch_threads
-    from sspsam.runtime.onednn import use_onednn_matmul
+    from sspsam.runtime.product_speeds import use_faster_products
 
     predictor = Predictor.from_preset(
         settings.preset, settings.device, settings.weights, settings.image_precision, settings.second_look
     )
     if settings.tune_process:
         if predictor.device.type == "cpu":
-            use_onednn_matmul()
+            use_faster_products(settings.model_dir)
         limit_torch_threads()
     return predictor

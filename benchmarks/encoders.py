@@ -30,11 +30,11 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
 
     from sspsam import build_image_encoder
     from sspsam.presets import IMAGE_ENCODERS
-    from sspsam.runtime.onednn import use_onednn_matmul
+    from sspsam.runtime.product_speeds import use_faster_products
 
     kind = name.removeprefix(STOCK)
     if kind == name:
-        use_onednn_matmul()  # as the service does
+        use_faster_products()  # as the service does
     encoder = build_image_encoder(kind).eval().to(device)
     side = IMAGE_ENCODERS[kind].image_size
     picture = torch.randn(1, 3, side, side, device=device)

@@ -6,6 +6,6 @@ from backend.web.serve import tune_process
 
 tune_process()
 
-from sspsam.runtime.onednn import use_onednn_matmul  # noqa: E402 - imports torch
+from sspsam.runtime.product_speeds import use_faster_products  # noqa: E402 - imports torch
 
-use_onednn_matmul()
+use_faster_products()

@@ -25,8 +25,8 @@ from sspsam import CheckpointError, Predictor, build_image_encoder, build_model
 from sspsam.checkpoints.bundles import WEIGHTS_FOLDER
 from sspsam.checkpoints.load import load_strictly, read_tensors, write_tensors
 from sspsam.presets import base_preset, get_preset
-from sspsam.runtime.onednn import use_onednn_matmul
 from sspsam.runtime.process import MEBIBYTE, tune_malloc, tuning_enabled
+from sspsam.runtime.product_speeds import use_faster_products
 
 WEIGHTS_NAME = "weights.safetensors"
 IMAGE_ENCODER_PREFIX = "image_encoder."
@@ -89,11 +89,11 @@ def tune_process() -> None:
     """
     if not tuning_enabled():
         return
-    malloc, onednn = tune_malloc(KEPT_BYTES), use_onednn_matmul()
+    malloc, onednn = tune_malloc(KEPT_BYTES), use_faster_products()
     logger.info(
         "process settings: %s; %s (TUNE_PROCESS=0 leaves them as they are)",
         f"freed memory kept up to {KEPT_BYTES // MEBIBYTE} MiB" if malloc else "malloc as it is",
-        "oneDNN matrix products on a CPU" if onednn else "PyTorch's own matrix products",
+        "oneDNN matrix products on a CPU where faster" if onednn else "PyTorch's own matrix products",
     )
 
 
