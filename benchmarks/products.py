@@ -1,4 +1,4 @@
-"""float32 matrix products on the CPU by MKL, by oneDNN, and by whichever `sspsam.runtime.product_speeds` chooses.
+"""float32 matrix products on the CPU by MKL, by oneDNN, and as `sspsam.runtime.product_speeds` chooses.
 
 python benchmarks/products.py [--rounds 30]
 """
@@ -56,9 +56,10 @@ def main() -> None:
         failed += [name] if times < 0.9 else []
     write_section(
         "Matrix multiplication",
-        "Linear layers in float32 on all cores, in GFLOP/s, and times as fast as MKL. MKL does not use AVX-512 "
-        "on AMD processors: there oneDNN is up to twice as fast; on others it is slower for some shapes. The "
-        "service measures both at its first start and chooses by shape. Target: no layer below 0.9.",
+        "Linear layers in float32 on all cores, in GFLOP/s, and times as fast as MKL. MKL does not use "
+        "AVX-512 on AMD processors: there oneDNN is up to twice as fast; on others it is slower for some "
+        "shapes. The service measures both at its first start and chooses by shape. Target: no layer below "
+        "0.9.",
         table(["layer", BY_MKL, BY_ONEDNN, "oneDNN / MKL", "chosen / MKL"], rows),
     )
     if failed:
