@@ -6,7 +6,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.labelstudio.setup import connect_project
 from tests.annotator_client import AnnotatorClient
+from tests.integration.path_proxy import PathProxy
 from tests.integration.project import PICTURES, Project
 from worker.local.demo_pictures import demo_pictures
 from worker.local.local_label_studio import Account, label_studio_part
@@ -87,20 +88,32 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_label_studio(program: Path, folder: Path) -> Iterator[RunningLabelStudio]:
-    """A new Label Studio; its first start makes a data base, which takes about a minute."""
+def running_label_studio(program: Path, folder: Path, path: str = "") -> Iterator[RunningLabelStudio]:
+    """A new Label Studio; its first start makes a data base, which takes about a minute.
+
+    Args:
+        program: `label-studio`.
+        folder: For its data.
+        path: Such as /label-studio, under which a proxy offers it.
+    """
     assert program.exists(), f"no Label Studio at {program}: run `make install`"
     account = Account("annotator@example.com", "password", secrets.token_hex(20))
     port = free_port()
+    direct = f"http://{LOOPBACK}:{port}"
     local_files = {
         "LOCAL_FILES_SERVING_ENABLED": "true",
         "LOCAL_FILES_DOCUMENT_ROOT": str(folder / LOCAL_FILES),
     }
-    with Supervisor(folder / "logs") as supervisor:
+    with ExitStack() as parts:
+        proxy = parts.enter_context(PathProxy(path, direct)) if path else None
+        url = f"{proxy.url}{path}" if proxy else direct
         part = label_studio_part(program, port, folder, account)
-        supervisor.start(replace(part, environment={**(part.environment or {}), **local_files}))
+        command = [url if word == direct else word for word in part.command]
+        environment = {**(part.environment or {}), **local_files}
+        supervisor = parts.enter_context(Supervisor(folder / "logs"))
+        supervisor.start(replace(part, command=command, environment=environment))
         supervisor.wait_until_ready("label-studio")
-        yield RunningLabelStudio(f"http://{LOOPBACK}:{port}", account, folder)
+        yield RunningLabelStudio(url, account, folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import boto3
 import numpy as np
@@ -23,12 +23,21 @@ from backend.labelstudio.predictions import ProposedRegion, region_results
 from backend.labelstudio.setup import connect_project
 from sspsam.images.masks import coco_rle_to_mask
 from tests.backend.web_server import Web
-from tests.integration.conftest import LOCAL_FILES, RunningLabelStudio, RunningService
+from tests.integration.conftest import (
+    LABEL_STUDIO,
+    LOCAL_FILES,
+    RunningLabelStudio,
+    RunningService,
+    running_label_studio,
+    running_service,
+)
 from tests.integration.project import CONFIG, POLL_S, WAIT_S, Project, mask_of, ring, sspsam
 from tests.s3_server import s3_server
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.xdist_group("label-studio")
 SOURCES = (
+    "an upload",
     "a local file",
     "a local file at Label Studio's other address",
     "a bucket that redirects",
@@ -54,14 +63,30 @@ class Sources:
             return picture.height, picture.width
 
 
+@pytest.fixture(scope="module", params=["", "/label-studio"], ids=["at the root", "under a path"])
+def home(
+    request: pytest.FixtureRequest, other_servers: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningLabelStudio, RunningService]]:
+    """Where Label Studio is, and the service that knows of it."""
+    if not request.param:
+        yield request.getfixturevalue("label_studio"), request.getfixturevalue("service")
+        return
+    folder = tmp_path_factory.mktemp("label-studio-under-a-path")
+    with (
+        running_label_studio(LABEL_STUDIO, folder, request.param) as elsewhere,
+        running_service(elsewhere, tmp_path_factory.mktemp("service"), other_servers) as its_service,
+    ):
+        yield elsewhere, its_service
+
+
 @pytest.fixture(scope="module")
 def sources(
-    label_studio: RunningLabelStudio,
-    service: RunningService,
+    home: tuple[RunningLabelStudio, RunningService],
     other_servers: list[int],
     pictures: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Sources]:
+    label_studio, service = home
     files = cut_pictures(pictures[0], tmp_path_factory.mktemp("sources"), label_studio.folder / LOCAL_FILES)
     client = label_studio.client
     number = int(client.create_project("Sources", RECOMMENDED_CONFIG)["id"])
@@ -70,9 +95,10 @@ def sources(
     elsewhere = Response(files["another host"].read_bytes(), content_type="image/png")
     with s3_server(other_servers[0]) as s3, Web({"/a.png": elsewhere}, port=other_servers[1]) as web:
         tasks = {
+            "an upload": add_upload(project, files["an upload"]),
             "a local file": add_storage(
                 project, "localfiles", path=str(files["a local file"].parent), use_blob_urls=True
-            )
+            ),
         }
         for source, presign in (("a bucket that redirects", True), ("a bucket that is passed on", False)):
             bucket = source.replace(" ", "-")
@@ -126,6 +152,13 @@ def add_storage(project: Project, kind: str, **options: Any) -> int:
     ask(project, f"/api/storages/{kind}/{made['id']}/sync", {})
     (task,) = {task["id"] for task in project.client.tasks(project.number)} - before
     return int(task)
+
+
+def add_upload(project: Project, path: Path) -> int:
+    project.client.upload_images(project.number, [path])
+    (task,) = project.client.tasks(project.number)
+    assert task["data"]["image"].startswith(f"{urlsplit(project.client.url).path}/data/upload/")
+    return int(task["id"])
 
 
 def add_task(project: Project, image: str) -> int:
