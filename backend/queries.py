@@ -159,6 +159,17 @@ def instances_together(extra_params: object) -> bool:
     return _json_mapping(extra_params).get("instances") == TOGETHER
 
 
+def least_presence(extra_params: object) -> float | None:
+    """The probability of a target from which a project wants masks, marked as unsure: `"unsure": 0.2`.
+
+    None if it has not set one, or no number from 0 to 1.
+    """
+    value = _json_mapping(extra_params).get("unsure")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= 1 else None
+
+
 def _bounded(value: object, place: str) -> object:
     """The value, which is stored and read by others.
 

@@ -25,6 +25,7 @@ from backend.assistant.messages import (
     leftover_message,
     open_phrases_message,
     reading_message,
+    unsure_message,
 )
 from backend.assistant.object_regions import leftover_regions, regions_of
 from backend.assistant.prompt_box import PromptBox, read_box
@@ -59,7 +60,7 @@ from backend.labelstudio.predictions import (
 )
 from backend.labelstudio.regions.controls import Tag
 from backend.metrics import Metrics
-from backend.queries import PredictQuery, Results, Task, instances_together
+from backend.queries import PredictQuery, Results, Task, instances_together, least_presence
 from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import ReadImage
@@ -99,6 +100,8 @@ class Outcome:
     """Phrase -> how it was read."""
     certainties: dict[str, float] = field(default_factory=dict)
     """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
+    unsure: dict[str, float] = field(default_factory=dict)
+    """Phrase -> certainty of its mask, which the project asked for although there is rather no target."""
     failed: dict[str, str] = field(default_factory=dict)
     """Phrase -> reason why it could not be answered."""
     passing: bool = False
@@ -212,7 +215,7 @@ class Assistant:
             return {"result": []}
         outcome = Outcome(self._engine.version_of(project))
         if box.asked:
-            outcome = self.segment_phrases(project, task, list(box.asked), config, caller)
+            outcome = self.segment_phrases(project, task, list(box.asked), config, caller, for_annotator=True)
             shown = self._redis_store.shown(project, task.task_id)
             outcome.regions, outcome.texts = beside_renamed(
                 outcome.regions, project, task, prompt, shown, self._annotations, config, caller
@@ -291,10 +294,16 @@ class Assistant:
         phrases: list[str],
         config: LabelingConfig,
         caller: Caller | None = None,
+        for_annotator: bool = False,
     ) -> Outcome:
-        """Segments phrases in a task's image by the project's version; errors are reported in the outcome."""
+        """Segments phrases in a task's image by the project's version; errors are reported in the outcome.
+
+        Unsure masks are for annotators, who are told: nobody may have looked at a prediction's.
+        """
         try:
-            outcome = self._find(project, task, phrases, config, caller or Caller(project=project))
+            outcome = self._find(
+                project, task, phrases, config, caller or Caller(project=project), for_annotator
+            )
         except BackendError as error:
             logger.warning("project %s, task %s: %s", project, task.task_id, error)
             self._redis_store.note_problem(project, task.task_id, str(error))
@@ -313,7 +322,13 @@ class Assistant:
         return outcome
 
     def _find(
-        self, project: str, task: Task, phrases: list[str], config: LabelingConfig, caller: Caller
+        self,
+        project: str,
+        task: Task,
+        phrases: list[str],
+        config: LabelingConfig,
+        caller: Caller,
+        for_annotator: bool,
     ) -> Outcome:
         config.require("image", "mask")
         assert config.image is not None
@@ -323,7 +338,8 @@ class Assistant:
         known = self._redis_store.projects.get(project)
         together = instances_together(known.extra_params if known else None)
         read_image = partial(self._images.decode, digest)
-        answer = self._engine.predict(digest, read_image, phrases, caller, split=not together)
+        least = least_presence(known.extra_params) if known and for_annotator else None
+        answer = self._engine.predict(digest, read_image, phrases, caller, not together, least)
         shown = self._redis_store.shown(project, task.task_id)
         outcome = Outcome(answer.version, failed=dict.fromkeys(refused, TOO_MANY_PHRASES))
         texts = texts_of([*task.annotations, *task.drafts], config)
@@ -333,6 +349,8 @@ class Assistant:
                 continue
             outcome.certainties[phrase] = referent.certainty
             outcome.readings[phrase] = referent.reading
+            if referent.is_unsure:
+                outcome.unsure[phrase] = referent.certainty
             if referent.no_target:
                 outcome.no_match.append(phrase)
             else:
@@ -393,6 +411,7 @@ def _written(
         results.append(text_result(config.absent, _id_of(shown), absent))
     said = [
         open_phrases_message(unmatched, outcome.failed, config),
+        unsure_message(outcome.unsure),
         reading_message(outcome.readings, outcome.no_match),
         label_message(outcome.regions, config),
         holes_message(outcome.regions),

@@ -53,6 +53,19 @@ def reading_message(readings: Mapping[str, Reading], unmatched: Sequence[str]) -
     return " ".join(said)
 
 
+def unsure_message(certainties: Mapping[str, float]) -> str:
+    """Names phrases whose masks are unsure, each with its certainty; empty if there are none.
+
+    Args:
+        certainties: Phrase -> certainty, 0..1.
+    """
+    named = [
+        f"“{_short(phrase)}” {certainty:.2f}"
+        for phrase, certainty in list(certainties.items())[-SHOWN_PHRASES:]
+    ]
+    return f"unsure: {', '.join(named)}." if named else ""
+
+
 def label_message(regions: Sequence[ProposedRegion], config: LabelingConfig) -> str:
     """Says which label was taken for phrases that name none of several; empty if there are none."""
     if len(config.labels) < SEVERAL:

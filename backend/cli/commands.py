@@ -122,6 +122,16 @@ def connect(
             show_default=False,
         ),
     ] = None,
+    unsure: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Probability of a target from which annotators get a mask; below the model's own threshold "
+            "it is marked as unsure. 1 turns unsure masks off. Default: as it is; off at first.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Connect a Label Studio project: labeling config, interactive backend, webhook with its secret.
@@ -157,7 +167,11 @@ def connect(
             echo,
             may_change_config,
             {role: name for role, name in (("prompt", prompt), ("phrase", phrase)) if name},
-            instances or "",
+            {
+                name: value
+                for name, value in (("instances", instances), ("unsure", unsure))
+                if value is not None
+            },
         )
         lines.append(connecting.probe_webhook(client, project, backend_url, secret, settings.basic_auth))
     for line in lines or [f"project {project} is fully connected"]:

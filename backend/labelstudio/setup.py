@@ -77,7 +77,7 @@ def connect_project(
     show_diff: Callable[[str], None] = lambda diff: None,
     may_change_config: Callable[[], bool] = lambda: False,
     text_areas: Mapping[str, str] = MappingProxyType({}),
-    instances: str = "",
+    wishes: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Configures a project for this backend: labeling config, ML backend, webhook.
 
@@ -91,7 +91,9 @@ def connect_project(
         may_change_config: Whether missing parts may be added to the labeling config. An empty config of a new
             project is replaced by the recommended one without asking.
         text_areas: Role, "prompt" or "phrase" -> name of the text area that has it.
-        instances: "apart" or "together": a region per object of a phrase, or one; empty: as it is.
+        wishes: Extra params of the backend for this project; others stay as they are. `instances`: "apart" or
+            "together", a region per object of a phrase, or one. `unsure`: see
+            `backend.queries.least_presence`.
 
     Returns:
         What was done, one line each.
@@ -107,7 +109,7 @@ def connect_project(
     if _asks_unasked(project, client.ml_backends(project_id)):
         client.update_project(project_id, show_collab_predictions=False)
         done.append("predictions are no longer shown to annotators: only phrases send requests to the model")
-    done.append(_connect_backend(client, project_id, backend_url, basic_auth, instances))
+    done.append(_connect_backend(client, project_id, backend_url, basic_auth, wishes))
     done.append(_connect_webhook(client, project_id, backend_url, webhook_secret))
     return done
 
@@ -248,14 +250,11 @@ def _connect_backend(
     project_id: int,
     url: str,
     basic_auth: tuple[str, str] | None,
-    instances: str = "",
+    wishes: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     record = _of_url(client.ml_backends(project_id), url)
-    params = _with_instances(record.get("extra_params") if record else None, instances)
-    said = {
-        "together": "; all objects of a phrase are one region",
-        "apart": "; each object of a phrase is a region",
-    }.get(instances, "")
+    params = _with_wishes(record.get("extra_params") if record else None, wishes)
+    said = "".join(f"; {_EFFECTS[name](value)}" for name, value in wishes.items())
     if record is None:
         client.connect_ml_backend(project_id, url, TITLE, basic_auth, params)
         return f"connected the backend at {url}{said}"
@@ -263,13 +262,24 @@ def _connect_backend(
     return f"the backend at {url} was already connected; its record is up to date{said}"
 
 
-def _with_instances(extra_params: object, instances: str) -> dict[str, Any] | None:
-    """A backend's extra params with `instances`; None if they stay as they are.
+_EFFECTS: Mapping[str, Callable[[Any], str]] = {
+    "instances": lambda value: (
+        "all objects of a phrase are one region"
+        if value == "together"
+        else "each object of a phrase is a region"
+    ),
+    "unsure": lambda value: f"masks are shown from a probability of {value:g} on, improbable ones as unsure",
+}
+"""Extra param -> what it does, in words."""
+
+
+def _with_wishes(extra_params: object, wishes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A backend's extra params with wishes; None if they stay as they are.
 
     Raises:
         LabelStudioError: they are text that is not a JSON object, which would be lost.
     """
-    if not instances:
+    if not wishes:
         return None
     if isinstance(extra_params, str) and extra_params.strip():
         try:
@@ -279,10 +289,10 @@ def _with_instances(extra_params: object, instances: str) -> dict[str, Any] | No
     if extra_params and not isinstance(extra_params, Mapping):
         raise LabelStudioError(
             f"the extra params of the ML backend are not a JSON object ({extra_params!s:.80}): "
-            "`instances` cannot be added"
+            f"{', '.join(f'`{name}`' for name in wishes)} cannot be added"
         )
     known = extra_params if isinstance(extra_params, Mapping) else {}
-    return {**known, "instances": instances}
+    return {**known, **wishes}
 
 
 def _connect_webhook(client: LabelStudioClient, project_id: int, backend_url: str, secret: str) -> str:

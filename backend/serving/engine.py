@@ -185,6 +185,7 @@ class Engine:
         phrases: Sequence[str],
         caller: Caller = ANONYMOUS,
         split: bool = False,
+        min_presence: float | None = None,
     ) -> Answer:
         """Segments the referents of phrases in an image.
 
@@ -194,6 +195,7 @@ class Engine:
             phrases: Referring expressions.
             caller: Identifies the requester, for fairness; its project's line of versions answers.
             split: Split each mask into its objects (`Referent.instances`).
+            min_presence: As for `sspsam.Predictor.finish`: improbable masks are marked as unsure.
 
         Raises:
             ModelUnavailableError: no model, or it is still loading after LOAD_WAIT_S.
@@ -206,7 +208,9 @@ class Engine:
         if not good:
             version = self.version_of(caller.project)
             return Answer(version, [no for phrase in phrases if (no := refusals[phrase])])
-        version, referents = self._model.ask(image_key, read_image, good, Clicks(), caller, split)
+        version, referents = self._model.ask(
+            image_key, read_image, good, Clicks(), caller, split, min_presence
+        )
         found = dict(zip(good, referents, strict=True))
         return Answer(version, [refusals[phrase] or found[phrase] for phrase in phrases])
 

@@ -79,7 +79,9 @@ class SwappablePredictor(Protocol):
         self, questions: Sequence[Question], models: Sequence[SSPSAM | None] | None = None
     ) -> list[Decoded]: ...
 
-    def finish(self, decoded: Decoded, min_speck: float = 0.0) -> Referent: ...
+    def finish(
+        self, decoded: Decoded, min_speck: float = 0.0, min_presence: float | None = None
+    ) -> Referent: ...
 
     def embed_views(self, image: UInt8Image, windows: Sequence[Window]) -> Sequence[ImageEmbedding]: ...
 
@@ -201,6 +203,7 @@ class SharedModel:
         clicks: Clicks,
         caller: Caller,
         split: bool = False,
+        min_presence: float | None = None,
     ) -> tuple[str, list[Referent]]:
         """Answers all questions about one image.
 
@@ -211,6 +214,7 @@ class SharedModel:
             clicks: For every phrase; `Clicks()` for none.
             caller: Identifies the requester, for fairness; its project's line of versions answers.
             split: Split each mask into its objects.
+            min_presence: As for `sspsam.Predictor.finish`.
 
         Returns:
             The version that answered, and its answers, in order.
@@ -233,17 +237,21 @@ class SharedModel:
             )  # fmt: skip
             futures = self._phrases.submit([(used.model, question) for question in questions], caller)
             try:
-                referents = self._finished([wait_for(future, caller) for future in futures], viewer)
+                referents = self._finished(
+                    [wait_for(future, caller) for future in futures], viewer, min_presence
+                )
             finally:
                 when_done([*futures, *viewer.asked], used.release)
             if split:
                 referents = [self._split(embedding, referent, caller) for referent in referents]
             return used.version, referents
 
-    def _finished(self, answers: Sequence[Decoded], viewer: LaneViewer) -> list[Referent]:
+    def _finished(
+        self, answers: Sequence[Decoded], viewer: LaneViewer, min_presence: float | None
+    ) -> list[Referent]:
         """The masks of answers, after further looks at the picture."""
         edges = MAX_EDGES // len(answers)
-        first = [self._finish(decoded, edges) for decoded in answers]
+        first = [self._finish(decoded, edges, min_presence) for decoded in answers]
         try:
             found = self._working.look_further(first, answers, viewer)
         except TooLateError:
@@ -267,13 +275,13 @@ class SharedModel:
         instances = self._working.split(embedding, referent, decode)
         return replace(referent, find_instances=lambda: instances)
 
-    def _finish(self, decoded: Decoded, max_edges: int) -> Referent:
+    def _finish(self, decoded: Decoded, max_edges: int, min_presence: float | None) -> Referent:
         """Removes small regions; if the mask is still too ragged to be sent, larger ones, too."""
         min_speck = self._options.min_speck
-        referent = self._working.finish(decoded, min_speck)
+        referent = self._working.finish(decoded, min_speck, min_presence)
         while 0 < min_speck < MAX_SPECK and _edges(referent.mask) > max_edges:
             min_speck *= 4
-            referent = self._working.finish(decoded, min_speck)
+            referent = self._working.finish(decoded, min_speck, min_presence)
         return referent
 
     @contextmanager

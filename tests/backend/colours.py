@@ -70,7 +70,9 @@ class ColourPredictor:
             for question, state in zip(questions, states, strict=True)
         ]
 
-    def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
+    def finish(
+        self, decoded: Referent, min_speck: float = 0.0, min_presence: float | None = None
+    ) -> Referent:
         return decoded
 
     def embed_views(self, image: UInt8Image, windows: Sequence[object]) -> list[Any]:

@@ -37,7 +37,9 @@ class ObjectPredictor(ColourPredictor):
 
     from_column = 0
 
-    def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
+    def finish(
+        self, decoded: Referent, min_speck: float = 0.0, min_presence: float | None = None
+    ) -> Referent:
         mask = decoded.mask.copy()
         mask[:, : self.from_column] = False
         return as_referent(decoded.phrase, mask)

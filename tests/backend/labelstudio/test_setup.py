@@ -137,13 +137,13 @@ def test_what_was_undone_by_hand_is_mended(label_studio: OneProject, client: Lab
 
 
 def test_instances_are_set_and_other_params_stay(label_studio: OneProject, client: LabelStudioClient) -> None:
-    connect_project(client, 3, BACKEND, instances="together")
+    connect_project(client, 3, BACKEND, wishes={"instances": "together"})
     assert label_studio.backends[0]["extra_params"] == {"instances": "together"}
 
     label_studio.backends[0]["extra_params"] = '{"phrase": "the dog", "instances": "together"}'
     connect_project(client, 3, BACKEND)
     assert "together" in label_studio.backends[0]["extra_params"], "unchanged unless it is asked for"
-    connect_project(client, 3, BACKEND, instances="apart")
+    connect_project(client, 3, BACKEND, wishes={"instances": "apart"})
     assert label_studio.backends[0]["extra_params"] == {"phrase": "the dog", "instances": "apart"}
 
 
@@ -155,7 +155,7 @@ def test_params_that_would_be_lost_are_not_replaced(
     label_studio.backends[0]["extra_params"] = extra_params
 
     with pytest.raises(LabelStudioError, match="not a JSON object"):
-        connect_project(client, 3, BACKEND, instances="apart")
+        connect_project(client, 3, BACKEND, wishes={"instances": "apart"})
 
     assert label_studio.backends[0]["extra_params"] == extra_params
 

@@ -280,7 +280,9 @@ def test_pictures_that_nobody_waits_for_take_turns_with_those_that_somebody_does
 class Ragged(ColourPredictor):
     """Answers with specks everywhere, fewer of them the larger they have to be."""
 
-    def finish(self, decoded: Referent, min_speck: float = 0.0) -> Referent:
+    def finish(
+        self, decoded: Referent, min_speck: float = 0.0, min_presence: float | None = None
+    ) -> Referent:
         self.asked.append(f"{min_speck:g}")
         share = 0.5 if min_speck < 1e-3 else 0.001
         mask = np.random.default_rng(0).random((1500, 2000)) < share
