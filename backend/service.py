@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from redis import Redis
 
 from backend.assistant.assistant import Assistant
+from backend.assistant.photograph_notice import PhotographNotice
 from backend.errors import LabelingConfigError
 from backend.events import DELETED, SAVED, SAVED_MANY, START_TRAINING, TASKS_DELETED, EventQueue
 from backend.images.store import ImageStore
@@ -28,6 +29,7 @@ from backend.state.known_projects import KnownProject
 from backend.state.redis_store import RedisStore
 from backend.state.skipped_items import SkippedItems
 from sspsam import VersionStore
+from sspsam.presets import get_preset
 from sspsam.version_store.store import VersionCard, VersionError
 
 if TYPE_CHECKING:
@@ -137,7 +139,9 @@ def build_service(
     )
     client = label_studio_client(settings)
     images = image_store(settings, client)
-    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s, client)
+    unfit = versions.base_version if knows_stickers_only(settings) else ""
+    notice = PhotographNotice(images, redis_store, unfit)
+    assistant = Assistant(engine, images, redis_store, metrics, settings.predict_timeout_s, client, notice)
     return Service(
         settings,
         engine,
@@ -150,6 +154,11 @@ def build_service(
         AuditLog(settings.model_dir / "audit"),
         redis,
     )
+
+
+def knows_stickers_only(settings: Settings) -> bool:
+    """Whether the base weights are the packaged ones, which know no photographs."""
+    return settings.weights is None and get_preset(settings.preset).weights is not None
 
 
 def label_studio_client(settings: Settings) -> LabelStudioClient:

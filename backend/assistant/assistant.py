@@ -28,6 +28,7 @@ from backend.assistant.messages import (
     unsure_message,
 )
 from backend.assistant.object_regions import leftover_regions, regions_of
+from backend.assistant.photograph_notice import PhotographNotice
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.assistant.renamed_regions import beside_renamed, texts_of
 from backend.errors import (
@@ -104,6 +105,8 @@ class Outcome:
     """Phrase -> certainty of its mask, which the project asked for although there is rather no target."""
     failed: dict[str, str] = field(default_factory=dict)
     """Phrase -> reason why it could not be answered."""
+    notice: str = ""
+    """About the picture."""
     passing: bool = False
     """The failure is transient."""
 
@@ -118,6 +121,7 @@ class Assistant:
         metrics: Counts phrases.
         timeout_s: How long Label Studio waits for an answer.
         label_studio: Label Studio's API, for the drafts that clicks are in.
+        photographs: Warns of pictures that the weights do not know.
     """
 
     def __init__(
@@ -128,12 +132,14 @@ class Assistant:
         metrics: Metrics,
         timeout_s: float,
         label_studio: DraftSource,
+        photographs: PhotographNotice,
     ) -> None:
         self._engine = engine
         self._images = images
         self._redis_store = redis_store
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._photographs = photographs
         self._annotations = AnnotationFinder(label_studio)
         self._refiner = Refiner(engine, images, redis_store, metrics, self._annotations)
 
@@ -342,6 +348,8 @@ class Assistant:
         answer = self._engine.predict(digest, read_image, phrases, caller, not together, least)
         shown = self._redis_store.shown(project, task.task_id)
         outcome = Outcome(answer.version, failed=dict.fromkeys(refused, TOO_MANY_PHRASES))
+        if for_annotator:
+            outcome.notice = self._photographs.of(project, task.task_id, digest, answer.version)
         texts = texts_of([*task.annotations, *task.drafts], config)
         for phrase, referent in zip(phrases, answer.referents, strict=True):
             if isinstance(referent, PhraseRefusedError):
@@ -416,6 +424,7 @@ def _written(
         label_message(outcome.regions, config),
         holes_message(outcome.regions),
         leftover_message([region.phrase for region in outcome.leftover]),
+        outcome.notice,
     ]
     results += _status(" ".join(filter(None, said)), context, config)
     return prediction(results, outcome.version, list(outcome.certainties.values()))

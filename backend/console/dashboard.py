@@ -13,7 +13,7 @@ from backend.console.fine_tunes import FineTune, finite, how_trained, latest_fin
 from backend.corrections import Tally, merged
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import LabelingConfig, MissingTag
-from backend.service import Service
+from backend.service import Service, knows_stickers_only
 from backend.serving.engine import EngineStatus
 from backend.serving.served_lines import Refusal
 from backend.state.known_projects import KnownProject
@@ -106,6 +106,8 @@ class StartPage:
     corrected_labels: Sequence[Tally] = ()
     """By label, for the versions that serve these projects."""
     warnings: Sequence[str] = field(default=())
+    stickers_only: bool = False
+    """The base weights know no photographs."""
 
 
 def start_page(service: Service, project: str = "") -> StartPage:
@@ -156,6 +158,7 @@ def start_page(service: Service, project: str = "") -> StartPage:
         corrections=_by_version(tallies, [row.card.version_id for row in rows]),
         corrected_labels=merged(replace(tally, version="") for tally in tallies if tally.version in serving),
         warnings=warnings,
+        stickers_only=knows_stickers_only(service.settings),
     )
 
 

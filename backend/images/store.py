@@ -48,6 +48,9 @@ MAX_SIDE_PX = 65_500
 """JPEG's own limit."""
 LARGE_PX = 25_000_000
 """Images with more pixels are decoded one at a time: decoding takes several times their size in memory."""
+THUMBNAIL_PX = 256
+THUMBNAIL_MAX_PIXELS = 2_000_000
+"""More are not decoded for a thumbnail."""
 REMEMBERED_URLS = 10_000
 URL_AGE_S = 600.0
 """How long an image from another host is assumed to be unchanged; Label Studio's uploads never change."""
@@ -171,6 +174,28 @@ class ImageStore:
         with self._open(data) as image, self._turn(image):
             try:
                 return picture_to_pixels(image)
+            except DAMAGED as error:
+                raise ImageFormatError(f"the image file is damaged: {error}") from error
+
+    def thumbnail(self, digest: str) -> UInt8Image | None:
+        """A cached image at a size that is quick to decode, upright or not.
+
+        Returns:
+            (h, w, 3) uint8, RGB, with sides of at least THUMBNAIL_PX if the image's are longer; None for one
+            whose format can only be decoded as a whole, and is large.
+
+        Raises:
+            ImageFormatError, ImageFetchError: as for `decode`.
+        """
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError as error:
+            raise ImageFetchError(f"the image is not in the cache any more: {error.strerror}") from error
+        with self._open(data) as image:
+            try:
+                image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))  # JPEG: 1/2, 1/4 or 1/8 of its size
+                small = image.width * image.height <= THUMBNAIL_MAX_PIXELS
+                return picture_to_pixels(image) if small else None
             except DAMAGED as error:
                 raise ImageFormatError(f"the image file is damaged: {error}") from error
 

@@ -21,6 +21,7 @@ from backend.labelstudio.predictions import ProposedRegion
 from backend.labelstudio.prompt_text import phrase_key
 from backend.logs import request_id
 from backend.shared_redis import (
+    ANSWERED_KEY,
     MESSAGE_SENT_KEY,
     NOTHING_FOUND_KEY,
     PROBLEMS_KEY,
@@ -232,6 +233,11 @@ class RedisStore:
         return self._guarded.attempt(
             lambda: bool(self._redis.delete(MESSAGE_SENT_KEY.format(project=project, task=task))), False
         )
+
+    def is_first_answer(self, project: str, task: str) -> bool:
+        """Whether this is the first call for a task; false if Redis does not respond."""
+        key = ANSWERED_KEY.format(project=project, task=task)
+        return self._try(lambda: bool(self._redis.set(key, 1, ex=SHOWN_S, nx=True)), False)
 
     def note_problem(self, project: str, task: str, reason: str) -> None:
         """Records an error on a task, for the project lead."""

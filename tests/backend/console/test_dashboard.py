@@ -21,10 +21,11 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.serving.batch_queue import Caller
 from backend.settings import Settings
 from backend.state.redis_store import PROBLEMS_KEPT, PROBLEMS_S
+from backend.web.app import create_app
 from finetune.training.loop import LOG_NAME
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import WEIGHTS, VersionCard, VersionStore
-from tests.backend.colours import picture
+from tests.backend.colours import ColourPredictor, picture
 from tests.backend.editor import ask, click, prompt, task
 from tests.backend.parts import BASE, service_of
 from tests.backend.web_server import Web
@@ -61,6 +62,15 @@ def test_at_first_it_says_how_to_connect(client: FlaskClient) -> None:
     assert page.text_of("serving") == BASE
     assert "sspsam connect --project ID" in page.texts("code")
     assert page.text_of("recommended") == " ".join(RECOMMENDED_CONFIG.split()), "a labeling config to copy"
+
+
+@pytest.mark.parametrize(("preset", "is_said"), [("ssp-sam-demo", True), ("ssp-sam-test", False)])
+def test_the_demos_weights_are_said_to_know_no_photographs(
+    settings: Settings, redis_server: Redis, preset: str, is_said: bool
+) -> None:
+    settings = settings.model_copy(update={"preset": preset, "weights": None})
+    text = create_app(settings, redis_server, ColourPredictor()).test_client().get("/").text
+    assert ("stickers, not photographs" in text and "--model photographs" in text) == is_said
 
 
 def test_versions_come_with_the_figure_that_decided(app: Flask, client: FlaskClient) -> None:
