@@ -237,7 +237,7 @@ class RedisStore:
     def is_first_answer(self, project: str, task: str) -> bool:
         """Whether this is the first call for a task; false if Redis does not respond."""
         key = ANSWERED_KEY.format(project=project, task=task)
-        return self._try(lambda: bool(self._redis.set(key, 1, ex=SHOWN_S, nx=True)), False)
+        return self._guarded.attempt(lambda: bool(self._redis.set(key, 1, ex=SHOWN_S, nx=True)), False)
 
     def note_problem(self, project: str, task: str, reason: str) -> None:
         """Records an error on a task, for the project lead."""
