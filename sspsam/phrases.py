@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sspsam.modeling.clip import CONTEXT_LENGTH
+from sspsam.runtime.libraries import import_one_by_one
 
 if TYPE_CHECKING:
     import open_clip
@@ -83,6 +84,7 @@ def _encode(text: str) -> list[int]:
 
 @cache
 def _tokenizer() -> open_clip.SimpleTokenizer:
+    import_one_by_one("torchvision", "open_clip")
     import open_clip  # see `sspsam.modeling.clip`
 
     return open_clip.SimpleTokenizer()

@@ -7,11 +7,11 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
 from sspsam.modeling.attention import attend
 from sspsam.modeling.clip import TextFeatures
+from sspsam.modeling.sam_layers import MLP
 from sspsam.presets import Preset, Verification
 
 

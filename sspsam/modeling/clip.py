@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sspsam.modeling.attention import attend, attend_projected, project
 from sspsam.modeling.stem import ConvStem
 from sspsam.presets import CLIPConfig
+from sspsam.runtime.libraries import import_one_by_one
 
 if TYPE_CHECKING:
     import open_clip
@@ -152,7 +153,9 @@ def interpolate_position_embedding(position: Tensor, grid_hw: tuple[int, int]) -
 
 
 def _build_towers(config: CLIPConfig) -> open_clip.CLIP:
-    import open_clip  # here, because it takes longer than torch: not every process makes a model
+    # Here, because it takes longer than torch: not every process makes a model.
+    import_one_by_one("torchvision", "open_clip")
+    import open_clip
 
     towers = open_clip.CLIP(
         embed_dim=config.embed_dim,

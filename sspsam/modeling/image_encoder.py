@@ -10,15 +10,16 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import (
-    Attention,
+from torch import Tensor
+
+from sspsam.modeling.sam_layers import (
     Block,
+    ImageEncoderViT,
     get_rel_pos,
     window_partition,
     window_unpartition,
 )
-from torch import Tensor
+from sspsam.modeling.sam_layers import EncoderAttention as Attention
 
 SLICE_BYTES = 32 * 2**20
 """Limit of the relative positions materialised at once."""

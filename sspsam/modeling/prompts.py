@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 import torch
-from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
 from sspsam.modeling.attention import attend
+from sspsam.modeling.sam_layers import MLP
 from sspsam.presets import PromptConfig
 
 

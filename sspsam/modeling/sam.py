@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
 from sspsam.modeling.image_encoder import ImageEncoder
+from sspsam.modeling.sam_layers import MaskDecoder, PromptEncoder, TwoWayTransformer
 from sspsam.modeling.stem import ConvStem, PatchEmbedding
 from sspsam.modeling.tiny_vit import TinyViT
 from sspsam.modeling.two_way import ProjectedImage, attend_both_ways, project_image

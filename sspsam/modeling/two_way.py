@@ -11,9 +11,10 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import TwoWayTransformer
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
+
+from sspsam.modeling.sam_layers import DecoderAttention as Attention
+from sspsam.modeling.sam_layers import TwoWayAttentionBlock, TwoWayTransformer
 
 
 class ProjectedImage(NamedTuple):
