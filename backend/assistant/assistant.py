@@ -27,7 +27,7 @@ from backend.assistant.messages import (
     reading_message,
     unsure_message,
 )
-from backend.assistant.object_regions import leftover_regions, regions_of
+from backend.assistant.object_regions import leftover_regions, regions_of, unedited_regions
 from backend.assistant.photograph_notice import PhotographNotice
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.assistant.renamed_regions import beside_renamed, texts_of
@@ -223,10 +223,18 @@ class Assistant:
         if box.asked:
             outcome = self.segment_phrases(project, task, list(box.asked), config, caller, for_annotator=True)
             shown = self._redis_store.shown(project, task.task_id)
-            outcome.regions, outcome.texts = beside_renamed(
-                outcome.regions, project, task, prompt, shown, self._annotations, config, caller
+            outcome.regions, outcome.texts, draft = beside_renamed(
+                outcome.regions,
+                project,
+                task,
+                prompt,
+                shown,
+                self._annotations,
+                config,
+                caller,
+                outcome.no_match,
             )
-            outcome.leftover = leftover_regions(outcome.regions, project, task.task_id, outcome.texts)
+            outcome.leftover = self._leftover(project, task, draft, outcome, config)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = _written(outcome, box, prompt, context, config)
@@ -235,6 +243,18 @@ class Assistant:
             for place in (task.task_id, f"{task.task_id}/{task.annotator}"):
                 self._redis_store.note_box(project, place, str(written["id"]), written["value"]["text"])
         return answer
+
+    def _leftover(
+        self, project: str, task: Task, draft: Mapping[str, Any], outcome: Outcome, config: LabelingConfig
+    ) -> list[ProposedRegion]:
+        """Regions of earlier answers that are replaced by nothing."""
+        phrases = [*outcome.no_match, *(region.phrase for region in outcome.regions)]
+        unedited = unedited_regions(
+            draft, dict.fromkeys(phrases), project, task.task_id, config, self._redis_store.served
+        )
+        return leftover_regions(
+            outcome.regions, outcome.no_match, project, task.task_id, outcome.texts, unedited
+        )
 
     def _answer_blank(
         self, project: str, prompt: Mapping[str, Any], context: Results, config: LabelingConfig

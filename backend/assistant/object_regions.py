@@ -2,27 +2,37 @@
 
 Objects keep their IDs when the phrase is asked again: the ID follows the object that overlaps most with what
 was displayed under it. IDs that are left over go to new objects; regions that are then still left over are
-emptied, since an answer of an ML backend can replace regions but not remove them.
+emptied, since an answer of an ML backend can replace regions but not remove them. Those that an annotator has
+edited since stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backend.labelstudio.predictions import ProposedRegion, emptied, ids_of, unused_region_ids
+import numpy as np
+
+from backend.labelstudio.annotations import Region, read_annotation, regions_by_id
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.predictions import (
+    MOST_REGIONS,
+    ProposedRegion,
+    emptied,
+    ids_of,
+    region_ids_of,
+    unused_region_ids,
+)
 from backend.labelstudio.prompt_text import phrase_key
-from backend.labelstudio.regions.parts import part_ids
+from backend.labelstudio.regions.parts import object_id_of, part_ids
 from backend.state.displayed_masks import DisplayedMask
-from sspsam import mask_to_coco_rle
+from backend.state.redis_store import Served
+from sspsam import coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images.masks import coco_rle_iou
 
 if TYPE_CHECKING:
     from sspsam import Instance, Referent
-
-MOST_REGIONS = 64
-"""IDs of a phrase on a task that are considered."""
 
 
 def regions_of(
@@ -56,25 +66,71 @@ def regions_of(
 
 
 def leftover_regions(
-    regions: Sequence[ProposedRegion], project: str, task: str, texts: Mapping[str, str]
+    regions: Sequence[ProposedRegion],
+    unmatched: Sequence[str],
+    project: str,
+    task: str,
+    texts: Mapping[str, str],
+    unedited: Mapping[str, Region],
 ) -> list[ProposedRegion]:
     """Regions on the form of an earlier answer to the same phrases that have no object or part now, emptied.
 
     Args:
         regions: The answer's regions, as the form holds them.
+        unmatched: Phrases for which nothing was found.
         project: Project of the task.
         task: The task.
         texts: Phrase of each region of the annotator's draft by ID.
+        unedited: Objects of the draft that are as they were proposed, by ID.
     """
-    firsts = {phrase_key(region.phrase): region for region in reversed(regions)}
+    kept = {region.region_id for region in regions}
     answered = {part_id for region in regions for part_id in ids_of(region, texts)}
+    firsts = {phrase_key(region.phrase): region for region in reversed(regions)}
     leftover = []
-    for key, first in firsts.items():
-        objects = islice(unused_region_ids(project, task, first.phrase, {}), MOST_REGIONS)
-        ids = (part_id for object_id in objects for part_id in part_ids(object_id))
-        on_form = (each for each in ids if each in texts and each not in answered)
-        leftover += emptied(first, [each for each in on_form if phrase_key(texts[each]) == key])
+    for key, phrase in {phrase_key(phrase): phrase for phrase in [*unmatched, *firsts]}.items():
+        for object_id in region_ids_of(project, task, firsts[key].phrase if key in firsts else phrase):
+            if object_id not in kept and object_id not in unedited:
+                continue
+            on_form = [each for each in part_ids(object_id) if each in texts and each not in answered]
+            of_phrase = [each for each in on_form if phrase_key(texts[each]) == key]
+            shape = firsts.get(key) or ProposedRegion(object_id, phrase, unedited[object_id].mask, 0.0)
+            leftover += emptied(shape, of_phrase)
     return leftover
+
+
+def unedited_regions(
+    draft: Mapping[str, Any],
+    phrases: Iterable[str],
+    project: str,
+    task: str,
+    config: LabelingConfig,
+    served: Callable[[str], Served | None],
+) -> dict[str, Region]:
+    """Objects of earlier answers to phrases that are in a draft as they were proposed, by ID.
+
+    Args:
+        draft: The annotator's draft.
+        phrases: Phrases of the request.
+        project: Project of the task.
+        task: The task.
+        config: The form.
+        served: The last proposal under an ID.
+    """
+    ids = {region_id for phrase in phrases for region_id in region_ids_of(project, task, phrase)}
+    results = [each for each in regions_by_id(draft).items() if object_id_of(each[0]) in ids]
+    content = read_annotation({"result": [result for _, group in results for result in group]}, config)
+    return {
+        region.region_id: region
+        for region in [*content.regions, *content.boxes]
+        if (proposed := served(region.region_id)) is not None and _is_same(region, proposed)
+    }
+
+
+def _is_same(region: Region, proposed: Served) -> bool:
+    mask = region.mask
+    return tuple(proposed.rle["size"]) == mask.shape and bool(
+        np.array_equal(coco_rle_to_mask(proposed.rle), mask)
+    )
 
 
 def _assigned(

@@ -10,7 +10,7 @@ from typing import Any
 from backend.assistant.annotation_masks import FRESH_S, AnnotationFinder
 from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.predictions import ProposedRegion, is_free, unused_region_ids
+from backend.labelstudio.predictions import ProposedRegion, is_free, region_ids_of, unused_region_ids
 from backend.queries import Task
 from backend.serving.batch_queue import Caller
 from backend.state.displayed_masks import DisplayedMask
@@ -37,7 +37,8 @@ def beside_renamed(
     annotations: AnnotationFinder,
     config: LabelingConfig,
     caller: Caller,
-) -> tuple[list[ProposedRegion], dict[str, str]]:
+    unmatched: Sequence[str] = (),
+) -> tuple[list[ProposedRegion], dict[str, str], Mapping[str, Any]]:
     """Gives the masks of phrases that were asked before another ID if their region has been renamed since.
 
     The request's draft may lack the new name. The draft with the entry has it: the editor is about to save
@@ -52,21 +53,26 @@ def beside_renamed(
         annotations: Finds the draft.
         config: The form.
         caller: Limits the time.
+        unmatched: Phrases of the request for which nothing was found.
 
     Returns:
-        The regions, and the phrase of each region in the annotator's draft, as far as known.
+        The regions; the phrase of each region in the annotator's drafts; the draft, empty if there is none
+        or it is not known which of several it is.
     """
     since_s = time.time() - FRESH_S
     drafted = texts_of(task.drafts, config)
     known = {mask.region_id for mask in shown if mask.shown_s >= since_s} | drafted.keys()
-    again = any(region.region_id in known for region in regions)
-    if not again or prompt.get("origin") != FROM_EDITOR:
-        return regions, drafted
+    ids = {region.region_id for region in regions}.union(
+        *(region_ids_of(project, task.task_id, phrase) for phrase in unmatched)
+    )
+    before = task.drafts[0] if len(task.drafts) == 1 else {}
+    if not ids & known or prompt.get("origin") != FROM_EDITOR:
+        return regions, drafted, before
     draft = annotations.draft_with_prompt(task, prompt, caller)
     if draft is None:
-        return regions, drafted
+        return regions, drafted, before
     texts = texts_of([*task.annotations, draft], config)
-    return _with_unused_ids(regions, project, task.task_id, texts), texts_of([draft], config)
+    return _with_unused_ids(regions, project, task.task_id, texts), texts_of([draft], config), draft
 
 
 def _with_unused_ids(

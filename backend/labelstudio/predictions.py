@@ -20,6 +20,8 @@ from backend.labelstudio.regions.shapes import Shape, shapes_of
 from sspsam.images.masks import BoolMask
 
 Result = dict[str, Any]
+MOST_REGIONS = 64
+"""IDs of a phrase on a task that are considered."""
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -60,6 +62,11 @@ def unused_region_ids(project: str, task: str, phrase: str, texts: Mapping[str, 
     candidates = chain([task], (f"{task}/{number}" for number in count(2)))
     ids = (region_id_for(project, candidate, phrase) for candidate in candidates)
     return (region_id for region_id in ids if is_free(region_id, phrase, texts))
+
+
+def region_ids_of(project: str, task: str, phrase: str) -> list[str]:
+    """IDs that the regions of a phrase may have, in order."""
+    return list(islice(unused_region_ids(project, task, phrase, {}), MOST_REGIONS))
 
 
 def as_held(region: ProposedRegion, config: LabelingConfig) -> ProposedRegion:

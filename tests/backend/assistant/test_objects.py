@@ -14,7 +14,8 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from backend.assistant.object_regions import regions_of
-from backend.labelstudio.annotations import read_annotation
+from backend.labelstudio import prompt_text
+from backend.labelstudio.annotations import Region, read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import region_id_for
 from backend.settings import Settings
@@ -22,6 +23,7 @@ from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
 from backend.web.app import create_app
 from sspsam import Instance, Referent, brush_rle_to_mask, coco_rle_to_mask, mask_to_coco_rle
+from sspsam.images.brush_rle import mask_to_brush_rle
 from sspsam.images.masks import BoolMask
 from tests.backend.assistant.annotators import Annotator
 from tests.backend.colours import ColourPredictor, Pixels, as_referent
@@ -203,6 +205,70 @@ def test_a_part_that_is_not_found_any_more_is_emptied(
     ]
     (region,) = read_annotation({"result": anna.results}, LabelingConfig.parse(POLYGONS)).regions
     np.testing.assert_array_equal(region.mask, colour("blue"))
+
+
+@pytest.mark.parametrize("form", [RECOMMENDED_CONFIG, POLYGONS], ids=["brush", "polygons"])
+def test_a_phrase_that_finds_nothing_any_more_empties_its_regions(
+    client: FlaskClient, predictor: ObjectPredictor, form: str
+) -> None:
+    anna = Annotator(client, 1, form)
+    config = LabelingConfig.parse(form)
+    anna.ask(prompt(f"{PHRASE}; the blue bar"))
+    anna.save()
+    predictor.from_column = 1000
+
+    answer = anna.ask(prompt(PHRASE) | {"origin": "form"})
+
+    left = read_annotation({"result": anna.results}, config).regions
+    assert [region.phrase for region in left] == ["the blue bar"], "which was not asked again"
+    assert texts(answer, "prompt") == [prompt_text.with_no_match(PHRASE)]
+    (said,) = texts(answer, "status")
+    assert "2 regions of earlier answers" in said
+    anna.save()
+    assert ids(anna.ask(prompt(PHRASE) | {"origin": "form"})) == [], "empty regions are not emptied again"
+
+
+@pytest.mark.parametrize("from_column", [40, 1000], ids=["one is found", "nothing is found"])
+def test_edited_regions_stay_when_their_object_is_not_found_any_more(
+    client: FlaskClient, predictor: ObjectPredictor, from_column: int
+) -> None:
+    """The left object is not found any more, in one case the right one neither."""
+    anna = Annotator(client, 1)
+    red_id, blue_id = ids(anna.ask(prompt(PHRASE)))
+    painted = colour("red").copy()
+    painted[:3] = True
+    for result in anna.results:
+        if result["id"] == red_id and result["type"] == "brushlabels":
+            result["value"]["rle"] = mask_to_brush_rle(painted)
+    anna.save()
+    predictor.from_column = from_column
+
+    answer = anna.ask(prompt(PHRASE) | {"origin": "form"})
+
+    assert red_id not in ids(answer)
+    (kept,) = (region for region in drawn(anna) if region.region_id == red_id)
+    np.testing.assert_array_equal(kept.mask, painted)
+    assert (blue_id in {region.region_id for region in drawn(anna)}) == (from_column == 40)
+
+
+def test_a_region_that_was_given_another_phrase_stays_when_the_first_finds_nothing(
+    client: FlaskClient, predictor: ObjectPredictor
+) -> None:
+    anna = Annotator(client, 1)
+    red_id, blue_id = ids(anna.ask(prompt(PHRASE)))
+    for result in anna.results:
+        if result["id"] == red_id and result["from_name"] == "phrase":
+            result["value"]["text"] = ["the ball"]
+    anna.save()
+    predictor.from_column = 1000
+
+    assert ids(anna.ask(prompt(PHRASE) | {"origin": "form"})) == [blue_id]
+    assert [region.phrase for region in drawn(anna)] == ["the ball"]
+
+
+def drawn(annotator: Annotator) -> tuple[Region, ...]:
+    """The regions with pixels on an annotator's form."""
+    return read_annotation({"result": annotator.results}, LabelingConfig.parse(RECOMMENDED_CONFIG)).regions
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["in the draft", "displayed since"])
