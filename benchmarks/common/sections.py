@@ -59,10 +59,11 @@ def machine() -> str:
 
 
 def _without_file(arguments: Sequence[str]) -> list[str]:
-    """Arguments without `--keep FILE`, which does not affect the figures."""
+    """Arguments without `--keep FILE` and `--folder FOLDER`, which do not affect the figures."""
     kept = list(arguments)
-    if "--keep" in kept:
-        del kept[(place := kept.index("--keep")) : place + 2]
+    for name in ("--keep", "--folder"):
+        if name in kept:
+            del kept[(place := kept.index(name)) : place + 2]
     return kept
 
 
