@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 60
 SEVERAL = 2
 """Labels of a form, of which one must be chosen."""
+DRAWN = ("polygon", "rectangle")
+"""Kinds of regions for which the form has no brush."""
 SHOWN_PHRASES = 3
 """Phrases named in a message: the newest."""
 
@@ -131,9 +133,10 @@ def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
     shown = [_short(phrase) for phrase in phrases[-SHOWN_PHRASES:]]
     more = f" and {len(phrases) - len(shown)} more" if len(phrases) > len(shown) else ""
     said = f"Nothing found for {', '.join(f'“{phrase}”' for phrase in shown)}{more}."
+    by_hand = "draw" if config.mask is not None and config.mask.kind in DRAWN else "paint"
     if config.absent is None:
-        return f"{said} In the image? Paint it."
-    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise paint it."
+        return f"{said} In the image? {by_hand.capitalize()} it."
+    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise {by_hand} it."
 
 
 def _not_looked_for(phrase: str, reason: str) -> str:

@@ -24,11 +24,12 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 from xml.sax.saxutils import escape
+from zlib import crc32
 
 from backend.errors import LabelingConfigError
 from backend.labelstudio.recommended import RECOMMENDED_CONFIG as RECOMMENDED_CONFIG
@@ -179,6 +180,19 @@ class LabelingConfig:
         main = self.masks[0]
         return Choice(main, main.labels[0].written if main.labels else None, is_named=False)
 
+    def coloured(self, control: RegionControl, region_id: str) -> RegionControl:
+        """The main region control, or one that is it in another colour: for a region always the same one.
+
+        Args:
+            control: The control chosen for the region; others than the main one stay as they are.
+            region_id: ID of the region.
+        """
+        if control is not self.mask:
+            return control
+        as_it = replace(control, is_colour=True)
+        colours = [control, *(each for each in self.masks if replace(each, name=control.name) == as_it)]
+        return colours[crc32(region_id.encode()) % len(colours)]
+
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
         """Parses a labeling config.
@@ -207,8 +221,8 @@ class LabelingConfig:
             status=_tag(_text_area(whole, "status"), here),
             absent=_tag(_text_area(whole, "absent"), here),
             hints=next((Tag(HINTS_CLASS) for tag in everything if tag.get("classname") == HINTS_CLASS), None),
-            click=_tag(_choose(_smart(on_image, "keypointlabels"), "click"), here),
-            box=_tag(_choose(_smart(gestures, "rectanglelabels"), "box"), here),
+            click=_tag(_choose(_smart(on_image, "keypointlabels", "keypoint"), "click"), here),
+            box=_tag(_choose(_smart(gestures, "rectanglelabels", "rectangle"), "box"), here),
             controls={control.name: control for control in controls_of(regions, tags)},
             unsupported=_unsupported(everything, image),
             candidates={
@@ -360,9 +374,9 @@ def _field(data: object, path: str) -> Any:
     return data
 
 
-def _smart(tags: list[ElementTree.Element], kind: str) -> list[ElementTree.Element]:
-    """Tags of a type whose regions are sent to the model: the editor does so unless smart="false"."""
-    return [tag for tag in tags if tag.tag == kind and tag.get("smart", "true").strip().lower() != "false"]
+def _smart(tags: list[ElementTree.Element], *kinds: str) -> list[ElementTree.Element]:
+    """Tags of some types whose regions are sent to the model: the editor does so unless smart="false"."""
+    return [tag for tag in tags if tag.tag in kinds and tag.get("smart", "true").strip().lower() != "false"]
 
 
 def _is(tag: ElementTree.Element, attribute: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from backend.labelstudio import prompt_text
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.regions.controls import Tag
-from backend.labelstudio.regions.parts import part_ids
+from backend.labelstudio.regions.parts import object_id_of, part_ids
 from backend.labelstudio.regions.shapes import Shape, shapes_of
 from sspsam.images.masks import BoolMask
 
@@ -132,7 +132,7 @@ def region_results(
 
 def _results_of(region_id: str, shape: Shape, region: ProposedRegion, config: LabelingConfig) -> list[Result]:
     choice = config.choice_for(region.phrase, region.label)
-    control = choice.control
+    control = config.coloured(choice.control, object_id_of(region_id))
     height, width = region.mask.shape
     mask: Result = {
         "id": region_id,

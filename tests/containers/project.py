@@ -102,7 +102,7 @@ class ContainerProject:
         return [
             brush_rle_to_mask(result["value"]["rle"], result["original_height"], result["original_width"])
             for result in self.ask(index, phrase)
-            if result["from_name"] == "mask"
+            if result["type"] == "brushlabels"
         ]
 
     def correct(self, index: int) -> None:

@@ -79,7 +79,7 @@ def asked_all_the_time(stack: Stack, project: ContainerProject) -> Iterator[Answ
                     f"{stack.backend_url}/predict", json=body, auth=stack.basic_auth, timeout=110
                 )
                 masks = [
-                    part for part in answer.json()["results"][0]["result"] if part["from_name"] == "mask"
+                    part for part in answer.json()["results"][0]["result"] if part["type"] == "brushlabels"
                 ]
                 answers.statuses.append(answer.status_code if masks else answer.text)
             except (requests.RequestException, ValueError, LookupError) as error:

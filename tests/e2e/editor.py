@@ -156,13 +156,20 @@ class Editor:
         return answer[0]
 
     def take_smart_tool(self, tool: str, label: str) -> None:
-        """Takes an Auto-Detect tool; where a form has several, they open beside the one that is shown."""
+        """Takes an Auto-Detect tool; where a form has several, they open beside the one that is shown.
+
+        Args:
+            tool: its name.
+            label: its label, which is chosen before each use where the form has it.
+        """
         self.page.keyboard.press("Escape")
         smart = self.page.locator(".lsf-tool_smart")
         smart.first.hover()
         named = smart.and_(self.page.get_by_label(tool, exact=True))
         (named if named.count() else smart.first).click()
-        self.page.locator(".lsf-label").filter(has_text=label).click()
+        labels = self.page.locator(".lsf-label").filter(has_text=label)
+        if labels.count():
+            labels.click()
 
     @contextmanager
     def held(self, *keys: str) -> Iterator[None]:
@@ -206,7 +213,7 @@ class Editor:
             larger: how many steps to make the brush larger.
         """
         self.region_of(phrase).click()
-        self.page.get_by_label("brush-tool").click()
+        self.page.get_by_label("brush-tool").first.click()
         for _ in range(larger):
             self.page.keyboard.press("]")
         frame = self.picture_frame()

@@ -3,6 +3,7 @@
 On projects of their own beside the demo's, whose tasks all show one picture.
 """
 
+import re
 from collections.abc import Sequence
 
 import cv2
@@ -19,11 +20,16 @@ from tests.e2e.editor import Editor, masks_of
 from tests.e2e.running_demo import Demo
 from tests.e2e.truth import UNDERSTOOD_IOU, inside, overlap
 
-BOXES = RECOMMENDED_CONFIG.replace(
-    "<Image ",
+LABELLED = re.sub(
+    r"<KeyPoint .*?/>\s*<Rectangle .*?/>",
+    '<KeyPointLabels name="click" toName="image" smart="true" smartOnly="true"><Label value="refine"/>'
+    "</KeyPointLabels>"
     '<RectangleLabels name="box" toName="image" smart="true" smartOnly="true"><Label value="frame"/>'
-    "</RectangleLabels>\n  <Image ",
+    "</RectangleLabels>",
+    RECOMMENDED_CONFIG,
+    flags=re.DOTALL,
 )
+"""As forms were before: the gestures have labels, which are chosen before each."""
 COPIES = 9
 
 
@@ -32,9 +38,9 @@ def desk(demo: Demo, predictor: Predictor) -> Desk:
     return make_desk(demo, predictor, "Clicks", RECOMMENDED_CONFIG, COPIES)
 
 
-@pytest.fixture(scope="module")
-def desk_with_boxes(demo: Demo, predictor: Predictor) -> Desk:
-    return make_desk(demo, predictor, "Boxes", BOXES, 2)
+@pytest.fixture(scope="module", params=[RECOMMENDED_CONFIG, LABELLED], ids=["recommended", "labelled"])
+def desk_with_boxes(demo: Demo, predictor: Predictor, request: pytest.FixtureRequest) -> Desk:
+    return make_desk(demo, predictor, "Boxes", request.param, 3)
 
 
 def box_around(mask: BoolMask) -> tuple[float, float, float, float]:

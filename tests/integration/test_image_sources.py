@@ -184,7 +184,7 @@ def test_a_phrase_gets_its_mask(sources: Sources, source: str) -> None:
     results = sources.project.ask(sources.tasks[source], "the crab")
 
     assert [one["value"].get("text") for one in results if one["from_name"] == "status"] == [], "all is well"
-    (mask,) = (result for result in results if result["from_name"] == "mask")
+    (mask,) = (result for result in results if result["type"] == "brushlabels")
     assert (mask["original_height"], mask["original_width"]) == sources.size_hw(source)
     assert mask_of(mask).any()
 

@@ -33,7 +33,7 @@ from tests.waiting import wait_until
 def test_every_phrase_gets_a_mask_or_stays_in_the_box(project: Project) -> None:
     phrases = {"the crab", "phone on the left", "second shirt from the top"}
     results = project.ask(project.tasks[0], *phrases)
-    masks = {result["id"]: result for result in results if result["from_name"] == "mask"}
+    masks = {result["id"]: result for result in results if result["type"] == "brushlabels"}
     under_regions = {
         result["id"]: result["value"]["text"][0] for result in results if result["from_name"] == "phrase"
     }
@@ -67,7 +67,7 @@ def place_on(mask: BoolMask) -> tuple[float, float]:
 def test_clicks_correct_a_phrases_mask_in_place(project: Project) -> None:
     task = project.tasks[3]
     results = project.ask(task, "the crab")
-    mask, phrase = (one for one in results if one["from_name"] in ("mask", "phrase"))
+    mask, phrase = (one for one in results if one["from_name"].partition("-")[0] in ("mask", "phrase"))
     draft = project.client.save_draft(task, [mask, phrase])
     x, y = place_on(mask_of(mask))
     clicks = [
@@ -119,7 +119,7 @@ def test_two_annotators_of_a_task_are_blind_to_each_other(project: Project) -> N
         one = project.click(task, x, y, name)
         answer = annotator.interactive_predict(backend, task, {"result": [one]})["data"]["result"]
         assert mask_of(answer[0]).any()
-        return [one["id"] for one in answer if one["from_name"] in ("mask", "phrase")]
+        return [one["id"] for one in answer if one["from_name"].partition("-")[0] in ("mask", "phrase")]
 
     Timer(0.5, bela.client.save_draft, (task, [project.click(task, x, y, "his first")])).start()
     unsaved = click(bela.client, "his first")
@@ -159,7 +159,7 @@ def test_a_phrase_that_is_too_long_is_answered_on_the_form(project: Project) -> 
     results = project.ask(project.tasks[0], "very " * 80 + "long")
     texts = " ".join(text for result in results for text in result["value"].get("text", []))
     assert "77" in texts
-    assert not [result for result in results if result["from_name"] == "mask"]
+    assert not [result for result in results if result["type"] == "brushlabels"]
 
 
 def test_a_saved_annotation_becomes_a_record_follows_its_changes_and_goes(project: Project) -> None:
@@ -190,7 +190,9 @@ def test_a_saved_annotation_becomes_a_record_follows_its_changes_and_goes(projec
 def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> None:
     task = project.tasks[2]
     results = [
-        result for result in project.ask(task, "the fish") if result["from_name"] in ("mask", "phrase")
+        result
+        for result in project.ask(task, "the fish")
+        if result["from_name"].partition("-")[0] in ("mask", "phrase")
     ]
     assert results, "the tiny model finds a mask for anything"
     before = corrections(project)
@@ -201,7 +203,7 @@ def test_a_mask_that_was_taken_as_it_came_is_no_correction(project: Project) -> 
     accepted = {"accepted": before["accepted"] + 1, "edited": before["edited"]}
     wait_until(lambda: corrections(project) == accepted, "that it is counted", WAIT_S, POLL_S)
 
-    region = next(result for result in results if result["from_name"] == "mask")
+    region = next(result for result in results if result["type"] == "brushlabels")
     mask = brush_rle_to_mask(region["value"]["rle"], region["original_height"], region["original_width"])
     mask[: mask.shape[0] // 2] ^= True
     corrected = region_results(ProposedRegion(region["id"], "the fish", mask, score=0.5), CONFIG)

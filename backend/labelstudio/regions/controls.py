@@ -34,6 +34,9 @@ SHAPE_FIELD: dict[Kind, str] = {
 PREFERRED_NAME = "mask"
 SEAM = "seam"
 """Value of the attribute `sspsam` of a polygon control whose holes are cut with a seam."""
+COLOUR = "colour"
+"""Value of the attribute `sspsam` of a control that is the main one in another colour: masks are distributed
+over them."""
 _TAGS: dict[str, Kind] = {f"{kind}{ending}": kind for kind in KINDS for ending in ("labels", "")}
 _LABELS_TAG = "labels"
 MOST_NAMES = 100_000
@@ -59,6 +62,8 @@ class RegionControl(Tag):
     has_own_labels: bool = True
     cuts_holes: bool = False
     """Whether holes of a polygon are cut with a seam."""
+    is_colour: bool = False
+    """Whether it stands for the main control in another colour."""
 
     @property
     def result_type(self) -> str:
@@ -78,8 +83,8 @@ class RegionControl(Tag):
 def region_tags(tags: Iterable[ElementTree.Element], image: str | None = None) -> list[ElementTree.Element]:
     """The region controls among a form's tags, in order of preference.
 
-    Rectangles beside other region controls ask for a mask in the box, as long as they are smart; only without
-    that are they answers.
+    Rectangles beside other region controls ask for a mask in the box, as long as they are smart (without
+    labels: `smartOnly`); only without that are they answers.
 
     Args:
         tags: All tags, names in lower case.
@@ -126,6 +131,7 @@ def controls_of(
             "" if beside is None else beside.get("name", ""),
             own,
             tag.get("sspsam") == SEAM,
+            tag.get("sspsam") == COLOUR,
         )
 
 
@@ -134,6 +140,8 @@ def kind_of(tag: ElementTree.Element) -> Kind:
 
 
 def _is_smart(tag: ElementTree.Element) -> bool:
+    if tag.tag == "rectangle":
+        return tag.get("smartonly", "").strip().lower() == "true"
     return tag.tag == "rectanglelabels" and tag.get("smart", "true").strip().lower() != "false"
 
 

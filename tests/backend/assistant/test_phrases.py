@@ -48,7 +48,11 @@ def test_a_phrase_gives_its_mask_and_leaves_the_prompt(client: FlaskClient) -> N
     found = masks(prediction)
     assert list(found) == ["the red square"]
     np.testing.assert_array_equal(found["the red square"], colour("red"))
-    assert [result["from_name"] for result in prediction["result"]] == ["mask", "phrase", "prompt"]
+    assert [result["from_name"].partition("-")[0] for result in prediction["result"]] == [
+        "mask",
+        "phrase",
+        "prompt",
+    ]
     assert prediction["result"][2]["id"] == "Wp6j8HRcD1"
     assert texts(prediction, "prompt") == []
     assert texts(prediction, "status") is None
@@ -109,7 +113,7 @@ def test_an_earlier_phrase_whose_answer_was_lost_is_answered_too(client: FlaskCl
 
     found = masks(prediction)
     assert list(found) == ["the blue bar", "the red square"], "the newest first"
-    assert len({result["id"] for result in prediction["result"] if result["from_name"] == "mask"}) == 2
+    assert len({result["id"] for result in prediction["result"] if result["type"] == "brushlabels"}) == 2
 
 
 def test_the_newest_phrase_is_looked_for_again_when_typed_again(client: FlaskClient) -> None:
@@ -126,7 +130,7 @@ def test_the_same_phrase_twice_gives_one_mask(client: FlaskClient) -> None:
     twice = ask(client, prompt("the red square", "The red square "))
 
     ids = [
-        [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+        [result["id"] for result in prediction["result"] if result["type"] == "brushlabels"]
         for prediction in (once, twice)
     ]
     assert ids[0] == ids[1], "the region is replaced, not doubled"
@@ -138,12 +142,12 @@ def test_several_phrases_in_one_entry(client: FlaskClient) -> None:
 
     assert list(masks(prediction)) == ["the red square", "the blue bar"]
     assert texts(prediction, "prompt") == [prompt_text.with_no_match("a zebra")]
-    ids = [result["id"] for result in prediction["result"] if result["from_name"] == "mask"]
+    ids = [result["id"] for result in prediction["result"] if result["type"] == "brushlabels"]
     assert ids == [
         result["id"]
         for phrase in ("the red square", "the blue bar")
         for result in ask(client, prompt(phrase))["result"]
-        if result["from_name"] == "mask"
+        if result["type"] == "brushlabels"
     ], "the same regions as when entered one by one"
 
 
@@ -217,14 +221,14 @@ def test_a_renamed_mask_survives_the_old_phrase(client: FlaskClient) -> None:
     again = [ask(client, prompt("the red square"), one=one) for _ in range(2)]
 
     (first,), (second,) = (
-        [result["id"] for result in answer["result"] if result["from_name"] == "mask"] for answer in again
+        [result["id"] for result in answer["result"] if result["type"] == "brushlabels"] for answer in again
     )
     assert first == second != mask["id"]
     both = [mask, renamed, *again[0]["result"][:2]]
     (third,) = [
         result["id"]
         for result in ask(client, prompt("the red square"), one=task(drafts=[{"result": both}]))["result"]
-        if result["from_name"] == "mask"
+        if result["type"] == "brushlabels"
     ]
     assert third == first, "asked again, it is replaced"
 

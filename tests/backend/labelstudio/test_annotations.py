@@ -78,7 +78,7 @@ def test_a_region_is_written_mask_first_then_phrase_under_one_id() -> None:
 
     assert (brush["type"], phrase["type"]) == ("brushlabels", "textarea")
     assert brush["id"] == phrase["id"] == "r1"
-    assert (brush["from_name"], phrase["from_name"]) == ("mask", "phrase")
+    assert (brush["type"], phrase["from_name"]) == ("brushlabels", "phrase")
     assert (brush["original_width"], brush["original_height"], brush["image_rotation"]) == (30, 20, 0)
     assert brush["value"]["brushlabels"] == ["object"]
     assert phrase["value"] == {"text": ["the red ball"]}

@@ -6,7 +6,7 @@ import pytest
 
 from backend.errors import LabelingConfigError
 from backend.labelstudio.config import RECOMMENDED_CONFIG, SNIPPETS, Label, LabelingConfig
-from backend.labelstudio.regions.controls import RegionControl
+from backend.labelstudio.regions.controls import RegionControl, Tag
 
 IMAGE = '<Image name="image" value="$image"/>'
 BRUSH = '<BrushLabels name="mask" toName="image"><Label value="object"/></BrushLabels>'
@@ -116,6 +116,38 @@ def test_the_status_line_is_never_the_prompt() -> None:
 
     assert config.prompt is None
     assert config.status is not None
+
+
+def test_gestures_need_no_labels() -> None:
+    brush = '<BrushLabels name="mask" toName="image" smart="false"><Label value="object"/></BrushLabels>'
+    click = '<KeyPoint name="click" toName="image" smart="true" smartOnly="true"/>'
+    box = '<Rectangle name="box" toName="image" smart="true" smartOnly="true"/>'
+    image = '<Image name="image" value="$image"/>'
+
+    config = parse(brush + click + box + image)
+
+    assert (config.click, config.box) == (Tag("click", "image"), Tag("box", "image"))
+    assert config.mask_names == {"mask"}
+    answered = parse(brush + box.replace(' smartOnly="true"', "") + image)
+    assert answered.mask_names == {"mask", "box"}, "rectangles of annotators"
+
+
+def test_masks_are_distributed_over_colours_that_are_one_label() -> None:
+    config = LabelingConfig.parse(RECOMMENDED_CONFIG)
+    assert config.mask is not None
+    ids = [f"{number:012x}" for number in range(200)]
+
+    used = {config.coloured(config.mask, region_id).name for region_id in ids}
+
+    assert used == config.mask_names
+    assert config.coloured(config.mask, ids[0]) == config.coloured(config.mask, ids[0])
+    assert {label.written for control in config.masks for label in control.labels} == {"object"}
+    with_labels = RECOMMENDED_CONFIG.replace(
+        '<Label value="object"', '<Label value="sky"/><Label value="o"', 1
+    )
+    changed = LabelingConfig.parse(with_labels)
+    assert changed.mask is not None
+    assert {changed.coloured(changed.mask, region_id).name for region_id in ids} == {"mask"}
 
 
 def test_letter_case_of_tags_and_attributes_does_not_matter() -> None:

@@ -432,7 +432,7 @@ def test_the_command_connects_and_then_finds_nothing_missing(
     assert untold(checked.output, BACKEND, "<BrushLabels>", '<BrushLabels name="mask"') == []
     assert "answered with" not in checked.output, "it has no place for answers"
     assert untold(again.output, "answered with", "brush") == []
-    shown, done = (connected.output.index(text) for text in ("+  <BrushLabels", f"{BACKEND}/webhook"))
+    shown, done = (connected.output.index(text) for text in ("+    <BrushLabels", f"{BACKEND}/webhook"))
     assert shown < done, "the change is shown first"
     assert connected.exit_code == 0, connected.output
     assert twice.exit_code == 0

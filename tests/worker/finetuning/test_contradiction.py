@@ -83,7 +83,7 @@ def answers(client: FlaskClient, label_studio: LabelStudioServer, project: int) 
             "params": {"context": {"result": [prompt(WORD)]}},
         }
         [answer] = client.post("/predict", json=body).get_json()["results"]
-        masks = [result for result in answer["result"] if result["from_name"] == "mask"]
+        masks = [result for result in answer["result"] if result["type"] == "brushlabels"]
         found.append({"version": answer["model_version"], "masks": masks})
     return found
 

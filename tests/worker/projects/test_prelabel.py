@@ -47,7 +47,7 @@ def phrases_of(services: Services, prediction: dict[str, Any]) -> set[str]:
     """With a mask, or without one, which only Redis says: one Submit saves what is in a prediction."""
     content = read_annotation(prediction, CONFIG)
     assert content.problems == ()
-    assert {result["from_name"] for result in prediction["result"]} <= {"mask", "phrase"}
+    assert {result["from_name"].partition("-")[0] for result in prediction["result"]} <= {"mask", "phrase"}
     nothing = services.redis_store.nothing_found(str(PROJECT), str(prediction["task"]))
     return {str(region.phrase) for region in content.regions} | set(nothing)
 
