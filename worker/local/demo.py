@@ -22,6 +22,7 @@ from backend.settings import Settings
 from sspsam.files import replacing
 from sspsam.instance import published
 from sspsam.presets import base_preset
+from worker.local.demo_lesson import PHRASE, TAUGHT, lesson_pictures, suggestion_of
 from worker.local.demo_photographs import demo_photographs
 from worker.local.demo_pictures import Picture, demo_pictures
 from worker.local.local_label_studio import Account, label_studio_part
@@ -44,14 +45,29 @@ PROJECT_TITLE = "Sticker scenes"
 PHOTOGRAPHS_TITLE = "Photographs"
 SUGGESTIONS = "suggestions"
 """Field of the demo's tasks: phrases to type on that image."""
-CONFIG = RECOMMENDED_CONFIG.replace("</Style>", f'</Style>\n  <Header value="${SUGGESTIONS}" size="6"/>', 1)
+_ASSIST = '<View className="assist">\n'
+CONFIG = RECOMMENDED_CONFIG.replace(
+    _ASSIST, f'{_ASSIST}  <View className="suggest"><Header value="${SUGGESTIONS}" size="6"/></View>\n', 1
+)
 MODEL = "model"
 """Field of the tasks with photographs: the model that answers."""
-PHOTOGRAPHS_CONFIG = CONFIG.replace("  <Header", f'  <Header value="${MODEL}" size="6"/>\n  <Header', 1)
+PHOTOGRAPHS_CONFIG = CONFIG.replace(
+    '<View className="suggest">', f'<View className="suggest"><Header value="${MODEL}" size="6"/>', 1
+)
 PICTURES = 24
 UPLOAD_BATCH = 6
 FINETUNE_AFTER = 8
 """Corrected masks that start a fine-tune; the service's default is higher."""
+LESSON = f"""\
+[bold]5.[/bold] Teach it a word. Images 2 to {TAUGHT + 1} show a pizza, a word it does not know. Choose the
+   lowest tool, Auto-Detect, click the pizza, type  [cyan]{PHRASE}[/cyan]  under its mask, and press Submit.
+[bold]6.[/bold] After {{corrections}} corrections it is fine-tuned, within minutes; go on meanwhile. Progress:
+   {{url}}
+[bold]7.[/bold] Promoted? Ask for  [cyan]{PHRASE}[/cyan]  on the images after those. The word was chosen:
+   new nouns are learned best from few corrections; places and sizes take many more."""
+CORRECTING = """\
+[bold]5.[/bold] Correct a mask and press Submit. After {corrections} corrected masks the model is fine-tuned;
+   the new weights serve if they are better. Progress: {url}"""
 LABEL_STUDIO = "label-studio"
 """Label Studio's folder."""
 DATABASE = "label_studio.sqlite3"
@@ -177,7 +193,8 @@ def demo(options: DemoOptions, console: Console) -> None:
             replace(state, photographs_project=project).save(data_dir / "demo.json")
         else:
             pictures = demo_pictures(data_dir / "pictures", PICTURES)
-            project = prepare_project(client, state.project, pictures, console)
+            lesson = lesson_pictures(data_dir / "lesson")
+            project = prepare_project(client, state.project, pictures, lesson, console)
             replace(state, project=project).save(data_dir / "demo.json")
         forget_other_backends(client, project, options.backend_url)
         connection = client, project, options.backend_url, state.webhook_secret, state.basic_auth
@@ -246,13 +263,20 @@ def service_environment(options: DemoOptions, state: DemoState) -> dict[str, str
 
 
 def prepare_project(
-    client: LabelStudioClient, project: int | None, pictures: Sequence[Picture], console: Console
+    client: LabelStudioClient,
+    project: int | None,
+    pictures: Sequence[Picture],
+    lesson: Sequence[Picture],
+    console: Console,
 ) -> int:
-    """Finds or creates the demo's project, adds missing images, and returns its id."""
+    """Finds or creates the demo's project, adds missing images, and returns its id.
+
+    The images of the lesson follow the first one.
+    """
     description = "Type a phrase, get that sticker's mask."
     project = find_or_create(client, project, PROJECT_TITLE, CONFIG, description)
-    upload_missing(client, project, pictures, console)
-    suggest(client, project, pictures)
+    upload_missing(client, project, [*pictures[:1], *lesson, *pictures[1:]], console)
+    suggest(client, project, pictures, lesson=lesson)
     return project
 
 
@@ -302,6 +326,7 @@ def suggest(
     project: int,
     pictures: Sequence[Picture],
     more: Mapping[str, str] = MappingProxyType({}),
+    lesson: Sequence[Picture] = (),
 ) -> None:
     """Writes suggested phrases into each task; the labeling config shows them above the image.
 
@@ -310,14 +335,18 @@ def suggest(
         project: number of the demo's project.
         pictures: those of its tasks.
         more: further fields of each task.
+        lesson: pictures with suggestions of their own.
     """
+    suggestions = [(picture, suggestion_of(number)) for number, picture in enumerate(lesson)]
+    for picture in pictures:
+        phrases = " · ".join(phrase.text for phrase in picture.phrases)
+        suggestions.append((picture, f"Try: {phrases} (which fits nothing)"))
     for task in client.tasks(project):
         data = task["data"]
-        shown = next((picture for picture in pictures if _shows(task, picture)), None)
-        if shown is None:
+        said = next((said for picture, said in suggestions if _shows(task, picture)), None)
+        if said is None:
             continue
-        phrases = " · ".join(phrase.text for phrase in shown.phrases)
-        complete = {SUGGESTIONS: f"Try: {phrases} (which fits nothing)", **data, **more}
+        complete = {SUGGESTIONS: said, **data, **more}
         if complete != data:
             client.update_task(task["id"], complete)
 
@@ -346,6 +375,8 @@ def guide(
         for phrase in pictures[0].phrases
     )
     corrections = os.environ.get("FINETUNE_AFTER", FINETUNE_AFTER)
+    steps = LESSON if pictures[0].seed is not None else CORRECTING
+    steps = steps.format(corrections=corrections, url=f"{options.backend_url}/projects/{project}")
     text = f"""\
 [bold]1.[/bold] Open  {options.label_studio_url}/projects/{project}/data
 [bold]2.[/bold] Log in as  [cyan]{EMAIL}[/cyan]  with the password  [cyan]{PASSWORD}[/cyan]
@@ -353,8 +384,7 @@ def guide(
    [bold]Auto-Accept Suggestions[/bold].
 [bold]4.[/bold] Type a phrase above the image and press Enter; each image suggests some. For the first one:
 {phrases}
-[bold]5.[/bold] Correct a mask with the brush and press Submit. After {corrections} corrected masks
-   the model is fine-tuned; the new weights serve if they are better.
+{steps}
 
 The model and its versions: {options.backend_url}
 (sign in with the password  [cyan]{state.backend_password}[/cyan])
