@@ -165,7 +165,7 @@ def test_clicks_that_are_left_over_do_not_block_submit(desk: Desk, editor: Edito
     editor.submit()
 
     (annotation,) = desk.demo.client.annotations(task)
-    assert "keypointlabels" in {result["type"] for result in annotation["result"]}, "the click was left over"
+    assert "keypoint" in {result["type"] for result in annotation["result"]}, "the click was left over"
     (saved,) = desk.saved(task).regions
     assert saved.phrase == phrase
     np.testing.assert_array_equal(saved.mask, decoded(proposed, truth))
