@@ -81,7 +81,7 @@ def test_clicks_correct_a_phrases_mask_in_place(project: Project) -> None:
 
     for results in (alone, with_auto_accept_off):
         assert [(one["id"], one["from_name"]) for one in results[:2]] == [
-            (mask["id"], "mask"),
+            (mask["id"], mask["from_name"]),
             (mask["id"], "phrase"),
         ]
         assert results[1]["value"] == phrase["value"]
@@ -102,7 +102,7 @@ def test_a_click_finds_its_annotation_in_the_draft_that_follows(project: Project
 
     saving.join()
     assert [(one["id"], one["from_name"]) for one in answer[:2]] == [
-        (mask["id"], "mask"),
+        (mask["id"], mask["from_name"]),
         (mask["id"], "phrase"),
     ]
 
