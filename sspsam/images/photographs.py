@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from sspsam.images.frames import UInt8Image
+UInt8Image = npt.NDArray[np.uint8]
 
 SIDE_PX = 256
 """Longer side of the picture that is examined."""
