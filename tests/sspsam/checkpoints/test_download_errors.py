@@ -144,7 +144,7 @@ def test_what_stands_in_for_a_file_is_recognised(
 
 
 def test_another_content_than_stated(server: FileServer, folder: WeightsFolder) -> None:
-    server.files["/mine.pt"] = Behaviour(b"something else")
+    server.files["/mine.pt"] = Behaviour(b"something")
     file = PublicFile("mine", "", f"{server.url}/mine.pt", "MIT", 9, SHA256, "its author", "https://page")
     with pytest.raises(WrongContentError, match=r"sha256 .*A proxy may have replaced it.*https://page"):
         folder.pull(file)
