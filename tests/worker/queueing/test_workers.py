@@ -59,7 +59,7 @@ def test_both_queues_are_worked_on_each_by_a_process_of_its_own(
     files = {name: tmp_path / name for name in (EVENTS, TRAINING)}
     events_queue(redis_server).enqueue_call(f"{JOBS}.note_process", args=[str(files[EVENTS])])
     training_queue(redis_server).enqueue_call(f"{JOBS}.note_process", args=[str(files[TRAINING])])
-    with pool(environment):
+    with pool({**environment, "TRAINING_NICE": "2"}):
         wait_until(lambda: all(lines(path) for path in files.values()))
     (event_pid, event_worker, event_nice), (pid, worker, nice) = (
         lines(files[name])[0].split() for name in (EVENTS, TRAINING)
