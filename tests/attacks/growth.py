@@ -10,7 +10,7 @@ SIZES = (500, 2_000, 4_000, 8_000)
 """A first look, then n, 2n and 4n: of characters, or of other things that an attacker repeats."""
 NEGLIGIBLE_S = 0.015
 """Of 4n: below it, work is fast enough. Quadratic work takes at least 32 million steps there."""
-HOPELESS_S = 0.1
+HOPELESS_S = 0.3
 """Of any size but the last: above it, larger ones are not tried."""
 WORST_RATIO = 10.0
 """Of the time for 4n to the time for n: 4 for linear work, 16 for quadratic work."""

@@ -24,7 +24,7 @@ from tests.sspsam.published_files import (
 )
 
 LIMIT = 1.3
-"""Of the size of the files that are read, beyond what Python and torch take."""
+"""Of the size of the files that are read, beyond what Python, torch and open_clip take."""
 
 DEFINITIONS = f"""
 from dataclasses import replace
@@ -36,7 +36,7 @@ PRESETS["ssp-sam-middle"] = replace(PRESETS["{PRESET}"], image_encoder="vit_midd
 MEASURE = """
 import json, os, sys
 from pathlib import Path
-import torch
+import open_clip, torch
 from sspsam.checkpoints.convert import convert
 from sspsam.checkpoints.bundles import load_bundle
 from sspsam.predictor import Predictor

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -196,8 +197,11 @@ def test_queues_are_written_as_json(redis_server: Redis, tmp_path: Path) -> None
 def test_a_job_of_the_events_queue_imports_nothing_again(
     environment: dict[str, str], redis_server: Redis
 ) -> None:
-    """Its worker has loaded the jobs before it forks, so that a job costs a fork and its requests."""
-    queue, count = events_queue(redis_server), 20
+    """Its worker has loaded the jobs before it forks, so that a job costs a fork and its requests.
+
+    A busy machine takes more processor time for the same work: the best of three measurements counts.
+    """
+    queue, count = events_queue(redis_server), 10
 
     def run_jobs(number: int) -> float:
         """Processor seconds of the worker and its jobs so far."""
@@ -213,8 +217,8 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
     with pool(environment, "--queues", EVENTS) as process:
         wait_until(lambda: psutil.Process(process.pid).children())
         [worker] = psutil.Process(process.pid).children()
-        before_s = run_jobs(1)
-        per_job_s = (run_jobs(count) - before_s) / count
+        so_far_s = [run_jobs(1), *(run_jobs(count) for _ in range(3))]
+    per_job_s = min(after_s - before_s for before_s, after_s in pairwise(so_far_s)) / count
     assert per_job_s <= JOB_CPU_S, f"{1000 * per_job_s:.0f} ms of processor time a job"
 
 
