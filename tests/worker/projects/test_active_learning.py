@@ -68,7 +68,8 @@ def test_tasks_get_predictions_in_the_order_of_certainty_with_duplicates_last(
     found = Scores(services.redis, "run").all()
     for prediction in label_studio.predictions:
         assert prediction["score"] == pytest.approx(found[prediction["task"]].certainty, abs=1e-4)
-    assert found[1].certainty == found[COPY].certainty, "the same picture"
+    same = pytest.approx(found[COPY].certainty, abs=1e-5)
+    assert found[1].certainty == same, "the same picture, perhaps in another batch"
 
     assert jobs.order_project(PROJECT, "run") == {"ordered": 4}
 
