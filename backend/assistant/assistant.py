@@ -324,7 +324,7 @@ class Assistant:
     ) -> Outcome:
         """Segments phrases in a task's image by the project's version; errors are reported in the outcome.
 
-        Unsure masks are for annotators, who are told: nobody may have looked at a prediction's.
+        Unsure masks are for annotators, who are told. A prediction's mask may be unseen.
         """
         try:
             outcome = self._find(

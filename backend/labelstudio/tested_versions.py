@@ -1,4 +1,4 @@
-"""The versions of Label Studio that this software is tested with."""
+"""The versions of Label Studio that `make compatibility` covers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ correction, and exports it. The last one is the version that `make install` inst
 
 
 def version_line(client: LabelStudioClient) -> str:
-    """Says the version of a Label Studio, and whether it is one of those that are tested.
+    """Says the version of a Label Studio, and whether `make compatibility` covers it.
 
     Raises:
         LabelStudioError: Label Studio cannot be queried.
@@ -22,6 +22,6 @@ def version_line(client: LabelStudioClient) -> str:
     except LabelStudioNotFound:
         version = ""
     if version in TESTED:
-        return f"Label Studio {version}, which this software is tested with"
+        return f"Label Studio {version}, which `make compatibility` covers"
     told = f"Label Studio {version} is untested" if version else "Label Studio does not tell its version"
-    return f"{told}: phrases, events and exports are tested with {', '.join(TESTED[:-1])} and {TESTED[-1]}"
+    return f"{told}: `make compatibility` covers {', '.join(TESTED[:-1])} and {TESTED[-1]}"

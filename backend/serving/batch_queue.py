@@ -115,7 +115,7 @@ class BatchQueue(Generic[Work, Result]):
         kind: Items of one kind are cheaper in the same batch.
         threads: Number of threads, each with a batch of its own.
         room: Acquired before a batch is taken, so that items wait here, where callers take turns. Released by
-            whoever uses the results.
+            the user of the results.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ def test_a_new_project_is_connected(project: Project) -> None:
 
     done = sspsam(project, *connect)
 
-    assert f"Label Studio {version}, which this software is tested with" in done
+    assert f"Label Studio {version}, which `make compatibility` covers" in done
     assert "the project now has the recommended labeling config" in done
     assert "a webhook event arrived" in done
     assert "is fully connected" in sspsam(project, *connect, "--check")

@@ -67,7 +67,7 @@ def test_a_project_may_want_unsure_masks(client: FlaskClient, unsure: float) -> 
 
 
 def test_predictions_hold_sure_masks_only(client: FlaskClient) -> None:
-    """One Submit would save them, and nobody may have looked."""
+    """One Submit would save them, and they may be unseen."""
     want(client, 0.2)
     one = task(phrases=["the red square", "the blue bar"])
     one["data"]["phrases"] = ["the red square", "the blue bar"]

@@ -31,10 +31,10 @@ def test_the_tested_versions_are_those_that_are_installed() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (as_json({"release": "1.16.0"}), "Label Studio 1.16.0, which this software is tested with"),
+        (as_json({"release": "1.16.0"}), "Label Studio 1.16.0, which `make compatibility` covers"),
         (
             as_json({"release": "1.23.2+0.gdf96d79"}),
-            "Label Studio 1.23.2, which this software is tested with",
+            "Label Studio 1.23.2, which `make compatibility` covers",
         ),
         (as_json({"release": "1.99.0.dev0"}), "Label Studio 1.99.0.dev0 is untested: "),
         (as_json({"release": None}), "Label Studio does not tell its version: "),
@@ -46,4 +46,4 @@ def test_connecting_says_whether_a_version_is_tested(answer: Response, expected:
         said = version_line(LabelStudioClient(label_studio.url, "k" * 40))
 
     assert said.startswith(expected)
-    assert said == expected or said.endswith("tested with 1.13.1, 1.16.0, 1.20.0 and 1.23.2")
+    assert said == expected or said.endswith("covers 1.13.1, 1.16.0, 1.20.0 and 1.23.2")

@@ -1,4 +1,4 @@
-"""Images are read ahead of the encoder, encoded together, each once, whoever gives up."""
+"""Images are read ahead of the encoder, encoded together, each once, also if a caller gives up."""
 
 from __future__ import annotations
 
