@@ -81,6 +81,12 @@ class ContainerProject:
         url = f"{self.stack.backend_url}/webhook?project={self.number}"
         return str(requests.get(url, auth=self.stack.basic_auth, timeout=30).json()["last_event"])
 
+    @property
+    def serving(self) -> str:
+        """The version that answers this project."""
+        url = f"{self.stack.backend_url}/versions?project={self.number}"
+        return str(requests.get(url, auth=self.stack.basic_auth, timeout=30).json()["versions"][0])
+
     def ask(self, index: int, phrase: str) -> list[dict[str, Any]]:
         """Types a phrase on a scene's picture, and returns the results to draw."""
         backend = int(self.stack.client.ml_backends(self.number)[0]["id"])
@@ -125,7 +131,7 @@ class ContainerProject:
     def still_works(self) -> None:
         """The promoted version serves, labels are there, and what was learned is found."""
         self.stack.wait_ready()
-        wait_until(lambda: self.stack.version == self.version, "the promoted version", 60.0, POLL_S)
+        wait_until(lambda: self.serving == self.version, "the promoted version", 60.0, POLL_S)
         labels = json.loads(self.stack.sspsam("export", "--project", str(self.number), "--out", "-"))
         assert len(labels["annotations"]) >= TRAINED_ON
         assert max(self.found(index) for index in range(TRAINED_ON, SCENES)) > FOUND_IOU

@@ -189,11 +189,6 @@ class Stack:
         except (requests.RequestException, ValueError):
             return {}
 
-    @property
-    def version(self) -> str:
-        """Of the weights that serve."""
-        return str(self.backend_health().get("model_version"))
-
     def wait_ready(self, within_s: float = 300.0) -> None:
         """Waits until the backend's model is loaded."""
 

@@ -85,7 +85,7 @@ def test_phrases_get_masks(stack: Stack, project: ContainerProject) -> None:
 def test_corrections_arrive_and_a_fine_tune_is_promoted_and_served(
     stack: Stack, project: ContainerProject
 ) -> None:
-    before = stack.version
+    before = project.serving
     for index in range(10):
         project.correct(index)
     began_s = time.monotonic()
@@ -98,8 +98,8 @@ def test_corrections_arrive_and_a_fine_tune_is_promoted_and_served(
     wait_until(verdicts, "a judged version", TRAINED_WITHIN_S, 5.0)
     stack.note("from the last correction to a judged version", time.monotonic() - began_s)
     assert verdicts() == ["promoted"], stack.sspsam("versions", "list")
-    wait_until(lambda: stack.version != before, "the new version serves", 60.0, POLL_S)
-    project.version = stack.version
+    wait_until(lambda: project.serving != before, "the new version serves", 60.0, POLL_S)
+    project.version = project.serving
     assert max(project.found(index) for index in (10, 11)) > FOUND_IOU
 
 
