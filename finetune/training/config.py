@@ -15,7 +15,7 @@ from finetune.training.losses import LossWeights
 from sspsam.presets import get_preset
 
 Stage = Literal["clip", "sam", "rec", "ssp", "wording"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 LOSS_PREFIX = "loss."
@@ -110,7 +110,8 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     precision: Precision = "float32"
     """Precision of matrix products; weights and losses stay float32. With float16 the loss is scaled against
-    underflow, and a step with overflowing gradients is skipped.
+    underflow, and a step with overflowing gradients is skipped. `auto` is bfloat16 where the device is faster
+    in it, and float32 elsewhere.
     """
     seed: int = 0
     device: str = "auto"

@@ -16,13 +16,14 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-from finetune.training.config import TrainConfig
+from finetune.training.config import Precision, TrainConfig
 from finetune.training.curves import Curves, open_curves
 from finetune.training.losses import TOTAL, NonFiniteLossError
 from finetune.training.ranks import Ranks
 from finetune.training.stopping import EarlyStopping
 from sspsam import CheckpointError
 from sspsam.files import replacing
+from sspsam.runtime.bfloat16 import is_bfloat16_faster
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class TrainingLoop:
             self.optimizer,
             [partial(self._learning_rate_factor, float(g["lr"])) for g in self.optimizer.param_groups],
         )
-        self._precision: torch.dtype = getattr(torch, config.precision)
+        self._precision = _dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0
         self.stopping = EarlyStopping(config.patience)
@@ -319,6 +320,15 @@ class TrainingLoop:
             "left_s": round(left_s, 3),
         }
         append_json_line(self.config.output_dir / LOG_NAME, line | {k: round(v, 5) for k, v in means.items()})
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Of matrix products."""
+    if precision != "auto":
+        return getattr(torch, precision)  # type: ignore[no-any-return]
+    chosen = torch.bfloat16 if is_bfloat16_faster(device) else torch.float32
+    logger.info("matrix products in %s", str(chosen).removeprefix("torch."))
+    return chosen
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -38,12 +38,12 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
     clip = TrainConfig(
         preset=PRESET, stage="clip", output_dir=folder / "clip", data="stickers/train",
         steps=4100, batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100,
-        weight_decay=0.05, max_gradient_norm=1.0, precision="bfloat16",
+        weight_decay=0.05, max_gradient_norm=1.0, precision="auto",
     )  # fmt: skip
     sam = TrainConfig(
         preset=PRESET, stage="sam", output_dir=folder / "sam", data="stickers/train",
         steps=5200, batch_size=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50,
-        weight_decay=0.01, max_gradient_norm=1.0, precision="bfloat16",
+        weight_decay=0.01, max_gradient_norm=1.0, precision="auto",
     )  # fmt: skip
     phrases = TrainConfig(
         preset=PRESET, stage="rec", output_dir=folder / "rec", data=PHRASES,
@@ -51,7 +51,7 @@ def demo_stages(folder: Path) -> tuple[TrainConfig, ...]:
         replay=CORE_PHRASES, replay_fraction=0.5,
         steps=2100, batch_size=32, window=3200,
         learning_rate=1e-3, final_learning_rate=4e-4, text_learning_rate=1e-4, warmup_steps=100,
-        from_scratch=True, max_gradient_norm=1.0, precision="bfloat16",
+        from_scratch=True, max_gradient_norm=1.0, precision="auto",
         loss=LossWeights(patch=4.0, presence=1.0),
     )  # fmt: skip
     masks = replace(

@@ -87,6 +87,23 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> No
         assert len(read_log(tmp_path / "two" / name / LOG_NAME)) == 1, "one process writes"
 
 
+@pytest.mark.parametrize(("is_faster", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_precision_may_be_chosen_by_what_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_faster: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("finetune.training.loop.is_bfloat16_faster", lambda device: is_faster)
+    loop = loop_for(config_for(tmp_path, steps=1, precision="auto"))
+    loss, computed = loop.stage.loss, set()
+
+    def noted(*step: int) -> dict[str, torch.Tensor]:
+        computed.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return loss(*step)
+
+    monkeypatch.setattr(loop.stage, "loss", noted)
+    loop.run()
+    assert computed == {dtype}
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
 def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
