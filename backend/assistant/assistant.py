@@ -12,22 +12,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.interactive import Refiner, internal_error
-from backend.assistant.messages import (
-    hint,
-    holes_message,
-    label_message,
-    leftover_message,
-    open_phrases_message,
-    reading_message,
-    unsure_message,
-)
 from backend.assistant.object_regions import leftover_regions, regions_of, unedited_regions
+from backend.assistant.outcomes import Outcome, Prediction, result_of, write_answer
 from backend.assistant.photograph_notice import PhotographNotice
 from backend.assistant.prompt_box import PromptBox, read_box
 from backend.assistant.renamed_regions import beside_renamed, texts_of
@@ -44,22 +35,16 @@ from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import (
     absent_entries,
     drawn_phrases,
-    is_of,
     prompt_entries,
 )
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import read_interactions
 from backend.labelstudio.predictions import (
     ProposedRegion,
-    Result,
     as_held,
-    fresh_id,
     prediction,
     region_results,
-    status_line,
-    text_result,
 )
-from backend.labelstudio.regions.controls import Tag
 from backend.metrics import Metrics
 from backend.queries import PredictQuery, Results, Task, instances_together, least_presence
 from backend.serving.batch_queue import Caller
@@ -68,11 +53,6 @@ from backend.serving.shared_model import ReadImage
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
-
-if TYPE_CHECKING:
-    from sspsam.reading.reader import Reading
-
-Prediction = dict[str, Any]
 
 BATCH_PART = 0.85
 """Fraction of Label Studio's timeout for a batch; tasks not reached by then are requested again."""
@@ -84,31 +64,6 @@ MAX_PHRASES = 500
 TOO_MANY_PHRASES = f"there are more than {MAX_PHRASES} phrases: ask for the others afterwards"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Outcome:
-    """Outcome of the phrases of one task."""
-
-    version: str
-    regions: list[ProposedRegion] = field(default_factory=list)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Phrase of each region on the form by ID, as far as known."""
-    leftover: list[ProposedRegion] = field(default_factory=list)
-    """Regions of an earlier answer that have no object or part now, emptied."""
-    no_match: list[str] = field(default_factory=list)
-    readings: dict[str, Reading] = field(default_factory=dict)
-    """Phrase -> how it was read."""
-    certainties: dict[str, float] = field(default_factory=dict)
-    """Phrase -> estimated quality of its answer, 0..1; also for phrases without a target."""
-    unsure: dict[str, float] = field(default_factory=dict)
-    """Phrase -> certainty of its mask, which the project asked for although there is rather no target."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Phrase -> reason why it could not be answered."""
-    notice: str = ""
-    """About the picture."""
-    passing: bool = False
-    """The failure is transient."""
 
 
 class Assistant:
@@ -182,7 +137,7 @@ class Assistant:
 
     def _failure_of(self, project: str, task: Task, context: Results, config: LabelingConfig) -> Prediction:
         self._redis_store.note_problem(project, task.task_id, internal_error())
-        prompt = _result_of(context, config.prompt)
+        prompt = result_of(context, config.prompt)
         if prompt is not None:
             entries = [_valid_text(entry) for entry in prompt_entries([prompt], config)]
             box = read_box(entries, deniable=False)
@@ -190,7 +145,7 @@ class Assistant:
                 self._engine.version_of(project), failed=dict.fromkeys(box.asked, internal_error())
             )
             self._metrics.phrases.labels("failed").inc(len(box.asked))
-            return _written(outcome, box, prompt, context, config)
+            return write_answer(outcome, box, prompt, context, config)
         if read_interactions(context, config):
             return self._refiner.report_failure(project, task, config)
         return {"result": []}
@@ -202,7 +157,7 @@ class Assistant:
     def _answer_annotator(
         self, project: str, task: Task, context: Results, config: LabelingConfig, caller: Caller
     ) -> Prediction:
-        prompt = _result_of(context, config.prompt)
+        prompt = result_of(context, config.prompt)
         if prompt is None:  # clicks, other changes of the form, or the call after each submit
             interactions = read_interactions(context, config)
             if not interactions:
@@ -237,8 +192,8 @@ class Assistant:
             outcome.leftover = self._leftover(project, task, draft, outcome, config)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
-        answer = _written(outcome, box, prompt, context, config)
-        written = _result_of(answer["result"], config.prompt)
+        answer = write_answer(outcome, box, prompt, context, config)
+        written = result_of(answer["result"], config.prompt)
         if written is not None and config.status is None:  # a click's failure is then shown in the box
             for place in (task.task_id, f"{task.task_id}/{task.annotator}"):
                 self._redis_store.note_box(project, place, str(written["id"]), written["value"]["text"])
@@ -263,7 +218,7 @@ class Assistant:
         if not _has_text(prompt):
             return {"result": []}
         outcome = Outcome(self._engine.version_of(project), failed={"": EMPTY_PHRASE})
-        return _written(outcome, PromptBox(), prompt, context, config)
+        return write_answer(outcome, PromptBox(), prompt, context, config)
 
     def _answer_batch(
         self, query: PredictQuery, config: LabelingConfig, caller: Caller
@@ -414,58 +369,6 @@ class Assistant:
 def _valid_text(text: str) -> str:
     """Replaces each lone surrogate, valid in JSON but not in UTF-8, by a question mark."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _written(
-    outcome: Outcome, box: PromptBox, prompt: Mapping[str, Any], context: Results, config: LabelingConfig
-) -> Prediction:
-    """Writes an answer: regions, the prompt box, the box of confirmed absences, the status line."""
-    results: list[Result] = []
-    for region in [*outcome.regions, *outcome.leftover]:
-        results += region_results(region, config, outcome.texts)
-    absent = list(prompt_text.distinct([*absent_entries(context, config), *box.denied]).values())
-    confirmed = set(prompt_text.distinct(absent))
-    unmatched = [
-        phrase
-        for phrase in [*box.unmatched, *outcome.no_match]
-        if prompt_text.phrase_key(phrase) not in confirmed
-    ]
-    if config.prompt is not None:
-        open_entries = [prompt_text.with_no_match(phrase, hint(phrase, config)) for phrase in unmatched]
-        failed = [prompt_text.with_failure(phrase, reason) for phrase, reason in outcome.failed.items()]
-        results.append(text_result(config.prompt, str(prompt.get("id")), [*open_entries, *failed]))
-    if config.absent is not None and box.denied:
-        shown = _result_of(context, config.absent)
-        results.append(text_result(config.absent, _id_of(shown), absent))
-    said = [
-        open_phrases_message(unmatched, outcome.failed, config),
-        unsure_message(outcome.unsure),
-        reading_message(outcome.readings, outcome.no_match),
-        label_message(outcome.regions, config),
-        holes_message(outcome.regions),
-        leftover_message([region.phrase for region in outcome.leftover]),
-        outcome.notice,
-    ]
-    results += _status(" ".join(filter(None, said)), context, config)
-    return prediction(results, outcome.version, list(outcome.certainties.values()))
-
-
-def _status(message: str, context: Results, config: LabelingConfig) -> list[Result]:
-    """The status line, if there is a message to show or an earlier one to remove."""
-    if config.status is None:
-        return []
-    shown = _result_of(context, config.status)
-    if not message and shown is None:
-        return []
-    return [status_line(config.status, message, _id_of(shown))]
-
-
-def _result_of(results: Results, tag: Tag | None) -> Mapping[str, Any] | None:
-    return next((result for result in results if is_of(result, tag)), None)
-
-
-def _id_of(result: Mapping[str, Any] | None) -> str:
-    return fresh_id() if result is None else str(result.get("id"))
 
 
 def _has_text(prompt: Mapping[str, Any]) -> bool:
