@@ -91,7 +91,7 @@ def explain_failures(data_dir: Path, run: Callable[[], None]) -> None:
 
     The exit status is 0 after SIGTERM, with which service managers stop a program, and 130 after Ctrl-C.
     """
-    from worker.local.supervisor import StopRequested, StopSignals
+    from worker.local.stop_signals import StopRequested, StopSignals
 
     try:
         with StopSignals():  # before the imports, which take a while
