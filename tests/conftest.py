@@ -19,6 +19,7 @@ from redis import Redis, RedisError
 from backend.settings import Settings
 from backend.web.app import create_app
 from tests.backend.colours import ColourPredictor
+from tests.compiled_once import share_compiled
 from worker.local.redis_program import redis_program
 
 REDIS_START_S = 20.0
@@ -90,10 +91,22 @@ def end_started_processes() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands find no service, and no models, of the person who runs the tests."""
+    """Commands find no service, and no models, of the person who runs the tests.
+
+    No process measures how fast the machine multiplies, which takes up to 3 s in each new MODEL_DIR.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNE_PROCESS", "0")
         for variable in ("XDG_STATE_HOME", "XDG_DATA_HOME"):
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_code() -> Iterator[None]:
+    """See `tests.compiled_once`."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_compiled(patch)
         yield
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from label_studio_sdk.converter.brush import decode_rle, encode_rle, mask2rle
 from pycocotools import mask as coco_mask
 
 from sspsam.images.brush_rle import brush_rle_to_mask, mask_to_brush_rle
@@ -19,6 +21,22 @@ from sspsam.images.masks import (
     mask_to_coco_rle,
     merge_coco_rles,
 )
+
+
+def _reference() -> ModuleType:
+    """The converter's module for brush masks alone: with its package, NLTK and SciPy are imported."""
+    package = find_spec("label_studio_sdk")
+    assert package is not None
+    assert package.origin is not None
+    spec = spec_from_file_location("brush", Path(package.origin).parent / "converter" / "brush.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = _reference()
 
 
 def _filled(*boxes: tuple[int, int, int, int], hw: tuple[int, int] = (48, 64)) -> BoolMask:
@@ -63,7 +81,7 @@ def mask(request: pytest.FixtureRequest) -> BoolMask:
 
 
 def test_brush_rle_equals_label_studio_byte_for_byte(mask: BoolMask) -> None:
-    assert mask_to_brush_rle(mask) == mask2rle(mask.astype(np.uint8) * 255)
+    assert mask_to_brush_rle(mask) == reference.mask2rle(mask.astype(np.uint8) * 255)
 
 
 def test_brush_rle_round_trip(mask: BoolMask) -> None:
@@ -86,7 +104,7 @@ def test_brush_rle_padding_equals_label_studio(width: int) -> None:
     """The last byte's unused bits, and the reference's whole spare byte when there are none."""
     mask = _filled((0, width // 2, 1, width), hw=(1, width))
 
-    assert mask_to_brush_rle(mask) == mask2rle(mask.astype(np.uint8) * 255)
+    assert mask_to_brush_rle(mask) == reference.mask2rle(mask.astype(np.uint8) * 255)
 
 
 def _browser_rle(rgba: np.ndarray) -> list[int]:
@@ -124,7 +142,7 @@ def test_decodes_what_a_brush_leaves(seed: int) -> None:
     )
     rle = _browser_rle(rgba)
 
-    np.testing.assert_array_equal(decode_rle(rle).reshape(rgba.shape), rgba)  # our writer is a fair one
+    np.testing.assert_array_equal(reference.decode_rle(rle).reshape(rgba.shape), rgba)  # our writer is a fair one
     np.testing.assert_array_equal(brush_rle_to_mask(rle, *alpha.shape), alpha > 127)
 
 
@@ -155,7 +173,7 @@ def test_non_zero_numbers_are_mask() -> None:
         ([0, 0, 0, -1, 3, 0, 0, 0], (4, 4), "not a list of numbers"),
         (mask_to_brush_rle(np.ones((4, 4))), (5, 4), "an image of 5 x 4"),
         (mask_to_brush_rle(_ragged(40, 40, 3))[:-20], (40, 40), "cut"),
-        (encode_rle(np.zeros(16, dtype=np.uint8), wordsize=4), (2, 2), "4-bit words"),
+        (reference.encode_rle(np.zeros(16, dtype=np.uint8), wordsize=4), (2, 2), "4-bit words"),
     ],
     ids=[
         "nothing",
