@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -155,7 +156,8 @@ def card_path(bundle: Path) -> Path:
     return bundle.with_suffix(".json")
 
 
-def _expected(preset: str, for_training: bool) -> dict[str, Tensor]:
+@cache
+def _expected(preset: str, for_training: bool) -> Mapping[str, Tensor]:
     """Every tensor of a bundle, without its values."""
     with torch.device("meta"):
         model = build_model(preset)

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from sspsam.files import replacing
 from sspsam.modeling.learned_tokens import WORDS_PREFIX
 from sspsam.modeling.model import SSPSAM
 from sspsam.phrases import token_text
-from sspsam.presets import PRESETS, get_preset
+from sspsam.presets import PRESETS, Preset
 
 
 class CheckpointError(ValueError):
@@ -135,7 +136,7 @@ def _copy(
     expected = wanted(module)
     if problems := differences(expected, state) + not_finite(state):
         if isinstance(module, SSPSAM):
-            problems = presets_matching(state, lambda preset: wanted(_without_values(preset))) + problems
+            problems = presets_matching(state, lambda name: wanted(_without_values(PRESETS[name]))) + problems
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
     if assign:
         state = {key: value.to(expected[key].dtype) for key, value in state.items()}
@@ -374,9 +375,11 @@ def presets_matching(
     return [f"it is one of {name}" for name in PRESETS if not differences(expected(name), found)]
 
 
-def _without_values(preset: str) -> SSPSAM:
+@cache
+def _without_values(preset: Preset) -> SSPSAM:
+    """The model without the memory of its tensors; making those of all presets takes half a second."""
     with torch.device("meta"):
-        return SSPSAM(get_preset(preset))
+        return SSPSAM(preset)
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
