@@ -1,4 +1,4 @@
-"""Apps of one process share the code that their routes and templates compile to: most of what an app costs."""
+"""Apps of one process share what their routes and templates compile to: most of what an app costs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from benchmarks.common.simulated import RULES, Compared, SimulatedModel, compare
 from finetune.data.sample import Sample
 from worker.finetuning.policy import MARGIN
 
-pytestmark = pytest.mark.xdist_group("gate-bias")  # the module's fixtures are made once
+# A simulation; the module's fixtures are made once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gate-bias")]
 
 HW = (120, 160)
 SHOWN = SimulatedModel(seed=1, edge_px=0.8)

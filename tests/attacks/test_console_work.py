@@ -74,6 +74,7 @@ def end(job: Job, result: object) -> None:
     Result.create(job, Result.Type.SUCCESSFUL, ttl=-1, return_value=result)
 
 
+@pytest.mark.slow
 def test_odd_fields_of_a_job_spoil_only_its_row(person: Person, redis_server: Redis) -> None:
     request_batch(redis_server, 7, "rank", {})
     request_export(redis_server, 7, "png")

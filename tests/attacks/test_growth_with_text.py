@@ -146,6 +146,7 @@ def test_no_pattern_backtracks(name: str) -> None:
     assert slow == []
 
 
+@pytest.mark.slow
 def test_the_scan_finds_patterns_that_backtrack() -> None:
     """The ones that were there, of quadratic and of cubic time."""
     for text in (

@@ -101,6 +101,7 @@ def zigzag(count: int) -> list[list[float]]:
     return [[number * 100 / count, 100 * (number % 2)] for number in range(count)]
 
 
+@pytest.mark.slow
 def test_the_polygons_of_an_annotation_are_bounded_together() -> None:
     """200 points can cross two million rows: 100 of these took 21 s, and 10,000 are as easy to write."""
     result = [polygon(number, zigzag(200), 10_000, 1) for number in range(2000)]
@@ -110,6 +111,7 @@ def test_the_polygons_of_an_annotation_are_bounded_together() -> None:
     assert "no room" in content.problems[-1]
 
 
+@pytest.mark.slow
 def test_the_runs_of_an_annotation_are_bounded_together() -> None:
     result = [polygon(number, zigzag(2000), 1000, 1000) for number in range(60)]
     regions = read_annotation({"result": result}, FORMS["PolygonLabels"]).regions
@@ -177,6 +179,7 @@ def test_a_number_is_no_brush_mask(value: Json) -> None:
     assert [mask.region_id for mask in found] == ["region1"]
 
 
+@pytest.mark.slow
 def test_all_annotations_of_a_task_are_bounded_together() -> None:
     """Each had 200 masks and 1.1 gigapixels of its own."""
     reader, room = MaskReader(), Room()

@@ -99,7 +99,13 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("sent", ATTACKS.values(), ids=ATTACKS)
+SLOW = {"no reading": pytest.mark.slow}
+"""Each connection has an answer of megabytes."""
+
+
+@pytest.mark.parametrize(
+    "sent", [pytest.param(sent, id=name, marks=SLOW.get(name, ())) for name, sent in ATTACKS.items()]
+)
 def test_slow_connections_stop_no_other(running: Running, sent: bytes) -> None:
     with ExitStack() as held:
         for _ in range(MANY):

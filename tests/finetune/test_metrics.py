@@ -63,13 +63,13 @@ def plain_definitions(pairs: list[Pair]) -> dict[str, float | None]:
     return figures
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(mask_pairs(), max_size=12))
 def test_figures_follow_the_plain_definitions(pairs: list[Pair]) -> None:
     assert accumulate(pairs).compute() == pytest.approx(plain_definitions(pairs))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(mask_pairs(), max_size=10), st.integers(0, 10))
 def test_merging_two_parts_is_one_pass_over_the_whole(pairs: list[Pair], cut: int) -> None:
     merged = accumulate(pairs[:cut]).merge(accumulate(pairs[cut:]))
@@ -77,14 +77,14 @@ def test_merging_two_parts_is_one_pass_over_the_whole(pairs: list[Pair], cut: in
     assert merged.samples == len(pairs)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(mask_pairs(), min_size=1, max_size=10))
 def test_a_perfect_answer_scores_one_everywhere(pairs: list[Pair]) -> None:
     figures = accumulate([(truth, truth) for _, truth in pairs]).compute()
     assert all(value == 1.0 for value in figures.values() if value is not None)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(mask_pairs())
 def test_update_returns_the_samples_own_iou(pair: Pair) -> None:
     assert SegmentationMetrics().update(*pair) == pytest.approx(plain_iou(*pair))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -24,6 +25,11 @@ Tensors = dict[str, Tensor]
 
 def golden_bundle(preset: str = PRESET) -> Tensors:
     """Every tensor of a variant and its image encoder under our names, values made from the names."""
+    return dict(_golden_bundle(preset))
+
+
+@cache
+def _golden_bundle(preset: str) -> Tensors:
     with torch.device("meta"):  # only the shapes are used
         model = sspsam.build_model(preset)
         encoder = sspsam.build_image_encoder(get_preset(preset).image_encoder)

@@ -347,6 +347,7 @@ def test_an_unknown_mode_of_further_looks_is_refused() -> None:
         sspsam.Predictor.from_preset("ssp-sam-test", "cpu", second_look="often")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_published_decoder_looks_again(
     monkeypatch: pytest.MonkeyPatch, image: UInt8Image, precision: Literal["float32", "bfloat16"]

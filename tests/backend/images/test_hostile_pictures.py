@@ -211,6 +211,7 @@ def test_no_route_gives_fetched_files_out(client: FlaskClient, label_studio: Web
     ]
 
 
+@pytest.mark.slow
 def test_the_service_lives_on(client: FlaskClient, label_studio: Web) -> None:
     for content in HOSTILE.values():
         label_studio.answers[PATH] = Response(content)

@@ -131,6 +131,7 @@ def same(one: Referent, other: Referent) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_answers_stay_bit_for_bit_while_another_line_swaps(
     make_engine: Callable[..., Engine], versions: VersionStore
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_version_that_was_damaged_after_it_left_memory_is_refused(
     assert of_one in engine.status().refused
 
 
+@pytest.mark.slow
 def test_no_answer_is_another_lines_while_versions_come_and_go(
     make_engine: Callable[..., Engine], versions: VersionStore
 ) -> None:

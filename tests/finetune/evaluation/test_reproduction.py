@@ -55,6 +55,7 @@ def line_of(text: str, spec: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+@pytest.mark.slow
 def test_a_split_that_is_there_is_evaluated_once(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_split_that_is_there_is_evaluated_once(
     assert "- refcoco/val: no weights: name a bundle with --weights refcoco=FILE" in without
 
 
+@pytest.mark.slow
 def test_results_of_other_weights_do_not_count(data: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     reproduce(data, out, "--weights", str(weights))

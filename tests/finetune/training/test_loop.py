@@ -51,6 +51,7 @@ def losses(loop: TrainingLoop, steps: int) -> list[dict[str, float]]:
     return [loop.train_step() for _ in range(steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
 def test_parts_add_up_to_the_whole_batch(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Also where the parts have different numbers of samples, and of targets."""
@@ -104,6 +105,7 @@ def test_the_precision_may_be_chosen_by_what_is_faster(
     assert computed == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
 def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
@@ -121,6 +123,7 @@ def test_the_losses_after_resuming_are_those_of_an_unbroken_run(
     assert losses(second, 2) == unbroken[2:]
 
 
+@pytest.mark.slow
 def test_float16_leaves_out_steps_that_overflow_and_learns_in_the_others(tmp_path: Path) -> None:
     """The first scale is too large for this model: it is halved until the gradient fits."""
     whole, half = loop_for(config_for(tmp_path)), loop_for(config_for(tmp_path, precision="float16"))

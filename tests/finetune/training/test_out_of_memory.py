@@ -53,6 +53,7 @@ def small_loop(folder: Path, room: int, error: Any = gpu_error, **settings: Any)
     return TrainingLoop(stage, config, predictor.device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "error"), [(WINDOWS, cpu_error), (STREAM, gpu_error)], ids=["windows", "stream"]
 )
@@ -76,6 +77,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
     assert small.train_step() == pytest.approx(whole.train_step(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_later_changes_no_step_before_or_after(tmp_path: Path) -> None:
     expected = losses(loop_for(config_for(tmp_path, batch_size=SAMPLES)), 4)
     loop = small_loop(tmp_path, SAMPLES)
@@ -86,12 +88,14 @@ def test_memory_that_runs_out_later_changes_no_step_before_or_after(tmp_path: Pa
         assert other == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_parts_that_were_given_are_halved(tmp_path: Path) -> None:
     loop = small_loop(tmp_path, 1, accumulate=3)
     loop.train_step()
     assert loop.parts == SAMPLES
 
 
+@pytest.mark.slow
 def test_what_had_to_be_halved_stays_so_after_resuming(tmp_path: Path) -> None:
     first = small_loop(tmp_path, 1)
     losses(first, 1)

@@ -163,6 +163,7 @@ def test_pretraining_stages_make_a_bundle(config: TrainConfig, tmp_path: Path) -
         write_bundle("ssp-sam-test", files, bundle)
 
 
+@pytest.mark.slow
 def test_a_fresh_prompt_encoder_attends_to_the_target(config: TrainConfig) -> None:
     config = dataclasses.replace(config, from_scratch=True, batch_size=16)
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")

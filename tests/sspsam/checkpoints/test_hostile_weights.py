@@ -143,7 +143,7 @@ def changed(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     if kind == "unexpected":
         return {**state, "backdoor": value}
     if kind == "many unexpected":
-        return {**state, **{f"k{number}": torch.zeros(0) for number in range(10_000)}}
+        return {**state, **{f"k{number}": torch.zeros(0) for number in range(1_000)}}
     if kind == "not finite":
         value[0, 0] = float("nan")
     return {**state, key: {"shape": value.T.contiguous()[:1], "int64": value.long()}.get(kind, value)}
@@ -152,7 +152,7 @@ def changed(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 REASONS = [
     ("missing", "missing: "),
     ("unexpected", "unexpected: backdoor"),
-    ("many unexpected", "and 9950 more"),
+    ("many unexpected", "and 950 more"),
     ("not finite", "not finite: "),
     ("shape", "of another shape"),
     ("int64", "torch.int64 for torch.float32"),

@@ -88,6 +88,7 @@ def test_questions_to_several_models_share_a_call(predictor: Predictor) -> None:
             torch.testing.assert_close(found[place].mask_logits, expected.mask_logits, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_stay_the_same_while_other_models_come_and_go(predictor: Predictor) -> None:
     asked = questions(predictor)
     kept = predictor.variant(state_of(predictor, 1))

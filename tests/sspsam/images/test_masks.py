@@ -142,7 +142,9 @@ def test_decodes_what_a_brush_leaves(seed: int) -> None:
     )
     rle = _browser_rle(rgba)
 
-    np.testing.assert_array_equal(reference.decode_rle(rle).reshape(rgba.shape), rgba)  # our writer is a fair one
+    np.testing.assert_array_equal(
+        reference.decode_rle(rle).reshape(rgba.shape), rgba
+    )  # our writer is a fair one
     np.testing.assert_array_equal(brush_rle_to_mask(rle, *alpha.shape), alpha > 127)
 
 

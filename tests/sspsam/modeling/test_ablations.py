@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ LEFT_OUT = {
 """Parameters that ssp-sam-224 has fewer without each."""
 
 
+@cache
 def trainable(name: str) -> int:
     with torch.device("meta"):
         model = sspsam.build_model(name)

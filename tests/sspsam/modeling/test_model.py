@@ -50,7 +50,7 @@ class GoldenRun:
 
 # Each run is made once, in one of the test processes.
 VARIANTS = [
-    pytest.param("ssp-sam-224", marks=pytest.mark.xdist_group("golden-224")),
+    pytest.param("ssp-sam-224", marks=[pytest.mark.slow, pytest.mark.xdist_group("golden-224")]),
     pytest.param("ssp-sam-336", marks=[pytest.mark.slow, pytest.mark.xdist_group("golden-336")]),
 ]
 

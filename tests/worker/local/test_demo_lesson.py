@@ -30,11 +30,13 @@ def pictures(folder: Path) -> list[Picture]:
     return lesson_pictures(folder)
 
 
+@pytest.mark.slow
 def test_the_pictures_to_correct_are_enough_for_a_fine_tune(pictures: list[Picture]) -> None:
     assert len({picture.path for picture in pictures}) == TAUGHT + ASKED
     assert TAUGHT >= FINETUNE_AFTER
 
 
+@pytest.mark.slow
 def test_each_shows_one_object_that_the_weights_do_not_know(pictures: list[Picture]) -> None:
     known = set(select_nouns(NOUNS))
     for picture in pictures:
@@ -47,6 +49,7 @@ def test_each_shows_one_object_that_the_weights_do_not_know(pictures: list[Pictu
             assert np.array_equal(np.asarray(image), scene.image)
 
 
+@pytest.mark.slow
 def test_the_second_start_draws_nothing_anew(folder: Path, pictures: list[Picture]) -> None:
     before = {picture.path: picture.path.stat().st_mtime_ns for picture in pictures}
     assert lesson_pictures(folder) == pictures

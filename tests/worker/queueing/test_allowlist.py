@@ -61,6 +61,7 @@ def test_what_is_no_job_is_refused_before_it_is_imported(redis_server: Redis, na
     assert "refused: " in refusal(Job.fetch(job.id, redis_server, JSONSerializer), JOB_MODULES)
 
 
+@pytest.mark.slow
 def test_a_worker_runs_no_other_function(redis_server: Redis, tmp_path: Path) -> None:
     mark = tmp_path / "code-has-run"
     queue = events_queue(redis_server)

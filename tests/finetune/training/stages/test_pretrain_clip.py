@@ -31,6 +31,7 @@ def test_crops_come_first_and_have_no_colours(stage: CLIPStage) -> None:
     assert scenes.keys() - crops.keys() == {"colour"}
 
 
+@pytest.mark.slow
 def test_colours_are_learned_from_what_patches_show(stage: CLIPStage) -> None:
     """The same scene over and over: its colours are soon known, by heart."""
     optimizer = torch.optim.Adam(stage.parameters(), lr=1e-2)

@@ -28,6 +28,7 @@ def stage_for(config: TrainConfig) -> WordingStage:
     return WordingStage(predictor, config, StickerDataset("train", count=2, size_range=(64, 96)))
 
 
+@pytest.mark.slow
 def test_wordings_approach_their_templates_and_the_rest_stays(config: TrainConfig) -> None:
     stage = stage_for(config)
     before = {name: value.clone() for name, value in stage.model.state_dict().items()}
