@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -188,19 +187,21 @@ def test_a_file_that_is_cut_anywhere_is_refused_or_read(store: ImageStore, kind:
         assert pixels.shape == (30, 40, 3)
 
 
-def polyglots() -> Iterator[tuple[str, bytes]]:
+def polyglots() -> dict[str, bytes]:
     archive = BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("x.py", "boom")
-    yield "png and zip", encoded(picture()) + archive.getvalue()
-    yield "gif and script", encoded(picture(), "GIF") + b"*/=1;alert(1)//"
-    yield "png and html", encoded(picture()) + b"<script>alert(1)</script>"
+    return {
+        "png and zip": encoded(picture()) + archive.getvalue(),
+        "gif and script": encoded(picture(), "GIF") + b"*/=1;alert(1)//",
+        "png and html": encoded(picture()) + b"<script>alert(1)</script>",
+    }
 
 
-@pytest.mark.parametrize(("name", "content"), list(polyglots()))
-def test_a_polyglot_is_its_picture_and_nothing_else(store: ImageStore, name: str, content: bytes) -> None:
+@pytest.mark.parametrize("name", ["png and zip", "gif and script", "png and html"])
+def test_a_polyglot_is_its_picture_and_nothing_else(store: ImageStore, name: str) -> None:
     """What else it may be does not matter: the file is only decoded, and never given out."""
-    assert store.decode(store.digest(as_data(content))).shape == picture().shape
+    assert store.decode(store.digest(as_data(polyglots()[name]))).shape == picture().shape
 
 
 def test_no_route_gives_fetched_files_out(client: FlaskClient, label_studio: Web) -> None:
