@@ -153,9 +153,15 @@ def settings(tmp_path: Path, redis_url: str) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, redis_server: Redis) -> Iterator[Flask]:
-    """The app with a predictor that looks for colours; it is ready when a test begins to ask."""
-    app = create_app(settings, redis_server, ColourPredictor())
+def predictor() -> ColourPredictor:
+    """That of the app; modules replace it by their own."""
+    return ColourPredictor()
+
+
+@pytest.fixture
+def app(settings: Settings, redis_server: Redis, predictor: ColourPredictor) -> Iterator[Flask]:
+    """The app; its engine is ready when a test begins to ask."""
+    app = create_app(settings, redis_server, predictor)
     engine = app.extensions["sspsam"].engine
     engine.start()
     assert engine.wait(60)

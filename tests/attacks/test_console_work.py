@@ -12,7 +12,6 @@ from redis import Redis
 from rq.job import Job, JobStatus
 from rq.results import Result
 
-from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from backend.shared_redis import (
     OPERATIONS_KEY,
@@ -24,7 +23,7 @@ from backend.shared_redis import (
 from backend.web.app import create_app
 from backend.worker_requests import request_batch, request_export
 from tests.backend.colours import ColourPredictor
-from tests.backend.console.browser import Person
+from tests.backend.console.browser import Person, at_project
 
 PAGES = ("/projects/7", "/projects/7/operations", "/jobs")
 ODD = ("", "x", "\x00", "-1", "1e999", "NaN", "null", "[]", "{}", '"x"', "[" * 5000, "9" * 5000)
@@ -40,10 +39,7 @@ def app(settings: Settings, redis_server: Redis) -> Flask:
 
 @pytest.fixture
 def person(app: Flask) -> Person:
-    person = Person(app)
-    person.client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
-    person.page("/projects/7")
-    return person
+    return at_project(app)
 
 
 def unreadable(person: Person) -> list[str]:

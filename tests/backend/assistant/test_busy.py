@@ -49,13 +49,9 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, redis_server: Redis, predictor: Held) -> Iterator[Flask]:
-    app = create_app(settings, redis_server, predictor)
-    engine = app.extensions["sspsam"].engine
-    engine.start()
+def app(app: Flask, predictor: Held) -> Iterator[Flask]:
     yield app
     predictor.may.set()
-    engine.stop()
 
 
 @pytest.mark.parametrize(

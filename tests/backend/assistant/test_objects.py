@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
-from redis import Redis
 
 from backend.assistant.object_regions import regions_of
 from backend.labelstudio import prompt_text
 from backend.labelstudio.annotations import Region, read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import region_id_for
-from backend.settings import Settings
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import RedisStore
-from backend.web.app import create_app
 from sspsam import Instance, Referent, brush_rle_to_mask, coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images.brush_rle import mask_to_brush_rle
 from sspsam.images.masks import BoolMask
 from tests.backend.assistant.annotators import Annotator
 from tests.backend.colours import ColourPredictor, Pixels, as_referent
 from tests.backend.editor import Json, ask, click, colour, ids, prompt, status, task, texts
-from tests.backend.parts import service_of
 
 PHRASE = "the red and blue things"
 RED_AND_BLUE = colour("red") | colour("blue")
@@ -55,15 +49,6 @@ class ObjectPredictor(ColourPredictor):
 @pytest.fixture
 def predictor() -> ObjectPredictor:
     return ObjectPredictor()
-
-
-@pytest.fixture
-def app(settings: Settings, redis_server: Redis, predictor: ObjectPredictor) -> Iterator[Flask]:
-    app = create_app(settings, redis_server, predictor)
-    service_of(app).engine.start()
-    assert service_of(app).engine.wait(20)
-    yield app
-    service_of(app).engine.stop()
 
 
 def regions(answer: Json) -> dict[str, BoolMask]:

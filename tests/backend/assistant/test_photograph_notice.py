@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from redis import Redis
 from werkzeug.wrappers import Response
 
 from backend.assistant.photograph_notice import NOTICE
 from backend.settings import Settings
-from backend.web.app import create_app
 from sspsam.version_store.store import VersionCard
-from tests.backend.colours import ColourPredictor, encoded
+from tests.backend.colours import encoded
 from tests.backend.editor import Json, ask, predict_body, prompt, task, texts
 from tests.backend.parts import service_of
 from tests.backend.web_server import Web
@@ -40,13 +36,8 @@ def preset() -> str:
 
 
 @pytest.fixture
-def app(settings: Settings, redis_server: Redis, preset: str) -> Iterator[Flask]:
-    settings = settings.model_copy(update={"preset": preset, "weights": None})
-    app = create_app(settings, redis_server, ColourPredictor())
-    service_of(app).engine.start()
-    assert service_of(app).engine.wait(20)
-    yield app
-    service_of(app).engine.stop()
+def settings(settings: Settings, preset: str) -> Settings:
+    return settings.model_copy(update={"preset": preset, "weights": None})
 
 
 def says(client: FlaskClient, one: Json) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
-from redis import Redis
 
-from backend.settings import Settings
-from backend.web.app import create_app
 from sspsam import Referent
 from tests.backend.colours import ColourPredictor
 from tests.backend.editor import ask, colour, masks, predict_body, prompt, task, texts
-from tests.backend.parts import service_of
 
 PRESENCE, THRESHOLD, CERTAINTY = 0.4, 0.6, 0.31
 
@@ -35,12 +29,8 @@ class Doubtful(ColourPredictor):
 
 
 @pytest.fixture
-def app(settings: Settings, redis_server: Redis) -> Iterator[Flask]:
-    app = create_app(settings, redis_server, Doubtful())
-    service_of(app).engine.start()
-    assert service_of(app).engine.wait(20)
-    yield app
-    service_of(app).engine.stop()
+def predictor() -> Doubtful:
+    return Doubtful()
 
 
 def want(client: FlaskClient, unsure: object) -> None:

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from backend.console.sessions import TOKEN_FIELD
+from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from tests.html_page import Page
 
@@ -42,6 +43,14 @@ def form_paths(app: Flask) -> list[str]:
         if "POST" in (rule.methods or ()) and rule.endpoint.partition(".")[0] not in NO_FORMS
     )
     return [re.sub(r"<any\((\w+)[^>]*>", r"\1", path.replace("<int:project>", "7")) for path in paths]
+
+
+def at_project(app: Flask) -> Person:
+    """Somebody who has opened project 7, which Label Studio has connected."""
+    person = Person(app)
+    person.client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
+    person.page("/projects/7")
+    return person
 
 
 class Person:

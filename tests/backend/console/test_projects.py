@@ -16,14 +16,13 @@ from werkzeug.wrappers import Response
 from backend.console.charts import CHART_WH, LABEL_HEIGHT, share_bars, share_chart
 from backend.console.projects import EXPORT_FORMATS
 from backend.corrections import CorrectionLog, DayCounts, Tally
-from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from backend.shared_redis import VERSIONS_CHANNEL, ServiceQueue, fetch_job
 from backend.web.app import create_app
 from backend.worker_requests import OPERATIONS_KEPT, request_export
 from sspsam.version_store.store import VersionCard
 from tests.backend.colours import ColourPredictor
-from tests.backend.console.browser import Person
+from tests.backend.console.browser import Person, at_project
 from tests.backend.parts import service_of
 from tests.backend.web_server import Web
 from tests.facts import untold
@@ -59,10 +58,8 @@ def app(settings: Settings, redis_server: Redis) -> Flask:
 
 @pytest.fixture
 def person(app: Flask) -> Person:
-    person = Person(app)
-    person.client.post("/setup", json={"project": "7.1", "schema": RECOMMENDED_CONFIG})
+    person = at_project(app)
     service_of(app).redis_store.projects.note_title("7", "Kitchen")
-    person.page("/projects/7")
     return person
 
 

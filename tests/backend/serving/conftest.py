@@ -30,21 +30,23 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def make_engine(versions: VersionStore, metrics: Metrics) -> Iterator[Callable[..., Engine]]:
-    """Makes started engines that read the store when they are told to; stopped at the end of the test."""
+    """Makes engines that read the store when they are told to; stopped at the end of the test."""
     engines: list[Engine] = []
 
     def make(
         load: Callable[[], SwappablePredictor] = ColourPredictor,
         redis: Redis | None = None,
         store: VersionStore = versions,
+        embeddings: EmbeddingCache[Any] | None = None,
         version_bytes: int = 2**30,
         poll_s: float = 3600,
+        started: bool = True,
         **options: Any,
     ) -> Engine:
         engine = Engine(
             load,
             store,
-            EmbeddingCache(10**8),
+            EmbeddingCache(10**8) if embeddings is None else embeddings,
             redis,
             metrics,
             SharingOptions(**options),
@@ -52,8 +54,9 @@ def make_engine(versions: VersionStore, metrics: Metrics) -> Iterator[Callable[.
             version_bytes,
         )
         engines.append(engine)
-        engine.start()
-        assert engine.wait(60)
+        if started:
+            engine.start()
+            assert engine.wait(60)
         return engine
 
     yield make

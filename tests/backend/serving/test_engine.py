@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -32,24 +32,16 @@ BASE = f"{PRESET}-base"
 
 
 @pytest.fixture
-def versions(tmp_path: Path) -> VersionStore:
-    return VersionStore(tmp_path, PRESET)
-
-
-@pytest.fixture
-def make_engine(versions: VersionStore) -> Iterator[Callable[..., Engine]]:
-    """Makes engines that are stopped at the end of the test."""
-    engines: list[Engine] = []
+def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    """Makes engines that tests start, and that read the store often."""
 
     def make(
         load: Callable[[], SwappablePredictor], redis: Redis | None = None, cache_bytes: int = 10**8
     ) -> Engine:
-        engines.append(Engine(load, versions, EmbeddingCache(cache_bytes), redis, poll_s=0.1))
-        return engines[-1]
+        embeddings: EmbeddingCache[Any] = EmbeddingCache(cache_bytes)
+        return make_engine(load, redis, embeddings=embeddings, poll_s=0.1, started=False)
 
-    yield make
-    for engine in engines:
-        engine.stop()
+    return make
 
 
 def preset() -> Predictor:

@@ -17,13 +17,12 @@ from redis import Redis
 
 from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
-from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
 from backend.shared_redis import announce_version
 from sspsam import Predictor, Referent
 from sspsam.version_store.lines import line_of_project
 from sspsam.version_store.store import WEIGHTS, DamagedVersionError, VersionCard, VersionStore
-from tests.backend.colours import ColourPredictor, picture
+from tests.backend.colours import picture
 from tests.backend.serving.colour_versions import BASE, PRESET, TOP, ask, promote, promote_state, shift_of
 from tests.waiting import wait_until
 
@@ -50,13 +49,9 @@ def test_a_shared_line_answers_all(make_engine: Callable[..., Engine], tmp_path:
     versions = VersionStore(tmp_path, PRESET, model_lines="shared")
     version = versions.publish({"shift": torch.tensor(2)}, VersionCard(line="shared"), {}).version_id
     versions.promote(version)
-    engine = Engine(ColourPredictor, versions, EmbeddingCache(10**8), poll_s=0.1)
-    engine.start()
-    try:
-        assert [shift_of(engine, project) for project in (1, 2, "")] == [(version, 2)] * 3
-        assert engine.status().loaded_versions == 1
-    finally:
-        engine.stop()
+    engine = make_engine(store=versions)
+    assert [shift_of(engine, project) for project in (1, 2, "")] == [(version, 2)] * 3
+    assert engine.status().loaded_versions == 1
 
 
 def test_lines_on_one_version_share_its_tensors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -18,10 +18,9 @@ from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
-from backend.serving.shared_model import MAX_EDGES, SharingOptions, SwappablePredictor
+from backend.serving.shared_model import MAX_EDGES, SwappablePredictor
 from sspsam import Predictor, Referent
 from sspsam.images.brush_rle import mask_to_brush_rle
-from sspsam.version_store.store import VersionStore
 from tests.backend.colours import ColourPredictor, Pixels, as_referent, picture
 from tests.waiting import wait_until
 
@@ -50,27 +49,14 @@ class Held(ColourPredictor):
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-def make_engine(tmp_path: Path, metrics: Metrics) -> Iterator[Callable[..., Engine]]:
-    """Makes running engines that are stopped at the end of the test."""
-    engines: list[Engine] = []
+def make_engine(make_engine: Callable[..., Engine], tmp_path: Path) -> Callable[..., Engine]:
+    """Makes engines that share embeddings on disk."""
 
     def make(predictor: Callable[[], SwappablePredictor], cache_bytes: int = 10**8, **options: Any) -> Engine:
         embeddings: EmbeddingCache[Any] = EmbeddingCache(cache_bytes, tmp_path / "embeddings", 10**8)
-        versions = VersionStore(tmp_path, PRESET)
-        engine = Engine(predictor, versions, embeddings, None, metrics, SharingOptions(**options), 0.1)
-        engines.append(engine)
-        engine.start()
-        assert engine.wait(60)
-        return engine
+        return make_engine(predictor, embeddings=embeddings, **options)
 
-    yield make
-    for engine in engines:
-        engine.stop()
+    return make
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
