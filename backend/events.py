@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -101,10 +101,12 @@ class EventQueue:
 
     Args:
         redis: Connected lazily.
+        clock: The time in seconds, whose minutes bound the jobs of a project.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.time) -> None:
         self._redis = redis
+        self._clock = clock
 
     def handle(self, payload: object) -> list[str]:
         """Queues the jobs of an event.
@@ -149,7 +151,7 @@ class EventQueue:
             len(job.kwargs.get("annotation_ids", ())) > MAX_ANNOTATIONS for job in jobs
         ):
             return True
-        key = EVENT_COUNT_KEY.format(project=jobs[0].kwargs["project_id"], minute=int(time.time() // 60))
+        key = EVENT_COUNT_KEY.format(project=jobs[0].kwargs["project_id"], minute=int(self._clock() // 60))
         with self._redis.pipeline() as pipeline:
             pipeline.incrby(key, len(jobs))
             pipeline.expire(key, 120)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from backend.shared_redis import EVENTS, JOB_RETRY, RECONCILE, ServiceQueue
 
 PROJECT = 5
 Json = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def within_a_minute() -> None:
-    """The bound holds for a minute by the clock."""
-    if time.time() % 60 > 50:
-        time.sleep(60.1 - time.time() % 60)
 
 
 def saved(annotation: int, project: int = PROJECT) -> Json:
@@ -69,7 +61,7 @@ def test_300_start_trainings_are_one_reconciliation(redis_server: Redis) -> None
 
 
 def test_a_minute_of_a_project_is_bounded_and_others_are_not_affected(redis_server: Redis) -> None:
-    events = EventQueue(redis_server)
+    events = EventQueue(redis_server, clock=lambda: 60.0)
     for number in range(MAX_JOBS_PER_MINUTE + 50):
         events.handle(saved(number))
     events.handle(saved(1, project=6))

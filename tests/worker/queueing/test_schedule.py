@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,17 @@ from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 from worker.queueing.schedule import SCHEDULE, Schedule
 
 
-def test_every_job_is_enqueued_at_the_start_and_again_after_its_interval(redis_server: Redis) -> None:
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the schedule's clock forward by seconds."""
+    passed_s = [0.0]
+    monkeypatch.setattr("worker.queueing.schedule.monotonic", lambda: 1000.0 + sum(passed_s))
+    return passed_s.append
+
+
+def test_every_job_is_enqueued_at_the_start_and_again_after_its_interval(
+    redis_server: Redis, pass_time: Callable[[float], None]
+) -> None:
     schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1, "worker.jobs.reconcile_projects": 60})
     schedule.enqueue_jobs()
     schedule.enqueue_jobs()
@@ -30,7 +40,7 @@ def test_every_job_is_enqueued_at_the_start_and_again_after_its_interval(redis_s
         "worker.jobs.check_projects",
         "worker.jobs.reconcile_projects",
     ]
-    time.sleep(1.05)
+    pass_time(1.05)
     schedule.enqueue_jobs()
     names = [job.func_name for job in events_queue(redis_server).jobs]
     assert names.count("worker.jobs.reconcile_projects") == 1
@@ -106,13 +116,13 @@ def test_the_schedule_outlives_a_redis_that_is_started_again() -> None:
 
 
 def test_a_clock_that_is_set_back_does_not_stop_the_schedule(
-    redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+    redis_server: Redis, monkeypatch: pytest.MonkeyPatch, pass_time: Callable[[float], None]
 ) -> None:
     schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1})
     schedule.enqueue_jobs()
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     monkeypatch.setattr("rq.cron.now", lambda: hour_ago)
     assert 0 < schedule.calculate_sleep_interval() <= 1
-    time.sleep(schedule.calculate_sleep_interval() + 0.01)
+    pass_time(schedule.calculate_sleep_interval())
     schedule.enqueue_jobs()
     assert events_queue(redis_server).count == 2
