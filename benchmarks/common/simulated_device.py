@@ -17,7 +17,6 @@ from threading import Lock
 from typing import Any, cast
 
 import numpy as np
-import open_clip  # noqa: F401 - which threads that import it together do not get whole
 from redis import Redis
 
 from backend.assistant.assistant import Assistant
