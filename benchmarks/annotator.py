@@ -61,7 +61,14 @@ from worker import jobs
 from worker.corrections import collector
 from worker.finetuning.decisions import maybe_start_finetune
 from worker.finetuning.recipes import RECIPES
-from worker.finetuning.runs import HELD_OUT_FILE, STOPPING_FILE, TRAIN_FILE, run_folder
+from worker.finetuning.runs import (
+    HELD_OUT_FILE,
+    RUN_FILE,
+    STOPPING_FILE,
+    TRAIN_FILE,
+    Run,
+    run_folder,
+)
 from worker.queueing.queues import training_queue
 from worker.services import Services
 
@@ -223,7 +230,7 @@ class Loop:
         [run_id] = queue.get_job_ids()
         if rule == OLD_RULE:
             records = services.collection(PROJECT).records()
-            apply_old_rule(run_folder(services.settings.model_dir, run_id), records)
+            apply_old_rule(services.settings.model_dir, run_id, records)
         result = jobs.finetune(PROJECT, run_id)
         assert isinstance(result, dict)
         print(result["reason"], flush=True)
@@ -267,8 +274,11 @@ class Loop:
         )
 
 
-def apply_old_rule(run: Path, records: Sequence[RefRecord]) -> None:
-    """Changes a run's data: all absences are learned, and only corrected masks are compared."""
+def apply_old_rule(model_dir: Path, run_id: str, records: Sequence[RefRecord]) -> None:
+    """Changes a run's data: all absences are learned, and only corrected masks are compared, which stand for
+    themselves.
+    """
+    run = run_folder(model_dir, run_id)
     held_out, stopping = (
         {record.image_sha256 for record in read_records(path)} if path.exists() else set()
         for path in (run / HELD_OUT_FILE, run / STOPPING_FILE)
@@ -277,6 +287,8 @@ def apply_old_rule(run: Path, records: Sequence[RefRecord]) -> None:
     learned = [record for record in records if record.image_sha256 not in held_out | stopping]
     write_records(run / HELD_OUT_FILE, compared)
     write_records(run / TRAIN_FILE, learned)
+    described = replace(Run.read(run), asked={})
+    (run / RUN_FILE).write_text(json.dumps(asdict(described)), encoding="utf-8")
 
 
 def main() -> None:

@@ -103,16 +103,20 @@ class Collection:
         return sorted(int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal())
 
     def of_annotation(self, annotation: int) -> list[RefRecord]:
-        """Reads the records of one annotation; empty if it was not collected.
+        """Reads the records of one annotation that are labels; empty if it was not collected."""
+        return [record for record in self._read(annotation) if not record.is_unanswered]
 
-        Absences that no person confirmed, from before that was asked, are left out.
-        """
+    def unanswered(self) -> list[RefRecord]:
+        """Reads the phrases for which a model found nothing, and no person drew or confirmed anything."""
+        read = (record for number in self.annotations() for record in self._read(number))
+        return [record for record in read if record.is_unanswered]
+
+    def _read(self, annotation: int) -> list[RefRecord]:
         try:
             path = self._path(annotation)
             if not path.stat().st_size:
                 raise RecordFormatError(f"{path}: it has lost its content")
-            records = read_records(path)
-            return [record for record in records if record.confirmed or record.mask_rle is not None]
+            return read_records(path)
         except FileNotFoundError:
             return []
         except (RecordFormatError, OSError) as error:
@@ -164,7 +168,7 @@ def make_records(
     served: Callable[[str], ServedMask | None],
     region_id_for: Callable[[str], str],
 ) -> list[RefRecord]:
-    """Converts the content of an annotation into records: one per phrase.
+    """Converts the content of an annotation into records: one per phrase, the unanswered ones included.
 
     The label of a phrase is the union of its regions (GRES), and its proposal the whole answer: three
     regions, two accepted and one edited, are one corrected record. It is a record of boxes if one of the
@@ -191,7 +195,8 @@ def make_records(
     for phrase in content.no_target_phrases:
         record, proposed = source.record(phrase, None, None), served(region_id_for(phrase))
         records.append(record if proposed is None else _with_served(record, proposed))
-    return records
+    unanswered = (source.record(phrase, None, None) for phrase in content.found_nothing)
+    return [*records, *(replace(record, confirmed=False) for record in unanswered)]
 
 
 def _without_boxes_of_masks(regions: Sequence[Region]) -> list[Region]:

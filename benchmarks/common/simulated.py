@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,10 +17,12 @@ from finetune.metrics import SegmentationMetrics
 from sspsam import coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images.masks import BoolMask
 from worker.finetuning.measuring import drawn_edges
-from worker.finetuning.policy import GATE_METRIC, Measurement, Verdict, compares_edges, judge
+from worker.finetuning.policy import Measurement, Verdict, compares_edges, judge
+from worker.finetuning.population import Asked, Phrase, agreement, count_asked, estimate, kind_of
 
 NOISE_WIDTH_PX = 6.0
 """Correlation length of an edge's error."""
+ANNOTATOR_SEED = 41
 LOST_IOU = 0.3
 """An annotator redraws a mask below this IoU, and repairs the others."""
 
@@ -41,11 +43,15 @@ class SimulatedModel:
     """Probability of a missing or a surplus part."""
     edge_px: float = 1.5
     """Standard deviation of the edge's displacement."""
+    invented: float = 0.1
+    """Probability of a mask for a phrase without a target."""
 
     def answer(self, sample: Sample) -> BoolMask:
-        """The mask (H, W) for a sample with a target."""
-        rng = np.random.default_rng((self.seed, zlib.crc32(sample.sample_id.encode())))
+        """The mask (H, W) for a sample."""
+        rng = _random(self.seed, sample)
         truth = sample.mask
+        if not truth.any():
+            return _invented(truth, rng) if rng.random() < self.invented else np.zeros_like(truth)
         mask, kind = _with_moved_edge(truth, self.edge_px, rng), rng.random()
         if kind < self.nothing:
             return np.zeros_like(truth)
@@ -54,6 +60,31 @@ class SimulatedModel:
         if kind < self.nothing + self.elsewhere + self.part:
             return _with_part(mask, truth, rng)
         return mask
+
+
+@dataclass(frozen=True)
+class Annotators:
+    """What annotators do with answers."""
+
+    tolerance_px: float = 4.0
+    """Errors no further than this from the true edge are not repaired."""
+    drawn: float = 1.0
+    """Share of the phrases with nothing found falsely that they draw, 0..1. The others stay unanswered."""
+    confirmed: float = 1.0
+    """Share of the phrases without a target that they confirm, 0..1."""
+
+    def label(self, sample: Sample, proposal: BoolMask) -> RefRecord | None:
+        """The record of a sample with that proposal; None if it is deleted without another answer."""
+        answers = _random(ANNOTATOR_SEED, sample).random() < (
+            self.drawn if sample.has_target else self.confirmed
+        )
+        if sample.has_target and proposal.any():
+            mask = repaired(proposal, sample.mask, self.tolerance_px)
+            return _record(sample, mask, proposal) if mask.any() else None
+        if proposal.any() and not answers:
+            return None
+        record = _record(sample, sample.mask if answers else np.zeros_like(sample.mask), proposal)
+        return replace(record, confirmed=answers)
 
 
 def repaired(proposal: BoolMask, truth: BoolMask, tolerance_px: float) -> BoolMask:
@@ -87,9 +118,24 @@ def _with_part(mask: BoolMask, truth: BoolMask, rng: np.random.Generator) -> Boo
     edge = np.argwhere(truth & (cv2.distanceTransform(truth.astype(np.uint8), cv2.DIST_L2, 5) <= 1))
     y, x = edge[rng.integers(len(edge))]
     radius = float(np.sqrt(truth.sum())) * rng.uniform(0.2, 0.5)
-    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    disc = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+    disc = _disc(mask, y, x, radius)
     return np.asarray(mask | disc if rng.random() < 0.5 else mask & ~disc, np.bool_)
+
+
+def _invented(truth: BoolMask, rng: np.random.Generator) -> BoolMask:
+    """A disc anywhere."""
+    height, width = truth.shape
+    radius = rng.uniform(0.08, 0.17) * min(height, width)
+    return _disc(truth, rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width, radius)
+
+
+def _disc(like: BoolMask, y: float, x: float, radius: float) -> BoolMask:
+    rows, columns = np.ogrid[: like.shape[0], : like.shape[1]]
+    return np.asarray((rows - y) ** 2 + (columns - x) ** 2 <= radius**2, np.bool_)
+
+
+def _random(seed: int, sample: Sample) -> np.random.Generator:
+    return np.random.default_rng((seed, zlib.crc32(sample.sample_id.encode())))
 
 
 @dataclass(frozen=True)
@@ -97,19 +143,22 @@ class Rule:
     """Which labels are compared, and how."""
 
     name: str
-    accepted: bool
+    accepted: bool = True
     """Whether accepted masks are compared too, not only corrected ones."""
-    edges: bool | None
+    edges: bool | None = None
     """Whether edges are compared; None: by the gate's rule."""
+    asked: bool = False
+    """Whether the labels stand for all phrases asked, or for themselves."""
 
 
 RULES = (
     Rule("corrected masks, with edges", accepted=False, edges=True),
-    Rule("all masks, with edges", accepted=True, edges=True),
+    Rule("all labels, with edges", edges=True),
     Rule("corrected masks, without edges", accepted=False, edges=False),
-    Rule("the gate's", accepted=True, edges=None),
+    Rule("all labels, without edges"),
+    Rule("the gate's", asked=True),
 )
-"""The first was the gate's rule in release 0.2; the two between change one half of it each."""
+"""The first was the gate's rule in release 0.2; the next two change one half of it each."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +176,87 @@ class Compared:
         return self.measured - self.true
 
 
-def label(sample: Sample, proposal: BoolMask, tolerance_px: float) -> RefRecord | None:
-    """The record of a sample that an annotator was shown a proposal for; None if no mask is left."""
-    mask = repaired(proposal, sample.mask, tolerance_px)
-    if not mask.any():
-        return None
+@dataclass(frozen=True)
+class _Labelled:
+    """A sample with what an annotator made of the first model's answer."""
+
+    record: RefRecord
+    answers: tuple[BoolMask, BoolMask]
+
+
+def compare_models(
+    samples: Sequence[Sample],
+    shown: SimulatedModel,
+    other: SimulatedModel,
+    annotators: Annotators,
+    held_out: float = 1.0,
+) -> dict[str, Compared]:
+    """Compares a model whose masks annotators repaired with another one.
+
+    Args:
+        samples: All phrases of a project.
+        shown: The model that was asked.
+        other: The other one.
+        annotators: Who repaired its masks.
+        held_out: Share of the images, the first ones, whose labels are compared.
+
+    Returns:
+        Rule -> its comparison.
+    """
+    answers = [(shown.answer(sample), other.answer(sample)) for sample in samples]
+    true = np.mean([_iou(b, it.mask) - _iou(a, it.mask) for it, (a, b) in zip(samples, answers, strict=True)])
+    labelled = [
+        _Labelled(record, pair)
+        for sample, pair in zip(samples, answers, strict=True)
+        if (record := annotators.label(sample, pair[0])) is not None
+    ]
+    images = list(dict.fromkeys(sample.image_id for sample in samples))
+    compared_images = set(images[: round(held_out * len(images))])
+    some = [it for it in labelled if it.record.image_sha256 in compared_images]
+    asked = count_asked(it.record for it in labelled)
+    return {rule.name: _compare(rule, some, asked, float(true)) for rule in RULES}
+
+
+def _compare(rule: Rule, labelled: Sequence[_Labelled], asked: Asked, true: float) -> Compared:
+    labels = [it for it in labelled if not it.record.is_unanswered]
+    labels = [it for it in labels if rule.accepted or it.record.corrected]
+    drawn = drawn_edges(it.record for it in labels) if rule.edges is None else float(rule.edges)
+    edges = compares_edges(drawn)
+    phrases = [_phrase(it, edges, rule) for it in (labelled if rule.asked else labels)]
+    images = [phrase.image_id for phrase in phrases]
+    if rule.asked:
+        found = estimate(phrases, asked)
+        before, after, interval = found.before, found.after, found.interval
+    else:
+        before, after = (
+            float(np.mean([getattr(it, side) for it in phrases])) for side in ("before", "after")
+        )
+        interval = bootstrap_interval([phrase.after - phrase.before for phrase in phrases], images)
+    measurement = Measurement(before, after, len(labels), len(set(images)), interval, drawn)
+    return Compared(after - before, true, judge(measurement, None, tolerance=0.0))
+
+
+def _phrase(labelled: _Labelled, edges: bool, rule: Rule) -> Phrase:
+    record = labelled.record
+    truth = (
+        np.zeros(record.image_hw, np.bool_) if record.mask_rle is None else coco_rle_to_mask(record.mask_rle)
+    )
+    ignored = None if edges else edge_band(truth)
+    before, after = (SegmentationMetrics().update(mask, truth, ignored) for mask in labelled.answers)
+    if rule.asked:
+        before, after = agreement(before, edges), agreement(after, edges)
+    found = (bool(labelled.answers[0].any()), bool(labelled.answers[1].any()))
+    return Phrase("1", kind_of(record), record.image_sha256, before, after, found)
+
+
+def _record(sample: Sample, mask: BoolMask, proposal: BoolMask) -> RefRecord:
     image, _, region = sample.sample_id.rpartition("/")
     return RefRecord(
         image_sha256=sample.image_id,
         image_url=f"/data/upload/1/{image}.png",
         image_hw=(mask.shape[0], mask.shape[1]),
         phrase=sample.phrase,
-        mask_rle=mask_to_coco_rle(mask),
+        mask_rle=mask_to_coco_rle(mask) if mask.any() else None,
         project=1,
         task=1,
         annotation=1,
@@ -146,43 +264,6 @@ def label(sample: Sample, proposal: BoolMask, tolerance_px: float) -> RefRecord 
         updated_at="2026-01-01T00:00:00Z",
         served_rle=mask_to_coco_rle(proposal) if proposal.any() else None,
     )
-
-
-def compare_models(
-    samples: Sequence[Sample], shown: SimulatedModel, other: SimulatedModel, tolerance_px: float
-) -> dict[str, Compared]:
-    """Compares a model whose masks annotators repaired with another one. Rule -> its comparison."""
-    labelled = [
-        (record, sample, answers)
-        for sample in samples
-        for answers in [(shown.answer(sample), other.answer(sample))]
-        if (record := label(sample, answers[0], tolerance_px)) is not None
-    ]
-    true = np.mean([_iou(b, sample.mask) - _iou(a, sample.mask) for _, sample, (a, b) in labelled])
-    compared = {}
-    for rule in RULES:
-        some = [(record, answers) for record, _, answers in labelled if rule.accepted or record.corrected]
-        drawn = drawn_edges(record for record, _ in some)
-        edges = compares_edges(drawn) if rule.edges is None else rule.edges
-        measurement = _measurement(some, edges, drawn if rule.edges is None else 1.0)
-        verdict = judge(measurement, None, tolerance=0.0)
-        compared[rule.name] = Compared(measurement.change or 0.0, float(true), verdict)
-    return compared
-
-
-def _measurement(
-    labelled: Sequence[tuple[RefRecord, tuple[BoolMask, BoolMask]]], edges: bool, drawn: float
-) -> Measurement:
-    metrics, changes = (SegmentationMetrics(), SegmentationMetrics()), []
-    for record, answers in labelled:
-        truth = coco_rle_to_mask(record.mask_rle)
-        ignored = None if edges else edge_band(truth)
-        before, after = (one.update(mask, truth, ignored) for one, mask in zip(metrics, answers, strict=True))
-        changes.append(after - before)
-    images = [record.image_sha256 for record, _ in labelled]
-    before, after = (one.compute()[GATE_METRIC] for one in metrics)
-    interval = bootstrap_interval(changes, images)
-    return Measurement(before, after, len(labelled), len(set(images)), interval, drawn)
 
 
 def _iou(mask: BoolMask, truth: BoolMask) -> float:

@@ -68,8 +68,8 @@ class RefRecord:
     label: str | None = None
     """The brush's label, if the form has labels; not used in training."""
     confirmed: bool = True
-    """Whether a person confirmed an absent phrase. Files from before this was asked lack the field: what they
-    state as absent is only what a model did not find."""
+    """Whether a person confirmed an absent phrase; see `is_unanswered`. Files from before this was asked lack
+    the field: what they state as absent is only what a model did not find."""
     is_box: bool = False
     """Whether the annotator gave a box: both masks are then the pixels in a box."""
     objects: tuple[RecordObject, ...] = ()
@@ -91,6 +91,11 @@ class RefRecord:
         """Constant over all saves of the annotation; unique within a collection."""
         place = self.region or "none-" + hashlib.sha256(self.phrase.encode()).hexdigest()[:12]
         return f"{self.project}/{self.task}/{self.annotation}/{place}"
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether it only states that a model found nothing. Such a record is no label."""
+        return self.mask_rle is None and not self.confirmed
 
     @property
     def kind(self) -> Kind:

@@ -46,6 +46,8 @@ class SampleResult(NamedTuple):
     """Of the object; empty if the data set has none."""
     is_box: bool = False
     """Whether the label is a box."""
+    found: bool = True
+    """Whether the answer is a mask, not nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class _Tally:
         label = _Label(truth, ignored, sample.is_box)
         mask = np.zeros_like(truth) if answer is None else answer.mask
         score = label.score(mask, counted.overall)
-        named = (sample.phrase, sample.family, sample.label, sample.is_box)
+        named = (sample.phrase, sample.family, sample.label, sample.is_box, bool(mask.any()))
         counted.per_sample.append(SampleResult(sample.sample_id, sample.image_id, score, *named))
         if sample.family:
             label.score(mask, counted.by_family.setdefault(sample.family, self._metrics()))

@@ -279,6 +279,22 @@ def test_phrases_left_in_the_prompt_box_are_no_samples(
     assert collect(services) == []
 
 
+def test_phrases_that_found_nothing_are_kept_beside_the_labels(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    """The gate asks them again; a label is only what a person drew or confirmed."""
+    left = prompt(prompt_text.with_no_match("a giraffe"), "never asked")
+    label_studio.save(ANNOTATION, TASK, [left, absent("a zebra")])
+    assert [it.phrase for it in collect(services)] == ["a zebra"]
+    collection = services.collection(PROJECT)
+    assert [it.phrase for it in collection.records()] == ["a zebra"]
+    [unanswered] = collection.unanswered()
+    assert (unanswered.phrase, unanswered.is_unanswered) == ("a giraffe", True)
+    label_studio.save(ANNOTATION, TASK, [absent("a zebra", "a giraffe")])
+    assert len(collect(services)) == 2
+    assert collection.unanswered() == []
+
+
 NEWER = ("confirmed", "digest")
 """Fields that files of earlier releases lack."""
 
@@ -293,6 +309,7 @@ def test_absences_collected_before_they_were_confirmed_are_no_samples(
     path.write_text(json.dumps(old) + "\n")
 
     assert services.collection(PROJECT).records() == []
+    assert [it.phrase for it in services.collection(PROJECT).unanswered()] == ["a giraffe"]
 
 
 def test_phrases_that_were_never_answered_are_no_samples(

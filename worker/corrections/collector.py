@@ -61,12 +61,18 @@ class Collected:
 
 @dataclass(frozen=True)
 class CollectedLabels:
-    """Content of an annotation: training records, and counts of the model's accepted and edited masks."""
+    """Content of an annotation: its records, and counts of the model's accepted and edited masks."""
 
     records: list[RefRecord]
+    """Those of unanswered phrases included."""
     tallies: list[Tally]
     submitted: set[str] = field(default_factory=set)
     """Ids of the proposed masks that were ever submitted in the annotation."""
+
+    @property
+    def labels(self) -> list[RefRecord]:
+        """The training records."""
+        return [record for record in self.records if not record.is_unanswered]
 
 
 def collect(services: Services, project_id: int, annotation_id: int) -> Collected:
@@ -125,8 +131,8 @@ def _collect(services: Services, project_id: int, annotation_id: int) -> Collect
         services.skipped.note(project, COLLECT, f"annotation {annotation_id}", error)
         return Collected(project, annotation_id, problem=str(error))
     _replace(services, project, annotation, reading)
-    corrected = sum(record.corrected for record in reading.records)
-    return Collected(project, annotation_id, len(reading.records), corrected)
+    corrected = sum(record.corrected for record in reading.labels)
+    return Collected(project, annotation_id, len(reading.labels), corrected)
 
 
 def keep(
@@ -148,7 +154,7 @@ def keep(
         before = collection.of_annotation(number)
         after = _read(services, project, annotation, task, config)
         _replace(services, project, annotation, after)
-    return after.records != before
+    return after.labels != before
 
 
 def _replace(

@@ -148,8 +148,9 @@ def _decide(services: Services, line: Line, request: Request, now: datetime) -> 
     decision = decide(_evidence(services, line, request, records, sides, now))
     if not decision.start:
         return decision
+    unanswered = [it for project in line.projects for it in services.collection(project).unanswered()]
     run = prepare_run(
-        services.settings.model_dir, services.store, line, records, sides, request.start_version
+        services.settings.model_dir, services.store, line, records, sides, request.start_version, unanswered
     )
     return _enqueue_finetune(services.redis, run, request.trigger, decision)
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.records import RefRecord
 from sspsam import coco_rle_to_mask
 from sspsam.images.masks import MaskFormatError
-from worker.finetuning.policy import BOX_METRIC, GATE_METRIC, Measurement, Verdict, compares_edges, judge
+from worker.finetuning.policy import (
+    BOX_METRIC,
+    FEW_IMAGES,
+    GATE_METRIC,
+    Measurement,
+    Verdict,
+    compares_edges,
+    judge,
+)
+from worker.finetuning.population import UNANSWERED, Asked, Estimate, Phrase, agreement, estimate
 from worker.finetuning.runs import Run
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_TITLE = "Held-out labels"
 BASE_TITLE = "Base validation set"
+UNANSWERED_TITLE = "Unanswered phrases"
 BOXES = "held_out_boxes"
 
 State = Mapping[str, "torch.Tensor"]
@@ -43,6 +53,10 @@ class Measured:
     """Sample id -> image of both answers, for the held-out samples that changed most."""
     drawn_edges: float = 1.0
     """Fraction of the held-out masks' edges that annotators drew, 0..1."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Sample id of a held-out label -> its kind: see `population.kind_of`."""
+    unanswered: MeasuredOn | None = None
+    """Of the unanswered phrases on the held-out images; scores are meaningless."""
 
     @property
     def sections(self) -> list[MeasuredOn]:
@@ -56,6 +70,8 @@ def measure(
     held_out: Dataset,
     base: Dataset | None,
     drawn_edges: float = 1.0,
+    kinds: Mapping[str, str] | None = None,
+    unanswered: Dataset | None = None,
 ) -> Measured:
     """Evaluates both versions on both data sets and draws the answers that changed most.
 
@@ -67,25 +83,38 @@ def measure(
         base: Base validation set, which measures forgetting; None if there is none.
         drawn_edges: Fraction of the edges of the held-out masks that annotators drew, which decides whether
             edges are compared.
+        kinds: Sample id of each held-out label -> its kind.
+        unanswered: Unanswered phrases on the held-out images; None if there are none.
     """
     from finetune.evaluation.changes import draw_changes, list_changes, most_changed
     from finetune.evaluation.evaluate import evaluate
     from finetune.evaluation.html_report import MeasuredOn
 
     data_sets = {HELD_OUT_TITLE: held_out} | ({} if base is None else {BASE_TITLE: base})
-    edges = {HELD_OUT_TITLE: compares_edges(drawn_edges), BASE_TITLE: True}
+    data_sets |= {} if unanswered is None else {UNANSWERED_TITLE: unanswered}
+    edges = {HELD_OUT_TITLE: compares_edges(drawn_edges)}
     results: list[dict[str, EvaluationResult]] = []
     for state in (incumbent, candidate):
         predictor.load_trainable(state)
         results.append(
-            {title: evaluate(predictor, data, edges=edges[title]) for title, data in data_sets.items()}
+            {
+                title: evaluate(predictor, data, edges=edges.get(title, True))
+                for title, data in data_sets.items()
+            }
         )
     before, after = results
     on = {title: MeasuredOn(title, before[title], after[title]) for title in data_sets}
     best, worst = most_changed(list_changes(before[HELD_OUT_TITLE], after[HELD_OUT_TITLE]))
     shown = [change.sample_id for change in (*best, *worst)]
     pictures = draw_changes(predictor, incumbent, candidate, held_out, shown)
-    return Measured(on[HELD_OUT_TITLE], on.get(BASE_TITLE), pictures, drawn_edges)
+    return Measured(
+        held_out=on[HELD_OUT_TITLE],
+        base=on.get(BASE_TITLE),
+        pictures=pictures,
+        drawn_edges=drawn_edges,
+        kinds=kinds or {},
+        unanswered=on.get(UNANSWERED_TITLE),
+    )
 
 
 def drawn_edges(records: Iterable[RefRecord]) -> float:
@@ -121,14 +150,16 @@ def to_metrics(
         measured: Results of both versions.
         base_data: Name of the base validation set.
         tolerance: Setting VALIDATION_TOLERANCE.
-        run: The run, if several projects share its line or it restarts from another version.
+        run: The run: which projects share its line, whether it restarts from another version, and the phrases
+            that were asked.
     """
-    labels = measured.held_out.candidate.per_sample
+    labels, phrases = measured.held_out.candidate.per_sample, _phrases(measured)
+    asked = {} if run is None else run.asked
     metrics = {
         "metric": BOX_METRIC if all(label.is_box for label in labels) else GATE_METRIC,
         **_boxes(labels),
         "tolerance": tolerance,
-        **_figures(measured.held_out, "held_out_samples", "held_out_images"),
+        **_figures(measured.held_out, "held_out_samples", "held_out_images", _estimate(phrases, asked)),
         "drawn_edges": round(measured.drawn_edges, 4),
     }
     if measured.base is not None:
@@ -137,7 +168,7 @@ def to_metrics(
     if run is not None and run.restarts:
         metrics["restarts"] = True
     if run is not None and len(run.projects) > 1:
-        metrics["projects"] = _by_project(measured.held_out)
+        metrics["projects"] = _by_project(measured.held_out, phrases, asked)
     return metrics
 
 
@@ -156,13 +187,60 @@ def verdict_of(metrics: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _by_project(on: MeasuredOn) -> dict[str, Any]:
-    """Figures of each project whose corrections are held out; their sample ids begin with its id."""
+def _phrases(measured: Measured) -> list[Phrase]:
+    """The phrases on the held-out images; none if the kinds of labels are unknown."""
+    from finetune.evaluation.report import paired_samples
+
+    if not measured.kinds:
+        return []
+    edges, left = compares_edges(measured.drawn_edges), measured.unanswered
+    labels = [
+        _phrase(pair, measured.kinds[pair[0].sample_id], edges)
+        for pair in paired_samples(measured.held_out.incumbent, measured.held_out.candidate)
+    ]
+    unanswered = [] if left is None else paired_samples(left.incumbent, left.candidate)
+    return [*labels, *(_phrase(pair, UNANSWERED, edges) for pair in unanswered)]
+
+
+def _phrase(pair: tuple[SampleResult, SampleResult], kind: str, edges: bool) -> Phrase:
+    before, after = pair
+    exactly = edges or before.is_box
+    return Phrase(
+        project=_project_of(before),
+        kind=kind,
+        image_id=before.image_id,
+        before=agreement(before.iou, exactly),
+        after=agreement(after.iou, exactly),
+        found=(before.found, after.found),
+    )
+
+
+def _estimate(phrases: Sequence[Phrase], asked: Asked) -> Estimate | None:
+    """For all phrases asked. None where that is unknown, and on few images, which are no sample of anything:
+    their labels stand for themselves.
+    """
+    labels = [phrase for phrase in phrases if phrase.kind != UNANSWERED]
+    if not asked or len({label.image_id for label in labels}) < FEW_IMAGES:
+        return None
+    return estimate(phrases, asked)
+
+
+def _project_of(sample: SampleResult) -> str:
+    """The project of a label: its sample id begins with its id."""
+    return sample.sample_id.partition("/")[0]
+
+
+def _by_project(on: MeasuredOn, phrases: Sequence[Phrase], asked: Asked) -> dict[str, Any]:
+    """Figures of each project whose corrections are held out."""
     from finetune.evaluation.report import paired_samples
 
     pairs: dict[str, list[tuple[SampleResult, SampleResult]]] = {}
     for pair in paired_samples(on.incumbent, on.candidate):
-        pairs.setdefault(pair[0].sample_id.partition("/")[0], []).append(pair)
+        pairs.setdefault(_project_of(pair[0]), []).append(pair)
+    estimates = {
+        project: _estimate([phrase for phrase in phrases if phrase.project == project], asked)
+        for project in pairs
+    }
     return {
         project: {
             "incumbent": {GATE_METRIC: mean(before.iou for before, _ in answers)},
@@ -170,6 +248,7 @@ def _by_project(on: MeasuredOn) -> dict[str, Any]:
             "samples": len(answers),
             "images": len({before.image_id for before, _ in answers}),
             **_boxes(before for before, _ in answers),
+            **_estimated(estimates[project]),
         }
         for project, answers in sorted(pairs.items())
     }
@@ -181,16 +260,32 @@ def _boxes(labels: Iterable[SampleResult]) -> dict[str, int]:
     return {BOXES: count} if count else {}
 
 
-def _figures(on: MeasuredOn, samples_key: str, images_key: str) -> dict[str, Any]:
+def _figures(
+    on: MeasuredOn, samples_key: str, images_key: str, estimated: Estimate | None = None
+) -> dict[str, Any]:
+    """The figures of both versions; GATE_METRIC is the estimated one, if there is an estimate."""
     from finetune.evaluation.report import compare
 
-    comparison = compare(on.incumbent, on.candidate)
+    comparison, figures = compare(on.incumbent, on.candidate), _estimated(estimated)
     return {
-        "incumbent": on.incumbent.overall,
-        "candidate": on.candidate.overall,
         "interval": comparison.interval,
         samples_key: comparison.samples,
         images_key: comparison.images,
+        **figures,
+        "incumbent": {**on.incumbent.overall, **figures.get("incumbent", {})},
+        "candidate": {**on.candidate.overall, **figures.get("candidate", {})},
+    }
+
+
+def _estimated(estimated: Estimate | None) -> dict[str, Any]:
+    if estimated is None:
+        return {}
+    return {
+        "incumbent": {GATE_METRIC: estimated.before},
+        "candidate": {GATE_METRIC: estimated.after},
+        "interval": estimated.interval,
+        "asked": estimated.asked,
+        "unanswered": estimated.unanswered,
     }
 
 
@@ -204,4 +299,6 @@ def _measurement(figures: Mapping[str, Any], samples_key: str, images_key: str) 
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
         drawn_edges=float(figures.get("drawn_edges", 1)),
         boxes=int(figures.get(BOXES, 0)),
+        asked=int(figures.get("asked", 0)),
+        unanswered=int(figures.get("unanswered", 0)),
     )

@@ -192,6 +192,10 @@ class Measurement:
     """Fraction of the edges of the samples' masks that annotators drew, 0..1."""
     boxes: int = 0
     """Samples whose label is a box."""
+    asked: int = 0
+    """Phrases that the figures stand for, as estimated from the samples; 0: for the samples alone."""
+    unanswered: int = 0
+    """Phrases without a label that were asked of both versions for the estimate."""
 
     @property
     def metric(self) -> str:
@@ -309,10 +313,12 @@ def _judge_held_out(held_out: Measurement) -> tuple[bool, str]:
 
 
 def _held_out_in_words(measured: Measurement) -> str:
-    text = (
-        f"{measured.samples} {_plural('label', measured.samples)} of {measured.images} "
-        f"held-out {_plural('image', measured.images)}"
-    )
+    text = f"{measured.samples} {_plural('label', measured.samples)}"
+    if measured.unanswered:
+        text += f" and {measured.unanswered} unanswered {_plural('phrase', measured.unanswered)}"
+    text += f" of {measured.images} held-out {_plural('image', measured.images)}"
+    if measured.asked:
+        text = f"the {measured.asked} phrases asked, as estimated from {text}"
     if 0 < measured.boxes < measured.samples:
         text += f", {measured.boxes} of them {'a box' if measured.boxes == 1 else 'boxes'}, by {BOX_METRIC}"
     if not compares_edges(measured.drawn_edges):

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from finetune.data.records import RefRecord, records_digest, write_records
@@ -27,6 +27,7 @@ from sspsam.version_store.store import (
 )
 from worker.finetuning.composition import bound_absences
 from worker.finetuning.policy import choose_stopping
+from worker.finetuning.population import count_asked
 from worker.lines import Line, Split, save_split
 from worker.records import sample_key
 
@@ -36,6 +37,8 @@ TRAIN_FILE = "train.jsonl"
 STOPPING_FILE = "stopping.jsonl"
 """The part of the training side used for early stopping; absent if there are few labels."""
 HELD_OUT_FILE = "held-out.jsonl"
+UNANSWERED_FILE = "unanswered.jsonl"
+"""The unanswered phrases on the held-out images; absent if there are none."""
 RUN_FILE = "run.json"
 _DIGITS = 16
 _DIGEST = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-")
@@ -60,6 +63,9 @@ class Run:
     """Digest of all records on both sides."""
     samples: tuple[str, ...]
     """sample_key of every record; the next fine-tune does not count these as new."""
+    asked: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What its comparison stands for: see `population.Asked`. Empty in runs of earlier releases: their
+    held-out labels stand for themselves."""
 
     @property
     def restarts(self) -> bool:
@@ -122,6 +128,7 @@ def prepare_run(
     records: Sequence[RefRecord],
     sides: Split,
     start_version: str = "",
+    unanswered: Sequence[RefRecord] = (),
 ) -> Run:
     """Freezes the data of a fine-tune based on the serving version. Idempotent.
 
@@ -132,6 +139,7 @@ def prepare_run(
         records: All records of the projects.
         sides: Side of every image in the records; stored permanently.
         start_version: Training starts from its weights; default: the serving version's.
+        unanswered: The projects' phrases without an answer, which are no labels.
     """
     save_split(model_dir, line.name, sides)
     base_version, digest = base_of(store, line), records_digest(records)
@@ -145,6 +153,7 @@ def prepare_run(
         start_version=start_version,
         digest=digest,
         samples=tuple(sorted({sample_key(record) for record in records})),
+        asked=count_asked([*bound_absences(records, corrections_first=False), *unanswered]),
     )
     folder = run_folder(model_dir, run.run_id)
     training = [r for r in records if sides[r.image_sha256] == "train"]
@@ -157,6 +166,8 @@ def prepare_run(
         stopped_by = [r for r in training if r.image_sha256 in stopping]
         write_records(folder / STOPPING_FILE, bound_absences(stopped_by))
     write_records(folder / HELD_OUT_FILE, bound_absences(held_out, corrections_first=False))
+    if held_out_unanswered := [r for r in unanswered if sides.get(r.image_sha256) == "held-out"]:
+        write_records(folder / UNANSWERED_FILE, held_out_unanswered)
     replace_text(folder / RUN_FILE, json.dumps(asdict(run), indent=2))
     return run
 

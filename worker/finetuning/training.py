@@ -25,12 +25,14 @@ from worker.finetuning.composition import (
     in_words,
 )
 from worker.finetuning.measuring import Measured, drawn_edges, measure, to_metrics, verdict_of
+from worker.finetuning.population import kind_of
 from worker.finetuning.recipes import base_validation, records_spec, train_config
 from worker.finetuning.runs import (
     HELD_OUT_FILE,
     RUN_FILE,
     STOPPING_FILE,
     TRAIN_FILE,
+    UNANSWERED_FILE,
     Run,
     find_version,
     run_folder,
@@ -77,7 +79,8 @@ def perform(
     folder = run_folder(settings.model_dir, run.run_id)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
         keep_usable(folder / name, settings.images_dir)
-    _keep_stopping(folder / STOPPING_FILE, settings.images_dir)
+    for name in (STOPPING_FILE, UNANSWERED_FILE):
+        _keep_optional(folder / name, settings.images_dir)
     base = base_validation(run.preset, settings)
     _require_openable(base, "VALIDATION_DATA")
     config = train_config(run, store, settings)
@@ -137,8 +140,10 @@ def keep_usable(path: Path, images: Path) -> None:
     write_records(path, usable)
 
 
-def _keep_stopping(path: Path, images: Path) -> None:
-    """Removes unreadable early-stopping records; without any, training runs to its last step."""
+def _keep_optional(path: Path, images: Path) -> None:
+    """Removes unreadable records, and a file without any left: without early-stopping records, training runs
+    to its last step.
+    """
     try:
         if path.is_file():
             keep_usable(path, images)
@@ -196,13 +201,16 @@ def _measure(run: Run, store: VersionStore, settings: Settings, weights: Path, b
     folder = run_folder(settings.model_dir, run.run_id)
     predictor = Predictor.from_preset(run.preset, settings.device, settings.weights)
     incumbent = store.load(run.base_version) or predictor.trainable_state()
+    held_out, unanswered = read_records(folder / HELD_OUT_FILE), folder / UNANSWERED_FILE
     return measure(
         predictor,
         incumbent,
         read_tensors(weights),
         open_dataset(records_spec(folder / HELD_OUT_FILE, settings.images_dir)),
         None if base is None else open_dataset(base),
-        drawn_edges(read_records(folder / HELD_OUT_FILE)),
+        drawn_edges(held_out),
+        {record.sample_id: kind_of(record) for record in held_out},
+        open_dataset(records_spec(unanswered, settings.images_dir)) if unanswered.is_file() else None,
     )
 
 

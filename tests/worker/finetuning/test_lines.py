@@ -207,6 +207,25 @@ def evaluated(by_project: dict[str, float]) -> EvaluationResult:
     return EvaluationResult({"gIoU": mean(sample.iou for sample in samples)}, per_sample=samples)
 
 
+@pytest.mark.parametrize(("bats", "promoted"), [(0.8, True), (0.1, False)])
+def test_each_project_of_a_shared_line_is_judged_by_the_phrases_asked_in_it(
+    services: Services, bats: float, promoted: bool
+) -> None:
+    """Project 3 was asked a hundred times as much, so the mean of all phrases is its own."""
+    share(services.store, [KOALAS, GUITARS], "animals")
+    maybe_start_finetune(services, KOALAS, "now")
+    before, after = evaluated({"3": 0.2, "7": 0.7}), evaluated({"3": 0.9, "7": bats})
+    kinds = {sample.sample_id: "added" for sample in before.per_sample}
+    run = replace(queued_run(services), asked={"3": {"added": 500}, "7": {"added": 5}})
+    metrics = to_metrics(Measured(MeasuredOn("", before, after), None, {}, kinds=kinds), None, 0.02, run)
+    assert metrics["candidate"]["gIoU"] == pytest.approx((500 * 0.9 + 5 * bats) / 505)
+    assert metrics["projects"]["7"]["candidate"]["gIoU"] == pytest.approx(bats)
+    assert (metrics["asked"], metrics["projects"]["7"]["asked"]) == (505, 5)
+    verdict = verdict_of(json.loads(json.dumps(metrics)))
+    assert verdict.promote is promoted
+    assert ("Project 7 loses" in verdict.reason) is not promoted
+
+
 def test_boxes_are_judged_by_their_hits() -> None:
     def answers(hits: int, masks: int = 0) -> EvaluationResult:
         samples = [SampleResult(f"7/{n}/1/r", f"image {n}", float(n < hits), is_box=True) for n in range(8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from worker.finetuning.measuring import (
     to_metrics,
     verdict_of,
 )
-from worker.finetuning.runs import run_folder
+from worker.finetuning.runs import Run, run_folder
 from worker.finetuning.training import perform
 from worker.services import Services
 
@@ -105,6 +106,28 @@ def test_edges_that_annotators_left_are_not_compared(states: tuple[State, State]
     metrics = to_metrics(left, BASE, tolerance=0.5)
     assert untold(verdict_of(metrics).reason, "40%", "edges") == []
     assert untold(verdict_of(to_metrics(measured, BASE, tolerance=0.5)).reason, "edges") == ["edges"]
+
+
+def test_the_gate_judges_all_phrases_asked(states: tuple[State, State]) -> None:
+    """Labels are weighted by the phrases asked in the project, and unanswered phrases are asked again."""
+    held_out = open_dataset("stickers/train?count=5&phrases=4")
+    samples = [held_out[number] for number in range(len(held_out))]
+    kinds = {sample.sample_id: "accepted" if sample.has_target else "absent" for sample in samples}
+    assert set(kinds.values()) == {"accepted", "absent"}
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    measured = measure(predictor, *states, held_out, None, kinds=kinds, unanswered=open_dataset(HELD_OUT))
+    project = samples[0].sample_id.partition("/")[0]
+    assert measured.unanswered is not None
+    assert measured.sections == [measured.held_out], "scores of unanswered phrases mean nothing"
+    run = Run("run", "line", (1,), "preset", "base", "base", "digest", (), asked={project: {"absent": 70}})
+    metrics = to_metrics(measured, None, tolerance=0.02, run=run)
+    assert (metrics["asked"], metrics["unanswered"]) == (70, 6)
+    assert metrics["held_out_samples"] == len(samples)
+    assert "the 70 phrases asked" in verdict_of(json.loads(json.dumps(metrics))).reason
+    plain = to_metrics(measured, None, tolerance=0.02, run=replace(run, asked={}))
+    assert plain["candidate"] == measured.held_out.candidate.overall, "a run of an earlier release"
+    assert metrics["candidate"]["gIoU"] == measured.held_out.candidate.overall["N-acc"]
+    assert plain["candidate"]["gIoU"] != metrics["candidate"]["gIoU"]
 
 
 def test_edges_of_hand_drawn_refined_and_accepted_masks(tmp_path: Path) -> None:

@@ -191,6 +191,18 @@ FIGURES = ("0.612", "0.745", "+0.133")
 BASE_FIGURES = ("0.801", "0.795", "-0.006", "-0.030", "+0.010", "240 phrases", "-0.020")
 
 
+def test_the_reason_tells_what_the_figures_stand_for() -> None:
+    measured = Measurement(0.5, 0.6, 9, 5, (0.05, 0.15), asked=345, unanswered=1)
+    stated = (
+        "on the 345 phrases asked, as estimated from 9 labels and 1 unanswered phrase of 5 held-out images"
+    )
+    assert stated in judge(measured, None, tolerance=0.02).reason
+    all_answered = judge(replace(measured, unanswered=0), None, tolerance=0.02).reason
+    assert "on the 345 phrases asked, as estimated from 9 labels of 5 held-out images" in all_answered
+    for_themselves = judge(replace(measured, unanswered=0, asked=0), None, tolerance=0.02).reason
+    assert "(+0.100, 95 % interval +0.050 to +0.150) on 9 labels of 5 held-out images" in for_themselves
+
+
 def test_the_reason_tells_that_edges_were_left_out() -> None:
     measured = held_out(0.60, 0.70)
     for drawn, told in ((1.0, False), (0.85, False), (0.84, True), (0.0, True)):

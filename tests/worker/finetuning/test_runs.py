@@ -27,6 +27,7 @@ from worker.finetuning.runs import (
     HELD_OUT_FILE,
     STOPPING_FILE,
     TRAIN_FILE,
+    UNANSWERED_FILE,
     Run,
     base_of,
     find_version,
@@ -95,6 +96,19 @@ def test_masks_that_were_accepted_are_learned_and_measured_on(services: Services
     folder = run_folder(services.settings.model_dir, run.run_id)
     assert len(read_records(folder / TRAIN_FILE)) == 1
     assert [it.image_sha256 for it in read_records(folder / HELD_OUT_FILE)] == [accepted[1].image_sha256]
+
+
+def test_a_run_knows_all_phrases_asked_and_the_unanswered_ones_to_ask_again(services: Services) -> None:
+    images = services.settings.images_dir
+    records = [record(number, images) for number in range(4)]
+    sides: dict[str, Side] = {it.image_sha256: "held-out" if it.task == 0 else "train" for it in records}
+    left = [replace(it, phrase="left", mask_rle=None, region=None, confirmed=False) for it in records[:3]]
+    run = prepare_run(services.settings.model_dir, services.store, LINE, records, sides, unanswered=left)
+    assert run.asked == {str(PROJECT): {"added": 4, "unanswered": 3}}
+    folder = run_folder(services.settings.model_dir, run.run_id)
+    assert Run.read(folder) == run
+    assert read_records(folder / UNANSWERED_FILE) == left[:1], "those on held-out images"
+    assert run.run_id == prepare(services).run_id, "no label, so no other data to learn from"
 
 
 def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -289,10 +303,10 @@ def test_what_was_learned_before_there_were_lines_is_not_learned_again(services:
     assert learned_samples(services.store, Line("shared", (PROJECT, 10))) == set(run.samples)
     assert learned_samples(services.store, Line("project-10", (10,))) == set()
     [card, _] = services.store.list()[1:]
-    assert run_of(services.store, card) == run
+    assert run_of(services.store, card) == replace(run, asked={})
     folder = run_folder(services.settings.model_dir, run.run_id)
     (folder / "run.json").write_text(text)
-    assert Run.read(folder) == run, "a run that was queued before the upgrade"
+    assert Run.read(folder) == replace(run, asked={}), "a run that was queued before the upgrade"
 
 
 def test_a_line_without_a_split_starts_with_the_one_of_all_projects(tmp_path: Path) -> None:
