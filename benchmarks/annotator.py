@@ -324,7 +324,7 @@ def main() -> None:
         "phrases, the shipped weights answer about 32 rightly and 16 wrongly or half rightly, and find "
         f"nothing for 35, for 31 falsely. After each round: a fine-tune"
         f"{f' of {options.steps} steps' if options.steps else ' by the recipe that ships'}, with its "
-        "change of gIoU on the held-out labels in points; the gate; the swap. Measured on "
+        "change of gIoU in points, as the gate estimates it; the gate; the swap. Measured on "
         f"{options.unseen} scenes that are never submitted: phrases answered rightly (IoU at least 0.8, or "
         "rightly nothing), mIoU, and phrases with a target for which nothing was found, by the serving "
         "version; mIoU of the round's candidate, promoted or not. By the rule of release 0.2, a phrase left "

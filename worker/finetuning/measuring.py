@@ -155,11 +155,13 @@ def to_metrics(
     """
     labels, phrases = measured.held_out.candidate.per_sample, _phrases(measured)
     asked = {} if run is None else run.asked
+    metric = BOX_METRIC if all(label.is_box for label in labels) else GATE_METRIC
+    estimated = _estimated(_estimate(phrases, asked), metric)
     metrics = {
-        "metric": BOX_METRIC if all(label.is_box for label in labels) else GATE_METRIC,
+        "metric": metric,
         **_boxes(labels),
         "tolerance": tolerance,
-        **_figures(measured.held_out, "held_out_samples", "held_out_images", _estimate(phrases, asked)),
+        **_figures(measured.held_out, "held_out_samples", "held_out_images", estimated),
         "drawn_edges": round(measured.drawn_edges, 4),
     }
     if measured.base is not None:
@@ -261,12 +263,12 @@ def _boxes(labels: Iterable[SampleResult]) -> dict[str, int]:
 
 
 def _figures(
-    on: MeasuredOn, samples_key: str, images_key: str, estimated: Estimate | None = None
+    on: MeasuredOn, samples_key: str, images_key: str, estimated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The figures of both versions; GATE_METRIC is the estimated one, if there is an estimate."""
+    """The figures of both versions; what is estimated replaces what was measured."""
     from finetune.evaluation.report import compare
 
-    comparison, figures = compare(on.incumbent, on.candidate), _estimated(estimated)
+    comparison, figures = compare(on.incumbent, on.candidate), estimated or {}
     return {
         "interval": comparison.interval,
         samples_key: comparison.samples,
@@ -277,12 +279,12 @@ def _figures(
     }
 
 
-def _estimated(estimated: Estimate | None) -> dict[str, Any]:
+def _estimated(estimated: Estimate | None, metric: str = GATE_METRIC) -> dict[str, Any]:
     if estimated is None:
         return {}
     return {
-        "incumbent": {GATE_METRIC: estimated.before},
-        "candidate": {GATE_METRIC: estimated.after},
+        "incumbent": {GATE_METRIC: estimated.before, metric: estimated.before},
+        "candidate": {GATE_METRIC: estimated.after, metric: estimated.after},
         "interval": estimated.interval,
         "asked": estimated.asked,
         "unanswered": estimated.unanswered,
