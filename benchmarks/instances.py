@@ -1,9 +1,10 @@
 """Splitting of phrases' masks into objects, on sticker scenes with phrases about several objects.
 
-Two masks are split: the model's answer, as served, and the true union of the objects, which shows the
-splitting alone. Two ways: `sspsam.objects`, which prompts SAM within the mask, and plain connected components
-(touching at corners; those of less than 50 px of 512 x 512 left out). Scenes are those of nouns that the
-weights know, none of which was trained on.
+Two masks are split: the model's answer, as served with its second look, and the true union of the objects,
+which shows the splitting alone. Two ways: by the rules of `sspsam.objects` (of the true union by its
+`splitting` alone), which prompt SAM within the mask, and plain connected components (touching at corners;
+those of less than 50 px of 512 x 512 left out). Scenes are those of nouns that the weights know, none of
+which was trained on.
 
     right    share of scenes with the right number of objects
     PQ       panoptic quality of the objects: IoU of the matched ones (IoU above 0.5), summed, divided by
@@ -23,7 +24,6 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from finetune.data.stickers.dataset import StickerDataset
-from sspsam import Instance, Predictor, mask_to_coco_rle, objects
+from sspsam import Instance, Predictor, mask_to_coco_rle
 from sspsam.checkpoints.bundles import frozen_weights
 from sspsam.images.frames import BoolMask
 from sspsam.images.masks import coco_rle_iou
+from sspsam.objects import phrase_objects, splitting
+from sspsam.reading import several
+from sspsam.reading.several import number_of_targets
 from sspsam.results import NO_TARGET_MIN_FRACTION
 
 PRESET = "ssp-sam-demo"
@@ -77,12 +80,14 @@ def measure(predictor: Predictor, data: StickerDataset, number: int) -> Json:
     phrase = phrases[0]
     truth = [scene.objects[index].mask for index in phrase.targets]
     embedding = predictor.embed(scene.image)
-    [referent] = predictor.predict(embedding, [phrase.phrase])
+    [referent] = predictor.predict(embedding, [phrase.phrase], image=scene.image)
     union = scene.mask_of(phrase.targets)
     split = {
         ("answer", "objects"): referent.instances,
         ("answer", "components"): components(referent.mask, referent.score),
-        ("true union", "objects"): predictor.split(embedding, replace(referent, mask=union, score=1)),
+        ("true union", "objects"): splitting.split_mask(
+            embedding, union, 1, predictor.decode, number_of_targets(phrase.phrase)
+        ),
         ("true union", "components"): components(union, 1),
     }
     return {
@@ -190,7 +195,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="Keeps results; an interrupted run is resumed.")
     options = parser.parse_args()
     predictor = Predictor.from_preset(PRESET, device="cpu")
-    rule = hashlib.sha256(Path(objects.__file__).read_bytes()).hexdigest()
+    rules = [Path(str(module.__file__)).read_bytes() for module in (splitting, phrase_objects, several)]
+    rule = hashlib.sha256(b"".join(rules)).hexdigest()
     conditions = {"weights": frozen_weights(PRESET), "rule": rule, "seed": SEED}
     results = Results(options.results, conditions, ["scene"])
     data = StickerDataset(

@@ -29,11 +29,11 @@ from sspsam.looks.looking import PictureViewer, ViewCache, look_further
 from sspsam.looks.second_look import LookRules, SecondLook, Viewer
 from sspsam.modeling.model import SSPSAM, build_model
 from sspsam.modeling.sam import build_image_encoder
-from sspsam.objects import Decode, split_mask
+from sspsam.objects.phrase_objects import objects_of
+from sspsam.objects.splitting import Decode
 from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
 from sspsam.reading.reader import PhraseReader, Reading
-from sspsam.reading.several import may_have_several
 from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
 from sspsam.runtime.cores import Cores
 
@@ -223,17 +223,16 @@ class Predictor:
     def split(
         self, embedding: ImageEmbedding, referent: Referent, decode: Decode | None = None
     ) -> list[Instance]:
-        """Splits the mask of a referent into its objects, by the rule of `sspsam.objects`; the mask of a
-        phrase for one thing ("a carrot") stays whole. Thread-safe if `decode` is.
+        """Splits the mask of a referent into its objects, by the rule of `sspsam.objects.phrase_objects`.
+
+        Thread-safe if `decode` is.
 
         Args:
             embedding: of the image.
             referent: of a phrase in it.
             decode: Replaces `self.decode`.
         """
-        if referent.mask.any() and not may_have_several(referent.reading.asked or referent.phrase):
-            return [Instance(referent.mask, referent.score)]
-        return split_mask(embedding, referent.mask, referent.score, decode or self.decode)
+        return objects_of(embedding, referent, decode or self.decode, self.finish)
 
     def segment(
         self,

@@ -137,11 +137,12 @@ class Referent:
 
     @cached_property
     def instances(self) -> tuple[Instance, ...]:
-        """Its objects, from the left: disjoint, with the mask as their union; none without a target.
+        """Its objects, from the left, disjoint; none without a target. Their union is the mask, without what
+        the phrase fits much less; for "the cup and the spoon", each may be better than its part of the mask.
 
-        They are found when this is first read, by asking SAM at up to `sspsam.objects.MOST_SEEDS` points of
-        the mask, in the reading thread; a mask with a single such point needs none. A mask that was made from
-        clicks is one object.
+        They are found when this is first read, in the reading thread, by `sspsam.objects`: the phrase is
+        asked once more, and SAM at up to `splitting.MOST_SEEDS` points of the mask; a phrase for one thing
+        needs neither. A mask that was made from clicks is one object.
         """
         if self.no_target:
             return ()

@@ -32,6 +32,7 @@ ORDER = {
         "results", "objects", "looks", "drawing", "caching", "checkpoints", "decoding", "encoding",
         "version_store", "predictor", "cli",
     ],
+    "sspsam/objects": ["splitting", "phrase_objects"],
     "sspsam/looks": ["second_look", "tiles", "looking"],
     "finetune": ["data", "metrics", "training", "evaluation", "cli"],
     "finetune/data": [

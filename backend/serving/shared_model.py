@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -240,10 +241,13 @@ class SharedModel:
                 referents = self._finished(
                     [wait_for(future, caller) for future in futures], viewer, min_presence
                 )
+                if split:
+                    referents = [
+                        self._split(embedding, referent, caller, used.model, futures)
+                        for referent in referents
+                    ]
             finally:
                 when_done([*futures, *viewer.asked], used.release)
-            if split:
-                referents = [self._split(embedding, referent, caller) for referent in referents]
             return used.version, referents
 
     def _finished(
@@ -261,13 +265,30 @@ class SharedModel:
             for one, other in zip(first, found, strict=True)
         ]
 
-    def _split(self, embedding: ImageEmbedding, referent: Referent, caller: Caller) -> Referent:
-        """Splits a mask into its objects. The base version is asked: what an object is does not depend on
-        what a project's version has learned of its phrases.
+    def _split(
+        self,
+        embedding: ImageEmbedding,
+        referent: Referent,
+        caller: Caller,
+        model: SSPSAM | None,
+        asked: list[Future[Decoded]],
+    ) -> Referent:
+        """Splits a mask into its objects. Phrases are asked of the version that answered, points of the base
+        version: what an object is does not depend on what a project's version has learned of its phrases.
+
+        Args:
+            embedding: The image's.
+            referent: The answer.
+            caller: Identifies the requester.
+            model: Of the answer.
+            asked: Gets the questions that are asked here.
         """
 
         def decode(questions: Sequence[Question]) -> list[Decoded]:
-            futures = self._phrases.submit([(None, question) for question in questions], caller)
+            futures = self._phrases.submit(
+                [(model if question.phrase else None, question) for question in questions], caller
+            )
+            asked.extend(futures)
             return [wait_for(future, caller) for future in futures]
 
         if referent.no_target:

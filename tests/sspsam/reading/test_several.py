@@ -1,10 +1,10 @@
-"""Phrases that may have several targets."""
+"""What phrases say about the number of their targets."""
 
 from __future__ import annotations
 
 import pytest
 
-from sspsam.reading.several import may_have_several
+from sspsam.reading.several import may_have_several, number_of_targets, things_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from sspsam.reading.several import may_have_several
         "dogs that are next to the tree",
         "犬",
         "scissors",
+        "taxis",
     ],
 )
 def test_several(phrase: str) -> None:
@@ -49,3 +50,48 @@ def test_several(phrase: str) -> None:
 )
 def test_one(phrase: str) -> None:
     assert not may_have_several(phrase)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "number"),
+    [
+        ("both cats", 2),
+        ("The two topmost suns", 2),
+        ("all three dogs", 3),
+        ("all of the 4 birds", 4),
+        ("TWO BOTTOMMOST DONUTS", 2),
+        ("the dogs", None),
+        ("the two dogs and the cat", None),
+        ("one of the two dogs", None),
+        ("the man with two dogs", None),
+        ("player 7", None),
+        ("the 1000000000000 cats", None),
+        ("0 cats", None),
+        ("1 cats", None),
+        ("³ cats", None),
+        ("", None),
+    ],
+)
+def test_a_number_of_targets(phrase: str, number: int | None) -> None:
+    assert number_of_targets(phrase) == number
+
+
+@pytest.mark.parametrize(
+    ("phrase", "things"),
+    [
+        ("the cup and the spoon", ["the cup", "the spoon"]),
+        ("Balloon and train", ["balloon", "train"]),
+        ("a red cup and a spoon and the dogs", ["a red cup", "a spoon", "the dogs"]),
+        ("the black and white dog", []),
+        ("black and white dog", []),
+        ("the cup and spoon", []),
+        ("the cup and the spoon on the table", []),
+        ("the cup", []),
+        ("and", []),
+        ("the and the", []),
+        ("a and b and c and d and e", []),
+        ("", []),
+    ],
+)
+def test_different_things(phrase: str, things: list[str]) -> None:
+    assert things_of(phrase) == things

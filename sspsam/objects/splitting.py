@@ -12,8 +12,10 @@ The rule:
    share a connected part, else from OTHER_PART on. So objects that touch are told apart, since neither mask
    covers the other's core, and one that is cut by an occluder stays one, since each covers the other.
 4. A group that is shallow beside another group of its connected part is a protrusion, and joins it.
-5. Each pixel belongs to the object whose masks have the highest mean logit there, of those with a seed in its
-   connected part; a part without a seed belongs to the nearest object.
+5. Each pixel belongs to the object whose masks have the highest mean logit there, less NEARER times its
+   distance from the object's seeds, of those with a seed in its connected part; a part without a seed belongs
+   to the nearest object.
+6. If the phrase says how many objects there are, steps 3 and 4 join no more groups once so few are left.
 
 The objects are disjoint, and their union is the mask.
 """
@@ -54,6 +56,8 @@ PROTRUSION = 0.4
 """Greatest depth of a protrusion, as a fraction of the depth of its object."""
 MAX_LOGIT = 8.0
 """Limits how far a single mask decides about a pixel."""
+NEARER = 4.0
+"""Logits by which the distance of a side of SAM's mask grid makes a pixel less an object's."""
 
 _NECK_STEPS = 40
 
@@ -82,7 +86,9 @@ class Seeds:
         return np.column_stack([xy, np.ones(len(xy))]).astype(np.float32)
 
 
-def split_mask(embedding: ImageEmbedding, mask: BoolMask, score: float, decode: Decode) -> list[Instance]:
+def split_mask(
+    embedding: ImageEmbedding, mask: BoolMask, score: float, decode: Decode, number: int | None = None
+) -> list[Instance]:
     """Splits a mask into its objects; a pure function of the embedding and the mask.
 
     Args:
@@ -90,6 +96,7 @@ def split_mask(embedding: ImageEmbedding, mask: BoolMask, score: float, decode: 
         mask: (H, W) bool in the original frame, px.
         score: Estimated IoU of the mask, 0..1: the score of a mask that is one object.
         decode: Runs SAM on at most MOST_SEEDS questions of one point each, in one batch.
+        number: How many objects there are, if that is known; more or fewer may be found.
 
     Returns:
         Objects by the horizontal position of their centres, from the left: each with its (H, W) bool mask in
@@ -108,10 +115,15 @@ def split_mask(embedding: ImageEmbedding, mask: BoolMask, score: float, decode: 
     decoded = decode(questions)
     logits = np.stack([answer.mask_logits.numpy() for answer in decoded])
     scores = np.array([answer.score for answer in decoded])
-    groups = group_seeds(seeds, logits, scores)
+    groups = group_seeds(seeds, logits, scores, number)
     if len(groups) < 2:
         return [Instance(mask, score)]
-    means = np.stack([logits[group].clip(-MAX_LOGIT, MAX_LOGIT).mean(axis=0) for group in groups])
+    means = np.stack(
+        [
+            logits[group].clip(-MAX_LOGIT, MAX_LOGIT).mean(axis=0) - NEARER * _distances(seeds, group)
+            for group in groups
+        ]
+    )
     owners = _owners(mask, means, seeds, groups)
     found = [
         Instance(owners == number, float(scores[group].mean()))
@@ -157,19 +169,23 @@ def find_seeds(mask: BoolMask, grid_side: int) -> Seeds:
     return Seeds(xy, depth[at].astype(np.float64), parts[at].astype(np.int32), grid)
 
 
-def group_seeds(seeds: Seeds, mask_logits: Grid, scores: npt.NDArray[np.float64]) -> list[list[int]]:
+def group_seeds(
+    seeds: Seeds, mask_logits: Grid, scores: npt.NDArray[np.float64], number: int | None = None
+) -> list[list[int]]:
     """The seeds of each object, by the rule in the module's docstring.
 
     Args:
         seeds: N points, N >= 1.
         mask_logits: (N, h, h): SAM's mask for each, on the grid.
         scores: (N,) SAM's estimates of their IoU, 0..1.
+        number: How many objects there are, if that is known.
     """
+    fewest = number or 1
     affinity, weights = _affinities(seeds, mask_logits, scores)
     same_part = seeds.parts[:, None] == seeds.parts
     depths = seeds.depths.copy()
     groups = {number: [number] for number in range(len(depths))}
-    while len(groups) > 1:
+    while len(groups) > fewest:
         left = list(groups)
         means = affinity[np.ix_(left, left)] / weights[np.ix_(left, left)]
         excess = means - np.where(same_part[np.ix_(left, left)], SAME_PART, OTHER_PART)
@@ -178,7 +194,7 @@ def group_seeds(seeds: Seeds, mask_logits: Grid, scores: npt.NDArray[np.float64]
         if excess.max() <= 0:
             break
         _join(one, other, groups, affinity, weights, same_part, depths)
-    _join_protrusions(groups, affinity, weights, same_part, depths)
+    _join_protrusions(groups, affinity, weights, same_part, depths, fewest)
     return [sorted(group) for group in groups.values()]
 
 
@@ -218,6 +234,14 @@ def _necks(seeds: Seeds) -> npt.NDArray[np.float64]:
     return necks
 
 
+def _distances(seeds: Seeds, group: Sequence[int]) -> Grid:
+    """(h, h) distance of each cell to the nearest seed of a group, in sides of the grid."""
+    places = np.ones_like(seeds.grid, np.uint8)
+    columns, rows = seeds.cells_xy[list(group)].T
+    places[rows, columns] = 0
+    return np.asarray(cv2.distanceTransform(places, cv2.DIST_L2, 5) / len(places), np.float32)
+
+
 def _depth(grid: BoolMask) -> Grid:
     """Distance of each cell of a mask to its edge, in cells; the image's border is an edge."""
     distances = cv2.distanceTransform(np.pad(grid, 1).astype(np.uint8), cv2.DIST_L2, 5)
@@ -249,6 +273,7 @@ def _join_protrusions(
     weights: npt.NDArray[np.float64],
     same_part: npt.NDArray[np.bool_],
     depths: npt.NDArray[np.float64],
+    fewest: int,
 ) -> None:
     """Adds shallow groups, the shallowest first, to the deeper neighbour of the highest affinity."""
     for number in sorted(groups, key=lambda number: float(depths[number])):
@@ -257,7 +282,7 @@ def _join_protrusions(
             for other in groups
             if other != number and same_part[number, other] and depths[number] < PROTRUSION * depths[other]
         ]
-        if deeper:
+        if deeper and len(groups) > fewest:
             best = max(deeper, key=lambda other: float(affinity[number, other] / weights[number, other]))
             _join(best, number, groups, affinity, weights, same_part, depths)
 

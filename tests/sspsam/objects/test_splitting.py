@@ -13,7 +13,7 @@ import sspsam
 from sspsam import ImageEmbedding
 from sspsam.images import frames
 from sspsam.images.frames import BoolMask, ClipFrame
-from sspsam.objects import MOST_SEEDS, find_seeds, split_mask
+from sspsam.objects.splitting import MOST_SEEDS, find_seeds, split_mask
 from sspsam.results import Decoded, Question
 
 SIDE = 64
