@@ -275,7 +275,8 @@ class Service:
     def _correct(self, backend: int, task: int, scene: NovelScene) -> None:
         """Types the phrase and saves the true mask or box, replacing the proposed one or drawn by hand."""
         drawn = self.ask(backend, task, scene.phrase)
-        region = next((one["id"] for one in drawn if one["type"] == "brushlabels"), f"drawn{task}")
+        kinds = {control.result_type for control in config_of(self.labels).masks}
+        region = next((one["id"] for one in drawn if one["type"] in kinds), f"drawn{task}")
         self.client.create_annotation(task, written(scene, region, self.labels))
 
 
