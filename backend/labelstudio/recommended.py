@@ -24,8 +24,10 @@ HINTS = """\
       body:has(.prompt [data-testid=htx-textbox-content]) .hint-marks { display: block; }
       body:has([role=treeitem]) .hint-masks { display: block; }
       .hint-start { display: block; }
-      body:not(:has(.lsf-tool_smart)) .hint-by-click { display: none; }
-      body:not(:has([aria-label=brush-tool])) .hint-by-brush { display: none; }
+      body:not(:has(.lsf-tool_smart)) .hint-by-click { display: none !important; }
+      body:not(:has([aria-label=brush-tool], [aria-label=bitmask-tool])) .hint-by-brush {
+        display: none !important; }
+      body:not(:has([aria-label=bitmask-tool])) .hint-on-bitmask { display: none !important; }
     </Style>
     <View className="hint hint-off">
       <Header size="6" value="Auto-Annotation is off: phrases are not looked for"/>
@@ -36,6 +38,10 @@ HINTS = """\
     <View className="hint hint-waiting">
       <Header size="6" value="A mask waits for the tick or cross below; Submit and the next phrase drop it"/>
     </View>
+    <View className="hint hint-smart hint-on-bitmask">
+      <Header size="6"
+              value="Click an object. A mask: click to choose it, then click to add, Alt+click to take away"/>
+    </View>
     <View className="hint hint-smart">
       <Header size="6"
               value="Click an object. On a mask: Ctrl+click adds, Ctrl+Alt+click takes away (Mac: \u2318)"/>
@@ -43,15 +49,18 @@ HINTS = """\
     <View className="hint hint-selected hint-by-brush">
       <Header size="6" value="B paints on this mask, E erases, Backspace deletes it, Escape leaves it"/>
     </View>
+    <View className="hint hint-selected">
+      <Header size="6" value="Drag its points or sides; Backspace deletes it, Escape leaves it"/>
+    </View>
     <View className="hint hint-marks">
       <Header size="6" value="\u2205 nothing was found; a phrase without a mark was not looked for yet"/>
     </View>
     <View className="hint hint-masks hint-by-click">
       <Header size="6"
-              value="A mask is wrong? Click it with the lowest tool, or choose it in the list, and paint"/>
+              value="A mask is wrong? Click it with the lowest tool, or choose it in the list"/>
     </View>
-    <View className="hint hint-masks hint-by-brush">
-      <Header size="6" value="A mask is wrong? Choose it in the list, and paint"/>
+    <View className="hint hint-masks">
+      <Header size="6" value="A mask is wrong? Choose it in the list"/>
     </View>
     <View className="hint hint-start">
       <Header size="6" value="Type what to look for and press Enter"/>

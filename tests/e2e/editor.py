@@ -134,10 +134,25 @@ class Editor:
             keys: held down; Control, since a bare click on a mask only chooses that mask; Alt for "not this".
         """
         self.take_smart_tool("key-point-tool", "refine")
-        at = place(self.picture_frame(), place_xy)
+        return self.click_for_answer(place_xy, *keys)
+
+    def click_for_answer(self, place_xy: tuple[float, float], *keys: str) -> list[dict[str, Any]]:
+        """Clicks on the picture with the tool that is taken, and returns the results that come back."""
         with self.answer() as answer, self.held(*keys):
-            self.page.mouse.click(*at)
+            self.click_at(place_xy)
         return answer[0]
+
+    def click_at(self, place_xy: tuple[float, float]) -> None:
+        """Clicks on the picture."""
+        self.page.mouse.click(*place(self.picture_frame(), place_xy))
+
+    def drag(self, start_xy: tuple[float, float], end_xy: tuple[float, float]) -> None:
+        """Drags from one place of the picture to another."""
+        frame = self.picture_frame()
+        self.page.mouse.move(*place(frame, start_xy))
+        self.page.mouse.down()
+        self.page.mouse.move(*place(frame, end_xy), steps=6)
+        self.page.mouse.up()
 
     def draw_box(self, xyxy: tuple[float, float, float, float], *keys: str) -> list[dict[str, Any]]:
         """Draws a box, in parts of the picture, with the Auto-Detect tool; returns what comes back.

@@ -84,7 +84,7 @@ def region_tags(tags: Iterable[ElementTree.Element], image: str | None = None) -
     """The region controls among a form's tags, in order of preference.
 
     Rectangles beside other region controls ask for a mask in the box, as long as they are smart (without
-    labels: `smartOnly`); only without that are they answers.
+    labels: `smartOnly`); only without that are they answers. So do those with `smartOnly` beside any others.
 
     Args:
         tags: All tags, names in lower case.
@@ -93,7 +93,8 @@ def region_tags(tags: Iterable[ElementTree.Element], image: str | None = None) -
     found = [tag for tag in tags if tag.tag in _TAGS and tag.get("name")]
     found = [tag for tag in found if image is None or tag.get("toname", image) == image]
     has_shapes = any(kind_of(tag) != "rectangle" for tag in found)
-    found = [tag for tag in found if kind_of(tag) != "rectangle" or not has_shapes or not _is_smart(tag)]
+    asks = _is_smart if has_shapes else _is_smart_only
+    found = [tag for tag in found if kind_of(tag) != "rectangle" or not asks(tag)] or found
     return sorted(found, key=lambda tag: (tag.get("name") != PREFERRED_NAME, KINDS.index(kind_of(tag))))
 
 
@@ -139,9 +140,13 @@ def kind_of(tag: ElementTree.Element) -> Kind:
     return _TAGS[tag.tag]
 
 
+def _is_smart_only(tag: ElementTree.Element) -> bool:
+    return tag.get("smartonly", "").strip().lower() == "true"
+
+
 def _is_smart(tag: ElementTree.Element) -> bool:
     if tag.tag == "rectangle":
-        return tag.get("smartonly", "").strip().lower() == "true"
+        return _is_smart_only(tag)
     return tag.tag == "rectanglelabels" and tag.get("smart", "true").strip().lower() != "false"
 
 

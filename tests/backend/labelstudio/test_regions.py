@@ -198,6 +198,17 @@ def test_several_controls_are_preferred_in_a_stated_order() -> None:
     assert form(own("Rectangle")).box is None, "in a form of rectangles, a rectangle is the answer"
 
 
+def test_a_smart_only_rectangle_of_a_form_of_rectangles_is_no_answer() -> None:
+    """What annotators draw with it asks for a region, and is no label if it is left over."""
+    config = form(own("Rectangle"), '<Rectangle name="ask" toName="photo" smart="true" smartOnly="true"/>')
+    alone = form('<Rectangle name="ask" toName="photo" smart="true" smartOnly="true"/>')
+
+    assert [control.name for control in config.masks] == ["shape"]
+    assert config.box is not None
+    assert config.box.name == "ask"
+    assert [control.name for control in alone.masks] == ["ask"]
+
+
 def test_the_phrase_selects_the_control_by_its_label() -> None:
     config = form(own("Brush", "a", '<Label value="sky"/>'), own("Polygon", "b", '<Label value="car"/>'))
 
