@@ -182,7 +182,7 @@ def test_no_samples_is_an_error(config: TrainConfig) -> None:
         ({"accumulate": 2, "stage": "clip", "stream": False}, "stage clip cannot accumulate"),
         ({"from_scratch": True}, "from_scratch needs whole windows"),
         ({"stage": "pretraining"}, "expected one of: clip, sam, rec, ssp"),
-        ({"precision": "float8"}, "expected one of: float32, bfloat16"),
+        ({"precision": "float8"}, "expected one of: auto, float32, bfloat16"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
