@@ -49,8 +49,8 @@ def may_have_several(phrase: str) -> bool:
         return True
     if words[0] in _OF_ONE:
         return "and" in words
-    subject = _subject(words)
-    return any(word in _SEVERAL or word.isdigit() or _is_plural(word) for word in subject)
+    counts = _first_word(words).isdigit()  # "2 cups", not "player 2"
+    return counts or any(word in _SEVERAL or _is_plural(word) for word in _subject(words))
 
 
 def number_of_targets(phrase: str) -> int | None:
@@ -61,11 +61,16 @@ def number_of_targets(phrase: str) -> int | None:
     words = _WORD.findall(phrase.lower())
     if "and" in words or not may_have_several(phrase):
         return None
-    first = next((word for word in words if word not in _BEFORE_NUMBER), "")
+    first = _first_word(words)
     if first.isascii() and first.isdigit() and len(first) <= len(str(MOST_COUNTED)):
         number = int(first)
         return number if 2 <= number <= MOST_COUNTED else None
     return _NUMBERS.get(first)
+
+
+def _first_word(words: list[str]) -> str:
+    """The first word that may be a number of things; empty if there is none."""
+    return next((word for word in words if word not in _BEFORE_NUMBER), "")
 
 
 def things_of(phrase: str) -> list[str]:

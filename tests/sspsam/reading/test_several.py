@@ -46,6 +46,8 @@ def test_several(phrase: str) -> None:
         "the bird that is not next to the trees",
         "the dog's bone",
         "Tennis racket",
+        "player 7",
+        "the bus number 12",
     ],
 )
 def test_one(phrase: str) -> None:
