@@ -138,4 +138,5 @@ def test_three_workers_share_a_run_without_doing_a_task_twice(
 
     done = [line.split() for line in notes.read_text().splitlines()]
     assert Counter(int(task) for task, _ in done) == Counter(more)
-    assert len({process for _, process in done}) == len(jobs)
+    processes = len({process for _, process in done})
+    assert processes in (len(jobs) - 1, len(jobs)), "one chunk may find all of its 50 tasks done by the other"
