@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+SLEEP = [sys.executable, "-c", "import time\nprint(flush=True)\nwhile True: time.sleep(0.1)"]
+"""In short sleeps: Python handles a SIGINT that arrives right before a sleep after it."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
