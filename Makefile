@@ -14,7 +14,7 @@ OLDER_LABEL_STUDIOS := 1.13.1 1.16.0 1.20.0
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration consumers compatibility containers check format e2e newest lowest screenshot bench gpu-check reproduce lock audit sbom chromium clean
+.PHONY: help install demo test unit slow integration consumers compatibility containers check format e2e newest lowest screenshot bench alternatives gpu-check reproduce lock audit sbom chromium clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -80,10 +80,12 @@ screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## update the editor's
 	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
 
 bench: .venv/.installed-dev ## run the benchmarks, each a ratio measured in one run
-	@failed=; for file in $(filter-out %/gpu_check.py,$(wildcard benchmarks/*.py)); do \
+	@failed=; for file in $(filter-out %/gpu_check.py %/alternatives.py,$(wildcard benchmarks/*.py)); do \
 		echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; \
 	done; [ -z "$$failed" ] || { echo "These ended with an error:$$failed"; exit 1; }
 
+alternatives: $(CONSUMERS) ## time SAM 3, SAM 2, Grounding DINO and CLIPSeg beside ours
+	.venv-consumers/bin/python benchmarks/alternatives.py
 
 gpu-check: .venv/.installed-dev ## measure this machine's GPU in 8 minutes: a section for docs/performance.md
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
