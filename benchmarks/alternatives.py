@@ -38,7 +38,7 @@ class Model(NamedTuple):
     """What is measured of a model."""
 
     picture: Callable[[int], Any]
-    """Computes what the model keeps of a picture, for a round; None for models that keep nothing."""
+    """Computes what the model keeps of a picture, given its number; the pixels, if it keeps nothing."""
     question: Callable[[Any, int], object]
     """Answers a question about it, given its number."""
     parameters: int
@@ -56,12 +56,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Took:
-    """A model's medians."""
+    """What a model took in one round."""
 
     picture_s: float
     """From an unknown picture to the first answer."""
     question_s: float
-    """Another answer about the same picture."""
+    """Another answer about the same picture, median."""
     peak_mib: float
     parameters: int
 
@@ -99,7 +99,7 @@ def sam3() -> Model:
     words = model.config.text_config.vocab_size
 
     def picture(number: int) -> Any:
-        return model.get_vision_features(_pixels(side, number))
+        return model.get_vision_features(_pixels((side, side), number))
 
     def question(kept: Any, number: int) -> object:
         ids = _ids(words, number)
@@ -117,7 +117,7 @@ def sam2() -> Model:
     side = model.config.prompt_encoder_config.image_size
 
     def picture(number: int) -> Any:
-        return model.get_image_embeddings(_pixels(side, number))
+        return model.get_image_embeddings(_pixels((side, side), number))
 
     def question(kept: Any, number: int) -> object:
         point = torch.tensor([[[[float(number + 1), float(number + 1)]]]])
@@ -129,32 +129,29 @@ def sam2() -> Model:
 
 def grounding_dino() -> Model:
     """Phrases to boxes."""
-    import torch
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
-    model = _made(GroundingDinoForObjectDetection, GroundingDinoConfig())
-    words = model.config.text_config.vocab_size
-
-    def question(pixels: Any, number: int) -> object:
-        ids = _ids(words, number)
-        return model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids))
-
-    return Model(lambda number: _pixels(800, number, width=1066), question, _parameters(model))
+    return _keeps_nothing(_made(GroundingDinoForObjectDetection, GroundingDinoConfig()), (800, 1066))
 
 
 def clipseg() -> Model:
     """Phrases to coarse masks."""
-    import torch
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-    model = _made(CLIPSegForImageSegmentation, CLIPSegConfig())
+    return _keeps_nothing(_made(CLIPSegForImageSegmentation, CLIPSegConfig()), (352, 352))
+
+
+def _keeps_nothing(model: Any, hw: tuple[int, int]) -> Model:
+    """A model that takes picture and phrase together."""
+    import torch
+
     words = model.config.text_config.vocab_size
 
     def question(pixels: Any, number: int) -> object:
         ids = _ids(words, number)
         return model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids))
 
-    return Model(lambda number: _pixels(352, number), question, _parameters(model))
+    return Model(lambda number: _pixels(hw, number), question, _parameters(model))
 
 
 PHRASE, MASK = "a phrase", "one mask"
@@ -247,10 +244,10 @@ def _made(kind: Any, config: Any) -> Any:
     return kind(config).eval()
 
 
-def _pixels(height: int, seed: int, width: int | None = None) -> Any:
+def _pixels(hw: tuple[int, int], seed: int) -> Any:
     import torch
 
-    return torch.randn(1, 3, height, width or height, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, 3, *hw, generator=torch.Generator().manual_seed(seed))
 
 
 def _ids(words: int, seed: int) -> Any:

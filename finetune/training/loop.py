@@ -324,11 +324,11 @@ class TrainingLoop:
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Of matrix products."""
-    if precision != "auto":
-        return getattr(torch, precision)  # type: ignore[no-any-return]
-    chosen = torch.bfloat16 if is_bfloat16_faster(device) else torch.float32
-    logger.info("matrix products in %s", str(chosen).removeprefix("torch."))
-    return chosen
+    if precision == "auto":
+        precision = "bfloat16" if is_bfloat16_faster(device) else "float32"
+        logger.info("matrix products in %s", precision)
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -69,8 +69,9 @@ def _strong(found: Sequence[Instance], pixels: Grid, number: int | None) -> list
     """The objects that the phrase fits, in the same order."""
     fits = [float(pixels[instance.mask].mean()) for instance in found]
     if number is None:
-        least = WEAK * max(fits)
-        return [instance for instance, fit in zip(found, fits, strict=True) if fit >= min(least, max(fits))]
+        best_fit = max(fits)
+        least = min(WEAK * best_fit, best_fit)  # negative logits: WEAK of the best one would be above it
+        return [instance for instance, fit in zip(found, fits, strict=True) if fit >= least]
     best = sorted(range(len(found)), key=lambda place: -fits[place])[:number]
     return [found[place] for place in sorted(best)]
 

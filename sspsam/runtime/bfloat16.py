@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,18 +13,9 @@ ROUNDS = 3
 """Products in each precision; the fastest counts."""
 
 
-def is_bfloat16_faster(device: torch.device) -> bool:
-    """Measures a product on a CPU: processors without bfloat16 instructions emulate them, several times as
-    slowly as float32. PyTorch says it of GPUs.
-    """
-    if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return _fastest_s(torch.bfloat16) < _fastest_s(torch.float32)
-
-
 @torch.inference_mode()
-def _fastest_s(dtype: torch.dtype) -> float:
-    """Processor time of a product, so that other programs matter little."""
+def product_s(dtype: torch.dtype) -> float:
+    """Processor time of a product on the CPU, which other programs change little."""
     left, right = (torch.ones(SIDE, SIDE, dtype=dtype) for _ in range(2))
     taken_s = []
     for _ in range(ROUNDS):
@@ -31,3 +23,18 @@ def _fastest_s(dtype: torch.dtype) -> float:
         left @ right
         taken_s.append(time.process_time() - since_s)
     return min(taken_s)
+
+
+def is_bfloat16_faster(device: torch.device, product_s: Callable[[torch.dtype], float] = product_s) -> bool:
+    """Whether a device computes faster in bfloat16.
+
+    Processors without bfloat16 instructions emulate them, several times as slowly as float32. PyTorch says
+    it of GPUs.
+
+    Args:
+        device: The device.
+        product_s: Measures a product in a precision, for CPUs.
+    """
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return product_s(torch.bfloat16) < product_s(torch.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -48,15 +48,19 @@ class EventsCronJob(CronJob):
 
     due_s = 0.0
 
+    def __init__(self, clock: Callable[[], float], **options: Any) -> None:
+        super().__init__(**options)
+        self._clock = clock
+
     def enqueue(self, connection: Redis) -> Job:
         return events_queue(connection).enqueue(self.func_name, **self.job_options)
 
     def should_run(self) -> bool:
-        return monotonic() >= self.due_s
+        return self._clock() >= self.due_s
 
     def set_enqueue_time(self, time: datetime) -> None:
         super().set_enqueue_time(time)
-        self.due_s = monotonic() + float(self.interval or 0)
+        self.due_s = self._clock() + float(self.interval or 0)
 
 
 class Schedule(CronScheduler):
@@ -65,19 +69,33 @@ class Schedule(CronScheduler):
     Args:
         connection: Connection to Redis; first used by `start`.
         intervals: Job name -> seconds.
+        clock: Seconds that are never set back.
     """
 
-    def __init__(self, connection: Redis, intervals: Mapping[str, int] = SCHEDULE) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        intervals: Mapping[str, int] = SCHEDULE,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         super().__init__(connection)
+        self._clock = clock
         options: dict[str, Any] = {"job_timeout": EVENT_TIMEOUT_S, "result_ttl": 0}
         for name, interval_s in intervals.items():
             self._cron_jobs.append(
-                EventsCronJob("events", func_name=name, interval=interval_s, ttl=interval_s, **options)
+                EventsCronJob(
+                    clock,
+                    queue_name="events",
+                    func_name=name,
+                    interval=interval_s,
+                    ttl=interval_s,
+                    **options,
+                )
             )
 
     def calculate_sleep_interval(self) -> float:
         due_s = min(job.due_s for job in self._cron_jobs if isinstance(job, EventsCronJob))
-        return max(0.0, min(due_s - monotonic(), MAX_SLEEP_S))
+        return max(0.0, min(due_s - self._clock(), MAX_SLEEP_S))
 
 
 def run_schedule(redis_url: str, intervals: Mapping[str, int] = SCHEDULE) -> None:

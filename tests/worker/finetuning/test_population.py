@@ -17,7 +17,7 @@ NEITHER, BOTH = (False, False), (True, True)
 
 
 def labels(images: int = 6) -> list[Phrase]:
-    """On each image, the candidate is worse on three accepted masks and finds what nobody found."""
+    """On each image, the candidate is worse on three accepted masks and finds a missed object."""
     one = [
         *[Phrase("1", "accepted", "", 1.0, 0.9)] * 3,
         Phrase("1", "corrected", "", 0.5, 0.6),

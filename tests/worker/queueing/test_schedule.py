@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,25 +22,29 @@ from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 from worker.queueing.schedule import SCHEDULE, Schedule
 
 
-@pytest.fixture
-def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the schedule's clock forward by seconds."""
-    passed_s = [0.0]
-    monkeypatch.setattr("worker.queueing.schedule.monotonic", lambda: 1000.0 + sum(passed_s))
-    return passed_s.append
+class Clock:
+    """Stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def test_every_job_is_enqueued_at_the_start_and_again_after_its_interval(
-    redis_server: Redis, pass_time: Callable[[float], None]
+    redis_server: Redis,
 ) -> None:
-    schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1, "worker.jobs.reconcile_projects": 60})
+    clock = Clock()
+    intervals = {"worker.jobs.check_projects": 1, "worker.jobs.reconcile_projects": 60}
+    schedule = Schedule(redis_server, intervals, clock)
     schedule.enqueue_jobs()
     schedule.enqueue_jobs()
     assert [job.func_name for job in events_queue(redis_server).jobs] == [
         "worker.jobs.check_projects",
         "worker.jobs.reconcile_projects",
     ]
-    pass_time(1.05)
+    clock.now_s += 1.05
     schedule.enqueue_jobs()
     names = [job.func_name for job in events_queue(redis_server).jobs]
     assert names.count("worker.jobs.reconcile_projects") == 1
@@ -116,13 +120,14 @@ def test_the_schedule_outlives_a_redis_that_is_started_again() -> None:
 
 
 def test_a_clock_that_is_set_back_does_not_stop_the_schedule(
-    redis_server: Redis, monkeypatch: pytest.MonkeyPatch, pass_time: Callable[[float], None]
+    redis_server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1})
+    clock = Clock()
+    schedule = Schedule(redis_server, {"worker.jobs.check_projects": 1}, clock)
     schedule.enqueue_jobs()
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
     monkeypatch.setattr("rq.cron.now", lambda: hour_ago)
     assert 0 < schedule.calculate_sleep_interval() <= 1
-    pass_time(schedule.calculate_sleep_interval())
+    clock.now_s += schedule.calculate_sleep_interval()
     schedule.enqueue_jobs()
     assert events_queue(redis_server).count == 2
