@@ -39,7 +39,7 @@ UNIT := not slow and not integration and not consumers and not e2e and not conta
 test: .venv/.installed-dev $(LABEL_STUDIO) ## run all tests except those with a browser or containers
 	$(BIN)/$(PYTEST_PARALLEL) -m "not consumers and not e2e and not containers"
 
-unit: .venv/.installed-dev ## run the unit tests: about two minutes on two free cores, without network or downloads
+unit: .venv/.installed-dev ## run the unit tests: three minutes on two cores, without network or downloads
 	$(BIN)/$(PYTEST_PARALLEL) -m "$(UNIT)"
 
 slow: .venv/.installed-dev ## run the slow tests (learning, several processes, large files): a few minutes
