@@ -53,7 +53,7 @@ class Forgotten:
     base_before: float
     base_after: float
     interval: tuple[float, float]
-    """95 % interval of the change on the base validation set."""
+    """90 % interval of the change on the base validation set."""
     steps: int
     minutes: float
 
@@ -84,7 +84,7 @@ def main() -> None:
         if subject not in results:
             results.add(asdict(measure(*subject)))
     found = [Forgotten(**results[subject]) for subject in subjects]
-    head = ("class", "held-out gIoU", "base validation gIoU", "change", "95 % interval", "steps", "minutes")
+    head = ("class", "held-out gIoU", "base validation gIoU", "change", "90 % interval", "steps", "minutes")
     about = (
         f"One fine-tune of the demo weights for each class, on {options.corrections} corrected masks of a "
         "class that they were not trained on; measured by the gate. It tolerates a loss of "

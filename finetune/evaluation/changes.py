@@ -57,7 +57,7 @@ class GroupChange:
     before: float
     after: float
     interval: tuple[float, float] | None
-    """95 % interval of after - before, by paired bootstrap over images; None for one image."""
+    """90 % interval of after - before, by paired bootstrap over images; None for one image."""
 
 
 def list_changes(incumbent: EvaluationResult, candidate: EvaluationResult) -> list[Change]:

@@ -187,7 +187,7 @@ class Measurement:
     samples: int
     images: int
     interval: tuple[float, float] | None = None
-    """95 % confidence interval of after - before, by paired bootstrap over images; None for one image."""
+    """90 % confidence interval of after - before, by paired bootstrap over images; None for one image."""
     drawn_edges: float = 1.0
     """Fraction of the edges of the samples' masks that annotators drew, 0..1."""
     boxes: int = 0
@@ -234,11 +234,11 @@ def judge(
 ) -> Verdict:
     """Decides whether a candidate is promoted.
 
-    On the held-out labels it must gain at least MARGIN, with a confidence interval above 0. An interval
-    over fewer than FEW_IMAGES images is meaningless; FEW_IMAGES_MARGIN is required instead. On the base
-    validation set it must not lose more than the tolerance; if that set is given but its metric is
-    undefined, the candidate is rejected. In a line that projects share, no project with at least FEW_IMAGES
-    held-out images may lose more than the tolerance.
+    On the held-out labels it must gain at least MARGIN, with a 90 % interval above 0: it is better with a
+    confidence of 95 %. An interval over fewer than FEW_IMAGES images is meaningless; FEW_IMAGES_MARGIN is
+    required instead. On the base validation set it must not lose more than the tolerance; if that set is
+    given but its metric is undefined, the candidate is rejected. In a line that projects share, no project
+    with at least FEW_IMAGES held-out images may lose more than the tolerance.
 
     Args:
         held_out: On labels that neither version was trained on.
@@ -338,7 +338,7 @@ def _judge_base(base: Measurement | None, tolerance: float) -> tuple[bool, str]:
 def _in_words(measured: Measurement) -> str:
     text = f"{measured.metric} {measured.before:.3f} -> {measured.after:.3f} ({measured.change:+.3f}"
     if measured.interval is not None and measured.images >= FEW_IMAGES:
-        text += ", 95 % interval {:+.3f} to {:+.3f}".format(*measured.interval)
+        text += ", 90 % interval {:+.3f} to {:+.3f}".format(*measured.interval)
     return text + ")"
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.records import RefRecord
+from finetune.evaluation.report import BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED, interval_of
 
 ACCEPTED, CORRECTED, ADDED, ABSENT, UNANSWERED = "accepted", "corrected", "added", "absent", "unanswered"
 NOTHING_FOUND = (ADDED, ABSENT, UNANSWERED)
@@ -33,7 +34,6 @@ STRATA = ((ACCEPTED,), (CORRECTED,), NOTHING_FOUND)
 ENOUGH_IOU = 0.9
 """IoU from which on an answer agrees with a label, if edges are not compared: annotators accept masks with
 errors of that size."""
-RESAMPLINGS, SEED, TAIL = 2000, 0, 0.025
 
 Asked = Mapping[str, Mapping[str, int]]
 """Project -> kind of phrase -> number of phrases."""
@@ -61,7 +61,7 @@ class Estimate:
     before: float
     after: float
     interval: tuple[float, float] | None
-    """95 % confidence interval of after - before, by bootstrap over images; None for one image."""
+    """90 % confidence interval of after - before, by bootstrap over images; None for one image."""
     asked: int
     """Number of phrases that the means stand for."""
     unanswered: int
@@ -130,7 +130,7 @@ def estimate(phrases: Sequence[Phrase], asked: Asked) -> Estimate:
     return Estimate(
         before=float(mean(before, once)[0]),
         after=float(mean(after, once)[0]),
-        interval=_interval(mean(after - before, _resampled(len(images)))) if len(images) > 1 else None,
+        interval=interval_of(mean(after - before, _resampled(len(images)))) if len(images) > 1 else None,
         asked=int(shares.sum()),
         unanswered=sum(it.kind == UNANSWERED for it in phrases),
     )
@@ -141,15 +141,10 @@ def _count(asked: Mapping[str, int], kinds: Sequence[str], confirming: set[str],
 
 
 def _resampled(images: int) -> Sums:
-    """How often each image is drawn, (RESAMPLINGS, images). A fixed seed: the same answers always give the
-    same verdict.
+    """How often each image is drawn, (BOOTSTRAP_ROUNDS, images). A fixed seed: the same answers always
+    give the same verdict.
     """
-    drawn: npt.NDArray[Any] = np.random.default_rng(SEED).multinomial(
-        images, np.full(images, 1 / images), size=RESAMPLINGS
+    drawn: npt.NDArray[Any] = np.random.default_rng(BOOTSTRAP_SEED).multinomial(
+        images, np.full(images, 1 / images), size=BOOTSTRAP_ROUNDS
     )
     return drawn.astype(np.float64)
-
-
-def _interval(changes: Sums) -> tuple[float, float]:
-    low, high = np.quantile(changes, [TAIL, 1 - TAIL])
-    return float(low), float(high)

@@ -149,7 +149,7 @@ def test_comparison_in_markdown_names_both_and_shows_changes() -> None:
     assert rows["figure, %"][:2] == ["v1", "v2"]
     assert rows["mIoU"] == ["25.0", "50.0", "+25.0"]
     assert rows["N-acc"] == ["–", "–", "–"]
-    assert untold(text, "95 % interval", "+25.0 to +25.0") == []
+    assert untold(text, "90 % interval", "+25.0 to +25.0") == []
 
 
 def test_percent() -> None:

@@ -200,7 +200,7 @@ def test_the_reason_tells_what_the_figures_stand_for() -> None:
     all_answered = judge(replace(measured, unanswered=0), None, tolerance=0.02).reason
     assert "on the 345 phrases asked, as estimated from 9 labels of 5 held-out images" in all_answered
     for_themselves = judge(replace(measured, unanswered=0, asked=0), None, tolerance=0.02).reason
-    assert "(+0.100, 95 % interval +0.050 to +0.150) on 9 labels of 5 held-out images" in for_themselves
+    assert "(+0.100, 90 % interval +0.050 to +0.150) on 9 labels of 5 held-out images" in for_themselves
 
 
 def test_the_reason_tells_that_edges_were_left_out() -> None:
