@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
+from backend.assistant.colours import with_colours
 from backend.assistant.interactive import Refiner, internal_error
 from backend.assistant.object_regions import leftover_regions, regions_of, unedited_regions
 from backend.assistant.outcomes import Outcome, Prediction, result_of, write_answer
@@ -189,7 +190,9 @@ class Assistant:
                 caller,
                 outcome.no_match,
             )
-            outcome.leftover = self._leftover(project, task, draft, outcome, config)
+            outcome.regions = with_colours(outcome.regions, shown, len(config.colours))
+            leftover = self._leftover(project, task, draft, outcome, config)
+            outcome.leftover = with_colours(leftover, shown, len(config.colours))
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = write_answer(outcome, box, prompt, context, config)
@@ -339,6 +342,7 @@ class Assistant:
             else:
                 regions = regions_of(referent, project, task.task_id, texts, shown, together)
                 outcome.regions += [as_held(region, config) for region in regions]
+        outcome.regions = with_colours(outcome.regions, shown, len(config.colours))
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:
@@ -356,6 +360,7 @@ class Assistant:
                 annotator=task.annotator,
                 draft=task.draft_version,
                 shown_s=time.time(),
+                colour=region.colour,
             )
             for region, rle in [*proposed, *emptied]
         ]

@@ -21,6 +21,7 @@ from typing import Any
 
 from backend.assistant.annotation_masks import AnnotationFinder, AnnotationMasks
 from backend.assistant.click_series import Series, Work
+from backend.assistant.colours import with_colours
 from backend.assistant.messages import leftover_message, message_of_box
 from backend.assistant.renamed_regions import texts_of
 from backend.errors import BackendError
@@ -110,6 +111,7 @@ class _Form:
             annotator=self.annotator,
             draft=self.task.draft_version if self.view is None else self.view.draft,
             shown_s=time.time(),
+            colour=held.colour,
         )
 
     def texts(self) -> dict[str, str]:
@@ -247,9 +249,11 @@ class Refiner:
         series = Series(view, shown, confirm, model.segment, new_id)
         series.apply(interactions)
         form.view = series.view
-        return self._written(form, series, model)
+        return self._written(form, series, model, shown)
 
-    def _written(self, form: _Form, series: Series, model: _Model) -> Prediction:
+    def _written(
+        self, form: _Form, series: Series, model: _Model, shown: Sequence[DisplayedMask]
+    ) -> Prediction:
         works = series.finished()
         if series.complaint and not works:
             return self._say(form, series.complaint, "nothing")
@@ -261,6 +265,8 @@ class Refiner:
             assert work.mask is not None
             target = work.target
             region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
+            if work.is_new or any(mask.region_id == target.region_id for mask in shown):
+                [region] = with_colours([region], [*shown, *displayed], len(form.config.colours))
             held = as_held(region, form.config)
             gone = emptied(held, form.former_parts(work, held, texts))
             for written in (held, *gone):

@@ -87,5 +87,6 @@ def _with_unused_ids(
             unused = unused_region_ids(project, task_id, region.phrase, texts)
             region_id = next(candidate for candidate in unused if candidate not in taken)
             taken.add(region_id)
-        kept.append(replace(region, region_id=region_id))
+            region = replace(region, region_id=region_id, colour=None)
+        kept.append(region)
     return kept

@@ -29,7 +29,6 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 from xml.sax.saxutils import escape
-from zlib import crc32
 
 from backend.errors import LabelingConfigError
 from backend.labelstudio.recommended import RECOMMENDED_CONFIG as RECOMMENDED_CONFIG
@@ -180,18 +179,22 @@ class LabelingConfig:
         main = self.masks[0]
         return Choice(main, main.labels[0].written if main.labels else None, is_named=False)
 
-    def coloured(self, control: RegionControl, region_id: str) -> RegionControl:
-        """The main region control, or one that is it in another colour: for a region always the same one.
+    @cached_property
+    def colours(self) -> tuple[RegionControl, ...]:
+        """The main region control, and those that are it in another colour."""
+        if self.mask is None:
+            return ()
+        as_main = replace(self.mask, is_colour=True)
+        return self.mask, *(each for each in self.masks if replace(each, name=self.mask.name) == as_main)
+
+    def coloured(self, control: RegionControl, colour: int) -> RegionControl:
+        """The control of a region in one of the form's colours.
 
         Args:
             control: The control chosen for the region; others than the main one stay as they are.
-            region_id: ID of the region.
+            colour: Any number; each of the colours gets equally many.
         """
-        if control is not self.mask:
-            return control
-        as_it = replace(control, is_colour=True)
-        colours = [control, *(each for each in self.masks if replace(each, name=control.name) == as_it)]
-        return colours[crc32(region_id.encode()) % len(colours)]
+        return self.colours[colour % len(self.colours)] if control is self.mask else control
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:

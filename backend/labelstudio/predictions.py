@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class ProposedRegion:
     """None: chosen by the phrase."""
     shapes: tuple[Shape, ...] = ()
     """The mask as the form's regions hold it, the largest part first: see `as_held`."""
+    colour: int | None = None
+    """Number of its colour in the form; None: by its ID."""
 
 
 def region_id_for(project: str, task: str, phrase: str) -> str:
@@ -89,7 +92,7 @@ def as_held(region: ProposedRegion, config: LabelingConfig) -> ProposedRegion:
 def emptied(region: ProposedRegion, region_ids: Iterable[str]) -> list[ProposedRegion]:
     """Regions without pixels, with which earlier ones of a region's phrase are replaced."""
     nothing = replace(region, mask=np.zeros_like(region.mask), score=0.0, shapes=())
-    return [replace(nothing, region_id=region_id) for region_id in region_ids]
+    return [replace(nothing, region_id=region_id, colour=None) for region_id in region_ids]
 
 
 def ids_of(region: ProposedRegion, texts: Mapping[str, str] = NO_TEXTS) -> list[str]:
@@ -102,6 +105,11 @@ def ids_of(region: ProposedRegion, texts: Mapping[str, str] = NO_TEXTS) -> list[
     region_id, *further = part_ids(region.region_id)
     free = (each for each in further if is_free(each, region.phrase, texts))
     return [region_id, *islice(free, len(region.shapes) - 1)]
+
+
+def colour_by_id(region_id: str) -> int:
+    """Number of a region's colour, if no other is known."""
+    return crc32(object_id_of(region_id).encode())
 
 
 def is_free(region_id: str, phrase: str, texts: Mapping[str, str]) -> bool:
@@ -132,7 +140,8 @@ def region_results(
 
 def _results_of(region_id: str, shape: Shape, region: ProposedRegion, config: LabelingConfig) -> list[Result]:
     choice = config.choice_for(region.phrase, region.label)
-    control = config.coloured(choice.control, object_id_of(region_id))
+    colour = colour_by_id(region_id) if region.colour is None else region.colour
+    control = config.coloured(choice.control, colour)
     height, width = region.mask.shape
     mask: Result = {
         "id": region_id,

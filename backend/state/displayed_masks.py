@@ -149,6 +149,8 @@ class DisplayedMask:
     """`Task.draft_version` when the mask was displayed; empty if there was none."""
     shown_s: float = 0.0
     """When it was displayed, in seconds since 1970."""
+    colour: int | None = None
+    """Number of its colour in the form; None: by its ID."""
 
     @cached_property
     def mask(self) -> BoolMask:

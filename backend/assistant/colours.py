@@ -1,0 +1,40 @@
+"""Colours of masks, so that neighbours differ. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from backend.labelstudio.predictions import ProposedRegion, colour_by_id
+from backend.state.displayed_masks import DisplayedMask
+
+
+def with_colours(
+    regions: Iterable[ProposedRegion], shown: Sequence[DisplayedMask], count: int
+) -> list[ProposedRegion]:
+    """Gives each region without a colour the one it was displayed in; a new region gets the first of those
+    that the task's masks have least often.
+
+    Args:
+        regions: New answers.
+        shown: Masks displayed on the task.
+        count: Number of the form's colours.
+    """
+    colours = {
+        mask.region_id: (colour_by_id(mask.region_id) if mask.colour is None else mask.colour) % count
+        for mask in shown
+    }
+    used = Counter(colours.values())
+    coloured = []
+    for region in regions:
+        colour = region.colour
+        if colour is None:
+            colour = colours.get(region.region_id)
+        if colour is None:
+            colour = min(range(count), key=used.__getitem__)
+        if region.region_id not in colours:
+            colours[region.region_id] = colour
+            used[colour] += 1
+        coloured.append(replace(region, colour=colour))
+    return coloured
