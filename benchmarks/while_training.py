@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import requests
+from common.results import judged_versions
 from common.sections import table, write_section
 from common.serving import (
     PROJECT,
@@ -134,15 +135,14 @@ def measure(corrections: int, pause_s: float) -> tuple[dict[str, list[float]], V
         annotator.correct(corrections)
         took_s = {"idle, before": [annotator.ask() for _ in range(IDLE_PHRASES)]}
 
-        def made() -> list[VersionCard]:
-            return [card for card in store.list() if card.status in ("promoted", "rejected")]
-
         key, since_s = PROGRESS_KEY.format(line=line_key(store.line_of(PROJECT))), time.monotonic()
         request_finetune(connection, PROJECT)
-        took_s["fine-tune"] = during(annotator, lambda: bool(connection.exists(key)), lambda: bool(made()))
+        took_s["fine-tune"] = during(
+            annotator, lambda: bool(connection.exists(key)), lambda: bool(judged_versions(store))
+        )
         trained_s = time.monotonic() - since_s
         took_s["idle, after"] = [annotator.ask() for _ in range(IDLE_PHRASES)]
-        return took_s, made()[-1], trained_s
+        return took_s, judged_versions(store)[-1], trained_s
 
 
 def p95_ms(took_s: list[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,13 @@ class ImageEmbedding:
     def descriptor(self) -> npt.NDArray[np.float32]:
         """(D,) mean of CLIP's patch features, for comparing images."""
         return np.asarray(self.patch_features.mean(dim=1)[0].float().cpu().numpy(), np.float32)
+
+    def rounded(self) -> ImageEmbedding:
+        """As it is after `to_tensors` and `Predictor.from_tensors`."""
+        image_embedding, patch_features = (
+            tensor.half().float() for tensor in (self.image_embedding, self.patch_features)
+        )
+        return replace(self, image_embedding=image_embedding, patch_features=patch_features)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Half-precision CPU tensors, as stored on disk; `Predictor.from_tensors` is the inverse."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, Self, TypeVar
 
 from cachetools import LRUCache
 
@@ -25,6 +25,8 @@ class Storable(Protocol):
 
     @property
     def size_bytes(self) -> int: ...
+
+    def rounded(self) -> Self: ...
 
     def to_tensors(self) -> dict[str, Tensor]: ...
 
@@ -95,6 +97,12 @@ class EmbeddingCache(Generic[Item]):
             return None
         self.remember(key, item)
         return item, "disk"
+
+    def as_read(self, item: Item) -> Item:
+        """A new item as it would be read from the disk, so that an answer does not depend on where its
+        embedding comes from; without a disk cache, the item as it is.
+        """
+        return item if self._files is None else item.rounded()
 
     def put(self, key: str, item: Item) -> None:
         """Stores an item in memory and, if enabled, on disk."""

@@ -169,7 +169,7 @@ class ImageLane:
         images = [work for work in works if isinstance(work, _Read)]
         with self._on_stream():
             embeddings = self._working.encode([work.image for work in images]) if images else []
-            found = dict(zip(images, embeddings, strict=True))
+            found = dict(zip(images, map(self._embeddings.as_read, embeddings), strict=True))
             results = [found[work] if isinstance(work, _Read) else work() for work in works]
         for image, embedding in found.items():
             self._embeddings.remember(image.key, embedding)

@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sspsam import VersionStore
 from sspsam.checkpoints.bundles import frozen_weights
+from sspsam.version_store.store import VersionCard
 from worker.finetuning.recipes import RECIPES
 
 Result = Mapping[str, Any]
@@ -51,6 +53,12 @@ class Results:
     def _note(self, result: Result) -> None:
         fields = {name: value for name, value in result.items() if name != "conditions"}
         self._found[tuple(fields[name] for name in self._key)] = fields
+
+
+def judged_versions(store: VersionStore) -> list[VersionCard]:
+    """Versions that fine-tunes have made and the gate has judged, in order."""
+    cards = [card for card in store.list() if card.version_id != store.base_version]
+    return [card for card in cards if card.status in ("promoted", "rejected")]
 
 
 def fine_tuning(preset: str) -> dict[str, object]:

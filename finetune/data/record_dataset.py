@@ -14,12 +14,14 @@ from finetune.data.sample import DatasetFileError, Sample
 from sspsam import coco_rle_to_mask
 from sspsam.images.image_io import PictureError, read_picture
 from sspsam.images.masks import MaskFormatError
+from sspsam.reading.requests import bare_phrase
 
 
 class RecordDataset:
     """Annotators' labels: records of phrases and masks, with the image files in a folder.
 
-    Records are grouped by image, in the order of their first appearance.
+    Records are grouped by image, in the order of their first appearance. Phrases are without what serving
+    leaves out: what is learned for "where is the koala?" is what "the koala" is asked as.
     """
 
     def __init__(self, records: Sequence[RefRecord], images: Path) -> None:
@@ -34,13 +36,14 @@ class RecordDataset:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
+        phrase = bare_phrase(record.phrase)
         return Sample(
             sample_id=record.sample_id,
             image_id=record.image_sha256,
             image=self._image(record),
-            phrase=record.phrase,
+            phrase=phrase,
             mask=_record_mask(record),
-            family=family_of(record.phrase, record.mask_rle is not None),
+            family=family_of(phrase, record.mask_rle is not None),
             label=record.label or "",
             is_box=record.is_box,
         )

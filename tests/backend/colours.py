@@ -34,6 +34,9 @@ class Pixels:
     def size_bytes(self) -> int:
         return self.image.nbytes
 
+    def rounded(self) -> Pixels:
+        return self
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         return {"image": torch.from_numpy(self.image)}
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,10 @@ class Demo:
     backend_port: int
     label_studio_port: int
     process: subprocess.Popen[bytes] | None = None
+    settings: Mapping[str, str] = field(
+        default_factory=lambda: {"FINETUNE_AFTER": str(FINETUNE_AFTER), "TRAINING_NICE": "0"}
+    )
+    """Environment variables of the service that differ from what the demo gives it."""
     starts: list[float] = field(default_factory=list)
     """Seconds that each start took."""
 
@@ -107,8 +112,7 @@ class Demo:
         arguments += ["--backend-port", str(self.backend_port)]
         arguments += ["--label-studio-port", str(self.label_studio_port)]
         command = [str(Path(sysconfig.get_path("scripts")) / "sspsam"), "demo", *arguments]
-        told = {"FINETUNE_AFTER": str(FINETUNE_AFTER), "TRAINING_NICE": "0", "COLUMNS": "120"}
-        environment = {**os.environ, **told}
+        environment = {**os.environ, **self.settings, "COLUMNS": "120"}
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         with self._screen_file().open("wb") as screen:

@@ -30,6 +30,9 @@ class Part:
     size: tuple[int, ...]
     size_bytes: int = 1
 
+    def rounded(self) -> Part:
+        return self
+
     def to_tensors(self) -> dict[str, Any]:
         return {}
 

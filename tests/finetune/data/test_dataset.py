@@ -97,6 +97,21 @@ def test_pictures_are_upright_as_annotators_saw_them(images: Path) -> None:
     np.testing.assert_array_equal(dataset[0].image, np.rot90(picture(6, 8), -1))
 
 
+@pytest.mark.parametrize(
+    ("typed", "learned"),
+    [
+        ("where is the koala?", "the koala"),
+        ("Can you find the left-most cup, please", "the leftmost cup"),
+        ("the koala", "the koala"),
+        ("найди кота", "найди кота"),
+    ],
+)
+def test_a_phrase_is_learned_as_it_will_be_asked(images: Path, hole: Mask, typed: str, learned: str) -> None:
+    digest = store_picture(images, np.zeros((6, 8, 3), np.uint8))
+    [sample] = RecordDataset([record(digest, typed, hole, (6, 8))], images)
+    assert sample.phrase == learned
+
+
 def test_records_of_one_picture_are_brought_together(images: Path, hole: Mask) -> None:
     first, second = store_picture(images, picture(seed=1)), store_picture(images, picture(seed=2))
     records = [
