@@ -194,12 +194,15 @@ def stop_signal(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
 def stopped_by(stop_signal: signal.Signals, folder: Path) -> int:
     """Runs a part that sends a signal to its supervisor, until that ends; returns the part's process id."""
     started: list[int] = []
+    is_watched = folder / "watched"
+    until = f"iter(pathlib.Path({str(is_watched)!r}).exists, True)"
+    wait = f"import pathlib, time; [time.sleep(0.02) for _ in {until}]"
+    send = f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}"
 
     def run(supervisor: Supervisor) -> None:
-        supervisor.start(
-            python("sender", f"import os; os.kill({os.getpid()}, {int(stop_signal)}); {SLEEPER}")
-        )
+        supervisor.start(python("sender", f"{wait}; {send}"))
         started.append(supervisor.running["sender"].process.pid)
+        is_watched.touch()
         supervisor.watch()
 
     with pytest.raises(KeyboardInterrupt), Supervisor(folder) as supervisor:
