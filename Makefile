@@ -51,7 +51,7 @@ integration: .venv/.installed-dev $(LABEL_STUDIO) ## run the tests with a real R
 consumers: .venv/.installed-dev $(CONSUMERS) ## let other tools read the exports: datumaro, supervision, ultralytics, transformers, datasets
 	$(BIN)/pytest -m consumers tests/worker/export
 
-compatibility: .venv/.installed-dev $(LABEL_STUDIO) $(OLDER_LABEL_STUDIOS:%=.venv-label-studio-%/.installed) chromium ## try every tested version of Label Studio, by API and in a browser: about 20 minutes
+compatibility: .venv/.installed-dev $(LABEL_STUDIO) $(OLDER_LABEL_STUDIOS:%=.venv-label-studio-%/.installed) chromium ## try every tested version of Label Studio, by API and in a browser: six minutes, and the installation
 	$(BIN)/pytest -v -m compatibility tests/compatibility
 
 check: .venv/.installed-dev ## check lint, format and types

@@ -16,6 +16,8 @@ The rule:
    distance from the object's seeds, of those with a seed in its connected part; a part without a seed belongs
    to the nearest object.
 6. If the phrase says how many objects there are, steps 3 and 4 join no more groups once so few are left.
+7. Who asks for several things rather sees several: if one group is left, the last two stay apart below an
+   affinity of RATHER_TWO.
 
 The objects are disjoint, and their union is the mask.
 """
@@ -52,6 +54,8 @@ SAME_PART = 0.15
 """Affinity from which two groups of seeds in one connected part are one object."""
 OTHER_PART = 0.5
 """The same, for groups without a common connected part."""
+RATHER_TWO = 0.3
+"""Affinity below which the last two groups are two objects."""
 PROTRUSION = 0.4
 """Greatest depth of a protrusion, as a fraction of the depth of its object."""
 MAX_LOGIT = 8.0
@@ -180,8 +184,21 @@ def group_seeds(
         scores: (N,) SAM's estimates of their IoU, 0..1.
         number: How many objects there are, if that is known.
     """
-    fewest = number or 1
-    affinity, weights = _affinities(seeds, mask_logits, scores)
+    affinities = _affinities(seeds, mask_logits, scores)
+    groups = _grouped(seeds, *affinities, number or 1)
+    if len(groups) == 1 and number is None:
+        two = _grouped(seeds, *affinities, 2)
+        if len(two) == 2:
+            affinity, weights = (float(sums[np.ix_(*two)].sum()) for sums in affinities)
+            return two if affinity < RATHER_TWO * weights else groups
+    return groups
+
+
+def _grouped(
+    seeds: Seeds, affinity: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], fewest: int
+) -> list[list[int]]:
+    """The seeds of each object, at least so many."""
+    affinity, weights = affinity.copy(), weights.copy()
     same_part = seeds.parts[:, None] == seeds.parts
     depths = seeds.depths.copy()
     groups = {number: [number] for number in range(len(depths))}

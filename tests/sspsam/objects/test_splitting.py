@@ -77,6 +77,14 @@ def test_each_object_is_an_instance(objects: list[BoolMask]) -> None:
     assert len(decoder.batches) <= 1
 
 
+@pytest.mark.parametrize(("common", "number", "found"), [(4, None, 2), (4, 1, 1), (10, None, 1)])
+def test_who_asks_for_several_things_rather_sees_two(common: int, number: int | None, found: int) -> None:
+    """Two halves of a mask, and masks of SAM that cover `common` columns of the other half, too."""
+    halves = [box(10, 20, 40 + common, 60), box(40 - common, 20, 70, 60)]
+    found_objects = split_mask(embedding_of(), LEFT | MIDDLE, SCORE, ObjectDecoder(halves), number)
+    assert len(found_objects) == found
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_objects_are_disjoint_and_their_union_is_the_mask(seed: int) -> None:
     """Also with specks, which SAM is not asked about, and with masks that do not follow the answer."""
