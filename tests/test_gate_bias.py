@@ -87,7 +87,7 @@ def test_each_half_of_the_rule_removes_a_bias(pairs: dict[str, list[Compared]]) 
 def test_phrases_without_an_answer_favour_neither_model() -> None:
     assert bias(hurried()[LABELS_ALONE]) < -0.05, "the shown model's failures are missing"
     assert abs(bias(hurried()[GATE])) < 0.03
-    assert not any(one.verdict.promote for one in hurried()[GATE])
+    assert not any(one.verdict.promote for one in hurried()[GATE] if one.true < MARGIN)
 
 
 def test_where_phrases_stay_unanswered_a_better_model_wins_and_a_worse_one_loses() -> None:
