@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
@@ -15,10 +16,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
 from rq import Queue
 from rq.exceptions import NoSuchJobError
+from rq.executions import Execution
 from rq.job import Job, Retry
 from rq.serializers import JSONSerializer
 
 logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Attempts to delete a job whose executions end meanwhile."""
 
 EVENTS = "events"
 """Short jobs: collect an annotation, decide about a fine-tune."""
@@ -203,6 +208,26 @@ class ServiceJob(Job):
                 pipeline.hgetall(job.key)
             stored = pipeline.execute()
         return [job if job._is_restored(fields) else None for job, fields in zip(found, stored, strict=True)]
+
+    def delete(self, *args: Any, **options: Any) -> None:
+        """Deletes the job, also while an execution of it ends.
+
+        RQ reads all executions that the job's registry lists, and raises a ValueError if one is gone by then,
+        or has expired.
+        """
+        for _ in range(TRIES):
+            with suppress(ValueError):
+                super().delete(*args, **options)
+                return
+            self._forget_ended_executions()
+        super().delete(*args, **options)
+
+    def _forget_ended_executions(self) -> None:
+        registry = self.execution_registry
+        for execution_id in registry.get_execution_ids():
+            key = Execution(execution_id, self.id, connection=self.connection).key
+            if not self.connection.exists(key):
+                self.connection.zrem(registry.key, execution_id)
 
     def _is_restored(self, fields: Mapping[bytes, bytes]) -> bool:
         try:
