@@ -190,9 +190,9 @@ class Assistant:
                 caller,
                 outcome.no_match,
             )
-            outcome.regions = with_colours(outcome.regions, shown, len(config.colours))
+            outcome.regions = with_colours(outcome.regions, shown, len(config.colours), task.annotator)
             leftover = self._leftover(project, task, draft, outcome, config)
-            outcome.leftover = with_colours(leftover, shown, len(config.colours))
+            outcome.leftover = with_colours(leftover, shown, len(config.colours), task.annotator)
         self._metrics.phrases.labels("denied").inc(len(box.denied))
         self._note(project, task, outcome)
         answer = write_answer(outcome, box, prompt, context, config)
@@ -342,7 +342,7 @@ class Assistant:
             else:
                 regions = regions_of(referent, project, task.task_id, texts, shown, together)
                 outcome.regions += [as_held(region, config) for region in regions]
-        outcome.regions = with_colours(outcome.regions, shown, len(config.colours))
+        outcome.regions = with_colours(outcome.regions, shown, len(config.colours), task.annotator)
         return outcome
 
     def _note(self, project: str, task: Task, outcome: Outcome) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from backend.labelstudio.predictions import ProposedRegion, colour_by_id
@@ -11,19 +11,22 @@ from backend.state.displayed_masks import DisplayedMask
 
 
 def with_colours(
-    regions: Iterable[ProposedRegion], shown: Sequence[DisplayedMask], count: int
+    regions: Iterable[ProposedRegion], shown: Iterable[DisplayedMask], count: int, annotator: str = ""
 ) -> list[ProposedRegion]:
     """Gives each region without a colour the one it was displayed in; a new region gets the first of those
-    that the task's masks have least often.
+    that the annotator's masks have least often. Masks of other annotators, who are to stay unknown, do not
+    count.
 
     Args:
         regions: New answers.
         shown: Masks displayed on the task.
         count: Number of the form's colours.
+        annotator: Label Studio's user ID; empty if unknown, as for predictions, which all annotators see.
     """
     colours = {
         mask.region_id: (colour_by_id(mask.region_id) if mask.colour is None else mask.colour) % count
         for mask in shown
+        if mask.annotator in ("", annotator)
     }
     used = Counter(colours.values())
     coloured = []

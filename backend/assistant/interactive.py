@@ -266,7 +266,8 @@ class Refiner:
             target = work.target
             region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
             if work.is_new or any(mask.region_id == target.region_id for mask in shown):
-                [region] = with_colours([region], [*shown, *displayed], len(form.config.colours))
+                seen, count = [*shown, *displayed], len(form.config.colours)
+                [region] = with_colours([region], seen, count, form.annotator)
             held = as_held(region, form.config)
             gone = emptied(held, form.former_parts(work, held, texts))
             for written in (held, *gone):

@@ -53,6 +53,17 @@ def test_a_mask_of_an_earlier_release_keeps_the_colour_of_its_id() -> None:
     assert region.colour == colour_by_id("a") % COUNT
 
 
+def test_colours_tell_nothing_of_another_annotator(client: FlaskClient) -> None:
+    anna, bert = Annotator(client, 7), Annotator(client, 8)
+    for annotator in (anna, bert):
+        annotator.save()
+
+    first = tags(anna.ask(prompt("the red square")))
+    other = tags(bert.ask(prompt("the blue square")))
+
+    assert set(first.values()) == set(other.values()) == {"mask"}
+
+
 def test_a_form_with_one_colour() -> None:
     assert [region.colour for region in with_colours(proposed("a", "b"), [], 1)] == [0, 0]
 
