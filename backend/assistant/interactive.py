@@ -265,6 +265,7 @@ class Refiner:
             assert work.mask is not None
             target = work.target
             region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
+            # A region that was never displayed, such as one drawn by hand, has the colour of its ID.
             if work.is_new or any(mask.region_id == target.region_id for mask in shown):
                 seen, count = [*shown, *displayed], len(form.config.colours)
                 [region] = with_colours([region], seen, count, form.annotator)

@@ -197,7 +197,14 @@ def group_seeds(
 def _grouped(
     seeds: Seeds, affinity: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], fewest: int
 ) -> list[list[int]]:
-    """The seeds of each object, at least so many."""
+    """Joins groups of seeds by affinity; returns the seeds of each group.
+
+    Args:
+        seeds: N points.
+        affinity: (N, N) sums of weighted affinities.
+        weights: (N, N) sums of their weights.
+        fewest: Joining stops at this number of groups.
+    """
     affinity, weights = affinity.copy(), weights.copy()
     same_part = seeds.parts[:, None] == seeds.parts
     depths = seeds.depths.copy()
