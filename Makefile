@@ -14,7 +14,7 @@ OLDER_LABEL_STUDIOS := 1.13.1 1.16.0 1.20.0
 CHROMIUM_PACKAGES := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit slow integration consumers compatibility containers check format e2e newest lowest screenshot bench alternatives gpu-check reproduce lock audit sbom chromium clean
+.PHONY: help install demo test unit attacks slow integration consumers compatibility containers check format e2e newest lowest screenshot bench alternatives gpu-check reproduce lock audit sbom chromium clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,21 +26,23 @@ demo: ## run everything here, with Label Studio; MODEL=photographs; DEMO="--back
 	@$(BIN)/sspsam demo $(if $(MODEL),--model $(MODEL)) $(DEMO)
 
 # The tests' models are tiny: a second thread only waits for the first.
-test unit slow integration consumers compatibility newest lowest: export OMP_NUM_THREADS = 1
+test unit attacks slow integration consumers compatibility newest lowest: export OMP_NUM_THREADS = 1
 # Tests start hundreds of interpreters, each of which would compile our modules again.
-test unit slow integration consumers compatibility newest lowest: export PYTHONDONTWRITEBYTECODE =
-# Unit tests on all cores; one process more where many tests wait for the processes that they started. Tests that
-# share a Label Studio run in one process.
-test slow integration: PYTEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST_WORKERS ?= auto
+test unit attacks slow integration consumers compatibility newest lowest: export PYTHONDONTWRITEBYTECODE =
+# One process more than cores, since many tests wait for what they started. Tests that share a Label Studio run in
+# one process.
+PYTEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST_PARALLEL = pytest -n $(PYTEST_WORKERS) --dist loadgroup --ignore tests/e2e --ignore tests/containers --ignore tests/compatibility
 UNIT := not slow and not integration and not consumers and not e2e and not containers
 
 test: .venv/.installed-dev $(LABEL_STUDIO) ## run all tests except those with a browser or containers
 	$(BIN)/$(PYTEST_PARALLEL) -m "not consumers and not e2e and not containers"
 
-unit: .venv/.installed-dev ## run the unit tests: three minutes on two cores, without network or downloads
-	$(BIN)/$(PYTEST_PARALLEL) -m "$(UNIT)"
+unit: .venv/.installed-dev ## run the unit tests: a minute and a half on two cores, without network or downloads
+	$(BIN)/$(PYTEST_PARALLEL) --ignore tests/attacks -m "$(UNIT)"
+
+attacks: .venv/.installed-dev ## try hostile input on every part: images, files, forms, requests, jobs; a minute
+	$(BIN)/$(PYTEST_PARALLEL) -m "$(UNIT)" tests/attacks
 
 slow: .venv/.installed-dev ## run the slow tests (learning, several processes, large files): a few minutes
 	$(BIN)/$(PYTEST_PARALLEL) -m slow
@@ -69,9 +71,10 @@ e2e: .venv/.installed-dev $(LABEL_STUDIO) chromium ## run the browser tests, whi
 containers: .venv/.installed-dev ## build the image and test the life of an installation; needs a Docker engine
 	$(BIN)/pytest -x -v -s -m containers
 
-newest lowest: .venv-supply ## run the unit tests and a phrase with the newest, or the lowest, allowed versions
+newest lowest: .venv-supply ## run the tests of the code and a phrase with the newest, or the lowest, allowed versions
 	$(SUPPLY)/python tools/other_versions.py $@ --uv $(SUPPLY)/uv --python $(PYTHON)
 	.venv-$@/bin/$(PYTEST_PARALLEL) $(WARNINGS) -m "$(UNIT)"
+	.venv-$@/bin/$(PYTEST_PARALLEL) $(WARNINGS) -m slow tests/sspsam/checkpoints
 	.venv-$@/bin/pytest $(WARNINGS) tests/integration/test_backend_process.py -k request_under_way
 # Other versions emit deprecation warnings.
 newest lowest: WARNINGS := -W default

@@ -28,7 +28,10 @@ from tests.sspsam.published_files import (
     without,
 )
 
-pytestmark = pytest.mark.xdist_group("convert")  # the module's fixtures are made once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("convert"),  # the module's fixtures are made once
+]
 
 
 @pytest.fixture(scope="module")

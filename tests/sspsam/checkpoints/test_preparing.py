@@ -50,7 +50,10 @@ from tests.sspsam.published_files import (
     without,
 )
 
-pytestmark = pytest.mark.xdist_group("preparing")  # the module's fixtures are made once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("preparing"),  # the module's fixtures are made once
+]
 
 ENOUGH = Machine(10**12, 10**12, 0)
 ON_HUB = f"/{HUB_REPOSITORY}/resolve/main/tiny.pth"

@@ -29,7 +29,10 @@ from worker.finetuning.runs import Run, run_folder
 from worker.finetuning.training import perform
 from worker.services import Services
 
-pytestmark = pytest.mark.xdist_group("measuring")  # the module's fixtures are made once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("measuring"),  # the module's fixtures are made once
+]
 
 HELD_OUT = "stickers/train?count=3&phrases=2"
 BASE = "stickers/val?count=2&phrases=3"

@@ -26,6 +26,8 @@ from worker.projects.prelabel import PhraseSource
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
+pytestmark = pytest.mark.slow
+
 PROJECT, SERVING = 5, "ssp-sam-test-0001"
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)
 CAT = PhraseSource("phrases", ("a cat",))

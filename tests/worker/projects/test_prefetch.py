@@ -24,6 +24,8 @@ from worker.projects.chunks import ChunkProgress, ChunkReport
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
+pytestmark = pytest.mark.slow
+
 UInt8Image = npt.NDArray[np.uint8]
 PROJECT = 5
 

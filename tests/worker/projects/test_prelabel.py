@@ -22,6 +22,8 @@ from worker.projects.prelabel import POST_BATCH, PhraseSource, check_source, run
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
 
+pytestmark = pytest.mark.slow
+
 UInt8Image = npt.NDArray[np.uint8]
 PROJECT, BASE = 5, "ssp-sam-test-base"
 CONFIG = LabelingConfig.parse(RECOMMENDED_CONFIG)

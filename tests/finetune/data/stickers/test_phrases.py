@@ -80,6 +80,7 @@ def counted(family: str, pattern: str, at_least: int) -> list[tuple[Scene, Scene
     return found
 
 
+@pytest.mark.slow
 def test_nouns_name_the_only_one():
     for scene, phrase, match in counted("noun", "{W}", 300):
         assert named(scene, match["word"]) == list(phrase.targets)
@@ -168,6 +169,7 @@ def test_the_nearest_is_nearest():
         assert (nearest,) == phrase.targets
 
 
+@pytest.mark.slow
 def test_colours_are_those_of_the_pixels():
     vivid = {"red": (-15, 15), "yellow": (42, 65), "green": (75, 165), "blue": (185, 252)}
     checked = 0
