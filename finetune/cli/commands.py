@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.cli.calibration import app as calibration_app
 from finetune.cli.reproduction import app as reproduction_app
 from finetune.cli.reproduction import evaluate_with_progress
 from finetune.cli.scenes import app as data_app
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 app.registered_commands += [*reproduction_app.registered_commands]
 app.registered_commands += [*data_app.registered_commands, *training_app.registered_commands]
+app.registered_commands += [*calibration_app.registered_commands]
 
 
 @app.command()

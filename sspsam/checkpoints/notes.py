@@ -46,9 +46,9 @@ class WeightsNotes:
     words: tuple[str, ...] = ()
     """The other words in it."""
     certainty_of_mask: Calibration | None = None
-    """Of presence x predicted IoU x stability, for answers with a mask."""
+    """Of `raw_certainty`, for answers with a mask."""
     certainty_of_nothing: Calibration | None = None
-    """Of 1 - presence, for answers without a mask."""
+    """The same for answers without a mask."""
 
     @cached_property
     def known_words(self) -> KnownWords | None:
@@ -62,7 +62,12 @@ class WeightsNotes:
         calibration = self.certainty_of_nothing if no_target else self.certainty_of_mask
         if calibration is None or presence is None:
             return None
-        return calibration(1 - presence if no_target else presence * score * stability)
+        return calibration(raw_certainty(presence, score, stability, no_target))
+
+
+def raw_certainty(presence: float, score: float, stability: float, no_target: bool) -> float:
+    """What a calibration maps: how certain an answer is by the networks' own account, 0..1."""
+    return 1 - presence if no_target else presence * score * stability
 
 
 NO_NOTES = WeightsNotes()
