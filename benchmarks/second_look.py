@@ -36,6 +36,7 @@ PHRASES = 8
 LARGE_HW = (3000, 4000)
 SMALL_OBJECTS = (0.02, 0.1)
 ORDINARY = (0.05, 0.35)
+MOST_TIMES = 2.5
 BOUNDARY = 0.02
 """Width of the boundary, as a fraction of the mask's box's longer side."""
 ABSENT = "none"
@@ -85,13 +86,13 @@ class CountingPredictor(Predictor):
 
 def of_phrases(predictor: CountingPredictor, data: StickerDataset, number: int) -> Iterator[Row]:
     """Each phrase of a scene, first look and all looks; times of new and of repeated phrases."""
+    plain = Predictor.from_preset(PRESET, device="cpu")
     scene, phrases = data.scene(number)
-    embedding = predictor.embed(scene.image)
+    embedding, again = predictor.embed(scene.image), plain.embed(scene.image)
     for phrase in phrases:
         truth = scene.mask_of(phrase.targets)
+        first_s, first = _timed(partial(plain.predict, again, [phrase.phrase]))
         ask = partial(predictor.predict, embedding, [phrase.phrase])
-        ask()  # the phrase is in the cache of all
-        first_s, first = _timed(ask)
         before = predictor.passes
         new_s, found = _timed(partial(ask, image=scene.image))
         looks = predictor.passes - before
@@ -220,8 +221,10 @@ def main() -> None:
         )
         for name, sizes in (("close-ups", CLOSE_UP_RANGE), ("ordinary", ORDINARY))
     }
-    seconds = np.array([row["seconds"] for row in phrases if row["looks"]])
-    ratios = np.median(seconds / seconds[:, :1], axis=0) if len(seconds) else np.ones(3)
+    seconds = np.array([row["seconds"] for row in phrases])
+    looked = seconds[[row["looks"] > 0 for row in phrases]]
+    ratios = np.median(looked / looked[:, :1], axis=0) if len(looked) else np.ones(3)
+    overall = seconds[:, 1].sum() / seconds[:, 0].sum()
     looks = np.mean([row["looks"] for row in phrases])
     tiles = np.mean([row["looks"] for row in large])
     write_section(
@@ -229,9 +232,10 @@ def main() -> None:
         "Masks of `ssp-sam-demo` before and after further looks (`SECOND_LOOK=auto`), in percent.",
         f"{options.scenes} validation scenes of the core nouns, seed 0:",
         phrase_table(phrases),
-        f"A phrase needs {looks:.2f} further encoder passes on average, one for each object looked at. Of "
-        f"those that need any, the time on an embedded image is {ratios[1]:.1f} times that of the first look "
-        f"alone, and {ratios[2]:.1f} times once the views are in the cache (medians).",
+        f"A phrase needs {looks:.2f} further encoder passes on average, one for each object looked at. New "
+        f"phrases on an embedded image take {overall:.1f} times as long as with the first look alone "
+        f"(target: at most {MOST_TIMES}). Those that need further passes take {ratios[1]:.1f} times as long, "
+        f"and {ratios[2]:.1f} times when asked again (medians).",
         f"{options.large} pictures of 4000 x 3000 px with objects of 2 to 10 % of the short side "
         f"({tiles:.1f} further encoder passes per phrase, of which the tiles are shared by all phrases):",
         phrase_table(large),
