@@ -194,12 +194,24 @@ def load_preset(settings: Settings) -> SwappablePredictor:
     the predictor may use all cores: request threads need one each.
     """
     from sspsam import Predictor
+    from sspsam.runtime.bfloat16 import is_bfloat16_faster
     from sspsam.runtime.cores import limit_torch_threads
     from sspsam.runtime.product_speeds import use_faster_products
 
     predictor = Predictor.from_preset(
-        settings.preset, settings.device, settings.weights, settings.image_precision, settings.second_look
+        settings.preset,
+        settings.device,
+        settings.weights,
+        settings.image_precision,
+        settings.second_look,
+        settings.phrase_precision,
     )
+    if "bfloat16" in (settings.image_precision, settings.phrase_precision) and not is_bfloat16_faster(
+        predictor.device
+    ):
+        logger.warning(
+            "this device is slower in bfloat16 than in float32: unset IMAGE_PRECISION, PHRASE_PRECISION"
+        )
     if settings.tune_process:
         if predictor.device.type == "cpu":
             use_faster_products(settings.model_dir)

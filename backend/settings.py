@@ -117,6 +117,8 @@ class Settings(BaseSettings):
     """A SAM image encoder that replaces the preset's, such as `mobile`."""
     image_precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of SAM's image encoder."""
+    phrase_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of everything that answers phrases and clicks on an embedded image."""
     second_look: Literal["auto", "off", "always"] = "auto"
     """When objects are encoded again by themselves, for sharper masks, and large pictures in tiles: see
     `sspsam.looks`.

@@ -18,6 +18,7 @@ from sspsam.modeling.sam import SAMDecoder
 from sspsam.modeling.two_way import ProjectedImage
 from sspsam.reading.reader import NOT_READ, PhraseReader, Reading
 from sspsam.results import Decoded, Question
+from sspsam.runtime.bfloat16 import Precision, check_precision, computing_in
 from sspsam.runtime.cores import Cores
 from sspsam.runtime.out_of_memory import in_halves
 
@@ -39,10 +40,17 @@ class QuestionDecoder:
         device: Of the models.
         cores: For models on the CPU.
         reader: Of typed phrases.
+        precision: Of all networks that run here.
+
+    Raises:
+        ValueError: unknown precision.
     """
 
-    def __init__(self, device: torch.device, cores: Cores, reader: PhraseReader) -> None:
-        self._device, self._cores, self.reader = device, cores, reader
+    def __init__(
+        self, device: torch.device, cores: Cores, reader: PhraseReader, precision: Precision = "float32"
+    ) -> None:
+        check_precision(precision)
+        self._device, self._cores, self.reader, self._precision = device, cores, reader, precision
         self._cache = FeatureCache(self._share)
 
     def read(self, phrase: str, model: SSPSAM) -> Reading:
@@ -76,10 +84,11 @@ class QuestionDecoder:
         phrases = [(model, reading.asked) for (model, _), reading in zip(asked, readings, strict=True)]
         has_phrases = any(phrase for _, phrase in phrases)
         encoded = self._cache.encode_phrases(phrases) if has_phrases else [None] * len(phrases)
-        rows = [
-            (model, question, phrase, self._cache.project(model, question.embedding.image_embedding))
-            for (model, question), phrase in zip(asked, encoded, strict=True)
-        ]
+        with computing_in(self._precision, self._device):
+            rows = [
+                (model, question, phrase, self._cache.project(model, question.embedding.image_embedding))
+                for (model, question), phrase in zip(asked, encoded, strict=True)
+            ]
         answers = self._share(self._answer, rows)
         return [replace(answer, reading=read) for answer, read in zip(answers, readings, strict=True)]
 
@@ -89,7 +98,12 @@ class QuestionDecoder:
         """Answers for the rows of a batch: distributed over cores on a CPU; on a GPU in one pass, or in
         several if its memory does not suffice.
         """
-        return in_halves(answer, rows) if self._device.type != "cpu" else self._cores.map(answer, rows)
+
+        def compute(some: Sequence[_Item]) -> Sequence[_Answer]:
+            with computing_in(self._precision, self._device):  # each thread has a precision of its own
+                return answer(some)
+
+        return in_halves(compute, rows) if self._device.type != "cpu" else self._cores.map(compute, rows)
 
     @torch.inference_mode()
     def _answer(self, rows: Sequence[_Row]) -> list[Decoded]:
@@ -119,7 +133,7 @@ class QuestionDecoder:
         scores = iou_predictions.clamp(0, 1).tolist()
         grids = mask_logits[:, 0].float().cpu()
         nothing = [None] * len(questions)
-        boxes_cxcywh = nothing if boxes is None else list(boxes.cpu())
+        boxes_cxcywh = nothing if boxes is None else list(boxes.float().cpu())
         presences = nothing if beliefs is None else beliefs.float().sigmoid().tolist()
         answers = zip(questions, grids, scores, boxes_cxcywh, presences, strict=True)
         return [Decoded(*answer) for answer in answers]

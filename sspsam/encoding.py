@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from sspsam.images.views import Window, view_to_sam
 from sspsam.modeling.model import SSPSAM
 from sspsam.presets import IMAGE_ENCODERS
 from sspsam.results import ImageEmbedding
+from sspsam.runtime.bfloat16 import Precision, check_precision, computing_in
 from sspsam.runtime.cores import Cores
 from sspsam.runtime.out_of_memory import in_halves
-
-ImagePrecision = Literal["float32", "bfloat16"]
-"""Precision of SAM's image encoder; bfloat16 is faster on supporting hardware, and less exact."""
 
 VIEWS_TOGETHER = 4
 """Number of views of an image that are encoded at a time."""
@@ -57,10 +55,9 @@ class ImageEncoding:
         image_encoder: nn.Module,
         device: torch.device,
         cores: Cores,
-        precision: ImagePrecision,
+        precision: Precision,
     ) -> None:
-        if precision not in get_args(ImagePrecision):
-            raise ValueError(f"unknown precision {precision!r}, expected float32 or bfloat16")
+        check_precision(precision)
         self._model, self._image_encoder = model, image_encoder
         self._device, self._cores, self._precision = device, cores, precision
         self._sam_side = IMAGE_ENCODERS[model.preset.image_encoder].image_size
@@ -125,8 +122,7 @@ class ImageEncoding:
     @torch.inference_mode()
     def _run_sam(self, sam_images: Tensor) -> Tensor:
         """SAM's image embeddings, (B, C, h, w)."""
-        in_bfloat16 = self._precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=in_bfloat16):
+        with computing_in(self._precision, self._device):
             image_embeddings: Tensor = self._image_encoder(sam_images.to(self._device, non_blocking=True))
         return image_embeddings.float()
 

@@ -19,7 +19,7 @@ from sspsam.checkpoints.load import CheckpointError, load_trainable, trainable_s
 from sspsam.checkpoints.notes import NO_NOTES, WeightsNotes, read_notes
 from sspsam.checkpoints.variants import variant_of
 from sspsam.decoding import QuestionDecoder
-from sspsam.encoding import ImageEncoding, ImagePrecision, PreparedImage
+from sspsam.encoding import ImageEncoding, PreparedImage
 from sspsam.images import frames
 from sspsam.images.frames import ClipFrame, UInt8Image
 from sspsam.images.masks import mask_to_box_xyxy
@@ -35,6 +35,7 @@ from sspsam.phrases import tokenize
 from sspsam.presets import IMAGE_ENCODERS, base_preset, get_preset
 from sspsam.reading.reader import PhraseReader, Reading
 from sspsam.results import Decoded, ImageEmbedding, Instance, Question, Referent, is_no_target, stability_of
+from sspsam.runtime.bfloat16 import Precision
 from sspsam.runtime.cores import Cores
 
 TEST_SEED = 0
@@ -55,9 +56,10 @@ class Predictor:
         image_encoder: nn.Module,
         preset: str,
         device: str = "auto",
-        image_precision: ImagePrecision = "float32",
+        image_precision: Precision = "float32",
         second_look: SecondLook = "auto",
         notes: WeightsNotes = NO_NOTES,
+        phrase_precision: Precision = "float32",
     ) -> None:
         if second_look not in get_args(SecondLook):
             raise ValueError(f"second_look is {second_look!r}, expected auto, off or always")
@@ -70,7 +72,7 @@ class Predictor:
         self.notes = notes
         cores = Cores()
         self._encoding = ImageEncoding(self.model, self.image_encoder, self.device, cores, image_precision)
-        self._decoder = QuestionDecoder(self.device, cores, PhraseReader(notes.known_words))
+        self._decoder = QuestionDecoder(self.device, cores, PhraseReader(notes.known_words), phrase_precision)
         self._views = ViewCache()
         image_encoder_config = IMAGE_ENCODERS[model.preset.image_encoder]
         self.look_rules = LookRules(
@@ -86,8 +88,9 @@ class Predictor:
         name: str,
         device: str = "auto",
         weights: Path | None = None,
-        image_precision: ImagePrecision = "float32",
+        image_precision: Precision = "float32",
         second_look: SecondLook = "auto",
+        phrase_precision: Precision = "float32",
     ) -> Predictor:
         """Loads a preset with its weights.
 
@@ -98,6 +101,7 @@ class Predictor:
                 weights.
             image_precision: precision of SAM's image encoder; its embeddings are float32 in any case.
             second_look: When masks are sharpened: see `sspsam.looks.second_look`.
+            phrase_precision: precision of everything that answers phrases and clicks on an embedded image.
 
         Raises:
             ValueError: unknown preset or precision.
@@ -106,7 +110,8 @@ class Predictor:
         preset = get_preset(name)
         path = weights or packaged_weights(name)
         if path is not None:
-            return cls(*load_bundle(name, path), name, device, image_precision, second_look, read_notes(path))
+            loaded, notes = load_bundle(name, path), read_notes(path)
+            return cls(*loaded, name, device, image_precision, second_look, notes, phrase_precision)
         if base_preset(name) != "ssp-sam-test":
             raise CheckpointError(
                 f"the package contains no weights for {name}: give a converted file (sspsam weights convert)"
@@ -114,7 +119,9 @@ class Predictor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEST_SEED)
             model, image_encoder = build_model(name), build_image_encoder(preset.image_encoder)
-        return cls(model, image_encoder, name, device, image_precision, second_look)
+        return cls(
+            model, image_encoder, name, device, image_precision, second_look, NO_NOTES, phrase_precision
+        )
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
         """Loads fine-tuned tensors. Image embeddings stay valid.

@@ -62,7 +62,11 @@ def try_phrases(
         sam_encoder = None
     settings = Settings(sam_encoder=sam_encoder or "", host="127.0.0.1", port=port)
     predictor = Predictor.from_preset(
-        settings.preset, settings.device, settings.weights, settings.image_precision
+        settings.preset,
+        settings.device,
+        settings.weights,
+        settings.image_precision,
+        phrase_precision=settings.phrase_precision,
     )
     echo(f"Open http://127.0.0.1:{port}/ - Ctrl-C stops it.")
     waitress.serve(create_trial(settings, predictor), host="127.0.0.1", port=port, threads=2, ident=None)

@@ -1,16 +1,35 @@
-"""Whether a device multiplies matrices faster in bfloat16 than in float32."""
+"""Matrix products in bfloat16: computing in it, and whether a device is faster in it than in float32."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
+
+Precision = Literal["float32", "bfloat16"]
+"""Of matrix products; bfloat16 is faster on devices that have it, and less exact."""
 
 SIDE = 384
 """Of the measured matrices: as wide as the layers of a small model, and measured in milliseconds."""
 ROUNDS = 3
 """Products in each precision; the fastest counts."""
+
+
+def check_precision(precision: str) -> None:
+    """Refuses unknown ones.
+
+    Raises:
+        ValueError: neither float32 nor bfloat16.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}, expected float32 or bfloat16")
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """Context in which the matrix products of this thread are computed in a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @torch.inference_mode()

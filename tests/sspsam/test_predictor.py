@@ -291,6 +291,32 @@ def test_the_image_encoder_may_compute_in_bfloat16(image: UInt8Image) -> None:
         sspsam.Predictor.from_preset("ssp-sam-test", "cpu", image_precision="int4")
 
 
+def test_phrases_and_clicks_may_be_answered_in_bfloat16(image: UInt8Image) -> None:
+    exact, fast = (
+        sspsam.Predictor.from_preset("ssp-sam-test", "cpu", phrase_precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    embedding = exact.embed(image)
+    assert torch.equal(fast.embed(image).image_embedding, embedding.image_embedding)
+    questions = [
+        *(
+            Question(embedding, phrase)
+            for phrase in ("the red square", "the dog", "the man in red on the left")
+        ),
+        Question(embedding, "", [[10, 12, 1]]),
+        Question(embedding, "the dog", [[10, 12, 1], [3, 4, 0]], [1, 2, 30, 30]),
+    ]
+    for expected, found in zip(exact.decode(questions), fast.decode(questions), strict=True):
+        assert found.mask_logits.dtype == torch.float32
+        assert not torch.equal(found.mask_logits, expected.mask_logits)
+        torch.testing.assert_close(found.mask_logits, expected.mask_logits, atol=0.1, rtol=0.1)
+        assert found.score == pytest.approx(expected.score, abs=0.05)
+        if expected.box_cxcywh is not None:
+            torch.testing.assert_close(found.box_cxcywh, expected.box_cxcywh, atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="unknown precision 'int4', expected float32 or bfloat16"):
+        sspsam.Predictor.from_preset("ssp-sam-test", "cpu", phrase_precision="int4")  # type: ignore[arg-type]
+
+
 def test_a_phrase_is_tokenised_once(
     predictor: sspsam.Predictor, image: UInt8Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
