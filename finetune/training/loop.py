@@ -7,7 +7,8 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finetune.training.config import Precision, TrainConfig
 from finetune.training.curves import Curves, open_curves
@@ -166,7 +168,7 @@ class TrainingLoop:
         """Evaluates the validation set and keeps the weights if they are the best so far."""
         assert isinstance(self.stage, PartedStage)
         torch.manual_seed(self.config.seed)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._computing():
             terms = self.stage.validate(-(-self.config.batch_size // self.parts))
         means = self.processes.mean(torch.stack(list(terms.values()))).tolist()  # all processes must agree
         figures = dict(zip(terms, means, strict=True))
@@ -227,7 +229,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part in range(self.parts):
-            with self._autocast():
+            with self._computing():
                 terms = self._part(part)
             self.scaler.scale(terms[TOTAL] / self.parts).backward()  # type: ignore[no-untyped-call]  # torch has none
             for name, term in terms.items():
@@ -239,8 +241,17 @@ class TrainingLoop:
             return self.stage.loss(self.step, part, self.parts)
         return self.stage.loss(self.step)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The precision of the run, and attention whose gradient is fast on the device."""
+        in_half = self._precision is not torch.float32
+        with ExitStack() as settings:
+            settings.enter_context(torch.autocast(self.device.type, self._precision, enabled=in_half))
+            if self.device.type == "cpu":
+                # The backward pass of PyTorch's fused attention for CPUs is not made of matrix products, and
+                # takes half of a step's time.
+                settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     def save(self) -> None:
         """Writes the checkpoint atomically.

@@ -105,6 +105,15 @@ def test_the_precision_may_be_chosen_by_what_is_faster(
     assert computed == {dtype}
 
 
+def test_steps_on_a_cpu_do_without_the_attention_whose_gradient_is_slow(tmp_path: Path) -> None:
+    loop = loop_for(config_for(tmp_path, steps=1))
+    with torch.profiler.profile() as profile:
+        loop.run()
+    ran = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_attention_math" in ran
+    assert not any("flash" in name for name in ran)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("settings", [WINDOWS, STREAM, BOXES], ids=["windows", "stream", "boxes"])
