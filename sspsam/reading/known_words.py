@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +19,7 @@ SHORTEST = 4
 """Letters of the shortest word that is mended by one letter."""
 LONG = 8
 """Letters of the shortest word that is mended by two letters."""
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]*[A-Za-z]")
+_WORD = re.compile(r"[^\W\d_](?:(?:[^\W\d_]|['-])*[^\W\d_])?")
 _ENDINGS = ("'s", "s'", "es", "s")
 _INFLECTIONS = ("'s", "es", "s", "ing", "ed", "er", "y")
 _HEAD_END = re.compile(
@@ -126,18 +127,19 @@ class KnownWords:
         return Spelling(asked if not left_out else " ".join(asked.split()), tuple(changes), unknown)
 
     def _words(self, text: str, learned: frozenset[int]) -> list[_Read]:
-        matches = list(_WORD.finditer(text))
+        matches = list(_WORD.finditer(_with_letters_for_marks(text)))
         words: list[_Read] = []
         looked_up = 0
         for place, match in enumerate(matches):
             if words and match.start() < words[-1].stop:
                 continue  # the second of a pair
-            word, stop = match[0].lower(), match.end()
+            word, stop = text[match.start() : match.end()].lower(), match.end()
             read: str | None = word
             if not self._is_known(word, learned):
                 following = matches[place + 1] if place + 1 < len(matches) else None
-                if following is not None and self._is_pair(text, match, following):
-                    stop, read = following.end(), word + following[0].lower()
+                joined = None if following is None else self._joined_pair(text, match, following)
+                if following is not None and joined is not None:
+                    stop, read = following.end(), joined
                 else:
                     looked_up += 1
                     read = self._mended(word) if looked_up <= MAX_LOOKED_UP else None
@@ -163,20 +165,26 @@ class KnownWords:
         return None
 
     def _is_known(self, word: str, learned: frozenset[int]) -> bool:
-        if len(word) < 3 or word in self.words:
+        if (len(word) < 3 and word.isascii()) or word in self.words:
             return True
         if any(word.endswith(ending) and word.removesuffix(ending) in self.words for ending in _ENDINGS):
             return True
         tokens = set(token_ids(word)) if learned else set()
         return bool(tokens & learned) and tokens <= learned | self._tokens
 
-    def _is_pair(self, text: str, first: re.Match[str], second: re.Match[str]) -> bool:
-        """Whether two words are one that is known: "lap top"."""
-        return text[first.end() : second.start()] == " " and (first[0] + second[0]).lower() in self.words
+    def _joined_pair(self, text: str, first: re.Match[str], second: re.Match[str]) -> str | None:
+        """Two words as one, if that is known: "lap top"."""
+        before, between, after = (
+            text[first.start() : first.end()],
+            text[first.end() : second.start()],
+            text[second.start() : second.end()],
+        )
+        joined = (before + after).lower()
+        return joined if between == " " and joined in self.words else None
 
     def _mended(self, word: str) -> str | None:
         """The known word, or name, for one that is not known."""
-        compact = word.replace("-", "")
+        compact = _without_accents(word).replace("-", "")
         if compact in self.words:
             return compact
         if compact in self._joined:
@@ -191,6 +199,16 @@ class KnownWords:
         if not near or (len(near) > 1 and near[1][1] == near[0][1]):
             return None
         return str(near[0][0])
+
+
+def _with_letters_for_marks(text: str) -> str:
+    """The text with a letter in place of each combining mark, which to `re` is the end of a word."""
+    return "".join("m" if unicodedata.category(sign).startswith("M") else sign for sign in text)
+
+
+def _without_accents(word: str) -> str:
+    signs = unicodedata.normalize("NFKD", word)
+    return "".join(sign for sign in signs if not unicodedata.combining(sign))
 
 
 def _is_noise(word: str) -> bool:

@@ -39,6 +39,7 @@ KNOWN = KnownWords(
         ("hotdog", "hot dog"),
         ("hot-dog", "hot dog"),
         ("peech", "peach"),
+        ("the scissörs", "the scissors"),
     ],
 )
 def test_typing_errors_are_mended(typed: str, asked: str) -> None:
@@ -107,6 +108,11 @@ def test_unknown_words_that_choose_between_things_stay(typed: str) -> None:
         ("the dog next to the koala", ()),
         ("the red dog", ()),
         ("something", ()),
+        ("¿dónde está el perro?", ("dónde", "está", "perro")),
+        ("собака слева", ("собака", "слева")),
+        ("左边的狗", ("左边的狗",)),
+        ("狗", ("狗",)),
+        ("कुत्ता", ("कुत्ता",)),
     ],
 )
 def test_an_unknown_subject_is_named(typed: str, unknown: tuple[str, ...]) -> None:
@@ -114,8 +120,9 @@ def test_an_unknown_subject_is_named(typed: str, unknown: tuple[str, ...]) -> No
 
 
 def test_words_that_a_fine_tune_learned_are_known() -> None:
-    learned = frozenset(token_ids("koala"))
+    learned = frozenset([*token_ids("koala"), *token_ids("狗")])
     assert KNOWN.read("the koala", learned).unknown == ()
+    assert KNOWN.read("狗", learned).unknown == ()
     assert KNOWN.read("the marmoset", learned).unknown == ("marmoset",)
 
 
@@ -131,6 +138,7 @@ def test_the_work_is_bounded() -> None:
         "scisorz" * 140,
         "a-" * 500,
         "x " * 500,
+        "狗 " * 500,
     ]
     started = time.perf_counter()
     for text in hostile:
