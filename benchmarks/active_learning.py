@@ -174,8 +174,9 @@ def teach_directly(settings: Settings, store: VersionStore, labels: Labels) -> T
         numbered = enumerate(scenes, start=1)
         records = [as_record(number, scene, settings, labels) for number, scene in numbered]
         sides = assign_sides({}, {record.image_sha256 for record in records}, ())
-        run = prepare_run(settings.model_dir, store, Line(store.line_of(1), (1,)), records, sides)
-        return judge_candidate(store, perform(run, store, settings))
+        line = Line(store.line_of(1), (1,))
+        run = prepare_run(settings.model_dir, store, line, records, sides)
+        return judge_candidate(store, perform(run, store, settings), line)
 
     return teach
 

@@ -352,7 +352,7 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
             reason = f"the fine-tune failed ({reason_of(error)}); see the worker's log"
             note_decision(services.redis, line, "fine-tune", Decision(False, reason))
             raise
-    card = judge_candidate(store, card)
+    card = judge_candidate(store, card, services.line(line.projects[0]))
     return {"version": card.version_id, "status": card.status, "reason": card.reason}
 
 

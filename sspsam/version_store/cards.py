@@ -41,6 +41,10 @@ class VersionStateError(VersionError):
     """The operation is not possible in the store's state."""
 
 
+class OutpacedError(VersionStateError):
+    """The serving version was changed in the meantime."""
+
+
 class UnreachableStoreError(VersionError):
     """The storage of versions failed."""
 

@@ -128,6 +128,8 @@ class StoreState:
     """Line -> the projects that share it."""
     retired: frozenset[str] = frozenset()
     """Lines whose projects were deleted: nothing of them is needed any more."""
+    former: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shared line -> deleted projects, which come back to it if they exist after all."""
     model_lines: ModelLines = "project"
     """Setting MODEL_LINES of the reader; not stored."""
 
@@ -188,7 +190,12 @@ class StoreState:
     def to_json(self) -> str:
         """The default line's fields are at the top level, as in stores from before there were lines."""
         lines = {name: asdict(line) for name, line in self.lines.items()}
-        others = {"lines": lines, "groups": self.groups, "retired": sorted(self.retired)}
+        others = {
+            "lines": lines,
+            "groups": self.groups,
+            "retired": sorted(self.retired),
+            "former": self.former,
+        }
         return json.dumps({**asdict(self.default), **others}, indent=2)
 
     @classmethod
@@ -202,11 +209,12 @@ class StoreState:
             values: dict[str, Any] = json.loads(text)
             default = LineState.parse(values)
             lines = {str(name): LineState.parse(line) for name, line in values.get("lines", {}).items()}
-            groups = {
-                str(name): tuple(int(project) for project in projects)
-                for name, projects in values.get("groups", {}).items()
-            }
+            groups, former = (_members(values.get(name, {})) for name in ("groups", "former"))
             retired = frozenset(str(name) for name in values.get("retired", ()))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise DamagedVersionError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-        return cls(default, lines, groups, retired, model_lines)
+        return cls(default, lines, groups, retired, former, model_lines)
+
+
+def _members(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {str(name): tuple(int(project) for project in projects) for name, projects in values.items()}

@@ -75,7 +75,7 @@ def _latest(cards: Sequence[VersionCard], keep_latest: int) -> dict[str, str]:
     by_line: dict[str, list[str]] = {}
     for card in cards:
         by_line.setdefault(card.line, []).append(card.version_id)
-    latest = (version_ids[len(version_ids) - keep_latest :] for version_ids in by_line.values())
+    latest = (version_ids[max(0, len(version_ids) - keep_latest) :] for version_ids in by_line.values())
     return {version_id: "among the latest" for version_ids in latest for version_id in version_ids}
 
 

@@ -86,7 +86,8 @@ def share(store: VersionStore, projects: Collection[int], name: str = "", source
 
     def shared(now: StoreState) -> StoreState:
         groups = {**now.groups, name: _checked_members(now, members, name)}
-        return replace(now, groups=groups, retired=now.retired - {name})
+        former = {line: gone for line, gone in now.former.items() if line != name or name in now.groups}
+        return replace(now, groups=groups, retired=now.retired - {name}, former=former)
 
     store.change_state(shared)
     return name
@@ -120,16 +121,18 @@ def retire(store: VersionStore, project: int) -> None:
     def retired(state: StoreState) -> StoreState:
         after = _without(state, project)
         gone = {line_of_project(project), *(state.groups.keys() - after.groups.keys())}
-        return replace(after, retired=state.retired | gone)
+        former = dict(state.former)
+        if (shared := state.line_of(project)) in state.groups:
+            former[shared] = tuple(sorted({*former.get(shared, ()), project}))
+        return replace(after, retired=state.retired | gone, former=former)
 
     store.change_state(retired)
 
 
 def restore(store: VersionStore, project: int) -> None:
-    """Keeps the line of a project after all."""
-    line = line_of_project(project)
-    if line in store.state().retired:
-        store.change_state(lambda state: replace(state, retired=state.retired - {line}))
+    """Keeps the line of a project after all, and its place among those that share one."""
+    if line_of_project(project) in store.state().retired:
+        store.change_state(partial(_with, project=project))
 
 
 def _checked_members(state: StoreState, projects: Collection[int], name: str) -> tuple[int, ...]:
@@ -152,6 +155,22 @@ def _checked_members(state: StoreState, projects: Collection[int], name: str) ->
 def _first_with_own(state: StoreState, projects: Collection[int]) -> str:
     lines = [line_of_project(project) for project in projects]
     return next((line for line in lines if state.stored_line(line).version_id), lines[0])
+
+
+def _with(state: StoreState, project: int) -> StoreState:
+    """Takes back that a project was deleted."""
+    after = replace(state, retired=state.retired - {line_of_project(project)})
+    shared = next((name for name, projects in state.former.items() if project in projects), None)
+    if shared is None:
+        return after
+    members = tuple(sorted({*state.groups.get(shared, ()), project}))
+    others = tuple(member for member in state.former[shared] if member != project)
+    return replace(
+        after,
+        groups={**state.groups, shared: members},
+        former={**state.former, shared: others},
+        retired=after.retired - {shared},
+    )
 
 
 def _without(state: StoreState, project: int) -> StoreState:

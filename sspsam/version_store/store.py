@@ -27,6 +27,7 @@ from sspsam.version_store.cards import (
     WEIGHTS,
     DamagedVersionError,
     ForeignVersionError,
+    OutpacedError,
     Status,
     UnknownVersionError,
     UnreachableStoreError,
@@ -57,6 +58,7 @@ __all__ = [
     "DamagedVersionError",
     "ForeignVersionError",
     "HistoryEntry",
+    "OutpacedError",
     "Status",
     "UnknownVersionError",
     "UnreachableStoreError",
@@ -262,7 +264,11 @@ class VersionStore:
         return paths[WEIGHTS]
 
     def promote(
-        self, version_id: str, reason: str = "promoted by hand", line: str | None = None
+        self,
+        version_id: str,
+        reason: str = "promoted by hand",
+        line: str | None = None,
+        instead_of: str | None = None,
     ) -> VersionCard:
         """Promotes a version to serve a line.
 
@@ -270,10 +276,12 @@ class VersionStore:
             version_id: A version of the line, one that belongs to no line, or the base.
             reason: Stored with the version.
             line: Default: the line that the version belongs to.
+            instead_of: The version that has to serve the line until now; None: any.
 
         Raises:
             UnknownVersionError, DamagedVersionError, ForeignVersionError: it cannot serve; nothing changes.
             VersionStateError: it belongs to another line.
+            OutpacedError: another than `instead_of` serves the line; nothing changes.
         """
         card = self.get(version_id)
         line = card.line if line is None else line
@@ -288,6 +296,8 @@ class VersionStore:
         def promote(state: LineState) -> LineState:
             if version_id != self.base_version:
                 self._require_known(version_id)  # it may have been removed since
+            if instead_of not in (None, state.version_id):
+                raise OutpacedError(f"{state.version_id} serves in place of {instead_of}")
             return self._judged(state.promote(version_id), version_id, "promoted", reason)
 
         self._change(line, promote)

@@ -175,7 +175,7 @@ def prepare_run(
 def why_outdated(run: Run, line: Line, serving: str) -> str:
     """Why a run must not be performed any more; empty if it may be."""
     if run.base_version != serving:
-        return f"{serving} has been promoted since this was decided"
+        return f"{serving} serves {line.described} since this was decided"
     if run.line != line.name or not set(run.projects) <= set(line.projects):
         return f"the line {line.name} serves {line.described} since this was decided"
     return ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from backend.settings import Settings
 from finetune.data.records import RefRecord, read_records, write_records
 from sspsam import VersionStore
-from sspsam.version_store.store import VersionCard
+from sspsam.version_store.store import OutpacedError, VersionCard
 from worker.finetuning.before_after import write_before_after
 from worker.finetuning.composition import (
     MAX_ABSENT_SHARE,
@@ -34,10 +34,13 @@ from worker.finetuning.runs import (
     TRAIN_FILE,
     UNANSWERED_FILE,
     Run,
+    base_of,
     find_version,
     run_folder,
+    run_of,
+    why_outdated,
 )
-from worker.lines import named_projects
+from worker.lines import Line, named_projects
 
 if TYPE_CHECKING:
     from finetune.training.config import TrainConfig
@@ -90,14 +93,23 @@ def perform(
     return _publish(run, store, settings, config, trained, measured, base)
 
 
-def judge_candidate(store: VersionStore, card: VersionCard) -> VersionCard:
-    """Promotes or rejects a candidate by the metrics on its card; a judged version is unchanged."""
+def judge_candidate(store: VersionStore, card: VersionCard, line: Line) -> VersionCard:
+    """Promotes or rejects a candidate by the metrics on its card; a judged version is unchanged.
+
+    It was compared with the version that served when the run was decided. If another serves the line by now,
+    promoted or rolled back to by a person, or if the line serves other projects, it is rejected.
+    """
     if card.status != "candidate":
         return card
-    verdict = verdict_of(card.metrics)
-    logger.info("%s: %s", card.version_id, verdict.reason)
-    decide = store.promote if verdict.promote else store.reject
-    return decide(card.version_id, verdict.reason)
+    verdict, serving, run = verdict_of(card.metrics), store.current(line.name), run_of(store, card)
+    outdated = why_outdated(run, line, base_of(store, line)) if run else ""
+    logger.info("%s: %s", card.version_id, outdated or verdict.reason)
+    if outdated or not verdict.promote:
+        return store.reject(card.version_id, outdated or verdict.reason)
+    try:
+        return store.promote(card.version_id, verdict.reason, instead_of=serving)
+    except OutpacedError:
+        return judge_candidate(store, card, line)
 
 
 def _require_openable(data: str | None, variable: str) -> None:

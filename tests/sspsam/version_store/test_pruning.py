@@ -55,6 +55,13 @@ def test_what_serves_what_it_can_go_back_to_and_the_latest_stay(store: VersionSt
     assert plan_pruning(store, keep_latest=1).removed.keys() == {ids[1], ids[3]}
 
 
+@pytest.mark.parametrize("keep_latest", range(8))
+def test_as_many_of_the_latest_stay_as_there_are(store: VersionStore, keep_latest: int) -> None:
+    ids = publish(store, 4, line="project-7")
+    reject_all(store, ids)
+    assert list(plan_pruning(store, keep_latest).removed) == ids[: max(0, 4 - keep_latest)]
+
+
 def test_what_was_rolled_back_can_go_but_the_base_serves(store: VersionStore) -> None:
     [version_id] = publish(store, 1)
     store.promote(version_id)

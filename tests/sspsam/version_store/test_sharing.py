@@ -138,6 +138,32 @@ def test_a_project_that_was_not_deleted_after_all_keeps_its_versions(store: Vers
     assert (plan_pruning(store).removed, store.current(SEVEN)) == ({}, mine)
 
 
+def test_projects_that_were_not_deleted_after_all_share_their_line_again(store: VersionStore) -> None:
+    learn(store, THREE)
+    learn(store, share(store, [3, 7, 9], "bats"), 2.0)
+    version = learn(store, "bats", 3.0)
+    for project in (3, 7, 9):
+        retire(store, project)
+    assert version in plan_pruning(store).removed
+    for project in (7, 3):
+        restore(store, project)
+        assert store.line_of(project) == "bats"
+        assert store.current(store.line_of(project)) == version
+    assert (store.state().groups, store.state().former) == ({"bats": (3, 7)}, {"bats": (9,)})
+    assert version not in plan_pruning(store).removed
+    restore(store, 3)
+    assert store.state().groups == {"bats": (3, 7)}, "once is enough"
+
+
+def test_a_deleted_project_does_not_come_back_to_a_line_that_others_have_begun(store: VersionStore) -> None:
+    share(store, [3, 7], "bats")
+    retire(store, 3)
+    retire(store, 7)
+    share(store, [11, 12], "bats")
+    restore(store, 3)
+    assert (store.line_of(3), store.state().groups) == (THREE, {"bats": (11, 12)})
+
+
 def test_a_shared_line_ends_with_its_last_project(store: VersionStore) -> None:
     version = learn(store, share(store, [3, 7], "bats"))
     retire(store, 3)

@@ -8,6 +8,7 @@ import logging
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from worker.finetuning.runs import (
     run_id_for,
     run_of,
 )
-from worker.finetuning.training import RunError, keep_usable, perform
+from worker.finetuning.training import RunError, judge_candidate, keep_usable, perform
 from worker.lines import Line, Side, load_split, merge_splits, save_split
 from worker.services import Services
 
@@ -279,6 +280,45 @@ def test_a_run_for_a_version_that_no_longer_serves_is_dropped(services: Services
     assert isinstance(result, dict)
     assert result["status"] == "outdated"
     assert len(services.store.list()) == 2
+
+
+def test_a_candidate_does_not_undo_what_a_person_did_while_it_was_trained(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = services.store
+    first = store.publish({"w": torch.ones(1)}, VersionCard(line=LINE.name), {})
+    store.promote(first.version_id)
+    run = prepare(services)
+
+    def perform_slowly(*_: object) -> VersionCard:
+        store.rollback(line=LINE.name)
+        return publish_candidate(services, run, 0.6)
+
+    monkeypatch.setattr(jobs, "perform", perform_slowly)
+    result = jobs.finetune(PROJECT, run.run_id)
+    assert isinstance(result, dict)
+    assert result["status"] == "rejected"
+    assert result["reason"] == "ssp-sam-test-base serves project 8 since this was decided"
+    assert store.current(LINE.name) == store.base_version
+
+
+def test_a_promotion_between_a_verdict_and_its_effect_counts(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = services.store
+    card = publish_candidate(services, prepare(services), 0.6)
+    other = store.publish({"w": torch.ones(1)}, VersionCard(line=LINE.name), {})
+    promote = store.promote
+
+    def promote_late(version_id: str, *arguments: Any, **options: Any) -> VersionCard:
+        monkeypatch.setattr(store, "promote", promote)
+        promote(other.version_id)
+        return promote(version_id, *arguments, **options)
+
+    monkeypatch.setattr(store, "promote", promote_late)
+    judged = judge_candidate(store, card, LINE)
+    assert (judged.status, store.current(LINE.name)) == ("rejected", other.version_id)
+    assert other.version_id in judged.reason
 
 
 def test_a_version_tells_what_it_was_made_of(services: Services) -> None:
