@@ -257,10 +257,14 @@ def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def regions_by_id(annotation: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Returns the results of each region by its ID, in the order of their first result."""
+    """Returns the results of each region by its ID, in the order of their first result.
+
+    Imported results may have none: each is a region of its own.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in _results(annotation):
-        groups.setdefault(str(result.get("id")), []).append(result)
+    for place, result in enumerate(_results(annotation)):
+        region_id = result.get("id")
+        groups.setdefault(f"result-{place}" if region_id is None else str(region_id), []).append(result)
     return groups
 
 

@@ -49,4 +49,6 @@ def group_parts(
     for (object_id, _), places in groups.items():
         ordered = sorted(places, key=lambda place: region_ids[place] != object_id)
         first = region_ids[ordered[0]]
-        yield (first if object_id in taken else object_id), tuple(ordered)
+        name = first if object_id in taken else object_id
+        taken.add(name)
+        yield name, tuple(ordered)

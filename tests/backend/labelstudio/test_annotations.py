@@ -128,6 +128,17 @@ def test_pairing_is_by_id_not_by_order(order: int) -> None:
     assert {region.region_id: region.phrase for region in content.regions} == {"a": "one", "b": "two"}
 
 
+def test_imported_results_without_an_id_are_regions_of_their_own() -> None:
+    masks = [mask_of(0, 0, 5, 30), mask_of(8, 8, 20, 30), mask_of(6, 0, 7, 9)]
+    results = as_saved([result for mask in masks for result in proposed("a", "the bar", mask)[:1]])
+    for result in results:
+        del result["id"]
+    regions = read_annotation({"result": results}, CONFIG).regions
+    assert len({region.region_id for region in regions}) == 3
+    for region, mask in zip(regions, masks, strict=True):
+        np.testing.assert_array_equal(region.mask, mask)
+
+
 def test_a_mask_drawn_by_hand_has_a_phrase_or_none() -> None:
     drawn = {
         "id": "WR_laGtqWv",
