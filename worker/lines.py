@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sspsam import VersionStore
 from sspsam.files import replace_text
-from sspsam.version_store.lines import line_key
-from sspsam.version_store.sharing import adopt
+from sspsam.version_store import sharing
+from sspsam.version_store.lines import line_key, line_of_project
 from sspsam.version_store.store import VersionCard
 from worker.records import records_folder
 
@@ -129,9 +129,37 @@ def adopt_version(store: VersionStore, model_dir: Path, line: str, other: str) -
 
     Raises:
         VersionError: as `sspsam.version_store.sharing.adopt`.
+        DamagedSplitError: see there; as the functions below.
     """
     continue_split(model_dir, line, [other])
-    return adopt(store, line, other)
+    return sharing.adopt(store, line, other)
+
+
+def share_line(
+    store: VersionStore, model_dir: Path, projects: Collection[int], name: str = "", source: str | None = None
+) -> str:
+    """Makes projects share a line, which continues the splits of all whose labels it may have learned.
+
+    The split comes first: a fine-tune may be decided as soon as the line is shared.
+
+    Raises:
+        VersionStateError: as `sspsam.version_store.sharing.share`.
+    """
+    line = sharing.checked_name(store.state(), projects, name)
+    others = [line_of_project(project) for project in projects]
+    continue_split(model_dir, line, others if source is None else [*others, source])
+    return sharing.share(store, projects, line, source)
+
+
+def unshare_line(store: VersionStore, model_dir: Path, projects: Collection[int]) -> None:
+    """Makes projects leave the lines that they share; each continues the split as well.
+
+    Raises:
+        VersionStateError: as `sspsam.version_store.sharing.unshare`.
+    """
+    for project in projects:
+        continue_split(model_dir, line_of_project(project), [store.line_of(project)])
+    sharing.unshare(store, projects)
 
 
 def merge_splits(splits: Iterable[Split]) -> dict[str, Side]:

@@ -20,11 +20,13 @@ from backend.errors import BackendError
 from backend.settings import Settings
 from backend.shared_redis import announce_version
 from sspsam.files import replacing
+from sspsam.version_store.sharing import ADOPTED
 from sspsam.version_store.store import VersionError
 from worker.export.reader import ProjectReader
 from worker.export.splits import parse_split
 from worker.export.writing import Format, Target, export_to_stream, write_export
 from worker.jobs import JobResult, Number, checked
+from worker.lines import DamagedSplitError
 from worker.lines import adopt_version as adopt
 from worker.projects.prelabel import PhraseSource
 from worker.projects.starting import start_prefetch, start_prelabel, start_rank
@@ -113,10 +115,10 @@ def adopt_version(project_id: Number, source_id: Number) -> JobResult:
     line, other = store.line_of(project_id), store.line_of(source_id)
     try:
         card = adopt(store, services.settings.model_dir, line, other)
-    except VersionError as error:
+    except (VersionError, DamagedSplitError) as error:
         return {"problem": str(error)}
     announce_version(services.redis, line, store.current(line))
-    return {"version": card.version_id, "parent": card.parent}
+    return {"version": card.version_id, "parent": card.data.get(ADOPTED, "")}
 
 
 def _progress_noter(total: int) -> Callable[[], None]:

@@ -151,7 +151,13 @@ def _outcome(function: str, result: Mapping[str, Any]) -> tuple[str, list[str], 
         )
         return text, _names(result.get("problems"))[:PROBLEMS_SHOWN], str(result.get("file") or "")
     if function == ADOPT:
-        return f"{result.get('version')}, a copy of {result.get('parent')}, serves this project", [], ""
+        version, original = result.get("version"), result.get("parent")
+        how = (
+            f", a copy of {original}, serves this project"
+            if original
+            else (" serves this project, as it serves the other, which has no version of its own")
+        )
+        return f"{version}{how}", [], ""
     return str(result.get("reason") or "done"), [], ""
 
 

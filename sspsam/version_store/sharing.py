@@ -15,7 +15,9 @@ from sspsam.version_store.store import VersionStore
 
 ADOPTED = "adopted"
 """Field of `VersionCard.data`: the version of another line that this one is a copy of."""
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}[a-z0-9]")
+MOST_LETTERS = 64
+"""Of the name of a line."""
+_NAME = re.compile(rf"[a-z][a-z0-9-]{{0,{MOST_LETTERS - 2}}}[a-z0-9]")
 
 
 def group_name(projects: Collection[int]) -> str:
@@ -79,7 +81,8 @@ def share(store: VersionStore, projects: Collection[int], name: str = "", source
         VersionStateError: all projects share one already, the name is not possible, there are fewer than two
             projects, or one of them shares another line.
     """
-    state, name = store.state(), name or group_name(projects)
+    state = store.state()
+    name = checked_name(state, projects, name)
     members = _checked_members(state, projects, name)
     if name not in state.groups:
         adopt(store, name, _first_with_own(state, projects) if source is None else source)
@@ -91,6 +94,19 @@ def share(store: VersionStore, projects: Collection[int], name: str = "", source
 
     store.change_state(shared)
     return name
+
+
+def checked_name(state: StoreState, projects: Collection[int], name: str = "") -> str:
+    """The name of the line that projects are to share.
+
+    Raises:
+        VersionStateError: as `share`.
+    """
+    line = name or group_name(projects)
+    if not name and len(line) > MOST_LETTERS:
+        raise VersionStateError(f"{line} is too long for the name of a line: choose one with --name")
+    _checked_members(state, projects, line)
+    return line
 
 
 def unshare(store: VersionStore, projects: Collection[int]) -> None:

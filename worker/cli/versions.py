@@ -14,7 +14,7 @@ import typer
 from sspsam.cli.commands import DataDirOption
 from sspsam.cli.output import echo
 from sspsam.printable import printable
-from sspsam.version_store.lines import line_of_project
+from sspsam.version_store.lines import MOST_DIGITS, SHARED_LINE, line_of_project, project_of_line
 from sspsam.version_store.places import VERSIONS_URL_VARIABLE
 from sspsam.version_store.pruning import KEEP_LATEST, plan_pruning
 from sspsam.version_store.pruning import prune as remove_versions
@@ -113,7 +113,7 @@ def promote(
 ) -> None:
     """Make a version serve its line. Running backends swap to it without a restart."""
     opened = _open(data_dir, model_dir, preset, versions_url, weights)
-    line = opened.store.get(version).line if project is None else opened.store.line_of(project)
+    line = _line_of(opened.store, version) if project is None else opened.store.line_of(project)
     opened.store.promote(version, reason, line)
     _announce(opened, line)
 
@@ -148,13 +148,16 @@ def adopt(
     versions_url: VersionsUrl = None,
 ) -> None:
     """Start a project from the version that serves another. From then on, their lines are apart again."""
+    from sspsam.version_store.sharing import ADOPTED
     from worker.lines import adopt_version
 
     opened = _open(data_dir, model_dir, preset, versions_url, weights)
     line, other = opened.store.line_of(project), opened.store.line_of(source)
     card = adopt_version(opened.store, opened.model_dir, line, other)
-    if card.parent:
-        echo(f"{card.version_id} is a copy of {card.parent}")
+    if original := card.data.get(ADOPTED):
+        echo(f"{card.version_id} is a copy of {original}")
+    else:
+        echo(f"project {source} has no version of its own")
     _announce(opened, line)
 
 
@@ -179,13 +182,12 @@ def share(
     versions_url: VersionsUrl = None,
 ) -> None:
     """Let projects share a line of versions: it learns from the corrections of all of them."""
-    from sspsam.version_store.sharing import share as share_line
-    from worker.lines import continue_split
+    from worker.lines import share_line
 
     opened, numbers = _open(data_dir, model_dir, preset, versions_url, weights), _numbers(projects)
-    store, lines = opened.store, [line_of_project(number) for number in numbers]
-    line = share_line(store, numbers, name, None if source is None else store.line_of(source))
-    continue_split(opened.model_dir, line, lines)
+    store = opened.store
+    other = None if source is None else store.line_of(source)
+    line = share_line(store, opened.model_dir, numbers, name, other)
     echo(f"projects {', '.join(map(str, store.state().groups[line]))} share the line {line}")
     _announce(opened, line)
 
@@ -200,14 +202,11 @@ def unshare(
     versions_url: VersionsUrl = None,
 ) -> None:
     """Give projects lines of their own again; each goes on with a copy of the version that serves it."""
-    from sspsam.version_store.sharing import unshare as unshare_line
-    from worker.lines import continue_split
+    from worker.lines import unshare_line
 
     opened, numbers = _open(data_dir, model_dir, preset, versions_url, weights), _numbers(projects)
-    shared = {number: opened.store.line_of(number) for number in numbers}
-    unshare_line(opened.store, numbers)
-    for number, line in shared.items():
-        continue_split(opened.model_dir, line_of_project(number), [line])
+    unshare_line(opened.store, opened.model_dir, numbers)
+    for number in numbers:
         _announce(opened, line_of_project(number))
 
 
@@ -261,6 +260,18 @@ def served_lines(state: StoreState, version_id: str, line: str | None = None) ->
     return [*own, *(["default"] if state.default.version_id == version_id else [])]
 
 
+def _line_of(store: VersionStore, version_id: str) -> str:
+    """The line of a version, if it serves anybody."""
+    line, state = store.get(version_id).line, store.state()
+    project = project_of_line(line)
+    if project is not None and (serving := state.line_of(project)) != line:
+        way = "" if serving == SHARED_LINE else f": `sspsam versions unshare --projects {project}` first"
+        raise typer.BadParameter(
+            f"{version_id} belongs to {line}, but the line {serving} serves project {project}{way}"
+        )
+    return line
+
+
 def _only_line(state: StoreState) -> str:
     """The line to act on if no project is named."""
     from sspsam.version_store.store import VersionStateError
@@ -273,10 +284,10 @@ def _only_line(state: StoreState) -> str:
 
 def _numbers(projects: str) -> list[int]:
     """Parses numbers of projects with commas between them."""
-    try:
-        return [int(number) for number in projects.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"expected numbers such as 3,7, got {projects!r}") from error
+    numbers = [number.strip() for number in projects.split(",")]
+    if not all(number.isdecimal() and 0 < int(number) < 10**MOST_DIGITS for number in numbers):
+        raise typer.BadParameter(f"expected numbers of projects such as 3,7, got {projects!r}")
+    return [int(number) for number in numbers]
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,46 @@ def test_a_project_adopts_and_projects_share(store: VersionStore, tmp_path: Path
     assert load_split(tmp_path, "project-3") == {"a": "train", "b": "held-out"}
 
 
+def test_a_shared_line_holds_out_nothing_that_its_weights_were_trained_on(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    nine = learn(store, "project-9")
+    save_split(tmp_path, "project-9", {"a": "train"})
+    save_split(tmp_path, "project-3", {"a": "held-out"})
+    run("share", "--projects", "3,5", "--from", "9")
+    assert store.get(store.current(store.line_of(5))).parent == nine
+    assert load_split(tmp_path, "projects-3-5") == {"a": "train"}
+
+
+def test_a_version_of_a_line_that_serves_nobody_is_not_promoted(store: VersionStore) -> None:
+    three = learn(store, "project-3")
+    run("share", "--projects", "3,5")
+    refused = run("promote", three)
+    assert refused.exit_code != 0
+    assert untold(refused.output, "projects-3-5", "serves project 3", "unshare --projects 3") == []
+
+
+def test_adopting_from_a_project_without_a_version_says_so(store: VersionStore) -> None:
+    learn(store, "project-9")
+    output = run("adopt", "--project", "9", "--from", "777").output
+    assert untold(output, "project 777 has no version of its own", "ssp-sam-test-base serves project-9") == []
+
+
+@pytest.mark.parametrize("projects", ["0,-4", "3,", "3,x", "3,1.5", "3," + "9" * 30])
+def test_only_numbers_of_projects_share_a_line(store: VersionStore, projects: str) -> None:
+    refused = run("share", "--projects", projects)
+    assert refused.exit_code != 0
+    assert "numbers of projects such as 3,7" in refused.output
+
+
+def test_many_projects_choose_the_name_of_their_line(store: VersionStore) -> None:
+    many = ",".join(str(number) for number in range(100, 120))
+    refused = run("share", "--projects", many)
+    assert refused.exit_code != 0
+    assert "--name" in str(refused.exception)
+    assert "share the line birds" in run("share", "--projects", many, "--name", "birds").output
+
+
 def test_show_prints_card_and_report(store: VersionStore) -> None:
     output = run("show", "ssp-sam-test-0001").output
     assert "parent: ssp-sam-test-base" in output
