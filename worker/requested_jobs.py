@@ -24,7 +24,7 @@ from sspsam.version_store.sharing import ADOPTED
 from sspsam.version_store.store import VersionError
 from worker.export.reader import ProjectReader
 from worker.export.splits import parse_split
-from worker.export.writing import Format, Target, export_to_stream, write_export
+from worker.export.writing import Format, Target, export_to_stream, remarks, write_export
 from worker.jobs import JobResult, Number, checked
 from worker.lines import DamagedSplitError
 from worker.lines import adopt_version as adopt
@@ -88,6 +88,7 @@ def export_project(project_id: Number, file_format: Format) -> JobResult:
             pictures=services.images,
             with_pictures=target.needs_pictures,
             split=target.split,
+            one_each=target.is_yolo,
         )
         note = _progress_noter(reader.task_count)
         with replacing(path) as staged, staged.open("wb") as stream:
@@ -103,7 +104,7 @@ def export_project(project_id: Number, file_format: Format) -> JobResult:
         "masks": summary.masks,
         "no_target": summary.no_target,
         "problem_count": summary.problem_count,
-        "problems": summary.problems[:SHOWN_PROBLEMS],
+        "problems": [*remarks(summary), *summary.problems][:SHOWN_PROBLEMS],
     }
 
 

@@ -13,7 +13,7 @@ import typer
 from sspsam.cli.commands import DataDirOption
 from sspsam.cli.output import echo
 from sspsam.printable import printable
-from worker.export.writing import FOLDER_FORMATS, Format, Target, export_to_stream, write_export
+from worker.export.writing import FOLDER_FORMATS, Format, Target, export_to_stream, remarks, write_export
 
 if TYPE_CHECKING:
     from backend.labelstudio.client import LabelStudioClient
@@ -81,7 +81,8 @@ def export(
     """Export a project's labels: exact masks, each with its phrase, and the phrases that were confirmed
     to be absent.
 
-    If several people annotated a task, each annotation is written; they are never merged. Labels are read
+    If several people annotated a task, each annotation is written; they are never merged. YOLO's layout has
+    one: the ground truth, else the latest. Labels are read
     from the Label Studio at LABEL_STUDIO_URL, with LABEL_STUDIO_API_KEY; else from that of the running
     `sspsam up` or `sspsam demo`.
     """
@@ -111,6 +112,7 @@ def export(
         pictures=services.images,
         with_pictures=target.needs_pictures,
         split=target.split,
+        one_each=target.is_yolo,
     )
     if out == STANDARD_OUTPUT:
         summary = export_to_stream(sys.stdout.buffer, target, reader, _run)
@@ -126,20 +128,8 @@ def _report(summary: Summary, target: Target) -> None:
         warn(printable(problem))
     if summary.problem_count > SHOWN_PROBLEMS:
         warn(f"and {summary.problem_count - SHOWN_PROBLEMS} more")
-    for reason, count in summary.left_out.most_common(SHOWN_PROBLEMS):
-        warn(printable(f"{count} {reason}"))
-    if summary.skipped:
-        warn(f"{summary.skipped} skipped annotations are left out")
-    if summary.several:
-        warn(
-            f"{summary.several} images have several annotations; each is written. Tell them apart by "
-            "`label_studio_annotation` and `completed_by`"
-        )
-    if summary.unconfirmed:
-        warn(
-            f"{summary.unconfirmed} phrases left in the prompt box are not exported: their absence is not "
-            "confirmed"
-        )
+    for remark in remarks(summary):
+        warn(printable(remark))
     counts = (
         f"masks: {summary.masks}, images: {summary.images}, phrases without a target: {summary.no_target}"
     )

@@ -128,11 +128,15 @@ def form_labels(xml: str, config: LabelingConfig) -> FormLabels:
     return FormLabels(labels, aliases, *tag_names, bare and not shared)
 
 
+SMART = {"smart": "true", "smartonly": "false"}
+"""The editor's attributes of tags whose regions are sent to the model, and their defaults."""
+
+
 def _is_tool(tag: Element, config: LabelingConfig) -> bool:
     """Whether a tag's regions are boxes for the model: `smartOnly`, or the smart box beside a brush."""
     is_box = config.box is not None and config.box.name == tag.get("name") and config.mask is not None
-    smart, only = (tag.get(name, "").strip().lower() == "true" for name in ("smart", "smartonly"))
-    return only or (smart and is_box)
+    smart, only = (tag.get(name, default).strip().lower() for name, default in SMART.items())
+    return only == "true" or (smart != "false" and is_box)
 
 
 def used_labels(summary: Mapping[str, Any], form: FormLabels) -> list[str]:

@@ -108,7 +108,8 @@ class PictureFolder:
 def _write_upright(source: Path, target: Path) -> None:
     try:
         with Image.open(source, formats=FORMATS) as picture:
-            file_format = picture.format
+            # Phones write a JPEG with further pictures in it as MPO; the first one is exported.
+            file_format = "JPEG" if picture.format == "MPO" else picture.format
             upright = ImageOps.exif_transpose(picture)
     except (UnidentifiedImageError, *_DAMAGED) as error:
         raise ImageFormatError(f"the image file is damaged: {error}") from error
@@ -116,4 +117,5 @@ def _write_upright(source: Path, target: Path) -> None:
         "JPEG": {"quality": JPEG_QUALITY, "subsampling": 0},
         "WEBP": {"lossless": True},
     }
-    upright.save(target, file_format, **options.get(file_format or "", {}))
+    profile = {} if (icc := picture.info.get("icc_profile")) is None else {"icc_profile": icc}
+    upright.save(target, file_format, **options.get(file_format or "", {}), **profile)

@@ -19,6 +19,7 @@ from backend.errors import BackendError, LabelStudioError, LabelStudioNotFound, 
 from backend.labelstudio.client import LabelStudioClient
 from backend.labelstudio.config import LabelingConfig
 from backend.state.skipped_items import reason_of
+from sspsam.images.frames import Hw
 from sspsam.images.image_io import IMAGE_MAX_PIXELS
 from worker.export.categories import Categories, FormLabels, form_labels, used_labels
 from worker.export.file_names import DEFAULT_EXTENSION, FileNames, extension_of, name_of
@@ -116,6 +117,8 @@ class Summary:
     """Phrases left in the prompt box: they are not labels and are not exported."""
     several: int = 0
     """Images with more than one annotation."""
+    unchosen: int = 0
+    """Annotations left out in favour of another of the same image."""
     skipped: int = 0
     """Skipped annotations: they are never exported."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -144,6 +147,7 @@ class ProjectReader:
         pictures: Source of the pictures' files.
         with_pictures: Fetch every picture; else only those whose address does not tell their format.
         split: Splits by picture; fetches every picture, because its content decides.
+        one_each: Take one annotation of a task: the ground truth, else the latest.
 
     Raises:
         LabelStudioUnavailable, LabelStudioUnauthorized, LabelStudioError: the project cannot be read.
@@ -162,6 +166,7 @@ class ProjectReader:
         pictures: PictureSource | None = None,
         with_pictures: bool = False,
         split: Split = WHOLE,
+        one_each: bool = False,
     ) -> None:
         try:
             self.project = client.project(project_id)
@@ -180,6 +185,7 @@ class ProjectReader:
         self._pictures = pictures
         self._with_pictures = with_pictures or split.by_content
         self._split = split
+        self._one_each = one_each
         self._file_names = FileNames()
 
     @property
@@ -209,6 +215,9 @@ class ProjectReader:
                 for entry in task.get("annotations") or []
                 if (found := self._chosen(number, entry)) is not None
             ]
+            if self._one_each and chosen:
+                self.summary.unchosen += len(chosen) - 1
+                chosen = [max(chosen, key=lambda pair: _rank(pair[0]))]
             return self._image(task, name, chosen) if chosen else None
         except (LabelStudioUnavailable, MemoryError):
             raise
@@ -248,7 +257,13 @@ class ProjectReader:
         address = str(value)
         picture = self._picture(task["id"], value, fetch=self._with_pictures or not extension_of(name))
         regions = [region for _, content in contents for region in content.regions]
-        hw = picture.hw if picture else regions[0].hw if regions else self._size_of(task["id"], value)
+        sizes = Counter(region.hw for region in regions)
+        if picture is not None:
+            hw: Hw | None = picture.hw
+        elif len(sizes) == 1:
+            hw = regions[0].hw
+        else:
+            hw = self._size_of(task["id"], value, sizes)
         if hw is None:
             return None
         name = name if extension_of(name) else f"{name}{picture.extension if picture else DEFAULT_EXTENSION}"
@@ -289,14 +304,23 @@ class ProjectReader:
         self.summary.masks += sum(len(content.regions) for _, content in contents)
         self.summary.no_target += sum(len(content.no_target_phrases) for _, content in contents)
 
-    def _size_of(self, task_id: int, value: object) -> tuple[int, int] | None:
+    def _size_of(self, task_id: int, value: object, sizes: Counter[Hw]) -> Hw | None:
+        """Size of a picture whose regions have several sizes, or none; if unreadable, the commonest."""
         try:
             return self._image_size(value, str(task_id))
         except BackendError as error:
+            if sizes:
+                return sizes.most_common(1)[0][0]
             self.summary.note(
                 f"task {task_id} is left out: it has no region, and its picture cannot be read: {error}"
             )
             return None
+
+
+def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:
+    """The higher, the rather an annotation stands for its task."""
+    saved = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+    return bool(annotation.get("ground_truth")), saved, int(annotation["id"])
 
 
 def _used_labels(client: LabelStudioClient, project_id: int, form: FormLabels) -> list[str]:
@@ -307,28 +331,6 @@ def _used_labels(client: LabelStudioClient, project_id: int, form: FormLabels) -
         raise
     except LabelStudioError:
         return []
-
-
-class SplitWriter:
-    """Writes each image with the writer of its split.
-
-    Args:
-        writers: Split -> its writer.
-    """
-
-    def __init__(self, writers: Mapping[str, Writer]) -> None:
-        self._writers = writers
-
-    def add(self, image: LabelledImage) -> None:
-        self._writers[image.split].add(image)
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-    def discard(self) -> None:
-        for writer in self._writers.values():
-            writer.discard()
 
 
 def export(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worker.export.splits import Split
 
 Format = Literal["coco", "coco-polygons", "refcoco", "png", "yolo", "yolo-detect"]
+SHOWN_REASONS = 20
 FOLDER_FORMATS = ("refcoco", "png", "yolo", "yolo-detect")
 
 
@@ -49,6 +50,8 @@ class Target:
         if self.images is None or not self.is_folder or self.file_format == "refcoco":
             return None
         images, out = self.images.resolve(), self.out.resolve()
+        if images == out:
+            raise ExportError(f"{out} is the folder of the export itself: --images {self.images}/images")
         return images.relative_to(out) if out in images.parents else None
 
     def part(self, split: str) -> Path:
@@ -79,6 +82,29 @@ def write_export(
         pictures = staging / target.images_inside
     folder = None if pictures is None else PictureFolder(pictures)
     return export(reader, writer, on_task, folder)
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a person has to know of an export, besides its problems."""
+    found = [f"{count} {reason}" for reason, count in summary.left_out.most_common(SHOWN_REASONS)]
+    if summary.skipped:
+        found.append(f"{summary.skipped} skipped annotations are left out")
+    if summary.several:
+        found.append(
+            f"{summary.several} images have several annotations; each is written. Tell them apart by "
+            "`label_studio_annotation` and `completed_by`"
+        )
+    if summary.unchosen:
+        found.append(
+            f"{summary.unchosen} annotations are left out, since their images have others: the ground truth "
+            "is written, else the latest"
+        )
+    if summary.unconfirmed:
+        found.append(
+            f"{summary.unconfirmed} phrases left in the prompt box are not exported: their absence is not "
+            "confirmed"
+        )
+    return found
 
 
 def export_to_stream(
@@ -113,7 +139,7 @@ def _writer(reader: ProjectReader, target: Target) -> tuple[Writer, Path | None]
     """The writer of a format, and the folder in which it prepares a new folder."""
     from worker.export.coco import CocoWriter, RefCocoWriter
     from worker.export.png import PngWriter
-    from worker.export.reader import SplitWriter
+    from worker.export.splits import SplitWriter
     from worker.export.yolo import YoloWriter
 
     split, out = target.split, target.out

@@ -52,6 +52,16 @@ BRUSH = '<BrushLabels name="mask" toName="image">{}</BrushLabels>'
             "</RectangleLabels>",
             {"dog": 1},
         ),
+        (
+            BRUSH.format('<Label value="dog"/>')
+            + '<RectangleLabels name="b" toName="image"><Label value="refine"/></RectangleLabels>',
+            {"dog": 1},
+        ),
+        (
+            BRUSH.format('<Label value="dog"/>')
+            + '<RectangleLabels name="b" toName="image" smart="false"><Label value="cat"/></RectangleLabels>',
+            {"dog": 1, "cat": 2},
+        ),
     ],
 )  # fmt: skip
 def test_labels_in_the_forms_order_with_their_own_ids(tags: str, expected: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import LabelStudioUnauthorized
+from backend.errors import ExportError, LabelStudioUnauthorized
 from tests.terminal import Terminal
 from tests.worker.export.exporting import PROJECT, Mask, command
 from tests.worker.label_studio_server import LabelStudioServer, absent, region
@@ -70,6 +70,33 @@ def test_the_command_chooses_and_says_that_annotators_are_not_merged(
     assert "several" not in one.stderr
     assert nobody.exit_code == 2
     assert "b@example.com" in nobody.output
+
+
+def test_yolo_gets_one_annotation_of_an_image(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path
+) -> None:
+    label_studio.save(1, 1, region("a", "the ring", mask), ground_truth=True)
+    label_studio.save(2, 1, region("b", "a ring", ~mask), updated_at="2026-11-30T12:00:00Z")
+    done = command("--format", "yolo", "--out", str(tmp_path / "labels"))
+    assert done.exit_code == 0, done.output
+    assert "masks: 1, images: 1" in done.stdout
+    assert "1 annotations are left out" in done.stderr
+    assert "completed_by" not in done.stderr
+    [labels] = [path for path in tmp_path.rglob("*.txt") if path.read_text()]
+    assert len(labels.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("file_format", ["png", "yolo", "yolo-detect"])
+def test_pictures_cannot_be_the_folder_of_the_export_itself(
+    services: Services, label_studio: LabelStudioServer, mask: Mask, tmp_path: Path, file_format: str
+) -> None:
+    label_studio.save(1, 1, region("a", "the ring", mask))
+    out = str(tmp_path / "labels")
+    done = command("--format", file_format, "--out", out, "--images", f"{out}/")
+    assert isinstance(done.exception, ExportError)
+    assert f"--images {out}/images" in str(done.exception)
+    assert not (tmp_path / "labels").exists()
+    assert command("--format", file_format, "--out", out, "--images", f"{out}/images").exit_code == 0
 
 
 @pytest.mark.slow

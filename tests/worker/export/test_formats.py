@@ -138,6 +138,23 @@ def test_a_region_on_another_size_than_its_picture_is_left_out(
     assert "region a is left out: it was drawn on 10 x 10 pixels, its picture has 48 x 64" in done.stderr
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_pictures_size_is_not_that_of_an_old_region(
+    sample: Sample, label_studio: LabelStudioServer, tmp_path: Path, pictures: bool
+) -> None:
+    new = np.zeros((48, 64), dtype=np.bool_)
+    new[3:9, 4:20] = True
+    regions = [
+        *region("old", "the cat", np.ones((10, 10), dtype=np.bool_)),
+        *region("new", "the dog", new),
+    ]
+    label_studio.save(1, 1, regions)
+    out = tmp_path / "labels.json"
+    done = command("--out", out, *(["--images", tmp_path / "images"] if pictures else []))
+    assert "region old is left out: it was drawn on 10 x 10 pixels, its picture has 48 x 64" in done.stderr
+    assert "new" in {annotation["region"] for annotation in json.loads(out.read_text())["annotations"]}
+
+
 def test_categories_are_the_same_in_every_export(
     sample: Sample, label_studio: LabelStudioServer, tmp_path: Path
 ) -> None:
