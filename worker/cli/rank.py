@@ -27,7 +27,7 @@ def rank(
     most, else the labels. Run it again after a promotion.
     """
     from backend.cli.instance_settings import service_settings
-    from worker.projects.batch_jobs import finish, watch
+    from worker.projects.batch_jobs import finish, result_of, watch
     from worker.projects.chunks import ChunkProgress
     from worker.projects.prelabel import PhraseSource
     from worker.projects.starting import start_rank
@@ -49,5 +49,10 @@ def rank(
         return
     progress = ChunkProgress(services.redis, batch.run)
     report, failures = watch(services.redis, batch.jobs, progress, batch.chunks, batch.tasks)
-    scored = report.tasks - len(report.problems)
-    finish(report, failures, f"tasks in order: {scored}, predictions posted: {report.posted}")
+    ordered = int(result_of(services.redis, batch.jobs[-1]).get("ordered") or 0)
+    finish(report, failures, f"tasks in order: {ordered}, predictions posted: {report.posted}")
+    if not ordered:
+        echo(
+            "None has a phrase, or another version was promoted meanwhile.", fg=typer.colors.YELLOW, err=True
+        )
+        raise typer.Exit(1)

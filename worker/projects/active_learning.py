@@ -39,7 +39,7 @@ from backend.serving.engine import Engine
 from backend.shared_redis import RANK_KEY
 from finetune.data.records import RefRecord
 from worker.projects.chunks import ChunkReport, each_task
-from worker.projects.prelabel import PhraseSource, answers
+from worker.projects.prelabel import PhraseSource, answers, prediction_of, with_masked
 
 RANK_TTL_S = 7 * 24 * 3600
 SAMPLING = "Uncertainty sampling"
@@ -166,6 +166,10 @@ class Ranker:
         phrases = self._source.phrases_of(task.data, config)
         if not phrases or task.annotations:
             return ChunkReport(skipped=1)
+        meant = self._source.meant_for(task.data)
+        before = prediction_of(task, self._assistant.version_of(str(self._project)))
+        if before is not None and meant:
+            phrases = with_masked(before, phrases, config)
         caller = Caller(f"task {task.task_id}", project=str(self._project))
         outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config, caller)
         if not outcome.certainties:
@@ -173,7 +177,6 @@ class Ranker:
             return report
         outcome.failed.clear()
         certainty = min(outcome.certainties.values())
-        meant = self._source.meant_for(task.data)
         if not meant:  # the phrases of other images only serve to score this one
             outcome.regions.clear()
             outcome.no_match.clear()
@@ -188,7 +191,11 @@ class Ranker:
         )
         if known is None:
             written = self._assistant.write_prediction(str(self._project), task, outcome, config)
-            known = self._client.create_prediction(int(task.task_id), **written)
+            if before is not None and before["model_version"] == outcome.version:
+                self._client.update_prediction(int(before["id"]), result=written["result"])
+                known = before
+            else:
+                known = self._client.create_prediction(int(task.task_id), **written)
             report.posted += 1
             report.masks += len(outcome.regions)
         else:

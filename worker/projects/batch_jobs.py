@@ -145,6 +145,18 @@ def watch(
     return report, [_reason(job) for job, state in finished if state != JobStatus.FINISHED]
 
 
+def result_of(redis: Redis, job_id: str) -> Mapping[str, Any]:
+    """What a job has returned; empty if it has not, or is gone."""
+    from rq.exceptions import NoSuchJobError
+
+    from backend.shared_redis import fetch_job
+
+    with suppress(NoSuchJobError):
+        result = fetch_job(job_id, redis).return_value()
+        return result if isinstance(result, dict) else {}
+    return {}
+
+
 def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
     """Prints the results and the problems; exits with 1 if there are problems."""
     problems = report.problems

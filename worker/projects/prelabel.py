@@ -170,12 +170,9 @@ class Prelabeler:
         nothing = self._nothing_found(task, version)
         if any(answers(prediction, phrases, version, config, nothing) for prediction in task.predictions):
             return ChunkReport(skipped=1), TaskAnswer(version)
-        before = next(
-            (prediction for prediction in task.predictions if prediction.get("model_version") == version),
-            None,
-        )
+        before = prediction_of(task, version)
         if before is not None:
-            phrases = list(prompt_text.distinct([*_masked_phrases(before, config), *phrases]).values())
+            phrases = with_masked(before, phrases, config)
         caller = Caller(f"task {task.task_id}", project=str(self._project))
         outcome = self._assistant.segment_phrases(str(self._project), task, phrases, config, caller)
         report = ChunkReport()
@@ -241,6 +238,16 @@ def check_source(source: PhraseSource, config: LabelingConfig) -> None:
         tokenize(phrases)
     except PhraseError as error:
         raise PrelabelError(str(error)) from error
+
+
+def prediction_of(task: Task, version: str) -> Mapping[str, Any] | None:
+    """The prediction of a version: Label Studio uses only one per version to start an annotation."""
+    return next((one for one in task.predictions if one.get("model_version") == version), None)
+
+
+def with_masked(prediction: Mapping[str, Any], phrases: Iterable[str], config: LabelingConfig) -> list[str]:
+    """Phrases, after those of a prediction's masks, which it is to keep."""
+    return list(prompt_text.distinct([*_masked_phrases(prediction, config), *phrases]).values())
 
 
 def answers(

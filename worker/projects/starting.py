@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import PrelabelError
 from backend.labelstudio.config import LabelingConfig
@@ -14,6 +14,10 @@ from worker.queueing.queues import prelabel_queue
 
 if TYPE_CHECKING:
     from worker.services import Services
+
+
+MOST_COLUMNS = 20
+"""Named in a message."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def start_prelabel(services: Services, project: int, source: PhraseSource) -> Ba
     """
     config = _config(services, project, "mask", "image")
     check_source(source, config)
-    task_ids = [int(task["id"]) for task in services.label_studio.task_list(project)]
+    task_ids = _ids(services.label_studio.task_list(project), source)
     run = run_name("prelabel", project, source)
     asked = {"project_id": project, "source": source.to_dict()}
     return _start(services, "worker.jobs.prelabel_chunk", run, task_ids, asked)
@@ -60,7 +64,7 @@ def start_rank(services: Services, project: int, source: PhraseSource | None = N
     if source is None:
         source = own_phrases(services.collection(project).records(), config)
     check_source(source, config)
-    task_ids = [int(task["id"]) for task in services.label_studio.unannotated_tasks(project)]
+    task_ids = _ids(services.label_studio.unannotated_tasks(project), source)
     run = run_name("rank", project, source)
     asked = {"project_id": project, "source": source.to_dict()}
     batch = _start(services, "worker.jobs.rank_chunk", run, task_ids, asked)
@@ -96,6 +100,22 @@ def _config(services: Services, project: int, *needed: str) -> LabelingConfig:
     config = LabelingConfig.parse(services.label_studio.project(project)["label_config"])
     config.require(*needed)
     return config
+
+
+def _ids(tasks: Iterable[Mapping[str, Any]], source: PhraseSource) -> list[int]:
+    """IDs of the tasks.
+
+    Raises:
+        PrelabelError: none of them has the column of the phrases.
+    """
+    found, columns = [], set[str]()
+    for task in tasks:
+        found.append(int(task["id"]))
+        columns.update(map(str, task.get("data") or {}))
+    if found and source.kind == "column" and source.column not in columns:
+        known = ", ".join(sorted(columns)[:MOST_COLUMNS])
+        raise PrelabelError(f"no task has the column {source.column!r}; there are: {known}")
+    return found
 
 
 def _start(

@@ -14,6 +14,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from typer.testing import CliRunner
 
+from backend.labelstudio.annotations import region_texts
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from sspsam import Predictor
 from sspsam.version_store.store import VersionCard
@@ -153,6 +154,25 @@ def test_phrases_of_other_images_only_score_a_task(
     assert services.redis_store.nothing_found(str(PROJECT), "1") == {}
     assert len(Scores(services.redis, "run").all()) == len(tasks)
     assert run(tasks, PhraseSource("own", ("a cat", "a dog")))["posted"] == 0
+
+
+def test_a_prelabelled_task_keeps_its_masks_in_one_prediction(
+    services: Services, label_studio: LabelStudioServer, tasks: list[int]
+) -> None:
+    jobs.prelabel_chunk(PROJECT, "run", "chunk", PhraseSource("phrases", ("a dog",)).to_dict(), [1])
+    (before,) = label_studio.predictions
+    report = run([1])
+    assert report["posted"] == 1
+    (after,) = label_studio.predictions
+    assert after["id"] == before["id"]
+    assert {phrase for phrase, _ in region_texts(after, CONFIG).values()} == {"a dog", "a cat"}
+    assert jobs.order_project(PROJECT, "run") == {"ordered": 1}
+
+
+def test_a_column_that_no_task_has_is_refused(services: Services, tasks: list[int]) -> None:
+    done = CliRunner().invoke(app, ["rank", "--project", str(PROJECT), "--from-column", "captoin"])
+    assert done.exit_code != 0
+    assert "no task has the column 'captoin'; there are: image" in str(done.exception)
 
 
 @pytest.mark.slow
