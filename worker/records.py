@@ -259,8 +259,13 @@ def _with_served(record: RefRecord, served: ServedMask) -> RefRecord:
     return replace(record, served_rle=dict(rle), served_version=served.version)
 
 
-def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
-    """Served masks from earlier records of an annotation, for use after their log has expired."""
+def remembered(earlier: Iterable[RefRecord], region_id_for: Callable[[str], str]) -> dict[str, ServedMask]:
+    """Served masks from earlier records of an annotation, for use after their log has expired.
+
+    Args:
+        earlier: The records.
+        region_id_for: As for `make_records`: confirmed absences have no region.
+    """
     found: dict[str, ServedMask] = {}
     for record in earlier:
         if record.served_rle is None:
@@ -271,8 +276,9 @@ def remembered(earlier: Iterable[RefRecord]) -> dict[str, ServedMask]:
                 found[entry.region] = ServedMask(
                     entry.served_rle, version, phrase=record.phrase, answer=record.served_rle
                 )
-        if record.region and not record.objects:
-            found[record.region] = ServedMask(record.served_rle, version, phrase=record.phrase)
+        if not record.objects:
+            region_id = record.region or region_id_for(record.phrase)
+            found[region_id] = ServedMask(record.served_rle, version, phrase=record.phrase)
     return found
 
 

@@ -87,6 +87,25 @@ def test_what_was_served_is_remembered_when_the_log_has_expired(
     assert [record.corrected for record in collect(services)] == [True]
 
 
+def test_an_absence_that_was_confirmed_against_a_mask_stays_a_correction(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    for _ in range(2):
+        label_studio.save(ANNOTATION, TASK, [absent("the ring")])
+        (record,) = collect(services)
+        assert (record.corrected, record.served_version) == (True, BASE)
+        services.redis.delete(SERVED_KEY.format(region=region_id))
+
+
+def test_phrases_without_an_answer_are_kept_without_a_label(
+    services: Services, label_studio: LabelStudioServer
+) -> None:
+    label_studio.save(ANNOTATION, TASK, [prompt(prompt_text.with_no_match("a zebra"))])
+    assert collect(services) == []
+    assert [record.phrase for record in services.collection(PROJECT).unanswered()] == ["a zebra"]
+
+
 DOTS = "all dots"
 
 

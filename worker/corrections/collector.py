@@ -196,7 +196,8 @@ def _read(
     if annotation.get("was_cancelled"):
         return CollectedLabels([], [])
     number, task_id = int(annotation["id"]), int(task["id"])
-    earlier = remembered(services.collection(project).of_annotation(number))
+    region_id_of = partial(region_id_for, str(project), str(task_id))
+    earlier = remembered(services.collection(project).of_annotation(number), region_id_of)
 
     @cache
     def predicted() -> dict[str, ServedMask]:
@@ -210,11 +211,11 @@ def _read(
     tallies = tally_annotation(content, served, before, nothing_found, config, _serving(services, project))
     regions = [*content.regions, *content.boxes]
     proposed = {region.region_id for region in regions if served(region.region_id) is not None}
-    if not (regions or content.no_target_phrases):
+    if not (regions or content.no_target_phrases or content.found_nothing):
         return CollectedLabels([], tallies, before | proposed)
     image = _image_facts(services, task, config)
     source = AnnotationSource(project, task_id, number, str(annotation.get("updated_at") or ""), image)
-    records = make_records(content, source, served, partial(region_id_for, str(project), str(task_id)))
+    records = make_records(content, source, served, region_id_of)
     return CollectedLabels(records, tallies, before | proposed)
 
 

@@ -27,7 +27,6 @@ from worker.finetuning.policy import (
 )
 from worker.finetuning.runs import (
     Run,
-    data_id_for,
     find_version,
     is_of_line,
     last_version,
@@ -184,7 +183,8 @@ def _evidence(
     images = {record.image_sha256 for record in corrected}
     store, settings = services.store, services.settings
     learned, last, digest = learned_samples(store, line), last_version(store, line), records_digest(records)
-    same = find_version(store, run_id_for(line, digest, store.current(line.name), request.start_version))
+    run_id = run_id_for(line, digest, store.current(line.name), request.start_version)
+    same = find_version(store, run_id)
     running = next(iter(_finetunes_under_way(services.redis, line)), None)
     return Evidence(
         trigger=request.trigger,
@@ -195,7 +195,7 @@ def _evidence(
         finetune_after=settings.finetune_after,
         trained_as=same.version_id if same else None,
         running=running,
-        running_same=running is not None and running.startswith(f"{data_id_for(line, digest)}-"),
+        running_same=running == run_id,
         now=now,
         quiet_hours=settings.finetune_pause,
         last_ended=None if last is None else _moment(last.created_at),

@@ -87,13 +87,7 @@ def decide(evidence: Evidence) -> Decision:
         reason = f"a fine-tune is already queued or running: {evidence.running}"
         return Decision(False, reason, deferred=not evidence.running_same)
     if not (evidence.training_images and evidence.held_out_images):
-        images = evidence.training_images + evidence.held_out_images
-        return Decision(
-            False,
-            f"{evidence.corrected_masks} corrected {_plural('mask', evidence.corrected_masks)} on {images} "
-            f"{_plural('image', images)} so far: at least {MIN_IMAGES} images are needed, one to train on "
-            "and one, never trained on, to evaluate on",
-        )
+        return Decision(False, _needed_images(evidence))
     if evidence.trained_as is not None:
         return Decision(False, f"these labels were already used to train {evidence.trained_as}")
     asked = evidence.trigger in EXPLICIT_TRIGGERS
@@ -106,6 +100,22 @@ def decide(evidence: Evidence) -> Decision:
         return Decision(True, why)
     when, rule = starts
     return Decision(False, f"{why}; deferred to {when:%Y-%m-%d %H:%M %Z}: {rule}", deferred=True)
+
+
+def _needed_images(evidence: Evidence) -> str:
+    images = evidence.training_images + evidence.held_out_images
+    labels = (
+        f"{evidence.corrected_masks} corrected {_plural('mask', evidence.corrected_masks)} on {images} "
+        f"{_plural('image', images)}"
+    )
+    if images < MIN_IMAGES:
+        return (
+            f"{labels} so far: at least {MIN_IMAGES} images are needed, one to train on and one, never "
+            "trained on, to evaluate on"
+        )
+    if evidence.training_images:
+        return f"{labels}, all trained on before: corrections on further images are needed, to evaluate on"
+    return f"{labels}, all held out to evaluate on: corrections on further images are needed, to train on"
 
 
 def _may_start(evidence: Evidence) -> tuple[datetime, str] | None:

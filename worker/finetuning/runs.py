@@ -103,12 +103,7 @@ def base_of(store: VersionStore, line: Line) -> str:
 def run_id_for(line: Line, digest: str, base_version: str, start_version: str = "") -> str:
     """Derives the id of a fine-tune from its input; also the id of its job."""
     restart = f"-from-{start_version}" if start_version not in ("", base_version) else ""
-    return f"{data_id_for(line, digest)}-{base_version}{restart}"
-
-
-def data_id_for(line: Line, digest: str) -> str:
-    """Common prefix of the ids of all fine-tunes on the same data."""
-    return f"finetune-{line.key}-{digest[:_DIGITS]}"
+    return f"finetune-{line.key}-{digest[:_DIGITS]}-{base_version}{restart}"
 
 
 def is_of_line(run_id: str, line: Line) -> bool:

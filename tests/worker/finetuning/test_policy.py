@@ -60,6 +60,14 @@ DECISIONS: dict[str, tuple[Evidence, tuple[bool, bool], tuple[str, ...]]] = {
     "nothing to learn from": (
         replace(ENOUGH, training_images=0, trigger="now"), REFUSED, ("20 corrected masks", "2 images"),
     ),
+    "all were trained on": (
+        replace(ENOUGH, training_images=5, held_out_images=0), REFUSED,
+        ("20 corrected masks on 5 images", "further images", "evaluate on"),
+    ),
+    "all are held out": (
+        replace(ENOUGH, training_images=0, held_out_images=5), REFUSED,
+        ("20 corrected masks on 5 images", "further images", "train on"),
+    ),
     "quiet hours": (QUIET, DEFERRED, ("8 of 8", *QUIET_RULE)),
     "quiet hours, when asked for": (
         replace(QUIET, trigger="start-training", new_corrected_masks=2), DEFERRED, ("2", *QUIET_RULE)
