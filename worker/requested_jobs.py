@@ -36,6 +36,8 @@ EXPORTS = "exports"
 """Folder in MODEL_DIR."""
 EXPORTS_KEPT = 5
 """Files per project: the newest."""
+STAGED_MAX_AGE_S = 24 * 3600
+"""Age of an unfinished file that no export writes any more."""
 PROGRESS_EVERY_S = 2.0
 SHOWN_PROBLEMS = 20
 
@@ -138,7 +140,8 @@ def _progress_noter(total: int) -> Callable[[], None]:
 
 
 def _drop_old(folder: Path) -> None:
-    """Removes all but the newest files."""
-    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
-    for path in found[:-EXPORTS_KEPT]:
+    """Removes all but the newest files, and what killed exports have left."""
+    found = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+    staged = [path for path in folder.glob(".*") if time.time() - path.stat().st_mtime > STAGED_MAX_AGE_S]
+    for path in (*found[:-EXPORTS_KEPT], *staged):
         path.unlink(missing_ok=True)

@@ -96,7 +96,8 @@ def forget(services: Services, project: int, annotations: Iterable[int]) -> int:
     services.corrections.forget(project, gone)
     if gone:
         services.redis.hdel(COLLECTED_KEY.format(project=project), *map(str, gone))
-    services.skipped.clear(project, COLLECT, [f"annotation {number}" for number in gone])
+    for kind in (COLLECT, READ):
+        services.skipped.clear(project, kind, [f"annotation {number}" for number in gone])
     return services.collection(project).forget(gone)
 
 

@@ -12,6 +12,7 @@ nothing. Pictures without regions have an empty file. Tools for detection take t
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from worker.export.reader import LabelledImage, ProjectReader
 from worker.export.regions import LabelledRegion
 
 DECIMALS = 6
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters that JSON allows in a string and YAML does not."""
 
 
 class YoloWriter:
@@ -94,8 +97,14 @@ class YoloWriter:
         }
         lines = [f"{split}: images/{place}" for split, place in places.items()]
         names = self._reader.categories.names
-        listed = [f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names)]
+        listed = [f"  {index}: {quoted(name)}" for index, name in enumerate(names)]
         return "\n".join([*lines, "names:", *listed, ""])
+
+
+def quoted(name: str) -> str:
+    """A label as a YAML string."""
+    text = json.dumps(name, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def one_outline(polygons: list[list[float]]) -> list[float]:

@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 from tests.worker.export.sample_project import LABELS, PROJECT, Sample, fill_project
 from tests.worker.label_studio_server import LabelStudioServer, region
 from worker.cli.commands import app
+from worker.export.yolo import quoted
 from worker.services import Services
 
 Mask = npt.NDArray[np.bool_]
@@ -366,3 +367,8 @@ def test_long_and_strange_region_ids(sample: Sample, label_studio: LabelStudioSe
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["dog", 'a "dog"\\', "犬 😀", "a\x7fb", "a\x85b", "a\u2028b", "\ufeffa"])
+def test_every_label_is_a_yaml_string(name: str) -> None:
+    assert yaml.safe_load(f"0: {quoted(name)}\n") == {0: name}
