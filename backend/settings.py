@@ -68,7 +68,14 @@ Url = Annotated[str, AfterValidator(_check_url)]
 StoreUrl = Annotated[str, AfterValidator(_check_store)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 JOB_MODULES = ("worker.jobs", "worker.requested_jobs")
-EVERY_ADDRESS = ("0.0.0.0", "::")
+LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that stand for all of the machine's, and that under which it reaches itself."""
+
+
+def url_of(host: str, port: int) -> str:
+    """URL by which this machine reaches a server that listens on an address."""
+    address = LOOPBACK_OF.get(host, host)
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 class Settings(BaseSettings):
@@ -243,8 +250,7 @@ class Settings(BaseSettings):
     @property
     def backend_url(self) -> str:
         """URL at which Label Studio reaches this backend."""
-        host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
-        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+        return (self.public_url or url_of(self.host, self.port)).rstrip("/")
 
     @property
     def label_studio_for_browsers(self) -> str:

@@ -238,6 +238,10 @@ def with_image_encoder(name: str, image_encoder: str | None) -> str:
     return changed
 
 
+class PresetError(ValueError):
+    """No preset, or no combination of one with an encoder, has this name."""
+
+
 def get_preset(name: str) -> Preset:
     """Returns a preset.
 
@@ -246,16 +250,16 @@ def get_preset(name: str) -> Preset:
             IMAGE_ENCODERS>` for another SAM image encoder.
 
     Raises:
-        ValueError: unknown preset, ablation or encoder, or the shape of the encoder's embedding does not
+        PresetError: unknown preset, ablation or encoder, or the shape of the encoder's embedding does not
             match the preset's decoder.
     """
     base, *changes = _CHANGE.split(name)
     if base not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}, expected one of: {', '.join(PRESETS)}")
+        raise PresetError(f"unknown preset {name!r}, expected one of: {', '.join(PRESETS)}")
     pairs = list(zip(changes[::2], changes[1::2], strict=True))
     left_out = [part for change, part in pairs if change == "without"]
     if unknown := [part for part in left_out if part not in ABLATIONS]:
-        raise ValueError(
+        raise PresetError(
             f"unknown ablation {unknown[0]!r} in {name!r}, expected one of: {', '.join(ABLATIONS)}"
         )
     preset = PRESETS[base]
@@ -274,12 +278,12 @@ def _without(preset: Preset, part: str) -> Preset:
 
 def _with(preset: Preset, image_encoder: str, base: str) -> Preset:
     if image_encoder not in IMAGE_ENCODERS:
-        raise ValueError(
+        raise PresetError(
             f"unknown image encoder {image_encoder!r}, expected one of: {', '.join(IMAGE_ENCODERS)}"
         )
     expected, found = (_embedding_shape(name) for name in (preset.image_encoder, image_encoder))
     if expected != found:
-        raise ValueError(
+        raise PresetError(
             f"the embedding of image encoder {image_encoder!r} is {found}, but {base} requires {expected}"
         )
     return replace(preset, image_encoder=image_encoder, weights=None)

@@ -150,6 +150,28 @@ def test_an_error_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == "sspsam: there is no image none.png\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("weights pull nonsense", "unknown weights 'nonsense'"),
+        ("weights verify nonsense", "unknown weights 'nonsense'"),
+        ("weights convert x.pt --preset nonsense --out x.safetensors", "unknown preset 'nonsense'"),
+        ("weights convert x.pt --preset ssp-sam-test --out x.bin", "named .safetensors"),
+        ("weights convert hub:a/c.pth --preset ssp-sam-224 --out y.safetensors", "weights pull hub:a/c.pth"),
+        ("weights verify hub:a/x.safetensors", "hub:a/x.safetensors: absent"),
+    ],
+)
+def test_names_that_do_not_exist_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, told: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--model-dir", str(tmp_path)])
+    assert ended.value.code in (1, 2)
+    out, err = capsys.readouterr()
+    assert told in " ".join((out + err).split())
+    assert "Traceback" not in err
+
+
 def test_debug_keeps_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from sspsam.cli import main; main()", "predict", "none.png", "dog"]
     ended = subprocess.run(

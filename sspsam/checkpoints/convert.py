@@ -94,11 +94,12 @@ def convert(sources: Sequence[Path], preset: str, out: Path, for_training: bool 
         for_training: write only the starting point of training: CLIP and SAM, no prompt encoder.
 
     Raises:
-        ValueError: unknown preset, or `out` is not named as safetensors.
-        CheckpointError: a file cannot be used; tensors are missing, unexpected or of another shape.
+        PresetError: unknown preset.
+        CheckpointError: `out` is not named as safetensors; a file cannot be used; tensors are missing,
+            unexpected or of another shape.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"expected a file named .safetensors to write, got {out}")
+        raise CheckpointError(f"expected a file named .safetensors to write, got {out}")
     expected = _expected(preset, for_training)
     opened = [_open(path) for path in sources]
     merged, owner = _merge(opened)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def raw_certainty(presence: float, score: float, stability: float, no_target: bo
 
 
 NO_NOTES = WeightsNotes()
+_FIELDS = frozenset(field.name for field in fields(WeightsNotes))
 
 
 def notes_path(weights: Path) -> Path:
@@ -94,8 +96,11 @@ def read_notes(weights: Path) -> WeightsNotes:
 
 
 def write_notes(weights: Path, notes: WeightsNotes) -> None:
-    """Writes the notes beside a file of weights."""
+    """Writes the notes beside a file of weights. A converted file's card is in the same file, and stays."""
     values: dict[str, Any] = _NOTES.dump_python(notes, mode="json", exclude_none=True)
+    with suppress(OSError, ValueError):
+        before = json.loads(notes_path(weights).read_text(encoding="utf-8"))
+        values = {key: value for key, value in before.items() if key not in _FIELDS} | values
     with replacing(notes_path(weights)) as staging:
         staging.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 

@@ -146,11 +146,15 @@ PUBLIC_FILES: tuple[PublicFile, ...] = (
 )  # fmt: skip
 
 
+class UnknownWeightsError(ValueError):
+    """No public file has this name."""
+
+
 def find_public_file(name: str) -> PublicFile:
     """Finds a file by its name in the table, or `hub:<path>` of another file of the authors' repository.
 
     Raises:
-        ValueError: unknown name.
+        UnknownWeightsError: unknown name.
     """
     for file in PUBLIC_FILES:
         if file.name == name:
@@ -158,7 +162,9 @@ def find_public_file(name: str) -> PublicFile:
     if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
         return hub_file(name.removeprefix(HUB_PREFIX))
     known = ", ".join(file.name for file in PUBLIC_FILES)
-    raise ValueError(f"unknown weights {name!r}, expected one of: {known}, or {HUB_PREFIX}<path on the hub>")
+    raise UnknownWeightsError(
+        f"unknown weights {name!r}, expected one of: {known}, or {HUB_PREFIX}<path on the hub>"
+    )
 
 
 def find_by_sha256(sha256: str) -> PublicFile | None:

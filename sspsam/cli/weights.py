@@ -128,13 +128,13 @@ def verify(
 ) -> None:
     """Verify files by sha256; exit status 1 if one differs or is missing."""
     from sspsam.checkpoints.convert import verify_bundle
-    from sspsam.checkpoints.registry import find_public_file
+    from sspsam.checkpoints.registry import HUB_PREFIX, find_public_file
 
     folder = downloads(model_dir)
     here = [file.name for file in folder.files() if folder.path(file).is_file()]
     answers = {
         name: verify_bundle(Path(name))
-        if name.endswith(".safetensors")
+        if name.endswith(".safetensors") and not name.startswith(HUB_PREFIX)
         else folder.verify(find_public_file(name))
         for name in names or here
     }
@@ -205,12 +205,12 @@ def downloads(model_dir: Path | None = None, mirror: str = "", hub: str = DEFAUL
 
 def _find(sources: Sequence[str], folder: WeightsFolder) -> list[Path]:
     """Files by path, or by the names of downloaded weights."""
-    from sspsam.checkpoints.registry import find_public_file
+    from sspsam.checkpoints.registry import HUB_PREFIX, find_public_file
 
     paths = []
     for source in sources:
         path = Path(source)
-        if not path.exists() and not path.suffix:
+        if not path.exists() and (not path.suffix or source.startswith(HUB_PREFIX)):
             path = folder.path(find_public_file(source))
             if not path.is_file():
                 raise typer.BadParameter(f"{source} is missing: sspsam weights pull {source}")

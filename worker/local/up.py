@@ -1,5 +1,6 @@
 """The parts of the service on one machine: an embedded Redis, the backend, a worker, the scheduler."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -10,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import requests
 from rich.console import Console
 
-from backend.settings import Settings
+from backend.settings import Settings, url_of
 from backend.shared_redis import QUEUES, connect
 from backend.web.access import require_secrets
 from sspsam.instance import LOCK_FILE, MODELS, published
@@ -49,16 +51,21 @@ class Port:
     option: str
 
     def require_free(self, host: str = LOOPBACK) -> None:
-        """Raises PortTakenError if the port is in use."""
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, self.number))
-            except OSError as error:
-                raise PortTakenError(
-                    f"port {self.number} on {host}, for the {self.part}, is in use ({error.strerror}). "
-                    f"Stop the program that listens there, or choose another port with {self.option}."
+        """Raises PortTakenError if it is in use, CannotStartError if the host is none of this machine."""
+        try:
+            family, *_, address = socket.getaddrinfo(host, self.number, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise CannotStartError(
+                    f"the {self.part} cannot listen on {host}: {error.strerror}"
                 ) from error
+            raise PortTakenError(
+                f"port {self.number} on {host}, for the {self.part}, is in use ({error.strerror}). "
+                f"Stop the program that listens there, or choose another port with {self.option}."
+            ) from error
 
 
 def redis_part(data_dir: Path, lock: int | None = None) -> tuple[Part, str]:
@@ -76,7 +83,7 @@ def redis_part(data_dir: Path, lock: int | None = None) -> tuple[Part, str]:
     for path in data_dir.rglob("*"):  # of an earlier release
         path.chmod(0o700 if path.is_dir() else 0o600)
     path = socket_path(data_dir)
-    url = f"unix://{path}"
+    url = f"unix://{quote(str(path))}"
     command = [str(redis_program()), "--port", "0", "--unixsocket", str(path)]
     command += ["--unixsocketperm", "700", "--dir", str(data_dir.resolve())]
     command += ["--appendonly", "yes", "--save", ""]
@@ -117,6 +124,7 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
     """
     own = {"PORT": str(port), "REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     shared = {"HOST": LOOPBACK, **environment, **own}
+    url = url_of(shared["HOST"], port)
     sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: no imports from the current folder
     started = datetime.now(UTC)
     return [
@@ -124,8 +132,8 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
             "backend",
             [*sspsam, "serve"],
             shared,
-            ready=lambda: backend_answers(port),
-            awaits=f"an answer from http://{LOOPBACK}:{port}/health",
+            ready=lambda: backend_answers(url),
+            awaits=f"an answer from {url}/health",
         ),
         Part(
             "worker",
@@ -138,9 +146,9 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
     ]
 
 
-def backend_answers(port: int) -> bool:
+def backend_answers(url: str) -> bool:
     """Whether the backend responds on this machine."""
-    return requests.get(f"http://{LOOPBACK}:{port}/health", timeout=HTTP_TIMEOUT_S).ok
+    return requests.get(f"{url}/health", timeout=HTTP_TIMEOUT_S).ok
 
 
 def wait_and_show(supervisor: Supervisor, console: Console, *names: str) -> None:
@@ -226,7 +234,8 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         start_service(supervisor, console, environment, redis_url, port.number)
         told_redis = os.environ.get("REDIS_URL") or redis_url  # as set, since commands compare it
         with published(data_dir, "up", instance_variables(environment, told_redis, port.number)):
-            console.print(f"The backend is at http://{LOOPBACK}:{port.number} - logs in {data_dir / 'logs'}")
+            url = url_of(os.environ.get("HOST", LOOPBACK), port.number)
+            console.print(f"The backend is at {url} - logs in {data_dir / 'logs'}")
             console.print("Connect a Label Studio project with: sspsam connect --project ID")
             console.print("Ctrl-C stops everything. Data is kept for the next start.")
             supervisor.watch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from finetune.data.stickers.wording.known import known_words
 from sspsam import CheckpointError
 from sspsam.checkpoints.bundles import packaged_weights
+from sspsam.checkpoints.convert import card_path, verify_bundle
 from sspsam.checkpoints.notes import (
     NO_NOTES,
     Calibration,
@@ -19,6 +21,7 @@ from sspsam.checkpoints.notes import (
     read_notes,
     write_notes,
 )
+from sspsam.files import sha256_of_file
 
 
 def test_notes_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -53,3 +56,14 @@ def test_the_packaged_notes_list_the_words_of_the_training() -> None:
     notes = read_notes(path)
     assert (notes.names, notes.words) in [known_words(wordings=False), known_words(wordings=True)]
     assert not {"koala", "pizza", "crown"} & set(notes.names)
+
+
+def test_a_converted_files_card_stays_beside_its_notes(tmp_path: Path) -> None:
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(b"weights")
+    card = {"preset": "ssp-sam-224", "sha256": sha256_of_file(weights), "sources": []}
+    card_path(weights).write_text(json.dumps({**card, "names": ["left over"]}))
+    write_notes(weights, WeightsNotes(certainty_of_mask=Calibration((0.0, 1.0), (0.2, 0.9))))
+    assert verify_bundle(weights) == "good"
+    assert json.loads(card_path(weights).read_text())["preset"] == "ssp-sam-224"
+    assert read_notes(weights) == WeightsNotes(certainty_of_mask=Calibration((0.0, 1.0), (0.2, 0.9)))

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from backend.shared_redis import connect
 from worker.local.demo import DemoOptions, DemoState, check, service_environment
 from worker.local.local_label_studio import SETTINGS, Account, label_studio_environment
+from worker.local.supervisor import Supervisor
 from worker.local.up import (
     LOOPBACK,
     CannotStartError,
     Port,
     PortTakenError,
     data_dir_lock,
+    redis_part,
     service_parts,
     socket_path,
 )
@@ -132,3 +135,37 @@ def test_the_demo_uses_its_own_parts_whatever_the_environment_says(
     assert environment["MODEL_DIR"] == str(tmp_path / "models")
     assert environment["BASIC_AUTH_PASS"] not in ("", "production")
     assert environment["FINETUNE_AFTER"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:9191"),
+        ("0.0.0.0", "http://127.0.0.1:9191"),
+        ("192.168.1.5", "http://192.168.1.5:9191"),
+        ("::", "http://[::1]:9191"),
+        ("fd00::1", "http://[fd00::1]:9191"),
+        ("backend.example.com", "http://backend.example.com:9191"),
+    ],
+)
+def test_the_backend_is_awaited_where_it_listens(host: str, url: str) -> None:
+    backend = service_parts({"HOST": host}, "unix:///r.sock", 9191)[0]
+    assert backend.awaits == f"an answer from {url}/health"
+
+
+def test_an_address_of_another_machine_is_not_called_a_port_in_use() -> None:
+    with pytest.raises(CannotStartError) as caught:
+        Port(9191, "backend", "--port").require_free("192.0.2.1")
+    assert not isinstance(caught.value, PortTakenError)
+    assert "cannot listen on 192.0.2.1" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["data", "C# projects", "50%20off", "what?", "Daten für Ä"])
+def test_the_embedded_redis_runs_in_any_folder(tmp_path: Path, name: str) -> None:
+    part, url = redis_part(tmp_path / name)
+    supervisor = Supervisor(tmp_path / "logs")
+    with supervisor:
+        supervisor.start(part)
+        supervisor.wait_until_ready("redis")
+        with connect(url) as connection:
+            assert connection.ping()
