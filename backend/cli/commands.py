@@ -66,7 +66,8 @@ def try_phrases(
         settings.device,
         settings.weights,
         settings.image_precision,
-        phrase_precision=settings.phrase_precision,
+        settings.second_look,
+        settings.phrase_precision,
     )
     echo(f"Open http://127.0.0.1:{port}/ - Ctrl-C stops it.")
     waitress.serve(create_trial(settings, predictor), host="127.0.0.1", port=port, threads=2, ident=None)

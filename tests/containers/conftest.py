@@ -52,6 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         BACKEND_PORT=str(free_port()),
         LABEL_STUDIO_PORT=str(free_port()),
         PROXY_PORT=str(free_port()),
+        CONSOLE_PORT=str(free_port()),
         OUT_DIR=str(out),
         FINETUNE_AFTER="10",
     )

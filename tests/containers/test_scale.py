@@ -116,9 +116,14 @@ def test_browsers_reach_both_by_tls(scaled: Stack) -> None:
     session.trust_env = False  # REQUESTS_CA_BUNDLE would go before it
     session.verify = str(TLS / "tls.crt")
     assert session.get(f"{url}/health/", timeout=30).json()["status"] == "UP"
-    assert session.get(f"{url}/assist/", timeout=30).status_code == 401
-    page = session.get(f"{url}/assist/", auth=scaled.basic_auth, headers={"Accept": "text/html"}, timeout=30)
-    assert page.headers["Content-Type"].startswith("text/html")
+    console = f"https://localhost:{scaled.settings['CONSOLE_PORT']}"
+    assert session.get(f"{console}/", timeout=30).status_code == 401
+    page = session.get(f"{console}/", headers={"Accept": "text/html"}, timeout=30)
+    assert page.url.startswith(f"{console}/sign-in"), "links and redirects stay on the console's address"
+    signed_in = session.get(
+        f"{console}/", auth=scaled.basic_auth, headers={"Accept": "text/html"}, timeout=30
+    )
+    assert signed_in.headers["Content-Type"].startswith("text/html")
     form = session.get(f"{url}/user/login/", timeout=30)
     fields = {
         "email": scaled.settings["LABEL_STUDIO_USERNAME"],
