@@ -301,7 +301,7 @@ class SharedModel:
         min_speck = self._options.min_speck
         referent = self._working.finish(decoded, min_speck, min_presence)
         while 0 < min_speck < MAX_SPECK and _edges(referent.mask) > max_edges:
-            min_speck *= 4
+            min_speck = min(4 * min_speck, MAX_SPECK)
             referent = self._working.finish(decoded, min_speck, min_presence)
         return referent
 

@@ -18,7 +18,7 @@ from backend.metrics import Metrics
 from backend.serving.batch_queue import Caller
 from backend.serving.embedding_store import EmbeddingCache
 from backend.serving.engine import Engine
-from backend.serving.shared_model import MAX_EDGES, SwappablePredictor
+from backend.serving.shared_model import MAX_EDGES, MAX_SPECK, SwappablePredictor
 from sspsam import Predictor, Referent
 from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.backend.colours import ColourPredictor, Pixels, as_referent, picture
@@ -277,11 +277,14 @@ def test_pictures_that_nobody_waits_for_take_turns_with_those_that_somebody_does
 class Ragged(ColourPredictor):
     """Answers with specks everywhere, fewer of them the larger they have to be."""
 
+    enough = 1e-3
+    """Size of specks from which on there are few."""
+
     def finish(
         self, decoded: Referent, min_speck: float = 0.0, min_presence: float | None = None
     ) -> Referent:
         self.asked.append(f"{min_speck:g}")
-        share = 0.5 if min_speck < 1e-3 else 0.001
+        share = 0.5 if min_speck < self.enough else 0.001
         mask = np.random.default_rng(0).random((1500, 2000)) < share
         return as_referent(decoded.phrase, mask)
 
@@ -300,6 +303,17 @@ def test_a_mask_is_smoothed_until_it_can_be_sent(
     assert isinstance(found, Referent)
     if min_speck:
         assert len(",".join(map(str, mask_to_brush_rle(found.mask)))) < 1e6
+
+
+def test_parts_above_the_limit_stay_however_ragged_a_mask_is(make_engine: Callable[..., Engine]) -> None:
+    predictor = Ragged()
+    predictor.enough = 1.0
+    engine = make_engine(lambda: predictor, min_speck=1e-3)
+    predictor.asked.clear()
+
+    engine.predict("a", picture, ["red"])
+
+    assert predictor.asked == ["red", "0.001", "0.004", f"{MAX_SPECK:g}"]
 
 
 def test_the_bound_on_edges_keeps_answers_below_a_megabyte() -> None:
