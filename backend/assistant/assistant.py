@@ -245,7 +245,14 @@ class Assistant:
         if not caller.left_s:
             return []
         outcome = self.segment_phrases(project, task, phrases, config, caller)
-        return [] if outcome.passing else self.write_prediction(project, task, outcome, config)
+        if outcome.passing:
+            return []
+        try:
+            return self.write_prediction(project, task, outcome, config)
+        except Exception:  # the other tasks of the batch keep their answers
+            logger.exception("project %s, task %s", project, task.task_id)
+            self._redis_store.note_problem(project, task.task_id, internal_error())
+            return []
 
     def _embed_ahead(self, task: Task, config: LabelingConfig) -> None:
         """Starts embedding a task's image in the background."""

@@ -24,7 +24,7 @@ FIDELITY = 0.985
 MOST_PARTS = 20
 """Of one mask, the largest ones."""
 SMALLEST_PART = 0.005
-"""Parts with a smaller share of the mask are left out."""
+"""Parts with a smaller share of the largest ones together are left out."""
 MOST_HOLES = 8
 """Of one part, the largest ones; smaller shares of the part than SMALLEST_PART are no holes."""
 MOST_CROSSINGS = 2**21

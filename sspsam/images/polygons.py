@@ -69,7 +69,7 @@ def largest_outlines(
         mask: As for `mask_to_outlines`.
         most_parts: Number of parts.
         most_holes: Number of holes of each part.
-        smallest: Smaller shares of all parts together are no parts, and of a part no holes.
+        smallest: Smaller shares of these parts together are no parts, and of a part no holes.
 
     Raises:
         MaskFormatError: as `mask_to_outlines`.
@@ -79,7 +79,7 @@ def largest_outlines(
         return []
     sizes = traced.areas[traced.firsts[:-1]]
     order = np.argsort(-sizes, kind="stable")[:most_parts]
-    wanted = order[sizes[order] >= smallest * sizes.sum()]
+    wanted = order[sizes[order] >= smallest * sizes[order].sum()]
     return [traced.loops_of(int(part), most_holes, smallest) for part in wanted]
 
 

@@ -81,6 +81,29 @@ def test_a_batch_without_a_brush_is_told_to_the_lead(client: FlaskClient, redis_
     assert "no <BrushLabels>" in redis_store.problems("2")[0].reason
 
 
+def test_a_task_that_cannot_be_written_leaves_the_others_their_answers(
+    client: FlaskClient, redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [task(number) for number in range(1, 4)]
+    for one in tasks:
+        one["data"]["phrase"] = "the red square"
+    note = RedisStore.note_served
+
+    def note_served(store: RedisStore, proposed: Any, version: str, project: str, task_id: str) -> None:
+        if task_id == "2":
+            raise ValueError("no such mask")
+        note(store, proposed, version, project, task_id)
+
+    monkeypatch.setattr(RedisStore, "note_served", note_served)
+
+    first, second, third = batch(client, tasks)
+
+    assert second == []
+    assert [list(masks(one)) for one in (first, third)] == [["the red square"]] * 2
+    (problem,) = redis_store.problems("2")
+    assert problem.task == "2"
+
+
 @pytest.mark.parametrize(
     "extra_params", [{"phrase": "the blue bar"}, '{"phrases": ["the blue bar"]}', {"phrases": "the blue bar"}]
 )

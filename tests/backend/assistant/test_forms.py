@@ -13,7 +13,7 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
-from tests.backend.colours import SCORE
+from tests.backend.colours import SCORE, ColourPredictor, picture
 from tests.backend.editor import PATH, ask, click, colour, masks, prompt, task, texts
 from tests.facts import untold
 
@@ -150,6 +150,20 @@ def test_a_phrase_is_answered_in_the_form_that_is_there(
     served = redis_store.served(region.region_id)
     assert served is not None
     assert served.rle == mask_to_coco_rle(region.mask)
+
+
+def test_a_mask_of_very_many_parts_is_answered_by_polygons(
+    client: FlaskClient, predictor: ColourPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dots = np.zeros(picture().shape[:2], np.bool_)
+    dots[::2, ::2] = True
+    config = with_regions(REGIONS["polygon"])
+    monkeypatch.setattr(predictor, "_find", lambda *_: dots)
+
+    prediction = ask(client, prompt("the dots"), config=config)
+
+    (region,) = read_annotation(prediction, LabelingConfig.parse(config)).regions
+    assert 0 < region.mask.sum() <= dots.sum()
 
 
 def test_a_hole_that_a_polygon_cannot_have_is_told_or_cut(client: FlaskClient) -> None:

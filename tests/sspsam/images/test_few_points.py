@@ -57,6 +57,13 @@ def test_each_part_has_a_polygon_the_largest_first_without_specks() -> None:
     assert small.points.max() == 15
 
 
+def test_of_very_many_equal_parts_as_many_as_allowed_are_kept() -> None:
+    mask = np.zeros((60, 80), np.bool_)
+    mask[::3, ::3] = True
+
+    assert len(mask_to_parts(mask)) == few_points.MOST_PARTS
+
+
 def test_a_ragged_part_has_at_most_so_many_points() -> None:
     noise = np.random.default_rng(0).standard_normal((200, 300)).astype(np.float32)
     mask = np.asarray(cv2.GaussianBlur(noise, (0, 0), 4) > -0.02)
