@@ -18,7 +18,7 @@ from typing import Any
 from backend.assistant.annotation_masks import AnnotationFinder, DraftSource
 from backend.assistant.colours import with_colours
 from backend.assistant.interactive import Refiner, internal_error
-from backend.assistant.object_regions import leftover_regions, regions_of, unedited_regions
+from backend.assistant.object_regions import drawn_in, leftover_regions, regions_of, unedited_regions
 from backend.assistant.outcomes import Outcome, Prediction, result_of, write_answer
 from backend.assistant.photograph_notice import PhotographNotice
 from backend.assistant.prompt_box import PromptBox, read_box
@@ -33,11 +33,7 @@ from backend.errors import (
 )
 from backend.images.store import ImageStore
 from backend.labelstudio import prompt_text
-from backend.labelstudio.annotations import (
-    absent_entries,
-    drawn_phrases,
-    prompt_entries,
-)
+from backend.labelstudio.annotations import absent_entries, prompt_entries
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.interactions import read_interactions
 from backend.labelstudio.predictions import (
@@ -170,7 +166,7 @@ class Assistant:
         box = read_box(
             entries,
             prompt_text.distinct(absent_entries(context, config)),
-            drawn_phrases(task.drafts[0], config) if len(task.drafts) == 1 else (),
+            drawn_in(task.drafts, entries, config),
             deniable=config.absent is not None,
         )
         if not box.asked and not box.denied:  # another control has sent the request

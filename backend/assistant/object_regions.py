@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backend.labelstudio.annotations import Region, read_annotation, regions_by_id
+from backend.labelstudio.annotations import (
+    Region,
+    drawn_phrases,
+    empty_regions,
+    read_annotation,
+    regions_by_id,
+)
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.predictions import (
     MOST_REGIONS,
@@ -24,7 +30,7 @@ from backend.labelstudio.predictions import (
     region_ids_of,
     unused_region_ids,
 )
-from backend.labelstudio.prompt_text import phrase_key
+from backend.labelstudio.prompt_text import distinct, found_nothing, phrase_key
 from backend.labelstudio.regions.parts import object_id_of, part_ids
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.redis_store import Served
@@ -63,6 +69,20 @@ def regions_of(
         ProposedRegion(region_id, phrase, instance.mask, instance.score)
         for region_id, instance in zip(ids, instances, strict=True)
     ]
+
+
+def drawn_in(drafts: Sequence[Mapping[str, Any]], entries: Sequence[str], config: LabelingConfig) -> set[str]:
+    """Keys of the phrases that have a region in an annotator's only draft; an emptied region does not count.
+
+    Args:
+        drafts: The annotator's drafts; of several, it is not known which is open.
+        entries: The prompt box: only masks of its open phrases are read.
+        config: The form.
+    """
+    if len(drafts) != 1:
+        return set()
+    open_phrases = distinct(filter(found_nothing, entries))
+    return drawn_phrases(drafts[0], config, empty_regions(drafts[0], config, open_phrases))
 
 
 def leftover_regions(

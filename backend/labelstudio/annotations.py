@@ -14,6 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -217,6 +218,20 @@ def drawn_phrases(
         for region_id, group in regions_by_id(annotation).items()
         if region_id not in empty and (phrase := phrase_of(region_id, group, config))
     }
+
+
+def empty_regions(annotation: Mapping[str, Any], config: LabelingConfig, phrases: Container[str]) -> set[str]:
+    """Returns the IDs of the regions without pixels among those of phrases, which are given by their keys."""
+    budget = MaskBudget(IMAGE_MAX_PIXELS)
+    found = set()
+    for region_id, group in regions_by_id(annotation).items():
+        if prompt_text.phrase_key(phrase_of(region_id, group, config) or "") not in phrases:
+            continue
+        with suppress(MaskFormatError):
+            region = _region(region_id, group, config, budget)
+            if region is not None and region.runs.is_empty:
+                found.add(region_id)
+    return found
 
 
 def prompt_entries(results: Iterable[Mapping[str, Any]], config: LabelingConfig) -> list[str]:

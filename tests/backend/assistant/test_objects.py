@@ -213,6 +213,23 @@ def test_a_phrase_that_finds_nothing_any_more_empties_its_regions(
     assert ids(anna.ask(prompt(PHRASE) | {"origin": "form"})) == [], "empty regions are not emptied again"
 
 
+@pytest.mark.parametrize("form", [RECOMMENDED_CONFIG, POLYGONS], ids=["brush", "polygons"])
+def test_an_open_phrase_stays_in_the_box_while_its_region_is_empty(
+    client: FlaskClient, predictor: ObjectPredictor, form: str
+) -> None:
+    anna = Annotator(client, 1, form)
+    anna.ask(prompt(PHRASE))
+    anna.save()
+    predictor.from_column = 1000
+    [left] = texts(anna.ask(prompt(PHRASE) | {"origin": "form"}), "prompt") or []
+    anna.save()
+    predictor.from_column = 0
+
+    answer = anna.ask(prompt(left, "the blue bar"))
+
+    assert texts(answer, "prompt") == [left]
+
+
 @pytest.mark.parametrize("from_column", [40, 1000], ids=["one is found", "nothing is found"])
 def test_edited_regions_stay_when_their_object_is_not_found_any_more(
     client: FlaskClient, predictor: ObjectPredictor, from_column: int
