@@ -48,7 +48,7 @@ from backend.serving.batch_queue import Caller
 from backend.serving.engine import Engine
 from backend.serving.shared_model import ReadImage
 from backend.state.displayed_masks import DisplayedMask
-from backend.state.redis_store import RedisStore
+from backend.state.redis_store import RedisStore, WrittenBox
 from sspsam import mask_to_coco_rle
 
 BATCH_PART = 0.85
@@ -194,8 +194,9 @@ class Assistant:
         answer = write_answer(outcome, box, prompt, context, config)
         written = result_of(answer["result"], config.prompt)
         if written is not None and config.status is None:  # a click's failure is then shown in the box
+            content = WrittenBox(str(written["id"]), written["value"]["text"], task.draft_version)
             for place in (task.task_id, f"{task.task_id}/{task.annotator}"):
-                self._redis_store.note_box(project, place, str(written["id"]), written["value"]["text"])
+                self._redis_store.note_box(project, place, content)
         return answer
 
     def _leftover(

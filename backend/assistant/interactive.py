@@ -87,6 +87,11 @@ class _Form:
         return self.task.annotator if self.view is None else self.view.annotator
 
     @property
+    def draft(self) -> str:
+        """`Task.draft_version` of the annotator's draft."""
+        return self.task.draft_version if self.view is None else self.view.draft
+
+    @property
     def viewer(self) -> str:
         """Task and annotator: what one annotator is told is no business of another."""
         return f"{self.task.task_id}/{self.annotator}"
@@ -109,7 +114,7 @@ class _Form:
             before=work.target.rle,
             current=tuple(work.gestures),
             annotator=self.annotator,
-            draft=self.task.draft_version if self.view is None else self.view.draft,
+            draft=self.draft,
             shown_s=time.time(),
             colour=held.colour,
         )
@@ -326,8 +331,9 @@ class Refiner:
         if config.prompt is None:
             return []
         box = form.box()
-        if box is None and form.annotator:
-            box = self._redis_store.box(form.project, form.viewer)
+        written = self._redis_store.box(form.project, form.viewer) if form.annotator else None
+        if written is not None and (box is None or written.draft == form.draft):
+            box = written.result_id, written.entries  # the draft has not been saved since
         if box is None and form.has_unknown_box and self._redis_store.box(form.project, form.task.task_id):
             return []  # it holds phrases, of this annotator or of another
         box_id, entries = box or (fresh_id(), [])

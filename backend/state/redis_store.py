@@ -73,6 +73,17 @@ class Served:
 
 
 @dataclass(frozen=True)
+class WrittenBox:
+    """A prompt box as last written by us."""
+
+    result_id: str
+    entries: list[str]
+    """Phrases with their notes."""
+    draft: str = ""
+    """`Task.draft_version` when it was written: a later draft has it, or what came after it."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """A request that failed."""
 
@@ -208,19 +219,19 @@ class RedisStore:
             self._guarded.attempt(lambda: self._redis.hdel(key, *surplus), 0)
         return [mask for _, mask in masks[-MOST_SHOWN:]]
 
-    def note_box(self, project: str, task: str, result_id: str, entries: Sequence[str]) -> None:
+    def note_box(self, project: str, task: str, box: WrittenBox) -> None:
         """Stores the content of a task's prompt box, which click requests do not contain."""
         key = PROMPT_BOX_KEY.format(project=project, task=task)
-        value = json.dumps({"id": result_id, "entries": list(entries)})
+        value = json.dumps({"id": box.result_id, "entries": box.entries, "draft": box.draft})
         if len(value) > BOX_CHARACTERS:  # what was stored before is not the content any more
             self._guarded.attempt(lambda: self._redis.delete(key), 0)
         else:
             self._guarded.attempt(lambda: self._redis.set(key, value, ex=SHOWN_S), None)
 
-    def box(self, project: str, task: str) -> tuple[str, list[str]] | None:
-        """Returns ID and entries of a task's prompt box, as last written by us."""
+    def box(self, project: str, task: str) -> WrittenBox | None:
+        """Returns a task's prompt box, as last written by us."""
         found = self._guarded.json(PROMPT_BOX_KEY.format(project=project, task=task))
-        return parsed(lambda: (str(found["id"]), [*map(str, found["entries"])])) if found else None
+        return parsed(lambda: _written_box(found)) if found else None
 
     def mark_message_sent(self, project: str, task: str) -> None:
         """Records that a task's form shows a message about a click."""
@@ -301,6 +312,11 @@ def _answers_of_several(
 def _problem(value: bytes) -> Problem:
     values = json.loads(value)
     return Problem(**{entry.name: str(values[entry.name]) for entry in fields(Problem)})
+
+
+def _written_box(values: Mapping[str, Any]) -> WrittenBox:
+    entries = [str(entry) for entry in values["entries"]]
+    return WrittenBox(str(values["id"]), entries, str(values.get("draft", "")))
 
 
 def _displayed_mask(value: bytes) -> DisplayedMask:

@@ -35,7 +35,7 @@ from backend.shared_redis import (
 from backend.state import known_projects, redis_store
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.known_projects import KnownProject
-from backend.state.redis_store import MOST_NOT_FOUND, MOST_SHOWN, RedisStore
+from backend.state.redis_store import MOST_NOT_FOUND, MOST_SHOWN, RedisStore, WrittenBox
 from sspsam import VersionStore
 from tests.worker.label_studio_server import LabelStudioServer
 from worker import jobs
@@ -109,8 +109,8 @@ def test_the_proposals_of_a_task_are_bounded(
 
 
 def test_long_texts_are_not_stored(store: RedisStore, redis_server: Redis) -> None:
-    store.note_box(PROJECT, TASK, "box", ["a phrase"])
-    store.note_box(PROJECT, TASK, "box", ["x" * 10**7])
+    store.note_box(PROJECT, TASK, WrittenBox("box", ["a phrase"]))
+    store.note_box(PROJECT, TASK, WrittenBox("box", ["x" * 10**7]))
     assert store.box(PROJECT, TASK) is None, "nor the content of before"
     for _ in range(20):
         store.note_problem(PROJECT, TASK, "x" * 10**6)

@@ -96,6 +96,22 @@ def test_without_a_status_line_the_prompt_box_tells(client: FlaskClient) -> None
     assert texts(anna.ask(click(*RED, "3")), "prompt") is None
 
 
+def test_a_click_keeps_phrases_that_are_newer_than_the_draft(client: FlaskClient) -> None:
+    anna = Annotator(client, 1, config=WITHOUT_STATUS)
+    anna.ask(prompt("the red square"))
+    anna.save()
+    held = texts(anna.ask(prompt("zebra")), "prompt") or []
+
+    *phrases, said = texts(anna.ask(click(*FAR, "1", positive=False)), "prompt") or []
+
+    assert (phrases, "no mask" in said) == (held, True)
+    assert texts(anna.ask(click(*RED, "2")), "prompt") == held
+    anna.results = [result for result in anna.results if result["from_name"] != "prompt"]
+    anna.results.append(prompt("a unicorn"))
+    anna.save()
+    assert (texts(anna.ask(click(*FAR, "3", positive=False)), "prompt") or [])[0] == "a unicorn"
+
+
 def test_a_form_with_neither_gets_nothing(client: FlaskClient, label_studio: Web) -> None:
     label_studio.answers[PATH] = Response("", 404)
     bare = re.sub(r'<TextArea name="prompt".*?/>', "", WITHOUT_STATUS, flags=re.DOTALL)
