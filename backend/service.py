@@ -85,7 +85,7 @@ class Service:
             return
         for tag in config.missing():
             level = logging.WARNING if tag.required else logging.INFO
-            logger.log(level, "project %s: %s. Add %s", project.project_id, tag.reason, tag.xml)
+            logger.log(level, "project %s: %s", project.project_id, tag.advice)
 
     def take_event(self, event: object) -> list[str]:
         """Queues the jobs of a webhook event, counts it, and records that the project's webhook works.

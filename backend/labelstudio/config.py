@@ -28,11 +28,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
-from xml.sax.saxutils import escape
 
 from backend.errors import LabelingConfigError
+from backend.labelstudio.recommended import CONFIRMABLE, FOUND_BY_NAME, SNIPPETS, WHY, free_name, snippet
 from backend.labelstudio.recommended import RECOMMENDED_CONFIG as RECOMMENDED_CONFIG
-from backend.labelstudio.recommended import SNIPPETS, WHY
+from backend.labelstudio.recommended import ROLE_ATTRIBUTE as ROLE_ATTRIBUTE
 from backend.labelstudio.regions.controls import RegionControl, Tag, controls_of, region_tags
 from backend.labelstudio.regions.labels import Label, LabelIndex
 
@@ -46,14 +46,10 @@ VARIABLE = re.compile(r"\$[A-Za-z0-9_\[\].{}]+")
 """A field of the task's data in a tag's value."""
 _PATH_PARTS = re.compile(r"[^.\[\]]+")
 _MOST_DIGITS = 10
-_QUOTE = {'"': "&quot;"}
 _REQUIRED = ("image", "prompt", "mask")
 _TEXT_AREA_NAMES = frozenset({"prompt", "phrase", "status", "absent"})
 SHOWN_CANDIDATES = 3
 HINTS_CLASS = "hints"
-ROLE_ATTRIBUTE = "sspsam"
-"""Attribute by which the project lead gives a text area of another name its role."""
-CONFIRMABLE = ("prompt", "phrase")
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,12 @@ class MissingTag:
     """Without it, phrases cannot get masks."""
     reason: str
     xml: str
-    """XML to add."""
+    """XML to add; empty if another tag has the name that the role requires."""
+
+    @property
+    def advice(self) -> str:
+        """The reason, with the XML to add."""
+        return f"{self.reason}. Add {self.xml}" if self.xml else self.reason
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,13 @@ class LabelingConfig:
     """Why the form cannot be worked with, if it cannot."""
     candidates: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """Role -> names of the text areas that may have it once the project lead confirms it."""
-    has_names: bool = False
-    """Whether any tag has a name: a new project's form has none."""
+    names: frozenset[str] = frozenset()
+    """Names of all tags."""
+
+    @property
+    def has_names(self) -> bool:
+        """Whether any tag has a name: a new project's form has none."""
+        return bool(self.names)
 
     @property
     def mask(self) -> RegionControl | None:
@@ -223,7 +229,7 @@ class LabelingConfig:
             phrase=_tag(_text_area(per_region, "phrase"), here),
             status=_tag(_text_area(whole, "status"), here),
             absent=_tag(_text_area(whole, "absent"), here),
-            hints=next((Tag(HINTS_CLASS) for tag in everything if tag.get("classname") == HINTS_CLASS), None),
+            hints=next((Tag(HINTS_CLASS) for tag in everything if _has_class(tag, HINTS_CLASS)), None),
             click=_tag(_choose(_smart(on_image, "keypointlabels", "keypoint"), "click"), here),
             box=_tag(_choose(_smart(gestures, "rectanglelabels", "rectangle"), "box"), here),
             controls={control.name: control for control in controls_of(regions, tags)},
@@ -232,21 +238,29 @@ class LabelingConfig:
                 "prompt": _other_names(_smart(whole, "textarea")),
                 "phrase": _other_names(per_region),
             },
-            has_names=bool(tags),
+            names=frozenset(tag.get("name", "") for tag in tags),
         )
 
     def missing(self) -> list[MissingTag]:
         """Returns the roles without a tag, required ones first."""
-        image = self.image.name if self.image else self.mask.to_name if self.mask else "image"
-        labels = ",".join(label.written for label in self.labels) or ("" if self.masks else "object")
+        on_image = self.mask.to_name if self.mask else ""
+        image = self.image.name if self.image else on_image or free_name("image", self.names)
+        labels = [label.written for label in self.labels] or ([] if self.masks else ["object"])
         return [
-            MissingTag(role, role in _REQUIRED, WHY[role] + self._advice(role), _filled(xml, image, labels))
-            for role, xml in SNIPPETS.items()
+            MissingTag(
+                role,
+                role in _REQUIRED,
+                WHY[role] + self._advice(role),
+                snippet(role, image, labels, self.names | {image}),
+            )
+            for role in SNIPPETS
             if getattr(self, role) is None
         ]
 
     def _advice(self, role: str) -> str:
         """How to give the role to a text area of another name, if there are any."""
+        if role in FOUND_BY_NAME and role in self.names:
+            return f" (another tag is named “{role}”: rename it, and connect again)"
         names = self.candidates.get(role, ())
         if not names:
             return ""
@@ -264,7 +278,7 @@ class LabelingConfig:
             raise LabelingConfigError(f"labeling config: {self.unsupported}")
         for tag in self.missing():
             if tag.role in roles:
-                raise LabelingConfigError(f"labeling config: {tag.reason}. Add {tag.xml}")
+                raise LabelingConfigError(f"labeling config: {tag.advice}")
 
 
 class _BoundedTree(ElementTree.TreeBuilder):
@@ -286,7 +300,8 @@ class _BoundedTree(ElementTree.TreeBuilder):
 
 
 def form_tags(xml: str) -> list[ElementTree.Element]:
-    """Returns a form's tags in document order; their and their attributes' names in lower case.
+    """Returns a form's tags in document order; their and their attributes' names in lower case. Of several
+    images that a tag is for, it has the first.
 
     Raises:
         LabelingConfigError: it is not XML, too large, or nested too deeply.
@@ -304,13 +319,9 @@ def form_tags(xml: str) -> list[ElementTree.Element]:
     for tag in root.iter():
         tag.tag = str(tag.tag).lower()
         tag.attrib = {name.lower(): value for name, value in tag.attrib.items()}
+        if "," in tag.get("toname", ""):
+            tag.set("toname", tag.get("toname", "").split(",")[0].strip())
     return list(root.iter())
-
-
-def _filled(xml: str, image: str, labels: str) -> str:
-    if not labels:  # regions without labels
-        xml = xml.replace('whenLabelValue="{labels}" ', "")
-    return xml.replace("{image}", escape(image, _QUOTE)).replace("{labels}", escape(labels, _QUOTE))
 
 
 def _choose(tags: list[ElementTree.Element], name: str) -> ElementTree.Element | None:
@@ -380,6 +391,10 @@ def _field(data: object, path: str) -> Any:
 def _smart(tags: list[ElementTree.Element], *kinds: str) -> list[ElementTree.Element]:
     """Tags of some types whose regions are sent to the model: the editor does so unless smart="false"."""
     return [tag for tag in tags if tag.tag in kinds and tag.get("smart", "true").strip().lower() != "false"]
+
+
+def _has_class(tag: ElementTree.Element, name: str) -> bool:
+    return name in tag.get("classname", "").split()
 
 
 def _is(tag: ElementTree.Element, attribute: str) -> bool:

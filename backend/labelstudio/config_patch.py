@@ -27,7 +27,7 @@ def completed_config(xml: str) -> str:
         LabelingConfigError: it is not XML.
     """
     config = LabelingConfig.parse(xml)
-    missing = config.missing()
+    missing = [tag for tag in config.missing() if tag.xml]
     inside = _inside(xml) if config.has_names else None
     if inside is None:
         return RECOMMENDED_CONFIG

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
+from xml.sax.saxutils import escape
 
 COLOURS = ("#FF3B30", "#34C759", "#AF52DE", "#FF9500", "#00A3BF", "#E6C200", "#E6007E", "#0A5BD3")
 """Of masks, one for each region control of the recommended form."""
@@ -150,6 +152,11 @@ RECOMMENDED_CONFIG = f"""\
 </View>
 """
 
+ROLE_ATTRIBUTE = "sspsam"
+"""Attribute by which the project lead gives a text area of another name its role."""
+CONFIRMABLE = ("prompt", "phrase")
+FOUND_BY_NAME = ("status", "absent")
+"""Roles that no tag of another name can have."""
 SNIPPETS: Mapping[str, str] = {
     "image": '<Image name="{image}" value="$image" zoom="true" zoomControl="true"/>',
     "prompt": '<TextArea name="prompt" toName="{image}" rows="1" showSubmitButton="true" editable="false"/>',
@@ -163,6 +170,8 @@ SNIPPETS: Mapping[str, str] = {
     "click": '<KeyPoint name="click" toName="{image}" smart="true" smartOnly="true"/>',
 }
 """XML to add for a role: `image` is the image tag's name, `labels` the brush's labels, comma separated."""
+_LABELS_ATTRIBUTE = 'whenLabelValue="{labels}" '
+_QUOTE = {'"': "&quot;"}
 WHY: Mapping[str, str] = {
     "image": "there is no <Image>: no image to segment",
     "prompt": 'there is no <TextArea name="prompt"> for the image of the masks: no place to type a phrase',
@@ -178,3 +187,33 @@ WHY: Mapping[str, str] = {
     "clicks",
 }
 """What is missing without the role, and what follows from it."""
+
+
+def snippet(role: str, image: str, labels: Sequence[str], taken: Collection[str]) -> str:
+    """XML to add for a role.
+
+    Args:
+        role: Role of the tag.
+        image: Name of the image tag.
+        labels: Labels of the masks.
+        taken: Names that other tags of the form have; Label Studio refuses a name that occurs twice.
+
+    Returns:
+        The tag, under another name if its own is taken; empty if the role depends on the name.
+    """
+    xml = SNIPPETS[role]
+    if role in taken and f'name="{role}"' in xml:
+        if role in FOUND_BY_NAME:
+            return ""
+        name = free_name(role, taken)
+        confirmed = f' {ROLE_ATTRIBUTE}="{role}"' if role in CONFIRMABLE else ""
+        xml = xml.replace(f'name="{role}"', f'name="{name}"{confirmed}')
+    if not labels or any("," in label for label in labels):  # Label Studio splits the attribute at commas
+        xml = xml.replace(_LABELS_ATTRIBUTE, "")
+    return xml.replace("{image}", escape(image, _QUOTE)).replace("{labels}", escape(",".join(labels), _QUOTE))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name for a new tag, with a number behind it if another tag has it."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)

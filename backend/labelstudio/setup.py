@@ -47,7 +47,7 @@ def check_project(client: LabelStudioClient, project_id: int, backend_url: str) 
     config = config_of(project)
     if config.unsupported:
         return [f"labeling config: {config.unsupported}"]
-    missing = [f"labeling config: {tag.reason}. Add {tag.xml}" for tag in config.missing()]
+    missing = [f"labeling config: {tag.advice}" for tag in config.missing()]
     backends = client.ml_backends(project_id)
     if _asks_unasked(project, backends):
         missing.append(
@@ -216,8 +216,9 @@ def _set_config(
     config = LabelingConfig.parse(confirmed)
     missing = config.missing()
     after = completed_config(confirmed) if missing else confirmed
+    left = [f"the labeling config is unchanged: {tag.reason}" for tag in missing if not tag.xml]
     if after == before:
-        return ["the labeling config is complete"]
+        return left or ["the labeling config is complete"]
     show_diff(config_diff(before, after))
     if config.has_names and not may_change_config():
         needed = [tag for tag in LabelingConfig.parse(before).missing() if tag.required]
@@ -230,7 +231,7 @@ def _set_config(
     if not config.has_names:
         return ["the project now has the recommended labeling config"]
     given = [f"the {role} is the text area “{name}”" for role, name in text_areas.items()]
-    return [*given, *(f"added to the labeling config: {tag.xml}" for tag in missing)]
+    return [*given, *(f"added to the labeling config: {tag.xml}" for tag in missing if tag.xml), *left]
 
 
 def _validate(client: LabelStudioClient, project_id: int, label_config: str) -> None:

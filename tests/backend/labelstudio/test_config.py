@@ -182,6 +182,27 @@ def test_what_to_add_speaks_of_the_tags_that_are_there() -> None:
     assert 'whenLabelValue="cat,dog"' in phrase.xml
 
 
+def test_a_label_with_a_comma_is_no_condition() -> None:
+    """Label Studio splits the attribute at commas."""
+    config = parse(f'{IMAGE}<BrushLabels name="m" toName="image"><Label value="dog, brown"/></BrushLabels>')
+
+    assert "whenLabelValue" not in next(tag.xml for tag in config.missing() if tag.role == "phrase")
+
+
+def test_a_brush_for_several_images_is_for_the_first() -> None:
+    image, second = IMAGE, '<Image name="second" value="$second"/>'
+    config = parse(second + image + BRUSH.replace('"image"', '"image, second"'))
+
+    assert config.image is not None
+    assert config.image.name == "image"
+    assert config.choice_for("a cat").control.to_name == "image"
+
+
+def test_hints_may_have_further_classes() -> None:
+    assert parse('<View className="wide hints"/>').hints is not None
+    assert parse('<View className="hints-off"/>').hints is None
+
+
 def test_an_image_that_is_no_field_of_the_task_does_not_count() -> None:
     assert parse('<Image name="image" value="http://example.com/a.png"/>').image is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from backend.errors import LabelingConfigError
@@ -73,6 +75,33 @@ def test_a_text_area_that_cannot_have_a_role_is_refused(name: str, role: str, re
 def test_only_one_text_area_is_the_prompt() -> None:
     with pytest.raises(LabelingConfigError, match="only one"):
         with_role(with_role(OTHER_AREAS, "wörds", "prompt"), "what", "prompt")
+
+
+NAMES_TAKEN = (
+    '<View><Image name="click" value="$image"/><Image name="second" value="$second"/>'
+    '<Labels name="mask" toName="click"><Label value="a"/></Labels>'
+    '<Brush name="b" toName="click"/>'
+    '<TextArea name="prompt" toName="second"/><Choices name="phrase" toName="click"/>'
+    '<TextArea name="status" toName="click" perRegion="true"/><Rating name="absent" toName="click"/></View>'
+)
+
+
+@pytest.mark.parametrize(
+    ("xml", "left"),
+    [
+        (NAMES_TAKEN, ["status", "absent"]),
+        (NAMES_TAKEN.replace('<Brush name="b" toName="click"/>', ""), ["status", "absent"]),
+        ('<View><Header name="image"/></View>', []),
+    ],
+    ids=["brush", "no brush", "no image"],
+)
+def test_what_is_added_has_a_name_that_is_free(xml: str, left: list[str]) -> None:
+    after = completed_config(xml)
+
+    names = re.findall(r'\bname="([^"]*)"', after)
+    assert len(set(names)) == len(names)
+    assert [tag.role for tag in LabelingConfig.parse(after).missing()] == left
+    assert completed_config(after) == after
 
 
 def test_a_new_project_gets_the_recommended_config() -> None:

@@ -279,22 +279,41 @@ def test_a_form_with_pages_is_refused_with_one_line_and_stays(
     assert label_studio.changes == 0
 
 
+TWICE = (
+    '<View><Image name="image" value="$image"/><Choices name="a" toName="image"/><Choices name="a" '
+    'toName="image"/><BrushLabels name="mask" toName="image"><Label value="a"/></BrushLabels></View>'
+)
+
+
+@pytest.mark.parametrize("label_studio", [TWICE], indirect=True)
+def test_a_form_that_label_studio_does_not_accept_is_not_saved(
+    label_studio: OneProject, client: LabelStudioClient
+) -> None:
+    with pytest.raises(LabelingConfigError, match="non-unique names"):
+        connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+
+    assert label_studio.project["label_config"] == TWICE
+    assert label_studio.changes == 0
+
+
 TAKEN = (
     '<View><Image name="image" value="$image"/><Choices name="prompt" toName="image"/>'
-    '<BrushLabels name="mask" toName="image"><Label value="a"/></BrushLabels></View>'
+    '<Choices name="status" toName="image"><Choice value="done"/></Choices></View>'
 )
 
 
 @pytest.mark.parametrize("label_studio", [TAKEN], indirect=True)
-def test_a_form_that_label_studio_does_not_accept_is_not_saved(
+def test_a_form_whose_tags_have_our_names_is_connected(
     label_studio: OneProject, client: LabelStudioClient
 ) -> None:
-    """The name that an addition would have is taken."""
-    with pytest.raises(LabelingConfigError, match="non-unique names"):
-        connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+    done = connect_project(client, 3, BACKEND, may_change_config=lambda: True)
 
-    assert label_studio.project["label_config"] == TAKEN
-    assert label_studio.changes == 0
+    assert len([line for line in done if "rename it" in line and "status" in line]) == 1
+    (left,) = check_project(client, 3, BACKEND)
+    assert "status" in left
+    assert "Add" not in left
+    again = connect_project(client, 3, BACKEND, may_change_config=lambda: True)
+    assert "rename it" in again[0]
 
 
 @pytest.mark.parametrize(
