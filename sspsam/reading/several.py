@@ -5,11 +5,16 @@ how many ("the two dogs"), and which different things ("the cup and the spoon").
 from __future__ import annotations
 
 import re
+from itertools import dropwhile
 
-_SEVERAL = frozenset((
-    "all", "and", "any", "both", "couple", "each", "every", "everybody", "everyone", "everything", "few",
-    "group", "many", "most", "multiple", "pair", "row", "several", "some", "these", "those", "two", "three",
-    "four", "five", "six", "seven", "eight", "nine", "ten",
+_QUANTITIES = frozenset((
+    "couple", "dozen", "few", "group", "many", "multiple", "pair", "row", "several", "two", "three", "four",
+    "five", "six", "seven", "eight", "nine", "ten",
+))  # fmt: skip
+"""Also after an article: "a few dogs"."""
+_SEVERAL = _QUANTITIES | frozenset((
+    "all", "and", "any", "both", "each", "every", "everybody", "everyone", "everything", "most", "some",
+    "these", "those",
     "cattle", "children", "feet", "fish", "geese", "men", "mice", "oxen", "people", "police", "sheep",
     "teeth", "women",
 ))  # fmt: skip
@@ -17,6 +22,11 @@ _NUMBERS = {
     "both": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10,
 }  # fmt: skip
+_NOT_COUNTED = frozenset((
+    "door", "dozen", "hundred", "lane", "legged", "seater", "seaters", "storey", "story", "thousand", "tone",
+    "wheel", "wheeler", "wheelers",
+))  # fmt: skip
+"""Behind a number that is not the number of objects: "two door cars", "five hundred cups"."""
 MOST_COUNTED = 20
 """The largest number, in digits, that is taken for a number of objects."""
 MOST_THINGS = 4
@@ -48,8 +58,10 @@ def may_have_several(phrase: str) -> bool:
     if not words:
         return True
     if words[0] in _OF_ONE:
-        return "and" in words
-    counts = _first_word(words).isdigit()  # "2 cups", not "player 2"
+        second, third, *_ = *words[1:], "", ""
+        return "and" in words or (second in _QUANTITIES and third not in _NOT_COUNTED)
+    first, *_ = *_from_number(words), ""
+    counts = first.isdigit()  # "2 cups", not "player 2"
     return counts or any(word in _SEVERAL or _is_plural(word) for word in _subject(words))
 
 
@@ -61,16 +73,18 @@ def number_of_targets(phrase: str) -> int | None:
     words = _WORD.findall(phrase.lower())
     if "and" in words or not may_have_several(phrase):
         return None
-    first = _first_word(words)
+    first, second, *_ = *_from_number(words), "", ""
+    if second in _NOT_COUNTED:
+        return None
     if first.isascii() and first.isdigit() and len(first) <= len(str(MOST_COUNTED)):
         number = int(first)
         return number if 2 <= number <= MOST_COUNTED else None
     return _NUMBERS.get(first)
 
 
-def _first_word(words: list[str]) -> str:
-    """The first word that may be a number of things; empty if there is none."""
-    return next((word for word in words if word not in _BEFORE_NUMBER), "")
+def _from_number(words: list[str]) -> list[str]:
+    """The words from the first on that may be a number of things."""
+    return list(dropwhile(_BEFORE_NUMBER.__contains__, words))
 
 
 def things_of(phrase: str) -> list[str]:

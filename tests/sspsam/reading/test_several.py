@@ -25,6 +25,11 @@ from sspsam.reading.several import may_have_several, number_of_targets, things_o
         "犬",
         "scissors",
         "taxis",
+        "a few dogs",
+        "a couple of dogs",
+        "a group of people",
+        "a row of cars",
+        "another two dogs",
     ],
 )
 def test_several(phrase: str) -> None:
@@ -48,6 +53,9 @@ def test_several(phrase: str) -> None:
         "Tennis racket",
         "player 7",
         "the bus number 12",
+        "a fish",
+        "a two story house",
+        "that sheep",
     ],
 )
 def test_one(phrase: str) -> None:
@@ -71,6 +79,14 @@ def test_one(phrase: str) -> None:
         ("0 cats", None),
         ("1 cats", None),
         ("³ cats", None),
+        ("five hundred cups", None),
+        ("two thousand people", None),
+        ("three dozen eggs", None),
+        ("the two story houses", None),
+        ("2 door cars", None),
+        ("all two wheelers", None),
+        ("the two doors", 2),
+        ("two", 2),
         ("", None),
     ],
 )
