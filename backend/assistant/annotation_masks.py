@@ -118,6 +118,7 @@ class MaskReader:
         regions = _regions(results, config)[-room.masks :] if room.masks else []
         room.masks -= len(regions)
         texts = region_texts({"result": results}, config) if regions else {}
+        makers = {str(region.get("id")): str(region.get("from_name")) for region in reversed(regions)}
         found = {}
         for region in reversed(regions):
             region_id = str(region.get("id"))
@@ -126,7 +127,7 @@ class MaskReader:
             room.pixels -= decoded_px
             if pixels is not None and pixels.area_px and region_id not in found:
                 phrase, label = texts.get(region_id, (None, None))
-                found[region_id] = VisibleMask(region_id, phrase or "", label, pixels)
+                found[region_id] = VisibleMask(region_id, phrase or "", label, pixels, makers[region_id])
         return join_parts(list(reversed(found.values())))
 
     def _pixels(self, region: Mapping[str, Any], kind: Kind, left_px: int) -> tuple[PackedMask | None, int]:

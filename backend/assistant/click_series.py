@@ -187,6 +187,7 @@ class Series:
             visible.label,
             settled=tuple(gesture for gesture in earlier if click_rules.is_obeyed(gesture, mask)),
             from_clicks=known is not None and known.from_clicks and known.rle == rle,
+            control=visible.control,
         )
         return Work(target, mask)
 

@@ -132,7 +132,7 @@ class _Form:
             held: The mask as the form holds it.
             texts: Phrase of each region in the annotator's draft by ID.
         """
-        kind = self.config.choice_for(held.phrase, held.label).control.kind
+        kind = self.config.choice_for(held.phrase, held.label, held.control).control.kind
         if kind != "polygon" or work.is_new:
             return []
         before = as_held(replace(held, mask=work.target.mask, shapes=()), self.config)
@@ -269,7 +269,9 @@ class Refiner:
         for work in works:
             assert work.mask is not None
             target = work.target
-            region = ProposedRegion(target.region_id, target.phrase, work.mask, model.score, target.label)
+            region = ProposedRegion(
+                target.region_id, target.phrase, work.mask, model.score, target.label, target.control
+            )
             # A region that was never displayed, such as one drawn by hand, has the colour of its ID.
             if work.is_new or any(mask.region_id == target.region_id for mask in shown):
                 seen, count = [*shown, *displayed], len(form.config.colours)

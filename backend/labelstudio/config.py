@@ -88,6 +88,8 @@ class Choice:
     """None for a control without labels."""
     is_named: bool = True
     """Whether the label was named, by the phrase or by the caller; otherwise it is the first."""
+    label_of: RegionControl | None = None
+    """The region control that has the label, if it is another one."""
 
 
 @dataclass(frozen=True)
@@ -164,17 +166,21 @@ class LabelingConfig:
     def _index(self) -> LabelIndex:
         return LabelIndex.of(each for _, each in self._owned)
 
-    def choice_for(self, phrase: str, label: str | None = None) -> Choice:
+    def choice_for(self, phrase: str, label: str | None = None, control_name: str = "") -> Choice:
         """Chooses region control and label for a mask.
 
         Args:
             phrase: Selects the label that it names first ("the man by the cars": man), else the first label.
             label: Overrides the phrase, if a control has this label.
+            control_name: The region control that the mask already has; empty for a new mask.
 
         Raises:
             LabelingConfigError: there is no region control.
         """
         self.require("mask")
+        for control in self.masks:
+            if control.name == control_name:
+                return self._choice_in(control, self.choice_for(phrase, label))
         for control, each in self._owned:
             if label and label in (each.value, each.alias):
                 return Choice(control, each.written)
@@ -184,6 +190,17 @@ class LabelingConfig:
             return Choice(control, chosen.written)
         main = self.masks[0]
         return Choice(main, main.labels[0].written if main.labels else None, is_named=False)
+
+    @staticmethod
+    def _choice_in(control: RegionControl, choice: Choice) -> Choice:
+        """A choice for a mask that keeps its region control. A label that nothing has named is not taken
+        from another control.
+        """
+        if choice.label in [each.written for each in control.labels]:
+            return replace(choice, control=control)
+        if choice.is_named and choice.control.has_own_labels:
+            return replace(choice, control=control, label_of=choice.control)
+        return Choice(control, control.labels[0].written if control.labels else None, is_named=False)
 
     @cached_property
     def colours(self) -> tuple[RegionControl, ...]:

@@ -39,6 +39,8 @@ class ProposedRegion:
     """0..1."""
     label: str | None = None
     """None: chosen by the phrase."""
+    control: str = ""
+    """Name of the region control of a mask that is on the form; empty: chosen by label or phrase."""
     shapes: tuple[Shape, ...] = ()
     """The mask as the form's regions hold it, the largest part first: see `as_held`."""
     colour: int | None = None
@@ -83,7 +85,7 @@ def as_held(region: ProposedRegion, config: LabelingConfig) -> ProposedRegion:
     if region.shapes:
         return region
     config.require("image")
-    control = config.choice_for(region.phrase, region.label).control
+    control = config.choice_for(region.phrase, region.label, region.control).control
     shapes = tuple(shapes_of(region.mask, control.kind, control.cuts_holes))
     mask = shapes[0].mask if len(shapes) == 1 else np.any([shape.mask for shape in shapes], axis=0)
     return replace(region, mask=mask, shapes=shapes)
@@ -139,9 +141,10 @@ def region_results(
 
 
 def _results_of(region_id: str, shape: Shape, region: ProposedRegion, config: LabelingConfig) -> list[Result]:
-    choice = config.choice_for(region.phrase, region.label)
+    choice = config.choice_for(region.phrase, region.label, region.control)
     colour = colour_by_id(region_id) if region.colour is None else region.colour
-    control = config.coloured(choice.control, colour)
+    is_kept = choice.control.name == region.control
+    control = choice.control if is_kept else config.coloured(choice.control, colour)
     height, width = region.mask.shape
     mask: Result = {
         "id": region_id,
@@ -152,10 +155,14 @@ def _results_of(region_id: str, shape: Shape, region: ProposedRegion, config: La
         "original_height": height,
         "image_rotation": 0,
         "score": round(region.score, 4),
-        "value": {**shape.value, **control.write_labels(choice.label)},
+        "value": {**shape.value, **control.write_labels(None if choice.label_of else choice.label)},
     }
     results = [mask]
-    if control.labels_tag and choice.label:
+    if choice.label_of is not None:  # as the editor writes a label of another control
+        value = {**shape.value, **choice.label_of.write_labels(choice.label)}
+        name, kind = choice.label_of.name, choice.label_of.result_type
+        results.append({**mask, "from_name": name, "type": kind, "value": value})
+    elif control.labels_tag and choice.label:
         value = {**shape.value, "labels": [choice.label]}
         results.append({**mask, "from_name": control.labels_tag, "type": "labels", "value": value})
     if not region.phrase:

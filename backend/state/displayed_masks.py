@@ -112,6 +112,8 @@ class VisibleMask:
     """Empty for clicks without a phrase."""
     label: str | None
     pixels: PackedMask
+    control: str = ""
+    """Name of its region control; empty if unknown."""
 
 
 def join_parts(masks: Sequence[VisibleMask]) -> list[VisibleMask]:
@@ -151,6 +153,8 @@ class DisplayedMask:
     """When it was displayed, in seconds since 1970."""
     colour: int | None = None
     """Number of its colour in the form; None: by its ID."""
+    control: str = ""
+    """Name of its region control in the annotation; empty: chosen by label or phrase."""
 
     @cached_property
     def mask(self) -> BoolMask:
@@ -158,7 +162,8 @@ class DisplayedMask:
         return coco_rle_to_mask(self.rle)
 
     def visible(self) -> VisibleMask:
-        return VisibleMask(self.region_id, self.phrase, self.label, PackedMask.pack(self.mask))
+        pixels = PackedMask.pack(self.mask)
+        return VisibleMask(self.region_id, self.phrase, self.label, pixels, self.control)
 
     def has_gesture_of(self, interactions: Iterable[Interaction]) -> bool:
         """Whether a request repeats gestures of the last one on this mask."""

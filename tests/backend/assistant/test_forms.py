@@ -13,6 +13,7 @@ from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.state.redis_store import RedisStore
 from sspsam import mask_to_coco_rle
+from tests.backend.assistant.annotators import draft
 from tests.backend.colours import SCORE, ColourPredictor, picture
 from tests.backend.editor import PATH, ask, click, colour, masks, prompt, task, texts
 from tests.facts import untold
@@ -192,6 +193,37 @@ def test_a_click_corrects_a_region_of_any_kind(client: FlaskClient, kind: str) -
     regions = read_annotation(corrected, LabelingConfig.parse(config)).regions
     assert any(region.mask[rows[0], columns[0]] for region in regions)
     assert {region.kind for region in regions} == {kind}
+
+
+BOTH_KINDS = RECOMMENDED_CONFIG.replace(
+    "<KeyPoint ",
+    '<PolygonLabels name="outline" toName="image" smart="false"><Label value="object"/><Label value="b"/>'
+    '</PolygonLabels><BrushLabels name="cats" toName="image"><Label value="cat"/></BrushLabels><KeyPoint ',
+)
+
+
+@pytest.mark.parametrize("label", ["object", "b", "cat"])
+def test_a_click_keeps_the_tag_and_the_label_of_a_region(client: FlaskClient, label: str) -> None:
+    """The annotator has drawn a polygon; the label may be one of another tag, selected in the browser."""
+    height, width = picture().shape[:2]
+    shape = {"points": [[0, 0], [40, 0], [40, 50], [0, 50]], "closed": True}
+    drawn = {
+        "id": "hand1",
+        "from_name": "outline",
+        "to_name": "image",
+        "type": "polygonlabels",
+        "original_width": width,
+        "original_height": height,
+        "value": {**shape, "polygonlabels": [] if label == "cat" else [label]},
+    }
+    cat = {**drawn, "from_name": "cats", "type": "brushlabels", "value": {**shape, "brushlabels": ["cat"]}}
+    saved = draft(1, [drawn, cat] if label == "cat" else [drawn])
+
+    answer = ask(client, click(2, 2, "c2", positive=False), one=task(drafts=[saved]), config=BOTH_KINDS)
+
+    (region,) = read_annotation(answer, LabelingConfig.parse(BOTH_KINDS)).regions
+    assert answer["result"][0]["from_name"] == "outline"
+    assert (region.region_id, region.kind, region.label) == ("hand1", "polygon", label)
 
 
 def test_the_label_that_was_taken_is_said_if_the_phrase_names_none(client: FlaskClient) -> None:
