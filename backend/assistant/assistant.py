@@ -205,7 +205,7 @@ class Assistant:
         """Regions of earlier answers that are replaced by nothing."""
         phrases = [*outcome.no_match, *(region.phrase for region in outcome.regions)]
         unedited = unedited_regions(
-            draft, dict.fromkeys(phrases), project, task.task_id, config, self._redis_store.served
+            draft, dict.fromkeys(phrases), project, task.task_id, config, self._redis_store.proposals
         )
         return leftover_regions(
             outcome.regions, outcome.no_match, project, task.task_id, outcome.texts, unedited

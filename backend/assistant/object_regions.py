@@ -124,7 +124,7 @@ def unedited_regions(
     project: str,
     task: str,
     config: LabelingConfig,
-    served: Callable[[str], Served | None],
+    proposals: Callable[[str], Sequence[Served]],
 ) -> dict[str, Region]:
     """Objects of earlier answers to phrases that are in a draft as they were proposed, by ID.
 
@@ -134,7 +134,7 @@ def unedited_regions(
         project: Project of the task.
         task: The task.
         config: The form.
-        served: The last proposal under an ID.
+        proposals: The last proposals under an ID.
     """
     ids = {region_id for phrase in phrases for region_id in region_ids_of(project, task, phrase)}
     results = [each for each in regions_by_id(draft).items() if object_id_of(each[0]) in ids]
@@ -142,7 +142,7 @@ def unedited_regions(
     return {
         region.region_id: region
         for region in [*content.regions, *content.boxes]
-        if (proposed := served(region.region_id)) is not None and _is_same(region, proposed)
+        if any(_is_same(region, proposed) for proposed in proposals(region.region_id))
     }
 
 

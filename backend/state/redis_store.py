@@ -47,6 +47,8 @@ PROBLEMS_S = 24 * 3600
 PROBLEMS_KEPT = 5
 MOST_SERVED = 2000
 """Proposed masks of a task that are kept: the latest. Each phrase that is asked has one."""
+PROPOSALS_KEPT = 4
+"""Under one region ID, the latest: annotators of a task may be shown masks of different versions."""
 PROBLEM_CHARACTERS = 1000
 """Of an error's reason."""
 MOST_NOT_FOUND = 1000
@@ -133,14 +135,19 @@ class RedisStore:
 
         def write() -> None:
             with self._redis.pipeline(transaction=False) as pipeline:
-                for region, rle in proposed:
+                for region, _ in proposed:
+                    pipeline.hgetall(SERVED_KEY.format(region=region.region_id))
+                stored = [_proposals(text_map(values)) for values in pipeline.execute()]
+                for (region, rle), before in zip(proposed, stored, strict=True):
                     key = SERVED_KEY.format(region=region.region_id)
                     answer = answers.get(phrase_key(region.phrase))
+                    earlier = [asdict(mask) for mask in before if mask.rle != rle]
                     values: Fields = {
                         "rle": json.dumps(rle),
                         "version": version,
                         "phrase": region.phrase,
                         "answer": json.dumps(answer) if answer else "",
+                        "earlier": json.dumps(earlier[: PROPOSALS_KEPT - 1]),
                     }
                     pipeline.hset(key, mapping=values)
                     pipeline.expire(key, KEPT_S)
@@ -157,15 +164,17 @@ class RedisStore:
 
     def served(self, region_id: str) -> Served | None:
         """Returns the mask last served under a region's ID."""
+        return next(iter(self.proposals(region_id)), None)
+
+    def proposals(self, region_id: str) -> list[Served]:
+        """Returns the last masks served under a region's ID, the latest first: an annotator who accepts one
+        may have been shown it before another annotator was shown the next.
+        """
         nothing: dict[str, str] = {}
-        values = self._guarded.attempt(
-            lambda: text_map(self._redis.hgetall(SERVED_KEY.format(region=region_id))), nothing
-        )
-        if not {"rle", "version", "phrase"} <= set(values):
-            return None
-        answer = values.get("answer") or "null"
-        return parsed(
-            lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"], json.loads(answer))
+        return _proposals(
+            self._guarded.attempt(
+                lambda: text_map(self._redis.hgetall(SERVED_KEY.format(region=region_id))), nothing
+            )
         )
 
     def note_nothing_found(
@@ -307,6 +316,18 @@ def _answers_of_several(
     for region, rle in proposed:
         by_phrase.setdefault(phrase_key(region.phrase), []).append(rle)
     return {key: merge_coco_rles(rles) for key, rles in by_phrase.items() if len(rles) > 1}
+
+
+def _proposals(values: Mapping[str, str]) -> list[Served]:
+    """The masks stored under a region's ID, the latest first; an earlier release stored only that."""
+    if not {"rle", "version", "phrase"} <= set(values):
+        return []
+    answer = values.get("answer") or "null"
+    latest = parsed(
+        lambda: Served(json.loads(values["rle"]), values["version"], values["phrase"], json.loads(answer))
+    )
+    earlier = parsed(lambda: [Served(**each) for each in json.loads(values.get("earlier") or "[]")])
+    return [*([latest] if latest else []), *(earlier or [])]
 
 
 def _problem(value: bytes) -> Problem:

@@ -230,6 +230,21 @@ def test_an_open_phrase_stays_in_the_box_while_its_region_is_empty(
     assert texts(answer, "prompt") == [left]
 
 
+def test_a_mask_is_unedited_whoever_was_shown_the_next_one(
+    client: FlaskClient, predictor: ObjectPredictor
+) -> None:
+    anna, bert = Annotator(client, 1), Annotator(client, 2)
+    anna.ask(prompt("the red square"))
+    anna.save()
+    predictor.from_column = 15
+    bert.ask(prompt("the red square"))
+    predictor.from_column = 1000
+
+    anna.ask(prompt("the red square") | {"origin": "form"})
+
+    assert drawn(anna) == ()
+
+
 @pytest.mark.parametrize("from_column", [40, 1000], ids=["one is found", "nothing is found"])
 def test_edited_regions_stay_when_their_object_is_not_found_any_more(
     client: FlaskClient, predictor: ObjectPredictor, from_column: int

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from backend.labelstudio.predictions import ProposedRegion
-from backend.shared_redis import SHOWN_KEY
+from backend.shared_redis import SERVED_KEY, SHOWN_KEY
 from backend.state.displayed_masks import DisplayedMask
 from backend.state.known_projects import KnownProject
 from backend.state.redis_store import MOST_SHOWN, RedisStore
@@ -38,6 +38,19 @@ def test_the_mask_served_last_is_the_one_that_counts(redis_store: RedisStore) ->
     assert served is not None
     assert served.version == "v2"
     assert np.flatnonzero(coco_rle_to_mask(served.rle).any(axis=0)).tolist() == [2]
+
+
+def test_the_last_masks_of_a_region_are_kept(redis_store: RedisStore, redis_server: Redis) -> None:
+    for column in (0, 1, 2, 3, 4, 3):
+        redis_store.note_served([proposed("a cat", column)], f"v{column}")
+
+    assert [mask.version for mask in redis_store.proposals("r1")] == ["v3", "v4", "v2", "v1"]
+    assert redis_store.proposals("r1")[1].rle == proposed("a cat", 4)[1]
+    redis_server.hdel(SERVED_KEY.format(region="r1"), "earlier")
+    assert [mask.version for mask in redis_store.proposals("r1")] == ["v3"], "as an earlier release wrote it"
+    redis_server.hset(SERVED_KEY.format(region="r1"), "earlier", "[1]")
+    assert [mask.version for mask in redis_store.proposals("r1")] == ["v3"]
+    assert redis_store.proposals("r2") == []
 
 
 def test_a_phrase_that_got_a_mask_is_unmatched_no_more(redis_store: RedisStore) -> None:
