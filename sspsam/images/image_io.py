@@ -13,6 +13,9 @@ from sspsam.images.masks import MAX_PIXELS
 IMAGE_MAX_PIXELS = 100_000_000
 """Default limit of the service, for images and masks: about 300 MB of RGB."""
 
+_XMP = ("xmp", "XML:com.adobe.xmp")
+"""Names of XMP in what Pillow reads of a file."""
+
 
 class PictureError(ValueError):
     """A file that cannot be read as an image, or a path that cannot be written. The message names it."""
@@ -50,7 +53,7 @@ def picture_to_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
     Raises:
         OSError, ValueError, SyntaxError: the image file is damaged.
     """
-    upright = ImageOps.exif_transpose(picture)
+    upright = as_displayed(picture)
     if upright.mode.startswith("I"):  # 16-bit grey
         grey = np.clip(np.asarray(upright) // 256, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -58,6 +61,15 @@ def picture_to_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
         on_white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(on_white, upright.convert("RGBA"))
     return np.array(upright.convert("RGB"), dtype=np.uint8)
+
+
+def as_displayed(picture: Image.Image) -> Image.Image:
+    """A copy, turned as EXIF says. Pillow also turns pictures as XMP says, browsers do not."""
+    upright = picture.copy()  # which has no EXIF that was parsed before
+    for name in _XMP:
+        upright.info.pop(name, None)
+    ImageOps.exif_transpose(upright, in_place=True)
+    return upright
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:

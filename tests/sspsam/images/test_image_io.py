@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sspsam.images.image_io import PictureError, read_picture, write_picture
 
@@ -31,6 +32,27 @@ def test_pictures_are_read_upright(tmp_path: Path, orientation: int, shown: npt.
     exif[ORIENTATION] = orientation
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), shown)
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+OTHER_TAG = 0x0131
+
+
+@pytest.mark.parametrize("with_exif", [False, True])
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+def test_pictures_are_not_turned_as_xmp_says(tmp_path: Path, name: str, with_exif: bool) -> None:
+    """Browsers do not do so."""
+    exif = Image.Exif()
+    if with_exif:
+        exif[OTHER_TAG] = "a program"
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    own = {"pnginfo": text} if name.endswith("png") else {"xmp": XMP}
+    Image.fromarray(PIXELS).save(tmp_path / name, exif=exif, **own)
+
+    assert read_picture(tmp_path / name).shape == PIXELS.shape
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "CMYK", "I;16"])
