@@ -116,10 +116,12 @@ def _border_colour(image: UInt8Image) -> npt.NDArray[np.float64]:
 
 def _cells_inside(start: int, length: int, scale: float, side: int) -> tuple[int, int]:
     """First and last + 1 cell of the canvas that lie within the image along one axis; at least one."""
-    first = max(0, math.ceil(-start * scale - 1e-6))
-    last = min(side, math.floor((length - start) * scale + 1e-6))
-    first = min(first, side - 1)
-    return first, max(last, first + 1)
+    low, high = max(0.0, -start * scale), min(float(side), (length - start) * scale)
+    first, last = math.ceil(low - 1e-6), math.floor(high + 1e-6)
+    if first < last:
+        return first, last
+    middle = min(int((low + high) / 2), side - 1)  # an image that is narrower than a cell
+    return middle, middle + 1
 
 
 def view_logits_to_mask(

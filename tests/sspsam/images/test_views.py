@@ -34,6 +34,17 @@ def test_beyond_the_image_a_view_has_the_colour_of_its_border(image: frames.UInt
     assert float(view[inside].std()) > 0.3
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_an_image_narrower_than_a_cell_is_in_one(width: int) -> None:
+    image = np.full((5000, width, 3), 255, np.uint8)
+    view = view_to_sam(image, Window(-856, 3317, 1722), 512)
+
+    assert view.shape == (3, 512, 512)
+    assert view.isfinite().all()
+    for top in range(0, 4000, 97):
+        view_to_sam(image, Window.around((0, top, width, top + 400), 4.0), 512)
+
+
 def test_a_shrunken_image_is_not_shifted() -> None:
     """A disc is where its centre is, to a tenth of a cell, however the window lies."""
     image = np.zeros((100, 150, 3), np.uint8)
