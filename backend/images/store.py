@@ -272,8 +272,10 @@ def _data_of(uri: str, max_bytes: int) -> bytes:
     if len(content) > 4 * max_bytes:
         raise ImageFormatError(f"the image is larger than {max_bytes} bytes")
     try:
-        raw = unquote_to_bytes(content)
-        data = base64.b64decode(raw, validate=True) if header.endswith(";base64") else raw
+        data = unquote_to_bytes(content)
+        if header.rstrip().lower().endswith(";base64"):
+            encoded = b"".join(data.split()).rstrip(b"=")  # browsers need neither lines nor padding
+            data = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except ValueError as error:
         raise ImageFormatError(f"the task's data URI is damaged: {error}") from error
     if len(data) > max_bytes:

@@ -203,14 +203,17 @@ def test_local_files_come_through_label_studio(store: ImageStore, label_studio: 
     assert label_studio.authorizations == [f"Token {KEY}"]
 
 
-@pytest.mark.parametrize("form", ["base64", "percent", "spaces"])
+@pytest.mark.parametrize("form", ["base64", "percent", "spaces", "lines", "unpadded"])
 def test_a_picture_in_the_task_itself(store: ImageStore, label_studio: Web, form: str) -> None:
     data = encoded(picture())
+    data += bytes(-(len(data) + 1) % 3)  # so that the text is padded
     text = base64.b64encode(data).decode()
     value = {
         "base64": f"data:image/png;base64,{text}",
         "percent": f"data:image/png,{quote(data)}",
-        "spaces": f" DATA:image/png;charset=x;base64,{text}\n",
+        "spaces": f" DATA:image/png;charset=x;BASE64 , {text}\n",
+        "lines": f"data:image/png;base64,{text[:40]}\n{text[40:]}",
+        "unpadded": f"data:image/png;base64,{text.rstrip('=')}",
     }[form]
 
     digest = store.digest(value)
