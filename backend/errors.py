@@ -11,6 +11,7 @@
             ImageMissingError     the task has no image, or one at a forbidden address
             ImageFetchError       the image's server fails: try again
             ImageFormatError      not an image, or too large
+        MaskSizeError             a mask is of an image of another size: delete it (422)
         PhraseRefusedError        the phrase is empty or too long: type another (422)
         ModelUnavailableError     no model: wait, or see the start page (503)
             ModelBusyError        too many requests: try again in a moment
@@ -89,6 +90,12 @@ class ImageFetchError(ImageError):
 
 class ImageFormatError(ImageError):
     """The file is not an image, or is too large."""
+
+    status = 422
+
+
+class MaskSizeError(BackendError):
+    """A mask is of an image of another size, such as the one that was at the address before."""
 
     status = 422
 

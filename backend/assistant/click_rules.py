@@ -30,6 +30,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from backend.errors import MaskSizeError
 from backend.labelstudio.interactions import Interaction
 from backend.serving.shared_model import Clicks
 from backend.state.displayed_masks import pixel_at
@@ -70,6 +71,9 @@ def apply(gesture: Interaction, state: State, segment: Segment) -> BoolMask | No
 
     Returns:
         None if the gesture cannot have its effect, or nothing would be left.
+
+    Raises:
+        MaskSizeError: the mask is of an image of another size.
     """
     if gesture.kind == "box":
         mask = segment(state.phrase, combined([*state.earlier, gesture]))
@@ -111,6 +115,12 @@ def _changed(click: Interaction, state: State, segment: Segment) -> Iterator[Boo
     mask, earlier = state.mask, state.earlier
     assert mask is not None
     together = segment("", combined([*earlier, click]))
+    if together.shape != mask.shape:
+        (height, width), (image_height, image_width) = mask.shape, together.shape
+        raise MaskSizeError(
+            f"the mask under it is of an image of {width} x {height} pixels, and this one has "
+            f"{image_width} x {image_height}: delete the mask, and ask again"
+        )
     if state.from_clicks:
         yield together
     if click.positive:

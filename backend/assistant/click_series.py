@@ -199,7 +199,10 @@ def _without_siblings(
     mask: BoolMask, work: Work, siblings: Sequence[BoolMask], gestures: Sequence[Interaction]
 ) -> BoolMask:
     """A changed mask without what it has taken from the other objects, as far as the gestures allow."""
-    own = np.zeros_like(mask) if work.mask is None else work.mask
-    apart: BoolMask = mask & (own | ~np.any(siblings, axis=0))
+    nothing = np.zeros_like(mask)  # also for those of an image of another size
+    own, *others = (
+        each if each is not None and each.shape == mask.shape else nothing for each in (work.mask, *siblings)
+    )
+    apart: BoolMask = mask & (own | ~np.any(others, axis=0))
     obeys = apart.any() and all(click_rules.is_obeyed(gesture, apart) for gesture in gestures)
     return apart if obeys else mask

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 from flask.testing import FlaskClient
+from redis import Redis
 from werkzeug.wrappers import Response
 
 from backend.assistant.interactive import MOST_GESTURES
@@ -50,6 +51,38 @@ def test_a_message_ends_although_the_first_draft_came_after_it(anna: Annotator) 
 
     assert texts(told, "status")
     assert texts(after, "status") == []
+
+
+def resize(annotator: Annotator, place: int) -> None:
+    """Gives a mask the size of another image, which was at the address before."""
+    other = np.zeros((30, 40), np.bool_)
+    other[:20, :30] = True
+    brush = [result for result in annotator.results if "rle" in result["value"]][place]
+    brush |= {"original_height": 30, "original_width": 40, "value": {**brush["value"]}}
+    brush["value"]["rle"] = mask_to_brush_rle(other)
+
+
+def test_a_mask_of_an_image_of_another_size_is_told(anna: Annotator, redis_server: Redis) -> None:
+    anna.ask(prompt("the red square"))
+    resize(anna, 0)
+    anna.save()
+    redis_server.flushall()
+
+    answer = anna.ask(click(*RED, "1"))
+
+    assert ids(answer) == []
+    assert untold(str(texts(answer, "status")), "40 x 30", "60 x 40", "delete") == []
+
+
+def test_another_object_of_another_size_is_ignored(anna: Annotator, redis_server: Redis) -> None:
+    answer = anna.ask(prompt("the red square"))
+    brush, phrase = answer["result"][:2]
+    anna.results += [{**brush, "id": "other"}, {**phrase, "id": "other"}]
+    resize(anna, 1)
+    anna.save()
+    redis_server.flushall()
+
+    assert ids(anna.ask(click(*RED, "1"))) == [brush["id"]]
 
 
 def test_many_clicks_are_refused_at_once(anna: Annotator) -> None:
