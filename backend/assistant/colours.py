@@ -20,9 +20,11 @@ def with_colours(
     Args:
         regions: New answers.
         shown: Masks displayed on the task.
-        count: Number of the form's colours.
+        count: Number of the form's colours; 0 for a form without a place for masks.
         annotator: Label Studio's user ID; empty if unknown, as for predictions, which all annotators see.
     """
+    if not count:
+        return list(regions)
     colours = {
         mask.region_id: (colour_by_id(mask.region_id) if mask.colour is None else mask.colour) % count
         for mask in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from flask.testing import FlaskClient
 
 from backend.assistant.colours import with_colours
@@ -9,7 +11,7 @@ from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
 from backend.labelstudio.predictions import ProposedRegion, colour_by_id
 from backend.state.displayed_masks import DisplayedMask
 from tests.backend.assistant.annotators import Annotator
-from tests.backend.editor import Json, click, colour, prompt
+from tests.backend.editor import Json, click, colour, prompt, texts
 
 BLUE, FAR = (57, 20), (3, 38)
 """Pixels of the picture: on the blue square, on nothing."""
@@ -66,6 +68,16 @@ def test_colours_tell_nothing_of_another_annotator(client: FlaskClient) -> None:
 
 def test_a_form_with_one_colour() -> None:
     assert [region.colour for region in with_colours(proposed("a", "b"), [], 1)] == [0, 0]
+
+
+def test_a_form_whose_region_tag_was_removed_is_told(client: FlaskClient) -> None:
+    anna = Annotator(client, 7)
+    anna.ask(prompt("the red square"))
+    anna.config = re.sub("<BrushLabels.*?</BrushLabels>|<Rectangle .*?/>", "", anna.config, flags=re.DOTALL)
+
+    [entry] = texts(anna.ask(prompt("the blue square")), "prompt") or []
+
+    assert "no <BrushLabels>" in entry
 
 
 def test_phrases_and_clicks_get_colours_of_their_own(client: FlaskClient) -> None:
