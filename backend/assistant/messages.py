@@ -136,7 +136,8 @@ def _not_found(phrases: Sequence[str], config: LabelingConfig) -> str:
     by_hand = "draw" if config.mask is not None and config.mask.kind in DRAWN else "paint"
     if config.absent is None:
         return f"{said} In the image? {by_hand.capitalize()} it."
-    return f"{said} Not in the image? Enter “{prompt_text.denial_of(shown[-1])}”. Otherwise {by_hand} it."
+    denial = f"“{prompt_text.denial_of(phrases[-1])}”" if shown[-1] == phrases[-1] else "“no” and the phrase"
+    return f"{said} Not in the image? Enter {denial}. Otherwise {by_hand} it."
 
 
 def _not_looked_for(phrase: str, reason: str) -> str:
