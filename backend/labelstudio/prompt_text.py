@@ -8,11 +8,14 @@ answered. None of them is a label: only a person says that something is absent, 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-SEPARATOR = ";"
-"""Separates several phrases in one entry."""
+SEPARATORS = ";\uff1b"
+"""Each separates several phrases in one entry; the second is that of Chinese and Japanese keyboards."""
+COMPOSED_CHARACTERS = 500
+"""Accents of longer phrases, which no model takes, are not composed: that takes quadratic time."""
 NOTE_MAX_CHARACTERS = 1000
 """Of a note that each phrase of an entry gets; longer ones are not ours."""
 _FAILED = "\u26a0"  # warning sign
@@ -21,6 +24,7 @@ _NO_MATCH = "\u2205"  # empty set
 _NOTE = re.compile(rf"(?<!\S)[{_FAILED}{_NO_MATCH}]\s")
 _FAILURE = re.compile(rf"(?<!\S){_FAILED}\s")
 _NOTHING_FOUND = re.compile(rf"(?<!\S){_NO_MATCH}\s")
+_BETWEEN = re.compile(f"[{SEPARATORS}]")
 _DENIAL = re.compile(r"no (.+)", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:the|an?) (?=.)", re.IGNORECASE)
 
@@ -86,13 +90,16 @@ def split(entry: str) -> list[str]:
     """The phrases of an entry, separated by semicolons, each with its note."""
     typed = _without_note(entry).rstrip()
     behind = entry[len(typed) :].rstrip()[:NOTE_MAX_CHARACTERS]
-    phrases = [phrase.strip() for phrase in typed.split(SEPARATOR) if phrase.strip()]
-    return [phrase + behind for phrase in phrases] or [entry.strip(f" {SEPARATOR}")]
+    phrases = [phrase.strip() for phrase in _BETWEEN.split(typed) if phrase.strip()]
+    return [phrase + behind for phrase in phrases] or [entry.strip(f" {SEPARATORS}")]
 
 
 def phrase_key(phrase: str) -> str:
     """Normalised form: equal for spellings of the same phrase."""
-    return plain_phrase(phrase).casefold()
+    plain = plain_phrase(phrase)
+    if len(plain) <= COMPOSED_CHARACTERS:
+        plain = unicodedata.normalize("NFC", plain)
+    return plain.casefold()
 
 
 def distinct(texts: Iterable[str]) -> dict[str, str]:

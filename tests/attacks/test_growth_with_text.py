@@ -252,6 +252,7 @@ def test_the_attacks_that_were_found() -> None:
     took_s = seconds_of(lambda _: REDACTING.redact(request_line), 1)
     took_s += seconds_of(lambda _: REDACTING.redact("a." * 15_000 + ":x"), 1)
     took_s += seconds_of(lambda _: prompt_text.distinct(["a" + " " * 20_000 + "b"]), 1)
+    took_s += seconds_of(lambda _: prompt_text.phrase_key("a" + "\u0315\u0316" * 20_000), 1)
     assert took_s < 0.1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from backend.labelstudio import prompt_text
@@ -46,6 +48,14 @@ def test_spellings_of_a_phrase_are_one() -> None:
     assert prompt_text.phrase_key("the red ball") != prompt_text.phrase_key("the red balls")
 
 
+def test_accents_may_be_letters_or_follow_them() -> None:
+    """As Windows and macOS write them. Keys of composed phrases have to stay: they make region IDs."""
+    composed = "the \u00e9clair, \u01f0"
+
+    assert prompt_text.phrase_key(composed) == composed.casefold()
+    assert prompt_text.phrase_key(unicodedata.normalize("NFD", composed)) == composed.casefold()
+
+
 @pytest.mark.parametrize(
     ("value", "texts"),
     [
@@ -65,6 +75,7 @@ def test_entries(value: object, texts: list[str]) -> None:
     ("entry", "phrases"),
     [
         ("the cat; the dog on the left ;a tree", ["the cat", "the dog on the left", "a tree"]),
+        ("红色的杯子；左边的狗；", ["红色的杯子", "左边的狗"]),
         ("the cat", ["the cat"]),
         (";; the cat;", ["the cat"]),
         (" ; ", [""]),
