@@ -260,6 +260,9 @@ class SharedModel:
             found = self._working.look_further(first, answers, viewer)
         except TooLateError:
             return first
+        except Exception:  # whatever the error, the first answers stand
+            logger.exception("a further look failed")
+            return first
         return [
             one if other is one or _edges(other.mask) > edges else other
             for one, other in zip(first, found, strict=True)

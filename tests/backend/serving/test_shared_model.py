@@ -316,6 +316,25 @@ def test_parts_above_the_limit_stay_however_ragged_a_mask_is(make_engine: Callab
     assert predictor.asked == ["red", "0.001", "0.004", f"{MAX_SPECK:g}"]
 
 
+class Shortsighted(ColourPredictor):
+    """Fails at further looks."""
+
+    def look_further(
+        self, referents: Sequence[Referent], decoded: Sequence[Referent], viewer: object
+    ) -> list[Referent]:
+        raise RuntimeError("out of memory")
+
+
+def test_a_further_look_that_fails_costs_no_answer(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    [found] = make_engine(Shortsighted).predict("a", picture, ["red"]).referents
+
+    assert isinstance(found, Referent)
+    assert found.mask.any()
+    assert "out of memory" in caplog.text
+
+
 def test_the_bound_on_edges_keeps_answers_below_a_megabyte() -> None:
     """Every run of a length that takes most bits: no mask with this number of edges is larger."""
     runs = np.full(MAX_EDGES, 65)
