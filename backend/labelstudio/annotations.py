@@ -382,10 +382,11 @@ def phrase_of(region_id: str, group: list[Mapping[str, Any]], config: LabelingCo
     """The text under the region; the region's note, if that is where we write phrases.
 
     In forms with a text under each region, notes belong to the annotators. Ours were written before the form
-    had that text, under IDs made by us.
+    had that text, under IDs made by us; if that text is there and empty, the annotator has cleared it.
     """
-    texts = [text for result in group if is_of(result, config.phrase) for text in _texts(result)]
-    if not texts and (config.phrase is None or OUR_ID.fullmatch(object_id_of(region_id))):
+    own = [result for result in group if is_of(result, config.phrase)]
+    texts = [text for result in own for text in _texts(result)]
+    if not own and (config.phrase is None or OUR_ID.fullmatch(object_id_of(region_id))):
         notes = (meta for result in group if isinstance(meta := result.get("meta"), Mapping))
         texts = [text for note in notes for text in prompt_text.entries(note.get("text"))]
     return prompt_text.plain_phrase(texts[0]) or None if texts else None

@@ -283,6 +283,16 @@ def test_an_annotators_note_on_a_region_is_not_its_phrase() -> None:
     assert [region.phrase for region in regions] == [None, "a ball"]
 
 
+def test_a_note_on_a_region_whose_phrase_was_cleared_is_not_its_phrase() -> None:
+    brush, phrase = proposed(region_id_for("1", "2", "a ball"), "a ball", mask_of(0, 0, 5, 5))
+    noted = [each | {"meta": {"text": ["too dark left"]}} for each in (brush, phrase)]
+    noted[1]["value"] = {**phrase["value"], "text": []}
+
+    (region,) = read_annotation({"result": noted}, CONFIG).regions
+
+    assert region.phrase is None
+
+
 def test_the_same_phrase_on_a_task_is_the_same_region() -> None:
     first = region_id_for("1", "2", "the red ball")
 
