@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from typing import Any
 
 from redis import Redis
 
@@ -59,11 +61,21 @@ class Services:
     def skipped(self) -> SkippedItems:
         return SkippedItems(self.redis)
 
-    def served(self, region_id: str) -> ServedMask | None:
-        """The mask served under a region id, and when, computed from the log entry's remaining lifetime."""
-        served = self.redis_store.served(region_id)
-        if served is None:
+    def served(self, region_id: str, submitted: Callable[[], Mapping[str, Any]] = dict) -> ServedMask | None:
+        """The mask served under a region id, and when, computed from the log entry's remaining lifetime.
+
+        Args:
+            region_id: ID of the region.
+            submitted: Returns the mask that was submitted in it. Of several that were served, to several
+                annotators, it is the one that was accepted if it equals one of them; else the latest counts.
+        """
+        proposals = self.redis_store.proposals(region_id)
+        if not proposals:
             return None
+        served = proposals[0]
+        if len(proposals) > 1:
+            rle = dict(submitted())
+            served = next((each for each in proposals if dict(each.rle) == rle), served)
         left_s = int(self.redis.ttl(SERVED_KEY.format(region=region_id)))
         served_at = datetime.now(UTC) - timedelta(seconds=KEPT_S - left_s)
         return ServedMask(served.rle, served.version, served_at, served.phrase, served.answer)

@@ -63,11 +63,16 @@ def picture_to_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return np.array(upright.convert("RGB"), dtype=np.uint8)
 
 
+def without_xmp(picture: Image.Image) -> Image.Image:
+    """The picture itself, whose EXIF Pillow then reads without adding the orientation of XMP to it."""
+    for name in _XMP:
+        picture.info.pop(name, None)
+    return picture
+
+
 def as_displayed(picture: Image.Image) -> Image.Image:
     """A copy, turned as EXIF says. Pillow also turns pictures as XMP says, browsers do not."""
-    upright = picture.copy()  # which has no EXIF that was parsed before
-    for name in _XMP:
-        upright.info.pop(name, None)
+    upright = without_xmp(picture.copy())  # which has no EXIF that was parsed before
     ImageOps.exif_transpose(upright, in_place=True)
     return upright
 

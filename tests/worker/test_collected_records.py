@@ -106,6 +106,18 @@ def test_phrases_without_an_answer_are_kept_without_a_label(
     assert [record.phrase for record in services.collection(PROJECT).unanswered()] == ["a zebra"]
 
 
+def test_a_mask_that_was_served_to_one_annotator_is_not_measured_by_that_of_another(
+    services: Services, label_studio: LabelStudioServer, mask: Mask
+) -> None:
+    region_id = serve(services, "the ring", mask)
+    assert serve(services, "the ring", ~mask) == region_id
+    kinds = []
+    for submitted in (mask, ~mask, np.ones_like(mask)):
+        label_studio.save(ANNOTATION, TASK, region(region_id, "the ring", submitted))
+        kinds += [record.kind for record in collect(services)]
+    assert kinds == ["accepted", "accepted", "corrected"]
+
+
 DOTS = "all dots"
 
 

@@ -204,8 +204,14 @@ def _read(
     def predicted() -> dict[str, ServedMask]:
         return _predicted(task, config, services.settings.image_max_pixels)
 
+    drawn = {region.region_id: region for region in content.regions}
+
+    def submitted(region_id: str) -> Mapping[str, Any]:
+        return mask_to_coco_rle(drawn[region_id].mask) if region_id in drawn else {}
+
     def served(region_id: str) -> ServedMask | None:
-        return services.served(region_id) or earlier.get(region_id) or predicted().get(region_id)
+        logged = services.served(region_id, partial(submitted, region_id))
+        return logged or earlier.get(region_id) or predicted().get(region_id)
 
     before = services.corrections.submitted(project, number)
     nothing_found = services.redis_store.nothing_found(str(project), str(task_id))

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from backend.errors import ImageFormatError
 from backend.images.store import FORMATS
+from sspsam.images.image_io import as_displayed, without_xmp
 from worker.export.file_names import DEFAULT_EXTENSION, FORMAT_EXTENSIONS
 
 ORIENTATION = 0x0112
@@ -50,7 +51,7 @@ def read_header(path: Path, digest: str) -> StoredPicture:
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            orientation = picture.getexif().get(ORIENTATION, 1)
+            orientation = without_xmp(picture).getexif().get(ORIENTATION, 1)
             width, height = picture.size
             extension = FORMAT_EXTENSIONS.get(picture.format or "", DEFAULT_EXTENSION)
     except (UnidentifiedImageError, *_DAMAGED) as error:
@@ -110,7 +111,7 @@ def _write_upright(source: Path, target: Path) -> None:
         with Image.open(source, formats=FORMATS) as picture:
             # Phones write a JPEG with further pictures in it as MPO; the first one is exported.
             file_format = "JPEG" if picture.format == "MPO" else picture.format
-            upright = ImageOps.exif_transpose(picture)
+            upright = as_displayed(picture)
     except (UnidentifiedImageError, *_DAMAGED) as error:
         raise ImageFormatError(f"the image file is damaged: {error}") from error
     options: dict[str, dict[str, Any]] = {

@@ -20,6 +20,7 @@ MOST_WORDS = 16
 """Of a label's name that is looked for in a phrase: CLIP reads 77 tokens."""
 MOST_CHARACTERS = 40
 """Of a name in a script without blanks, which is looked for anywhere in a phrase."""
+MOST_PHRASE_CHARACTERS = 2000
 MOST_PHRASE_WORDS = 200
 """Of a phrase, in which names are looked for."""
 INFLECTED_CHARACTERS = range(3, 31)
@@ -87,7 +88,7 @@ class LabelIndex:
 
     def named_in(self, phrase: str) -> int | None:
         """Number of the label that a phrase names first, of several the most specific; None without one."""
-        words = _words(phrase)[:MOST_PHRASE_WORDS]
+        words = _words(phrase[:MOST_PHRASE_CHARACTERS])[:MOST_PHRASE_WORDS]
         starts = [0, *accumulate(map(len, words))]
         found = [
             (starts[first], -len(key), self.by_key[key])

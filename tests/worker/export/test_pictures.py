@@ -31,3 +31,14 @@ def test_a_picture_that_is_turned_keeps_colours_and_quality(tmp_path: Path, file
         assert written.info["icc_profile"] == PROFILE
         expected = np.asarray(source.convert("RGB").rotate(-90, expand=True), np.int16)
         assert np.abs(np.asarray(written.convert("RGB"), np.int16) - expected).mean() < 4
+
+
+def test_a_picture_is_turned_as_exif_says_only(tmp_path: Path) -> None:
+    """Browsers, and so masks, do not follow an orientation in XMP."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    stored = tmp_path / "stored.jpg"
+    Image.new("RGB", (30, 20)).save(stored, xmp=xmp)
+    found = read_header(stored, "digest")
+    write_picture(found, tmp_path / "written.jpg")
+    assert (found.hw, found.is_upright) == ((20, 30), True)
+    assert (tmp_path / "written.jpg").read_bytes() == stored.read_bytes()
