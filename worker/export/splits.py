@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from backend.errors import ExportError
-
-if TYPE_CHECKING:
-    from worker.export.reader import LabelledImage, Writer
 
 SPLIT_NAMES = ("train", "val", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}")
@@ -72,25 +67,3 @@ def parse_split(text: str) -> Split:
             "for train, val and test"
         )
     return Split(SPLIT_NAMES[: len(shares)], shares)
-
-
-class SplitWriter:
-    """Writes each image with the writer of its split.
-
-    Args:
-        writers: Split -> its writer.
-    """
-
-    def __init__(self, writers: Mapping[str, Writer]) -> None:
-        self._writers = writers
-
-    def add(self, image: LabelledImage) -> None:
-        self._writers[image.split].add(image)
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-    def discard(self) -> None:
-        for writer in self._writers.values():
-            writer.discard()

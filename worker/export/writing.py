@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from backend.errors import ExportError
 
 if TYPE_CHECKING:
-    from worker.export.reader import ProjectReader, Summary, Writer
+    from worker.export.reader import LabelledImage, ProjectReader, Summary, Writer
     from worker.export.splits import Split
 
 Format = Literal["coco", "coco-polygons", "refcoco", "png", "yolo", "yolo-detect"]
@@ -135,11 +135,32 @@ def export_to_stream(
     return summary
 
 
+class SplitWriter:
+    """Writes each image with the writer of its split.
+
+    Args:
+        writers: Split -> its writer.
+    """
+
+    def __init__(self, writers: Mapping[str, Writer]) -> None:
+        self._writers = writers
+
+    def add(self, image: LabelledImage) -> None:
+        self._writers[image.split].add(image)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def discard(self) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+
 def _writer(reader: ProjectReader, target: Target) -> tuple[Writer, Path | None]:
     """The writer of a format, and the folder in which it prepares a new folder."""
     from worker.export.coco import CocoWriter, RefCocoWriter
     from worker.export.png import PngWriter
-    from worker.export.splits import SplitWriter
     from worker.export.yolo import YoloWriter
 
     split, out = target.split, target.out
