@@ -72,9 +72,10 @@ def _references(
         targets = [instance for instance in named if not instance.crowd] or named
         region = union([target.region for target in targets], instances.sizes[image_id])
         box = enclose([target.box_xyxy for target in targets if target.box_xyxy is not None])
-        image, as_shown = locate(instances.file_names[image_id]), image_id in instances.as_shown
+        file_name, as_shown = instances.file_names[image_id], image_id in instances.as_shown
+        image = locate(file_name)
         for sample_id, phrase in sentences_of(ref, f"{NAME}/{split}"):
-            yield Reference(sample_id, image.name, image, phrase, region, box, as_shown=as_shown)
+            yield Reference(sample_id, file_name, image, phrase, region, box, as_shown=as_shown)
 
 
 def _annotations(ref: dict[str, Any]) -> list[int]:

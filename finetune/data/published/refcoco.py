@@ -99,7 +99,7 @@ class Instances:
 
     by_id: dict[int, Instance]
     file_names: dict[int, str]
-    """Image id -> file name."""
+    """Image id -> file name, which may have folders."""
     sizes: dict[int, Hw]
     as_shown: frozenset[int] = frozenset()
     """Images whose regions are in the displayed frame, as our own exports declare."""
@@ -191,10 +191,10 @@ def _references(
             raise DatasetFileError(
                 f"{path}: reference {ref['ref_id']} is on image {image_id}, its region on {instance.image_id}"
             )
-        image, as_shown = locate(instances.file_names[image_id]), image_id in instances.as_shown
-        region, box = instance.region, instance.box_xyxy
+        file_name, as_shown = instances.file_names[image_id], image_id in instances.as_shown
+        image, region, box = locate(file_name), instance.region, instance.box_xyxy
         for sample_id, phrase in sentences_of(ref, f"{name}/{split}"):
-            yield Reference(sample_id, image.name, image, phrase, region, box, as_shown=as_shown)
+            yield Reference(sample_id, file_name, image, phrase, region, box, as_shown=as_shown)
 
 
 def _instance(path: Path, annotation: dict[str, Any], sizes: dict[int, Hw]) -> Instance:

@@ -69,6 +69,7 @@ class Reference:
 
     sample_id: str
     image_id: str
+    """Path in its data set: pictures of different folders may share a file name."""
     image: Path
     phrase: str
     region: Region

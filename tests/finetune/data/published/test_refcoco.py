@@ -73,6 +73,24 @@ def test_samples_of_one_picture_follow_each_other(root: Path) -> None:
     assert [len(group) for group in groups] == [3, 1]
 
 
+def test_pictures_of_one_name_in_different_folders_stay_apart(root: Path) -> None:
+    names = {FIRST: "monday/0001.jpg", SECOND: "tuesday/0001.jpg"}
+    for name in names.values():
+        write_pictures(root / "images/mscoco/images/train2014" / Path(name).parent, [Path(name).name])
+    regions = [annotation(n, n, [polygon(4, 2, 10, 12)], [2, 4, 12, 10]) for n in names]
+    for folder in ("refcoco", "grefcoco"):
+        write_instances(root / folder, regions, names)
+    write_refs(
+        root / "refcoco/refs(unc).p",
+        [ref(0, FIRST, FIRST, ["dog"], "val"), ref(1, SECOND, SECOND, ["cat"], "val")],
+    )
+    write_refs(root / "grefcoco/grefs(unc).p", [ref(0, SECOND, [SECOND], ["cat"], "val")])
+    groups = list(samples_by_image(open_dataset("refcoco/val")))
+    assert [[sample.phrase for sample in group] for group in groups] == [["dog"], ["cat"]]
+    rest = open_dataset("refcoco/val?without=grefcoco/val")
+    assert [rest[i].phrase for i in range(len(rest))] == ["dog"]
+
+
 @pytest.mark.parametrize("protocol", [-1, 0, 1, 2])
 def test_every_protocol_of_old_pickles_is_read(tmp_path: Path, protocol: int) -> None:
     refs = [ref(0, FIRST, 1, ["it's the café's \\ dog"])]
