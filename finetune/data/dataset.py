@@ -9,9 +9,17 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from finetune.data.augmentation import VariedDataset, swap_sides
 from finetune.data.record_dataset import RecordDataset
 from finetune.data.records import RecordFormatError, read_records
-from finetune.data.sample import Dataset, DatasetError, DatasetFileError, DatasetNameError, Sample
+from finetune.data.sample import (
+    Dataset,
+    DatasetError,
+    DatasetFileError,
+    DatasetNameError,
+    PhraseList,
+    Sample,
+)
 
 RECORDS_PREFIX = "records:"
 JOINT = " + "
@@ -34,6 +42,24 @@ class JointDataset:
         number = int(np.searchsorted(self._ends, index, side="right"))
         part = self.parts[number]
         return part[index - int(self._ends[number]) + len(part)]
+
+
+def phrases_of(dataset: Dataset, most: int) -> set[str]:
+    """The distinct phrases of a data set.
+
+    Args:
+        dataset: Corrections and published sets list all of their phrases. Those of sticker scenes are known
+            only when the scenes are drawn.
+        most: Number of first samples to draw in each part of the data set that cannot list its phrases.
+    """
+    if isinstance(dataset, JointDataset):
+        return set().union(*(phrases_of(part, most) for part in dataset.parts))
+    if isinstance(dataset, VariedDataset):
+        phrases = phrases_of(dataset.dataset, most)
+        return phrases | {swap_sides(phrase) for phrase in phrases if dataset.views > 1}  # may be mirrored
+    if isinstance(dataset, PhraseList):
+        return set(dataset.phrases())
+    return {dataset[index].phrase for index in range(min(most, len(dataset)))}
 
 
 def open_dataset(spec: str) -> Dataset:
@@ -70,8 +96,6 @@ def open_dataset(spec: str) -> Dataset:
 
 
 def _open_records(spec: str, path: Path, options: dict[str, str]) -> Dataset:
-    from finetune.data.augmentation import VariedDataset
-
     images = Path(options.pop("images", ""))
     views = _integer(spec, options, "views") or 1
     _refuse_unknown(spec, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class RecordDataset:
             label=record.label or "",
             is_box=record.is_box,
         )
+
+    def phrases(self) -> Iterable[str]:
+        """The phrase of every sample."""
+        return (bare_phrase(record.phrase) for record in self.records)
 
     def _image(self, record: RefRecord) -> npt.NDArray[np.uint8]:
         if self._last is None or self._last[0] != record.image_sha256:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,14 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class PhraseList(Protocol):
+    """A data set that knows its phrases without reading or drawing images."""
+
+    def phrases(self) -> Iterable[str]:
+        """The phrase of every sample."""
 
 
 def samples_by_image(dataset: Dataset, positions: Sequence[int] | None = None) -> Iterator[list[Sample]]:

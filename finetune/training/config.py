@@ -69,7 +69,7 @@ class TrainConfig:
     of the whole. Stages `rec` and `ssp`.
     """
     window: int = 6000
-    """Number of samples embedded and shuffled together; limits the memory."""
+    """Number of samples embedded and shuffled together; limits the memory. Every epoch visits all windows."""
     stream: bool = False
     """Read and encode images at each step instead of window by window: for data sets of any size, and
     required for placement and flips. Always on in stage `rec`.

@@ -109,6 +109,10 @@ class ReferringDataset:
             box_xyxy=reference.box_xyxy,
         )
 
+    def phrases(self) -> Iterable[str]:
+        """The phrase of every sample."""
+        return (reference.phrase for reference in self.references)
+
     def without(self, other: ReferringDataset) -> ReferringDataset:
         """The references on images that are not in the other data sets."""
         held_out = {reference.image_id for reference in other.references}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.data.dataset import phrases_of
 from finetune.data.sample import Dataset, Sample
 from sspsam import ImageEmbedding, Predictor, coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images import frames
@@ -19,6 +20,8 @@ from sspsam.phrases import tokenize
 
 TEXT_CHUNK = 64
 """Phrases per batch of the text tower."""
+WINDOW_ORDER = 1
+"""Separates the random order of windows from that of samples."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class ExampleStream:
     """Batches of a data set, window by window.
 
     A window is a run of consecutive samples whose images are embedded together; its samples are visited in
-    shuffled order before the next window is read. A step's batch depends only on the seed and the step, so
-    training resumes exactly. The window limits the memory.
+    shuffled order before the next window is read. Every epoch visits all windows, in an order of its own; the
+    last one overlaps the one before it if the samples do not fill it. A step's batch depends only on the seed
+    and the step, so training resumes exactly. The window limits the memory.
     """
 
     def __init__(
@@ -91,13 +95,13 @@ class ExampleStream:
         self.target_size = target_size
         self.seed = seed
         self._steps_per_window = max(1, self.window // self.batch_size)
-        self._windows = max(1, len(dataset) // self.window)
+        self._windows = -(-len(dataset) // self.window)
         self._window = _Window(-1, [], {})
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
         visit, position = divmod(step, self._steps_per_window)
-        self._load(visit % self._windows)
+        self._load(self._window_of(visit))
         examples = self._window.examples
         order = np.random.default_rng((self.seed, visit)).permutation(len(examples))
         chosen = order[position * self.batch_size :][: self.batch_size]
@@ -110,8 +114,10 @@ class ExampleStream:
             yield self._collate(self._window.examples[start : start + rows])
 
     def phrases(self) -> list[str]:
-        """The distinct phrases of the first window."""
-        self._load(0)
+        """The distinct phrases of the data set, as far as known: see `finetune.data.dataset.phrases_of`."""
+        if self._windows > 1:
+            return sorted(phrases_of(self.dataset, self.window))
+        self._load(0)  # the first step needs it as well
         return sorted(self._window.text)
 
     def counts(self) -> Tensor:
@@ -120,12 +126,17 @@ class ExampleStream:
         targets = [example.has_target for example in self._window.examples]
         return torch.tensor([len(targets), sum(targets)], dtype=torch.float32)
 
+    def _window_of(self, visit: int) -> int:
+        epoch, turn = divmod(visit, self._windows)
+        order = np.random.default_rng((self.seed, epoch, WINDOW_ORDER)).permutation(self._windows)
+        return int(order[turn])
+
     def _load(self, number: int) -> None:
         if self._window.number == number:
             return
         self._window = _Window(-1, [], {})  # frees the previous window's memory first
-        start = number * self.window
-        examples = self._read(range(start, min(start + self.window, len(self.dataset))))
+        start = min(number * self.window, len(self.dataset) - self.window)  # all windows are equally long
+        examples = self._read(range(start, start + self.window))
         self._window = _Window(number, examples, self._read_phrases({e.phrase for e in examples}))
 
     def _read(self, positions: Sequence[int]) -> list[_Example]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from finetune.data.dataset import open_dataset
+from finetune.data.dataset import open_dataset, phrases_of
 from finetune.data.record_dataset import RecordDataset
 from finetune.data.records import RefRecord, write_records
 from finetune.data.sample import DatasetFileError, DatasetNameError, samples_by_image
@@ -154,6 +154,22 @@ def test_records_open_by_name(tmp_path: Path, images: Path, hole: Mask) -> None:
     write_records(path, [record(digest, phrase, hole, (6, 8)) for phrase in ("a", "b", "c")])
     dataset = open_dataset(f"records:{path}?images={images}")
     assert [dataset[i].phrase for i in range(len(dataset))] == ["a", "b", "c"]
+
+
+def test_phrases_are_known_without_their_pictures(tmp_path: Path, images: Path, hole: Mask) -> None:
+    """Those of scenes only as far as they are drawn."""
+    images.mkdir()
+    path = tmp_path / "7.jsonl"
+    write_records(
+        path, [record("0" * 64, phrase, hole, (6, 8)) for phrase in ("where is the koala?", "left b", "c")]
+    )
+    records = f"records:{path}?images={images}"
+    assert phrases_of(open_dataset(records), 1) == {"the koala", "left b", "c"}
+    assert phrases_of(open_dataset(f"{records}&views=2"), 1) == {"the koala", "left b", "right b", "c"}
+    scenes = "stickers/val?count=100000&phrases=2"
+    drawn = open_dataset(scenes)
+    joint = phrases_of(open_dataset(f"{scenes} + {records}"), 2)
+    assert joint == {"the koala", "left b", "c", drawn[0].phrase, drawn[1].phrase}
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,34 @@ def test_an_epoch_visits_every_sample_once(config: TrainConfig) -> None:
     assert sorted(seen) == sorted(data[i].sample_id for i in range(len(data)))
 
 
+def test_samples_after_the_last_full_window_are_visited() -> None:
+    """Windows of equal length, in an order of each epoch's own, and the same after a resume."""
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    data = StickerDataset("train", count=5, families=["noun"], phrases_per_scene=2)
+
+    def opened() -> ExampleStream:
+        return ExampleStream(data, predictor, batch_size=2, window=4, target_size=32, seed=1)
+
+    names = [data[i].sample_id for i in range(len(data))]
+    windows = [set(names[:4]), set(names[4:8]), set(names[6:])]
+    stream = opened()
+    batches = [stream.batch(step).sample_ids for step in range(12)]
+    visits = [{*batches[step], *batches[step + 1]} for step in range(0, 12, 2)]
+    orders = [[windows.index(visit) for visit in epoch] for epoch in (visits[:3], visits[3:])]
+    assert [sorted(order) for order in orders] == [[0, 1, 2]] * 2
+    assert orders[0] != orders[1]
+    assert opened().batch(7).sample_ids == batches[7]
+
+
+def test_the_batches_of_one_window_are_those_of_its_samples_order() -> None:
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    data = StickerDataset("train", count=2, families=["noun"], phrases_per_scene=2)
+    stream = ExampleStream(data, predictor, batch_size=2, window=6000, target_size=32, seed=3)
+    for step in range(4):
+        order = np.random.default_rng((3, step // 2)).permutation(4)[2 * (step % 2) :][:2]
+        assert stream.batch(step).sample_ids == tuple(data[int(i)].sample_id for i in order)
+
+
 def test_targets_lie_where_the_mask_is(config: TrainConfig) -> None:
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     sample: Sample = StickerDataset("train", count=1, families=["noun"])[0]

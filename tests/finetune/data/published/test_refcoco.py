@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.dataset import open_dataset
+from finetune.data.dataset import open_dataset, phrases_of
 from finetune.data.files import DATA_ROOT_VARIABLE, read_plain_pickle
 from finetune.data.published.refcoco import PUBLICATIONS
 from finetune.data.published.referring import segmentation_to_region
@@ -229,6 +229,12 @@ def test_the_root_can_be_an_option(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(open_dataset(f"refcoco/testA?root={root}")) == 4
     with pytest.raises(DatasetNameError, match="unknown option rot"):
         open_dataset(f"refcoco/testA?rot={root}")
+
+
+def test_phrases_are_listed_without_pictures(root: Path) -> None:
+    for path in (root / "images").rglob("*.jpg"):
+        path.unlink()
+    assert phrases_of(open_dataset("refcoco/testA"), 1) == {"the dog on the left", "left dog", "both", "ring"}
 
 
 def test_several_data_sets_are_one(root: Path) -> None:

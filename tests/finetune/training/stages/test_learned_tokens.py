@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.data.sample import Sample
+from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.config import ConfigError, TrainConfig
+from finetune.training.stages.ssp import SSPStage
 from finetune.training.train import train
 from sspsam import Predictor
 from sspsam.checkpoints.load import read_tensors
@@ -43,6 +46,25 @@ def test_words_that_replay_does_not_say_learn(learned: Path) -> None:
     assert set(token_ids("koala") + token_ids("guitar")) & set(tokens)
     assert not set(tokens) & {0, *token_ids("the"), *token_ids("dog"), *token_ids(".")}
     assert (state["learned_words.offsets"].abs().sum(dim=1) > 0).all()
+
+
+class Listed(list[Sample]):
+    """Samples that know their phrases."""
+
+    def phrases(self) -> list[str]:
+        return [sample.phrase for sample in self]
+
+
+def test_words_after_the_first_window_are_learned_or_known(config: TrainConfig) -> None:
+    sample = StickerDataset("train", count=1, families=["noun"], phrases_per_scene=1)[0]
+    data, replay = (
+        Listed(dataclasses.replace(sample, phrase=phrase) for phrase in ("dog", "dog", "dog", *words))
+        for words in (["koala", "guitar"], ["umbrella", "guitar"])
+    )
+    config = dataclasses.replace(config, window=2, batch_size=2)
+    stage = SSPStage(Predictor.from_preset("ssp-sam-test", "cpu"), config, data, replay)
+    learned = set(stage.model.learned_words.tokens.tolist())
+    assert learned == set(token_ids("koala")) - set(token_ids("umbrella guitar dog"))
 
 
 @pytest.mark.slow
