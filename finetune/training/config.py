@@ -45,7 +45,7 @@ class TrainConfig:
     replay: str | None = None
     """Data set mixed in against forgetting."""
     replay_fraction: float = 0.5
-    """Fraction of every batch that comes from `replay`, 0..1."""
+    """Fraction of every batch that comes from `replay`, 0..1; at least one sample does, and one does not."""
     validation: str | None = None
     """Validation set: the weights with its lowest loss are kept. At most its first `window` samples are used.
     Stage `ssp`.
@@ -66,7 +66,7 @@ class TrainConfig:
     """Samples per step, over all processes."""
     accumulate: int = 1
     """Number of parts in which a process's share of a batch is processed sequentially; the gradient is that
-    of the whole. Stages `rec` and `ssp`.
+    of the whole. A share of fewer samples has one part for each. Stages `rec` and `ssp`.
     """
     window: int = 6000
     """Number of samples embedded and shuffled together; limits the memory. Every epoch visits all windows."""
@@ -129,6 +129,10 @@ class TrainConfig:
             raise ConfigError("steps, batch_size, window and checkpoint_every must be at least 1")
         if not 0 <= self.replay_fraction < 1:
             raise ConfigError(f"replay_fraction must be in 0..1, 1 excluded, got {self.replay_fraction}")
+        _require(
+            self.replay is None or self.batch_size >= 2,
+            f"batch_size must be at least 2 with replay, got {self.batch_size}",
+        )
         if self.learning_rate < self.final_learning_rate:
             raise ConfigError(f"learning_rate {self.learning_rate} lies below final_learning_rate")
         self._check_stream()

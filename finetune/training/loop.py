@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,9 @@ class PartedStage(Stage, Protocol):
     @property
     def sample_ids(self) -> tuple[str, ...]:
         """Samples of the last step in this process."""
+
+    def samples(self, step: int) -> int:
+        """Number of samples of a step in this process."""
 
     def loss(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Loss terms of one part; the mean over all parts is the step's."""
@@ -228,17 +232,25 @@ class TrainingLoop:
         torch.manual_seed(hash((self.config.seed, self.step)))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for part in range(self.parts):
+        with self._computing():
+            parts = self._parts_of_step()
+        for part in range(parts):
             with self._computing():
-                terms = self._part(part)
-            self.scaler.scale(terms[TOTAL] / self.parts).backward()  # type: ignore[no-untyped-call]  # torch has none
+                terms = self._part(part, parts)
+            self.scaler.scale(terms[TOTAL] / parts).backward()  # type: ignore[no-untyped-call]  # torch has none
             for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / self.parts
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / parts
         return sums
 
-    def _part(self, part: int) -> dict[str, Tensor]:
+    def _parts_of_step(self) -> int:
+        """`parts`, or the number of the step's samples in this process if that is smaller."""
         if isinstance(self.stage, PartedStage):
-            return self.stage.loss(self.step, part, self.parts)
+            return min(self.parts, self.stage.samples(self.step))
+        return 1
+
+    def _part(self, part: int, parts: int) -> dict[str, Tensor]:
+        if isinstance(self.stage, PartedStage):
+            return self.stage.loss(self.step, part, parts)
         return self.stage.loss(self.step)
 
     @contextmanager
@@ -348,15 +360,26 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def append_json_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON object to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Appends one JSON object to a log, on a line of its own also if the one before was cut by a crash."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if cut else b"") + json.dumps(line).encode() + b"\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads a run's log."""
-    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Reads a run's log, without lines that a crash or a full disk has cut."""
+    values = [_read_json(line) for line in path.read_bytes().splitlines()]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _read_json(line: bytes) -> object:
+    """The value of a line; None if it is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _running_mean(mean: float | None, value: float, weight: float = 0.05) -> float:

@@ -77,7 +77,7 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
     if processes.is_first:
         write_tensors(weights, result())
     processes.wait()
-    last = read_log(config.output_dir / LOG_NAME)[-1]
+    [*_, last] = [{}, *read_log(config.output_dir / LOG_NAME)]
     metrics = {k: v for k, v in last.items() if k not in LOG_FRAME}
     return TrainResult(weights, metrics, loop.step, None if config.validation is None else loop.stopping.step)
 

@@ -13,7 +13,7 @@ from finetune.data.sample import Dataset
 from finetune.training.batches.clicks import correcting_clicks
 from finetune.training.batches.examples import Batch, ExampleStream, concatenate, take
 from finetune.training.batches.streaming import SampleStream
-from finetune.training.config import TrainConfig
+from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.losses import Criterion
 from finetune.training.ranks import Ranks
 from finetune.training.stages.initialise import initialise
@@ -48,9 +48,12 @@ class SSPStage:
         dim = self.model.sam.prompt_encoder.embed_dim
         self.localiser = nn.Linear(dim, 1).to(self.device) if config.loss.patch > 0 else None
         self._module = nn.ModuleList([self.model] if self.localiser is None else [self.model, self.localiser])
-        from_replay = round(config.batch_size * config.replay_fraction) if replay is not None else 0
+        from_replay = 0 if replay is None else _replay_samples(config)
         self.stream = self._stream(data, predictor, config.batch_size - from_replay)
         self.replay = self._stream(replay, predictor, from_replay) if replay is not None else None
+        size = self.stream.batch_size + (0 if self.replay is None else self.replay.batch_size)
+        if size < self.processes.count:
+            raise ConfigError(f"{self.processes.count} processes cannot share batches of {size} samples")
         self.validation = None if validation is None else self._windows(validation, predictor, 1)
         self._share: tuple[int, Batch, Tensor] | None = None
         if config.word_learning_rate > 0:
@@ -71,6 +74,10 @@ class SSPStage:
     def sample_ids(self) -> tuple[str, ...]:
         """This process's samples of the last step."""
         return () if self._share is None else self._share[1].sample_ids
+
+    def samples(self, step: int) -> int:
+        """Number of this process's samples of a step."""
+        return len(self._load(step)[0].sample_ids)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The prompt encoder; words and text, without weight decay; last the decoder, at a lower rate."""
@@ -191,8 +198,8 @@ class SSPStage:
     def _stream(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream | SampleStream:
         config = self.config
         if config.stream:
-            return SampleStream(data, predictor, config, max(1, batch_size), self.processes)
-        return self._windows(data, predictor, max(1, batch_size))
+            return SampleStream(data, predictor, config, batch_size, self.processes)
+        return self._windows(data, predictor, batch_size)
 
     def _windows(self, data: Dataset, predictor: Predictor, batch_size: int) -> ExampleStream:
         config = self.config
@@ -213,3 +220,8 @@ class SSPStage:
         learns = words_learn or self.config.text_learning_rate > 0
         text = self.model.encode_text(batch.tokens) if learns else batch.text
         return self.model.adapt_phrase(text, batch.tokens)
+
+
+def _replay_samples(config: TrainConfig) -> int:
+    """Samples of a batch from the replay: at least one, and not all."""
+    return min(max(1, round(config.batch_size * config.replay_fraction)), config.batch_size - 1)

@@ -16,8 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from finetune.data.dataset import open_dataset
 from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.curves import MLFLOW_RUN_FILE, MLFLOW_URI_VARIABLE, TENSORBOARD_FOLDER, log_outcome
-from finetune.training.loop import LOG_NAME, NonFiniteGradientError, TrainingLoop, read_log
+from finetune.training.loop import (
+    LOG_NAME,
+    NonFiniteGradientError,
+    TrainingLoop,
+    append_json_line,
+    read_log,
+)
 from finetune.training.losses import Criterion, NonFiniteLossError
+from finetune.training.ranks import Ranks
 from finetune.training.stages.rec import RECStage
 from finetune.training.stages.ssp import SSPStage
 from finetune.training.train import train
@@ -59,6 +66,19 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, settings: dict[str, Any
     parts = losses(loop_for(config_for(tmp_path, accumulate=3, **settings)), 2)
     for one, other in zip(whole, parts, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [WINDOWS, STREAM], ids=["windows", "stream"])
+def test_more_parts_than_samples_are_one_part_for_each(tmp_path: Path, settings: dict[str, Any]) -> None:
+    whole = losses(loop_for(config_for(tmp_path, batch_size=2, **settings)), 1)
+    parts = losses(loop_for(config_for(tmp_path, batch_size=2, accumulate=5, **settings)), 1)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-4)
+
+
+def test_more_processes_than_samples_are_refused(tmp_path: Path) -> None:
+    config, predictor = config_for(tmp_path, batch_size=2), Predictor.from_preset("ssp-sam-test", "cpu")
+    with pytest.raises(ConfigError, match="3 processes cannot share batches of 2 samples"):
+        SSPStage(predictor, config, open_dataset(config.data), processes=Ranks(0, 3))
 
 
 @pytest.mark.slow
@@ -363,6 +383,17 @@ def test_the_log_says_what_is_left(tmp_path: Path) -> None:
     first, last = read_log(tmp_path / LOG_NAME)
     assert first["left_s"] == first["elapsed_s"] > 0  # half done
     assert last["left_s"] == 0
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 20, "tot', b'{"step": 20, "tot\n', b"\x00\x00\xff", b"20"])
+def test_a_torn_line_of_the_log_costs_only_itself(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / LOG_NAME
+    append_json_line(path, {"step": 10})
+    with path.open("ab") as file:
+        file.write(torn)
+    append_json_line(path, {"step": 30})
+    append_json_line(path, {"step": 40})
+    assert read_log(path) == [{"step": 10}, {"step": 30}, {"step": 40}]
 
 
 class NormStage:

@@ -127,6 +127,17 @@ def test_replay_has_its_share_of_a_batch(config: TrainConfig) -> None:
     assert [name.split("/")[1] for name in batch.sample_ids] == ["train"] * 3 + ["val"]
 
 
+@pytest.mark.parametrize(("fraction", "expected"), [(0.05, 1), (0.5, 2), (0.95, 3)])
+def test_replay_does_not_change_the_size_of_a_batch(
+    config: TrainConfig, fraction: float, expected: int
+) -> None:
+    data, replay = (StickerDataset(split, count=1, families=["noun"]) for split in ("train", "val"))
+    config = dataclasses.replace(config, replay="stickers/val", replay_fraction=fraction)
+    batch = SSPStage(Predictor.from_preset("ssp-sam-test", "cpu"), config, data, replay).batch(0)
+    assert len(batch.sample_ids) == config.batch_size
+    assert sum("/val/" in sample_id for sample_id in batch.sample_ids) == expected
+
+
 def test_an_epoch_visits_every_sample_once(config: TrainConfig) -> None:
     predictor = Predictor.from_preset("ssp-sam-test", "cpu")
     data = StickerDataset("train", count=4, families=["noun"], phrases_per_scene=2)
@@ -266,6 +277,10 @@ def test_a_damaged_checkpoint_is_not_ignored(finished: TrainConfig, config: Trai
     [
         ({"preset": "ssp-sam-test", "output_dir": "x", "stepz": "3"}, "unknown setting stepz"),
         ({"preset": "nothing", "output_dir": "x"}, "unknown preset 'nothing'"),
+        (
+            {"preset": "ssp-sam-test", "output_dir": "x", "replay": "stickers/val", "batch_size": 1},
+            "batch_size must be at least 2 with replay",
+        ),
         ({"preset": "ssp-sam-test", "output_dir": "x", "steps": "many"}, "many"),
         ({"preset": "ssp-sam-test", "output_dir": "x", "steps": "0"}, "at least 1"),
         ({"preset": "ssp-sam-test"}, "output_dir"),
