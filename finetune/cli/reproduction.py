@@ -76,12 +76,13 @@ def _by_data_set(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     """Data set -> file."""
     found: dict[str, Path] = {}
     for entry in given:
-        name, equals, path = entry.rpartition("=")
-        if equals and name not in names:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}", param_hint="--weights")
-        if not Path(path).is_file():
-            raise typer.BadParameter(f"no file {path}", param_hint="--weights")
-        found[name or EVERY] = Path(path)
+        prefix, equals, path = entry.partition("=")
+        name = prefix if equals and prefix in names else EVERY
+        file = Path(entry if name == EVERY else path)  # whose path may have "=" as well
+        if not file.is_file():
+            hint = f"; {prefix!r} is none of {', '.join(names)}" if equals and name == EVERY else ""
+            raise typer.BadParameter(f"no file {file}{hint}", param_hint="--weights")
+        found[name] = file
     return {name: found.get(name) or found[EVERY] for name in names if name in found or EVERY in found}
 
 

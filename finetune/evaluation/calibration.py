@@ -21,6 +21,10 @@ LEAST_ANSWERS = 40
 BINS = 10
 
 
+class CalibrationError(ValueError):
+    """The model's answers have no certainty to calibrate."""
+
+
 class Judged(NamedTuple):
     """An answer beside the truth."""
 
@@ -54,7 +58,7 @@ def judge(
         progress: Called with (phrases judged, phrases in the data set).
 
     Raises:
-        ValueError: the model has no presence head.
+        CalibrationError: the model has no presence head.
     """
     judged: list[Judged] = []
     for samples in samples_by_image(dataset):
@@ -62,7 +66,7 @@ def judge(
         for sample in samples:
             [decoded] = predictor.decode([Question(embedding, sample.phrase)])
             if decoded.presence is None:
-                raise ValueError(
+                raise CalibrationError(
                     f"{predictor.preset} has no presence head, without which nothing is calibrated"
                 )
             first = predictor.finish(decoded)
@@ -77,11 +81,13 @@ def judge(
 
 
 def calibrated(notes: WeightsNotes, judged: Sequence[Judged]) -> WeightsNotes:
-    """The notes with calibrations fitted to answers; None for a kind with fewer than LEAST_ANSWERS."""
+    """The notes with calibrations fitted to answers; a kind with fewer than LEAST_ANSWERS keeps its own."""
+    of_mask = _fit([answer for answer in judged if not answer.is_empty])
+    of_nothing = _fit([answer for answer in judged if answer.is_empty])
     return replace(
         notes,
-        certainty_of_mask=_fit([answer for answer in judged if not answer.is_empty]),
-        certainty_of_nothing=_fit([answer for answer in judged if answer.is_empty]),
+        certainty_of_mask=of_mask or notes.certainty_of_mask,
+        certainty_of_nothing=of_nothing or notes.certainty_of_nothing,
     )
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from finetune.data.sample import Dataset, Sample, samples_by_image
 from finetune.evaluation.evaluate import EvaluationResult
 from finetune.evaluation.protocols import BoolMask
 from finetune.evaluation.report import SAME_IOU, bootstrap_interval, paired_samples
+from finetune.evaluation.tiles import shrink_mask, shrink_to
 from sspsam.drawing import COLOURS, Rgb, draw_mask, draw_outline
 
 if TYPE_CHECKING:
@@ -147,11 +148,7 @@ def _pair(sample: Sample, before: BoolMask, after: BoolMask) -> Image.Image:
 
 
 def _tile(sample: Sample, mask: BoolMask, colour: Rgb) -> Image.Image:
-    shrunk = ImageOps.contain(Image.fromarray(sample.image), (TILE_PX, TILE_PX))
-    pixels = draw_mask(np.asarray(shrunk, np.uint8), _shrink(mask, shrunk.size), colour)
-    return Image.fromarray(draw_outline(pixels, _shrink(sample.mask, shrunk.size), TRUTH_COLOUR))
-
-
-def _shrink(mask: BoolMask, size: tuple[int, int]) -> BoolMask:
-    resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(resized, dtype=np.bool_)
+    shrunk = shrink_to(sample.image, TILE_PX)
+    hw = (shrunk.shape[0], shrunk.shape[1])
+    pixels = draw_mask(shrunk, shrink_mask(mask, hw), colour)
+    return Image.fromarray(draw_outline(pixels, shrink_mask(sample.mask, hw), TRUTH_COLOUR))

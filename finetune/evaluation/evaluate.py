@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from finetune.data.sample import Dataset, Sample, samples_by_image
+from finetune.data.sample import Dataset, DatasetError, Sample, samples_by_image
 from finetune.evaluation.edge_bands import edge_band
 from finetune.evaluation.protocols import Answer, BoolMask, MaskProtocol, PhraseModel, choose_protocol
 from finetune.metrics import BoxAccuracy, Figures, SegmentationMetrics
@@ -111,11 +111,11 @@ def evaluate(
         processes: Share the work; each gets the result of all.
 
     Raises:
-        DatasetError: a sample cannot be read.
-        ValueError: the data set is empty, or the protocol is unknown.
+        DatasetError: the data set is empty, or a sample cannot be read.
+        ValueError: the protocol is unknown.
     """
     if len(dataset) == 0:
-        raise ValueError("the data set has no samples")
+        raise DatasetError("the data set has no samples")
     processes = processes or Ranks()
     rules = choose_protocol(protocol, predictor)
     tally = _Tally(rules, edges)

@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageOps
 
-from finetune.data.sample import Dataset, samples_by_image
-from finetune.evaluation.protocols import BoolMask, PhraseModel
+from finetune.data.sample import Dataset, DatasetError, samples_by_image
+from finetune.evaluation.protocols import PhraseModel
+from finetune.evaluation.tiles import shrink_mask, shrink_to
 from finetune.metrics import SegmentationMetrics
 from sspsam.drawing import Rgb, draw_outline, draw_referents
 
@@ -39,7 +40,7 @@ def draw_gallery(
         failures: Draw this number of first wrong answers, and no right ones.
 
     Raises:
-        ValueError: there is nothing to draw.
+        DatasetError: there is nothing to draw.
     """
     tiles = _tiles(model, dataset)
     if failures is not None:
@@ -47,26 +48,23 @@ def draw_gallery(
     drawn = [tile for tile, _ in tiles]
     if not drawn:
         what = "pictures" if failures is None else "wrong answers"
-        raise ValueError(f"there are no {what} to draw")
+        raise DatasetError(f"there are no {what} to draw")
     return _grid(drawn, columns)
 
 
 def _tiles(model: PhraseModel, dataset: Dataset) -> Iterator[tuple[Image.Image, bool]]:
     """Drawn answers, and whether each is right."""
     for sample, *_ in samples_by_image(dataset):
-        shrunk = ImageOps.contain(Image.fromarray(sample.image), (TILE_PX, TILE_PX))
+        shrunk = shrink_to(sample.image, TILE_PX)
+        hw = (shrunk.shape[0], shrunk.shape[1])
         [referent] = model.predict(model.embed(sample.image), [sample.phrase])
         right = SegmentationMetrics().update(referent.mask, sample.mask) >= RIGHT_IOU
-        small = replace(referent, mask=_shrink(referent.mask, shrunk.size))
-        tile = np.array(draw_referents(np.asarray(shrunk, dtype=np.uint8), [small]))
+        small = replace(referent, mask=shrink_mask(referent.mask, hw))
+        tile = np.array(draw_referents(shrunk, [small]))
         if not right:
-            shown = tile[: shrunk.height]
-            shown[:] = draw_outline(shown, _shrink(sample.mask, shrunk.size), TRUTH)
+            shown = tile[: hw[0]]
+            shown[:] = draw_outline(shown, shrink_mask(sample.mask, hw), TRUTH)
         yield ImageOps.expand(Image.fromarray(tile), BORDER_PX, RIGHT if right else WRONG), right
-
-
-def _shrink(mask: BoolMask, size: tuple[int, int]) -> BoolMask:
-    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=np.bool_)
 
 
 def _grid(tiles: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from finetune.data.dataset import open_dataset
 from finetune.data.sample import Dataset, DatasetError
@@ -89,7 +90,7 @@ def result_folder(results: Path, name: str, split: str) -> Path:
 def find_split(name: str, split: str, root: Path) -> Dataset | str:
     """A split, or what is missing of it and where to get it."""
     try:
-        samples = open_dataset(f"{name}/{split}?root={root}")
+        samples = open_dataset(f"{name}/{split}?root={quote(str(root))}")
     except DatasetError as error:
         return str(error)
     return samples if len(samples) else f"the file of phrases in {root} has none of this split"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from finetune.data.sample import Sample
+from finetune.data.sample import DatasetNameError, Sample
 from finetune.data.stickers.art import STYLES, Picture
 from finetune.data.stickers.backgrounds import draw_background
 from finetune.data.stickers.drawing import Mask, draw_sticker, overlap, paste, tint
@@ -176,7 +176,7 @@ class StickerDataset:
         assert best is not None
         scene, phrases = best
         if not phrases:
-            raise ValueError(
+            raise DatasetNameError(
                 f"{self.split} scene {number}: no phrases possible with families {', '.join(self.families)}"
             )
         if self.wording == "varied":

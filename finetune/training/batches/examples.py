@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.dataset import phrases_of
-from finetune.data.sample import Dataset, Sample
+from finetune.data.sample import Dataset, DatasetError, Sample
 from sspsam import ImageEmbedding, Predictor, coco_rle_to_mask, mask_to_coco_rle
 from sspsam.images import frames
 from sspsam.images.frames import BoolMask, ClipFrame
@@ -87,7 +87,7 @@ class ExampleStream:
         seed: int,
     ) -> None:
         if not len(dataset):
-            raise ValueError("the training data set is empty")
+            raise DatasetError("the training data set is empty")
         self.dataset = dataset
         self.predictor = predictor
         self.batch_size = min(batch_size, len(dataset))

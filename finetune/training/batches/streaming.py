@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.augmentation import mirror
-from finetune.data.sample import Dataset, DatasetFileError, Sample
+from finetune.data.sample import Dataset, DatasetError, DatasetFileError, Sample
 from finetune.training.batches.embedding_store import EmbeddingStore, find_embedding
 from finetune.training.batches.examples import Batch
 from finetune.training.config import TrainConfig
@@ -166,7 +166,7 @@ class SampleStream:
             processes: Share each batch.
         """
         if not len(dataset):
-            raise ValueError("the training data set is empty")
+            raise DatasetError("the training data set is empty")
         preset, with_masks = predictor.model.preset, config.stage == "ssp"
         self.embeddings = EmbeddingStore(
             config.embeddings if with_masks else None,

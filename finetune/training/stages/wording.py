@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune.data.stickers.dataset import StickerDataset, nouns
 from finetune.data.stickers.sentences import make_sentence
 from finetune.data.stickers.wording.reword import reword
-from finetune.training.config import TrainConfig
+from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.losses import TOTAL
 from sspsam import SSPSAM, Predictor
 from sspsam.modeling.adapters import VisualAttentionAdapter, similarity_map
@@ -56,7 +56,7 @@ class WordingStage:
         self.nouns = data.nouns or nouns("core", "base")
         adapter = self.model.visual_adapter
         if not isinstance(adapter, VisualAttentionAdapter) or adapter.verification == "none":
-            raise ValueError(
+            raise ConfigError(
                 f"stage wording needs a visual adapter that attends to words, not {config.preset}"
             )
         self.visual_adapter = adapter

@@ -14,6 +14,7 @@ from finetune.data.dataset import open_dataset
 from finetune.evaluation.calibration import (
     LEAST_ANSWERS,
     Bin,
+    CalibrationError,
     Judged,
     calibrated,
     expected_calibration_error,
@@ -60,6 +61,10 @@ def test_a_kind_with_few_answers_stays_as_it_is() -> None:
     assert notes.certainty_of_mask is not None
     assert notes.certainty_of_nothing is None
     assert with_notes(few, notes) == few
+    earlier = calibrated(NO_NOTES, answers(500, is_empty=True))
+    again = calibrated(earlier, answers(500) + few)
+    assert again.certainty_of_mask == notes.certainty_of_mask
+    assert again.certainty_of_nothing == earlier.certainty_of_nothing is not None
 
 
 def test_answers_are_judged_as_they_are_served() -> None:
@@ -77,7 +82,7 @@ def test_answers_are_judged_as_they_are_served() -> None:
 
 
 def test_a_model_without_a_presence_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="ssp-sam-test has no presence head"):
+    with pytest.raises(CalibrationError, match="ssp-sam-test has no presence head"):
         judge(Predictor.from_preset("ssp-sam-test", "cpu"), open_dataset("stickers/val?count=1&phrases=1"))
 
 

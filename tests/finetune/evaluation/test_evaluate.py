@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune.data.dataset import open_dataset
-from finetune.data.sample import Sample
+from finetune.data.sample import DatasetError, Sample
 from finetune.evaluation.evaluate import ALL_OBJECTS, NOTHING, Counted, EvaluationResult, evaluate
 from finetune.evaluation.protocols import choose_protocol
 from finetune.metrics import NO_TARGET_MIN_PIXELS, SegmentationMetrics
 from finetune.training.ranks import Ranks
 from sspsam import ImageEmbedding, Predictor, Referent
+from sspsam.cli import main
 from sspsam.images.frames import ClipFrame
 from sspsam.images.masks import mask_to_box_xyxy
 from sspsam.phrases import tokenize
@@ -198,8 +199,19 @@ def test_a_result_survives_being_written() -> None:
 
 
 def test_nothing_to_measure_on_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(DatasetError, match="no samples"):
         evaluate(AnswerSheet(TRUTH.__getitem__), [])
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["gallery", "--out", "none.png"]])
+def test_nothing_to_measure_on_is_one_line_of_the_command(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", "stickers/val?count=0", "--preset", "ssp-sam-test", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().startswith("sspsam: ")
 
 
 def test_the_papers_protocol_compares_on_padded_squares() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from finetune.data.sample import DatasetError
 from finetune.data.stickers.dataset import StickerDataset
+from finetune.evaluation.changes import draw_changes
 from finetune.evaluation.gallery import BORDER_PX, RIGHT, TILE_PX, TRUTH, WRONG, draw_gallery
 from sspsam import ImageEmbedding, Predictor, Referent
 
@@ -57,10 +60,20 @@ def test_failures_alone_are_drawn_with_the_truth() -> None:
     assert white > 100, "the truth is outlined"
 
 
+@pytest.mark.parametrize("hw", [(1, 900), (900, 1)])
+def test_a_picture_of_a_single_line_is_drawn(hw: tuple[int, int]) -> None:
+    sample = replace(DATA[0], image=np.zeros((*hw, 3), np.uint8), mask=np.ones(hw, bool), all_objects=None)
+    predictor = Predictor.from_preset("ssp-sam-test", "cpu")
+    assert TILE_PX <= max(draw_gallery(predictor, [sample]).size) <= 2 * TILE_PX
+    state = predictor.trainable_state()
+    [pair] = draw_changes(predictor, state, state, [sample], [sample.sample_id]).values()
+    assert min(pair.size) >= 1
+
+
 def test_nothing_to_draw_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(DatasetError, match="no pictures"):
         draw_gallery(Oracle(), StickerDataset("val", count=0))
-    with pytest.raises(ValueError, match="no wrong answers"):
+    with pytest.raises(DatasetError, match="no wrong answers"):
         draw_gallery(
             Oracle(), StickerDataset("val", count=1, families=["noun"], phrases_per_scene=2), failures=3
         )

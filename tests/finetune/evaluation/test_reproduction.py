@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli.reproduction import _by_data_set
 from finetune.evaluation import reproduction
-from finetune.evaluation.reproduction import SPLITS, rows_of, tables
+from finetune.evaluation.reproduction import SPLITS, find_split, rows_of, tables
 from sspsam.checkpoints.load import write_tensors
 from sspsam.cli import main
 from tests.finetune.published import (
@@ -88,6 +89,24 @@ def test_wrong_arguments(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit) as ended:
             main(["reproduce", "--data", str(data), "--weights", wrong, "--out", str(tmp_path)])
         assert ended.value.code == 2
+
+
+def test_weights_may_lie_at_any_path(tmp_path: Path) -> None:
+    own, other = (tmp_path / name / "w.safetensors" for name in ("lr=1", "lr=2"))
+    for path in (own, other):
+        path.parent.mkdir()
+        path.touch()
+    assert _by_data_set([f"refcoco={own}", str(other)], ["refcoco", "grefcoco"]) == {
+        "refcoco": own,
+        "grefcoco": other,
+    }
+
+
+@pytest.mark.parametrize("name", ["R&D", "50%25", "a + b", "x=y#z"])
+def test_data_may_lie_at_any_path(data: Path, name: str) -> None:
+    found = find_split("refcoco", "val", data.rename(data.parent / name))
+    assert not isinstance(found, str), found
+    assert len(found) == 1
 
 
 def test_every_row_says_not_run_until_it_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.sample import Dataset, DatasetFileError, Sample
+from finetune.data.sample import Dataset, DatasetError, DatasetFileError, Sample
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.batches.embedding_store import EmbeddingStore
 from finetune.training.batches.examples import ExampleStream
@@ -169,7 +169,7 @@ def test_a_phrase_that_is_too_long_is_named(config: TrainConfig) -> None:
 
 
 def test_no_samples_is_an_error(config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(DatasetError, match="empty"):
         stream(config, [])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune.data.stickers.dataset import StickerDataset
-from finetune.training.config import TrainConfig
+from finetune.training.config import ConfigError, TrainConfig
 from finetune.training.loop import TrainingLoop
 from finetune.training.stages.wording import WordingStage
 from sspsam import Predictor
@@ -54,5 +54,5 @@ def test_a_template_phrase_alone_costs_nothing_at_the_start(
 
 def test_a_preset_without_attention_to_words_is_refused(config: TrainConfig) -> None:
     config = replace(config, preset="ssp-sam-test-without-visual-adapter")
-    with pytest.raises(ValueError, match="attends to words"):
+    with pytest.raises(ConfigError, match="attends to words"):
         stage_for(config)
