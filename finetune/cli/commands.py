@@ -86,8 +86,10 @@ def evaluate(
     result = evaluate_with_progress(predictor, samples, protocol, processes)
     if not processes.is_first:
         return
-    model = version or f"{preset or DEFAULT_PRESET}-base"
-    about = {"model": model, "data set": dataset, "device": str(predictor.device)}
+    base = f"{preset or DEFAULT_PRESET}-base" if weights is None else predictor.preset
+    about = {"model": version or base, "data set": dataset, "device": str(predictor.device)}
+    if weights is not None:
+        about["weights"] = str(weights)
     _print_result(result, about)
     if out is not None:
         write_evaluation(out, result, about)

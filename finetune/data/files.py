@@ -24,7 +24,7 @@ DEFAULT_DATA_ROOT = "data"
 
 def data_root(option: str | None) -> Path:
     """The folder of published data sets: the option, else `SSPSAM_DATA`, else `./data`."""
-    return Path(option or os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT)
+    return Path(option or os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT).expanduser()
 
 
 def find(candidates: Sequence[Path], what: str, source: str, exists: Callable[[Path], bool]) -> Path:

@@ -72,7 +72,7 @@ class TrainConfig:
     """Number of samples embedded and shuffled together; limits the memory. Every epoch visits all windows."""
     stream: bool = False
     """Read and encode images at each step instead of window by window: for data sets of any size, and
-    required for placement and flips. Always on in stage `rec`.
+    required for placement and flips. Stages `rec` and `ssp`.
     """
     random_placement: bool = False
     """Place images randomly in the padded CLIP input; otherwise as in serving."""

@@ -59,6 +59,8 @@ class MLflowCurves:
             ) from error
 
         self._client = mlflow.MlflowClient()
+        self._is_lost = False
+        """Whether the server failed: each further point would wait for it, and hold up the training."""
         kept = config.output_dir / MLFLOW_RUN_FILE
         if kept.is_file():
             self._run_id = kept.read_text(encoding="utf-8").strip()
@@ -74,11 +76,24 @@ class MLflowCurves:
         kept.write_text(self._run_id, encoding="utf-8")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._client.log_metric(self._run_id, name, value, step=step)
+        from mlflow import MlflowException
+
+        if self._is_lost:
+            return
+        try:
+            for name, value in figures.items():
+                self._client.log_metric(self._run_id, name, value, step=step)
+        except MlflowException as error:
+            self._is_lost = True
+            logger.warning("no more curves for MLflow after step %d; the log has them: %s", step, error)
 
     def close(self, failed: bool) -> None:
-        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+        from mlflow import MlflowException
+
+        try:
+            self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+        except MlflowException as error:
+            logger.warning("could not tell MLflow that the training ended: %s", error)
 
 
 def log_outcome(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.reproduction import _by_data_set
 from finetune.evaluation import reproduction
+from finetune.evaluation.report import EVALUATION_JSON
 from finetune.evaluation.reproduction import SPLITS, find_split, rows_of, tables
 from sspsam.checkpoints.load import write_tensors
 from sspsam.cli import main
@@ -82,6 +84,16 @@ def test_results_of_other_weights_do_not_count(data: Path, weights: Path, tmp_pa
     reproduce(data, out, "--weights", str(weights))
     (row, *_) = rows_of(out, {"refcoco": "0" * 64}, {})
     assert row.figures is None
+
+
+@pytest.mark.slow
+def test_an_evaluation_names_the_file_of_its_weights(data: Path, weights: Path, tmp_path: Path) -> None:
+    asked = ["--dataset", f"refcoco/val?root={data}", "--preset", PRESET, "--weights", str(weights)]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *asked, "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    about = json.loads((tmp_path / "out" / EVALUATION_JSON).read_text())["about"]
+    assert (about["model"], about["weights"]) == (PRESET, str(weights))
 
 
 def test_wrong_arguments(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import logging
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from finetune.data.dataset import open_dataset
 from finetune.training.config import ConfigError, TrainConfig
-from finetune.training.curves import MLFLOW_RUN_FILE, MLFLOW_URI_VARIABLE, TENSORBOARD_FOLDER, log_outcome
+from finetune.training.curves import (
+    MLFLOW_RUN_FILE,
+    MLFLOW_URI_VARIABLE,
+    TENSORBOARD_FOLDER,
+    MLflowCurves,
+    log_outcome,
+)
 from finetune.training.loop import (
     LOG_NAME,
     NonFiniteGradientError,
@@ -368,6 +375,41 @@ def test_mlflow_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(MLFLOW_URI_VARIABLE, "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"pip install 'ssp-sam-assist\[mlflow\]'"):
         train(config_for(tmp_path))
+
+
+class LostServer:
+    """MLflow's client for a server that is gone once the run is made."""
+
+    written = 0
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(experiment_id="0")
+
+    def create_run(self, experiment_id: str, run_name: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(run_id="7"))
+
+    def log_param(self, *param: object) -> None:
+        pass
+
+    def log_metric(self, *metric: object, step: int) -> None:
+        LostServer.written += 1
+        raise RuntimeError("no connection")
+
+    def set_terminated(self, *end: object) -> None:
+        raise RuntimeError("no connection")
+
+
+def test_a_server_of_curves_that_fails_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = SimpleNamespace(MlflowClient=LostServer, MlflowException=RuntimeError)
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    curves = MLflowCurves(config_for(tmp_path))
+    for step in (20, 40):
+        curves.write(step, {"total": 1.0, "dice": 0.5})
+    curves.close(failed=False)
+    assert LostServer.written == 1, "further points do not wait for it"
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == ["no connection"] * 2
 
 
 def test_frozen_parts_must_be_given(tmp_path: Path) -> None:

@@ -227,6 +227,10 @@ def test_a_missing_picture_is_named_when_it_is_needed(root: Path) -> None:
 def test_the_root_can_be_an_option(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_ROOT_VARIABLE, "/nowhere")
     assert len(open_dataset(f"refcoco/testA?root={root}")) == 4
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(open_dataset(f"refcoco/testA?root=~/{root.name}")) == 4
+    monkeypatch.setenv(DATA_ROOT_VARIABLE, f"~/{root.name}")
+    assert len(open_dataset("refcoco/testA")) == 4
     with pytest.raises(DatasetNameError, match="unknown option rot"):
         open_dataset(f"refcoco/testA?rot={root}")
 
