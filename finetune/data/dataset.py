@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from finetune.data.sample import (
     PhraseList,
     Sample,
 )
+
+logger = logging.getLogger(__name__)
 
 RECORDS_PREFIX = "records:"
 JOINT = " + "
@@ -42,6 +45,61 @@ class JointDataset:
         number = int(np.searchsorted(self._ends, index, side="right"))
         part = self.parts[number]
         return part[index - int(self._ends[number]) + len(part)]
+
+
+class SelectedSamples:
+    """Some samples of a data set that lists its phrases."""
+
+    def __init__(self, dataset: Dataset, phrases: Sequence[str], positions: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.positions = positions
+        self._phrases = [phrases[position] for position in positions]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.positions[index]]
+
+    def phrases(self) -> Sequence[str]:
+        """The phrase of every sample."""
+        return self._phrases
+
+
+def without_unreadable(dataset: Dataset) -> Dataset:
+    """The samples whose phrases the model can read, for training; logs the number of others.
+
+    Sticker scenes are returned as they are: their phrases are short.
+    """
+    if isinstance(dataset, JointDataset):
+        return JointDataset([without_unreadable(part) for part in dataset.parts])
+    if isinstance(dataset, VariedDataset):
+        return VariedDataset(without_unreadable(dataset.dataset), dataset.views)
+    if not isinstance(dataset, PhraseList):
+        return dataset
+    phrases = list(dataset.phrases())
+    unreadable = {phrase for phrase in set(phrases) if not is_readable(phrase)}
+    positions = [position for position, phrase in enumerate(phrases) if phrase not in unreadable]
+    if not unreadable:
+        return dataset
+    logger.warning(
+        "%d samples are left out: their phrases are empty or too long, such as %.60r",
+        len(phrases) - len(positions),
+        min(unreadable),
+    )
+    return SelectedSamples(dataset, phrases, positions)
+
+
+def is_readable(phrase: str) -> bool:
+    """Whether the model can read a phrase, which has at most 77 tokens."""
+    from sspsam import PhraseError
+    from sspsam.phrases import tokenize
+
+    try:
+        tokenize([phrase])
+    except PhraseError:
+        return False
+    return True
 
 
 def phrases_of(dataset: Dataset, most: int) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.data.dataset import open_dataset
+from finetune.data.dataset import open_dataset, without_unreadable
 from finetune.data.sample import Dataset
 from finetune.data.stickers.dataset import StickerDataset
 from finetune.training.config import ConfigError, TrainConfig
@@ -178,10 +178,10 @@ def _sam_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> P
 
 
 def _phrase_stage(predictor: Predictor, config: TrainConfig, processes: Ranks) -> Prepared:
-    replay: Dataset | None = open_dataset(config.replay) if config.replay else None
-    validation: Dataset | None = open_dataset(config.validation) if config.validation else None
+    replay: Dataset | None = _open_phrases(config.replay) if config.replay else None
+    validation: Dataset | None = _open_phrases(config.validation) if config.validation else None
     make = RECStage if config.stage == "rec" else SSPStage
-    stage = make(predictor, config, open_dataset(config.data), replay, processes, validation)
+    stage = make(predictor, config, _open_phrases(config.data), replay, processes, validation)
     return stage, lambda: predictor.trainable_state() | stage.text_state()
 
 
@@ -203,6 +203,10 @@ def _open_stickers(config: TrainConfig) -> StickerDataset:
             f"stage {config.stage} renders its own stickers, expected stickers/..., got {config.data!r}"
         )
     return data
+
+
+def _open_phrases(spec: str) -> Dataset:
+    return without_unreadable(open_dataset(spec))
 
 
 def _prefixed(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:

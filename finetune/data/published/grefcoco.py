@@ -61,6 +61,8 @@ def _references(
     split: str, refs: list[dict[str, Any]], instances: Instances, locate: Callable[[str], Path], path: Path
 ) -> Iterator[Reference]:
     for ref in refs:
+        if instances.without_region.intersection(_annotations(ref)):
+            continue
         image_id = ref["image_id"]
         if image_id not in instances.file_names:
             raise DatasetFileError(f"{path}: reference {ref['ref_id']} is on an unknown image {image_id}")

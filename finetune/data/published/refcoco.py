@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from finetune.data.files import find, read_plain_pickle, stream_json
 from finetune.data.published.referring import (
     Hw,
+    NoRegionError,
     Reference,
     ReferringDataset,
     RleRegion,
@@ -20,6 +22,8 @@ from finetune.data.published.referring import (
     xywh_to_xyxy,
 )
 from finetune.data.sample import BoxXyxy, DatasetFileError, DatasetNameError
+
+logger = logging.getLogger(__name__)
 
 ANNOTATIONS_SOURCE = "https://github.com/lichengunc/refer (download {}.zip and unpack it there)"
 COCO_SOURCE = "https://cocodataset.org/#download (2014 Train images)"
@@ -103,6 +107,8 @@ class Instances:
     sizes: dict[int, Hw]
     as_shown: frozenset[int] = frozenset()
     """Images whose regions are in the displayed frame, as our own exports declare."""
+    without_region: frozenset[int] = frozenset()
+    """Annotations that show nothing: a reference to one has no known target."""
 
     def get(self, annotation: int, sample_id: str) -> Instance:
         """Raises DatasetFileError if there is none."""
@@ -120,20 +126,30 @@ def read_instances(path: Path, wanted: set[int]) -> Instances:
     file_names: dict[int, str] = {}
     sizes: dict[int, Hw] = {}
     as_shown: set[int] = set()
+    by_id: dict[int, Instance] = {}
+    without_region: set[int] = set()
     try:
         for image in stream_json(path, "images.item"):
             file_names[image["id"]] = image["file_name"]
             sizes[image["id"]] = (int(image["height"]), int(image["width"]))
             if image.get("exif_applied"):
                 as_shown.add(image["id"])
-        by_id = {
-            annotation["id"]: _instance(path, annotation, sizes)
-            for annotation in stream_json(path, "annotations.item")
-            if annotation["id"] in wanted
-        }
+        for annotation in stream_json(path, "annotations.item"):
+            if annotation["id"] in wanted:
+                try:
+                    by_id[annotation["id"]] = _instance(path, annotation, sizes)
+                except NoRegionError:
+                    without_region.add(annotation["id"])
     except KeyError as error:
         raise DatasetFileError(f"{path}: an entry has no field {error}") from error
-    return Instances(by_id, file_names, sizes, frozenset(as_shown))
+    if without_region:
+        logger.warning(
+            "%s: references to %d annotations without a region are left out, such as annotation %d",
+            path,
+            len(without_region),
+            min(without_region),
+        )
+    return Instances(by_id, file_names, sizes, frozenset(as_shown), frozenset(without_region))
 
 
 def image_locator(root: Path, folders: Sequence[str], name: str, source: str) -> Callable[[str], Path]:
@@ -185,6 +201,8 @@ def _references(
     path: Path,
 ) -> Iterator[Reference]:
     for ref in refs:
+        if ref["ann_id"] in instances.without_region:
+            continue
         instance = instances.get(ref["ann_id"], f"{path}, reference {ref['ref_id']}")
         image_id = ref["image_id"]
         if instance.image_id != image_id:
@@ -202,6 +220,8 @@ def _instance(path: Path, annotation: dict[str, Any], sizes: dict[int, Hw]) -> I
     try:
         region = segmentation_to_region(annotation["segmentation"], sizes[image_id])
         box = xywh_to_xyxy(annotation["bbox"]) if "bbox" in annotation else None
+    except NoRegionError:
+        raise
     except ValueError as error:
         raise DatasetFileError(f"{path}, annotation {annotation['id']}: {error}") from error
     return Instance(image_id, region, box, bool(annotation.get("iscrowd", 0)))

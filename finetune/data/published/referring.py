@@ -25,6 +25,10 @@ MIN_POLYGON_NUMBERS = 6
 """Coordinates of three corners; pycocotools would interpret four numbers as a box."""
 
 
+class NoRegionError(ValueError):
+    """An annotation has no region: no polygon, or none with three corners."""
+
+
 class Region(Protocol):
     """A region of an image."""
 
@@ -137,10 +141,13 @@ def segmentation_to_region(segmentation: Any, hw: Hw) -> RleRegion:
         hw: Size of the image.
 
     Raises:
+        NoRegionError: it has no polygon with three corners.
         ValueError: it is none of these, or of another size.
     """
     parts: Sequence[Any] = [segmentation] if isinstance(segmentation, Mapping) else segmentation
-    if not isinstance(parts, list) or not parts:
+    if parts == []:
+        raise NoRegionError("it has no polygon")
+    if not isinstance(parts, list):
         raise ValueError(f"expected polygons or an RLE, got {segmentation!r:.60}")
     if all(isinstance(part, int | float) for part in parts):
         parts = [parts]
@@ -150,7 +157,7 @@ def segmentation_to_region(segmentation: Any, hw: Hw) -> RleRegion:
         raise ValueError(f"expected polygons or an RLE, got {segmentation!r:.60}")
     polygons = [part for part in parts if len(part) >= MIN_POLYGON_NUMBERS and len(part) % 2 == 0]
     if not polygons:
-        raise ValueError(f"no polygon has three corners: {segmentation!r:.60}")
+        raise NoRegionError(f"no polygon has three corners: {segmentation!r:.60}")
     return RleRegion(hw, tuple(rle["counts"] for rle in coco_mask.frPyObjects(polygons, *hw)))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from finetune.data.dataset import open_dataset, phrases_of
+from finetune.data.dataset import open_dataset, phrases_of, without_unreadable
 from finetune.data.record_dataset import RecordDataset
 from finetune.data.records import RefRecord, write_records
 from finetune.data.sample import DatasetFileError, DatasetNameError, samples_by_image
@@ -170,6 +170,21 @@ def test_phrases_are_known_without_their_pictures(tmp_path: Path, images: Path, 
     drawn = open_dataset(scenes)
     joint = phrases_of(open_dataset(f"{scenes} + {records}"), 2)
     assert joint == {"the koala", "left b", "c", drawn[0].phrase, drawn[1].phrase}
+
+
+def test_phrases_that_cannot_be_read_are_left_out(
+    tmp_path: Path, images: Path, hole: Mask, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest, path = store_picture(images, picture()), tmp_path / "7.jsonl"
+    phrases = ("a", "very " * 90 + "long dog", "b")
+    write_records(path, [record(digest, phrase, hole, (6, 8)) for phrase in phrases])
+    opened = open_dataset(f"records:{path}?images={images}&views=2 + stickers/val?count=1&phrases=2")
+    readable = without_unreadable(opened)
+    assert (len(opened), len(readable)) == (8, 6)
+    assert [readable[index].phrase for index in range(4)] == ["a", "b", "a", "b"]
+    assert {"a", "b"} < phrases_of(readable, 2)
+    [message] = caplog.messages
+    assert message.startswith("1 samples are left out: their phrases are empty or too long, such as 'very")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_recipe_opens_by_its_name_and_yields_to_settings() -> None:
 def test_the_document_names_recipes_and_settings_that_exist() -> None:
     text = (RECIPES_FOLDER.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     commands = "".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    commands = re.sub(r".*\breproduce\b.*", "", commands)  # these name data sets
+    commands = re.sub(r".*\b(reproduce|calibrate)\b.*", "", commands)  # these name data sets
     assert set(re.findall(r"--config (\S+)", commands)) <= {path.stem for path in RECIPES}
     named = {path.stem for path in RECIPES if f"`{path.stem}`" in text}
     assert named == {path.stem for path in RECIPES}

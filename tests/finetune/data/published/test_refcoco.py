@@ -261,7 +261,7 @@ def test_pictures_of_other_splits_can_be_left_out(root: Path) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], "expected polygons or an RLE"),
+        ([], "it has no polygon"),
         ("mask", "expected polygons or an RLE"),
         ([[1.0, 2.0, 3.0, 4.0]], "no polygon has three corners"),
         ([[1.0, 2.0, 3.0, 4.0, 5.0]], "no polygon has three corners"),
@@ -277,10 +277,31 @@ def test_a_region_that_is_none_is_refused(segmentation: object, message: str) ->
 
 
 def test_a_damaged_annotation_is_named(root: Path) -> None:
-    write_instances(root / "refcoco", [annotation(1, FIRST, [], [2, 4, 12, 10])], COCO_NAMES)
+    write_instances(root / "refcoco", [annotation(1, FIRST, "", [2, 4, 12, 10])], COCO_NAMES)
     write_refs(root / "refcoco/refs(unc).p", [ref(0, FIRST, 1, ["dog"], "testA")])
     with pytest.raises(DatasetFileError, match=r"instances\.json, annotation 1: expected polygons"):
         open_dataset("refcoco/testA")
+
+
+@pytest.mark.parametrize("segmentation", [[], [[1.0, 2.0, 3.0, 4.0]]])
+def test_references_to_empty_annotations_are_left_out(
+    root: Path, segmentation: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotations = [
+        annotation(1, FIRST, segmentation, [2, 4, 12, 10]),
+        annotation(2, FIRST, [polygon(4, 2, 10, 12)], [2, 4, 12, 10]),
+    ]
+    for folder in ("refcoco", "grefcoco"):
+        write_instances(root / folder, annotations, COCO_NAMES)
+    write_refs(root / "refcoco/refs(unc).p", [ref(n, FIRST, n, [f"dog {n}"], "testA") for n in (1, 2)])
+    write_refs(
+        root / "grefcoco/grefs(unc).p",
+        [ref(1, FIRST, [1, 2], ["both"], "testA"), ref(2, FIRST, [2], ["dog 2"], "testA")],
+    )
+    for name in ("refcoco", "grefcoco"):
+        assert phrases_of(open_dataset(f"{name}/testA"), 0) == {"dog 2"}
+    assert len(caplog.messages) == 2
+    assert "references to 1 annotations without a region are left out" in caplog.messages[0]
 
 
 def test_a_reference_without_its_region_is_named(root: Path) -> None:
