@@ -19,7 +19,7 @@ from finetune.training.batches.examples import ExampleStream
 from finetune.training.config import ConfigError, TrainConfig, make_config, read_config
 from finetune.training.loop import CHECKPOINT_NAME, LOG_NAME, TrainingLoop, read_log
 from finetune.training.losses import LossWeights
-from finetune.training.recipe import demo_stages, further_stages, train_further
+from finetune.training.recipe import demo_stages, further_stage, train_further
 from finetune.training.stages.rec import RECStage
 from finetune.training.stages.ssp import SSPStage
 from finetune.training.train import WEIGHTS_NAME, train, write_bundle
@@ -330,22 +330,18 @@ def test_every_stage_of_the_recipe_says_what_is_left(
 
 @pytest.mark.slow
 def test_the_weights_that_ship_are_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tuple(
-        dataclasses.replace(stage, steps=2, batch_size=4, window=16, device="cpu")
-        for stage in further_stages(tmp_path)
-    )
-    monkeypatch.setattr(recipe, "further_stages", lambda folder: short)
+    short = dataclasses.replace(further_stage(tmp_path), steps=2, batch_size=4, window=16, device="cpu")
+    monkeypatch.setattr(recipe, "further_stage", lambda folder: short)
     steps: list[int] = []
     bundle = train_further(tmp_path, lambda config: lambda step, means: steps.append(step))
 
-    assert steps == [1, 2, 1, 2]
+    assert steps == [1, 2]
     before, after = (read_tensors(path) for path in (WEIGHTS_FOLDER / recipe.BUNDLE_NAME, bundle))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.startswith("clip.towers.transformer.") for name in changed), "the text tower learns"
     assert any(name.startswith("prompt_generator.") for name in changed)
-    assert any(name.startswith("image_encoder.") for name in changed), "close-ups are learned"
-    assert not any(name.startswith("clip.towers.visual.") for name in changed)
+    assert not any(name.startswith(("image_encoder.", "clip.towers.visual.")) for name in changed)
     Predictor.from_preset(recipe.PRESET, "cpu", weights=bundle)
 
 
