@@ -2,7 +2,8 @@
 
 A lane is a queue with one worker thread, or some, which batch items that arrive close together. Images and
 phrases have separate lanes, so encoding an image never blocks a phrase. Items that are not urgent wait in a
-second queue of the lane, from which it takes only while the first is empty.
+second queue of the lane. Urgent ones overtake them for OVERTAKEN_S; then batches of both take turns, so that
+under constant load nobody waits in vain.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ RESERVED_PART = 8
 """Part of the limit that is admitted beyond it for projects without a request, 1 / RESERVED_PART."""
 MOST_RESERVED = 16
 """Half of the server's spare threads (`backend.web.serve`): the others keep /health responsive."""
+OVERTAKEN_S = 0.5
+"""Time for which urgent items overtake others."""
 END_S = 4.0
 """Time that `stop_queues` waits for running work."""
 
@@ -76,6 +79,13 @@ class FairQueue(Generic[Work, Result]):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def waited_s(self) -> float:
+        """Time that the caller whose turn is next has waited; 0 without items."""
+        if not self._count:
+            return 0.0
+        return time.monotonic() - next(iter(self._by_caller.values()))[0].since_s
 
     def put(self, pending: Pending[Work, Result]) -> None:
         self._by_caller.setdefault(pending.caller.name, deque()).append(pending)
@@ -137,7 +147,7 @@ class BatchQueue(Generic[Work, Result]):
         self._on_late = on_late
         self._urgent: FairQueue[Work, Result] = FairQueue(kind)
         self._later: FairQueue[Work, Result] = FairQueue(kind)
-        self._come_together = False
+        self._come_together = self._took_later = False
         self._changed = Condition()
         self._started = self._stopped = False
         self._room = room
@@ -180,7 +190,7 @@ class BatchQueue(Generic[Work, Result]):
     def submit(self, works: Sequence[Work], caller: Caller, urgent: bool = True) -> list[Future[Result]]:
         """Queues items; `wait_for` waits for them. After a stop they are cancelled.
 
-        Items that are not urgent wait until no other ones do, of any caller.
+        Items that are not urgent wait for others, of any caller: see OVERTAKEN_S.
         """
         pieces: list[Pending[Work, Result]] = [Pending(work, caller, urgent=urgent) for work in works]
         with self._changed:
@@ -226,7 +236,9 @@ class BatchQueue(Generic[Work, Result]):
                         lambda: len(self._urgent) >= self._max_batch or self._stopped, self._gather_s
                     )
                 # A batch of urgent items is not filled up with others, which would make its pass longer.
-                queue = self._urgent if len(self._urgent) else self._later
+                overtaken = self._later.waited_s > OVERTAKEN_S and not self._took_later
+                self._took_later = overtaken or not len(self._urgent)
+                queue = self._later if self._took_later else self._urgent
                 while not self._stopped and len(queue) and len(batch) < self._max_batch:
                     for piece in queue.take(self._max_batch - len(batch)):
                         batch += self._wanted(piece)

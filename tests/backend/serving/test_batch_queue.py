@@ -127,6 +127,21 @@ def test_what_waits_is_done_together(make_lane: Callable[..., BatchQueue[int, in
     assert all(waited_s >= 0 for _, waited_s in seen)
 
 
+def test_what_was_overtaken_for_long_takes_turns_with_what_is_urgent(
+    make_lane: Callable[..., BatchQueue[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.serving.batch_queue.OVERTAKEN_S", 0.02)
+    slowly = Slowly()
+    lane = make_lane(slowly)
+    busy(lane, slowly)
+    looks = lane.submit([1, 2, 3], ANNA, urgent=False)
+    first = [future for name in "abcd" for future in lane.submit([10], Caller(name))]
+    time.sleep(0.05)
+    slowly.may.set()
+    assert [future.result(20) for future in [*looks, *first]] == [2, 4, 6, 20, 20, 20, 20]
+    assert slowly.batches == [[0], [1], [10], [2], [10], [3], [10], [10]]
+
+
 def test_what_is_not_urgent_waits_for_what_is(make_lane: Callable[..., BatchQueue[int, int]]) -> None:
     """Of any caller; and it does not fill up the batch of an urgent one."""
     slowly, late = Slowly(), []
