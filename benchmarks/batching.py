@@ -1,8 +1,9 @@
 """Phrases per second with and without micro-batching, for 1 to 64 annotators, and fairness.
 
-Two `sspsam serve` with the shipped weights, one with MAX_BATCH=1, are measured in turn; images are embedded
-beforehand. Each client has its own task and sends its next phrase once the last one is answered. Clients and
-servers share this machine's cores.
+Three `sspsam serve` with the shipped weights are measured in turn: one with MAX_BATCH=1 and one with batches,
+both with SECOND_LOOK=off, and one with batches and further looks, the default. Images are embedded beforehand.
+Each client has its own task and sends its next phrase once the last one is answered. Clients and servers share
+this machine's cores.
 
     python benchmarks/batching.py [--seconds 4] [--rounds 2] [--clients 1 4 16 32 64]
 """
@@ -56,6 +57,10 @@ class Load:
         return self.phrases / max(self.passes, 1)
 
 
+Loads = dict[int, Load]
+"""By number of clients."""
+
+
 def measure(load: Load, url: str, shown: Scenes, clients: int, seconds: float) -> None:
     """Runs clients for some seconds and adds their measurements."""
     load.seconds += seconds
@@ -85,26 +90,28 @@ def measure(load: Load, url: str, shown: Scenes, clients: int, seconds: float) -
     load.passes += after[1] - before[1]
 
 
-def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[dict[int, Load], dict[int, Load]]:
-    """Measurements without and with batching by number of clients, taken in turn."""
+def measure_all(counts: list[int], seconds: float, rounds: int) -> tuple[Loads, Loads, Loads]:
+    """Measurements without batching, with it, and with further looks as well, taken in turn."""
     limit = str(2 * max(counts))
     with (
-        serving(max(counts), MAX_BATCH="1", QUEUE_LIMIT=limit) as alone,
-        serving(max(counts), MAX_BATCH=str(BATCH), QUEUE_LIMIT=limit) as together,
+        serving(max(counts), MAX_BATCH="1", QUEUE_LIMIT=limit, SECOND_LOOK="off") as alone,
+        serving(max(counts), MAX_BATCH=str(BATCH), QUEUE_LIMIT=limit, SECOND_LOOK="off") as together,
+        serving(max(counts), MAX_BATCH=str(BATCH), QUEUE_LIMIT=limit) as looking,
         requests.Session() as session,
     ):
-        for url, shown in (alone, together):
+        servers = alone, together, looking
+        for url, shown in servers:
             for task, phrases in shown.phrases.items():  # embeds the images beforehand
                 ask(session, url, shown.server.tasks[task], phrases[0])
-        loads: tuple[dict[int, Load], dict[int, Load]] = ({}, {})
+        loads: tuple[Loads, Loads, Loads] = ({}, {}, {})
         for _ in range(rounds):
             for count in counts:
-                for place, server in enumerate((alone, together)):
+                for place, server in enumerate(servers):
                     measure(loads[place].setdefault(count, Load()), *server, count, seconds)
     return loads
 
 
-def draw(alone: dict[int, Load], together: dict[int, Load]) -> None:
+def draw(alone: Loads, together: Loads) -> None:
     """Plots throughput and latency against the number of clients."""
     import matplotlib
 
@@ -141,7 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, AT, 64])
     options = parser.parse_args()
-    alone, together = measure_all(options.clients, options.seconds, options.rounds)
+    alone, together, looking = measure_all(options.clients, options.seconds, options.rounds)
     draw(alone, together)
     rows = [
         [
@@ -153,16 +160,19 @@ def main() -> None:
             f"{alone[count].percentile(95):.2f}",
             f"{together[count].percentile(95):.2f}",
             f"{together[count].fairness:.2f}",
-            len(alone[count].errors) + len(together[count].errors),
+            f"{looking[count].rate:.1f}",
+            f"{looking[count].percentile(95):.2f}",
+            sum(len(loads[count].errors) for loads in (alone, together, looking)),
         ]
         for count in options.clients
     ]
     head = ["clients", "ratio", "phrases/s unbatched", "batched", "batch size", "p95 s unbatched", "batched"]
-    head += ["fairness", "errors"]
+    head += ["fairness", "with further looks", "p95 s", "errors"]
     write_section(
         "Batching",
         f"Throughput of `sspsam serve` with the demo weights on embedded images, MAX_BATCH={BATCH} against "
-        "MAX_BATCH=1. Fairness: responses of the least served client divided by those of the most served.",
+        "MAX_BATCH=1, without further looks, and with them. Fairness: responses of the least served client "
+        "divided by those of the most served, without further looks.",
         table(head, rows),
         "![Throughput and latency against clients](images/batching.png)",
     )
