@@ -1,9 +1,9 @@
 """Phrases per second with and without micro-batching, for 1 to 64 annotators, and fairness.
 
 Three `sspsam serve` with the shipped weights are measured in turn: one with MAX_BATCH=1 and one with batches,
-both with SECOND_LOOK=off, and one with batches and further looks, the default. Images are embedded beforehand.
-Each client has its own task and sends its next phrase once the last one is answered. Clients and servers share
-this machine's cores.
+both with SECOND_LOOK=off, and one with batches and further looks, the default. Images are embedded before.
+Each client has its own task and sends its next phrase once the last one is answered. Clients and servers
+share this machine's cores.
 
     python benchmarks/batching.py [--seconds 4] [--rounds 2] [--clients 1 4 16 32 64]
 """
