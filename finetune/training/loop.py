@@ -259,9 +259,9 @@ class TrainingLoop:
         in_half = self._precision is not torch.float32
         with ExitStack() as settings:
             settings.enter_context(torch.autocast(self.device.type, self._precision, enabled=in_half))
-            if self.device.type == "cpu":
-                # The backward pass of PyTorch's fused attention for CPUs is not made of matrix products, and
-                # takes half of a step's time.
+            if self.device.type == "cpu" and in_half:
+                # The backward pass of PyTorch's fused attention for CPUs is not made of matrix products: it
+                # gains nothing from half precision, and takes half of a step's time.
                 settings.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
