@@ -33,7 +33,7 @@ from sspsam.presets import get_preset
 from sspsam.version_store.store import VersionCard, VersionError
 
 if TYPE_CHECKING:
-    from sspsam import ImageEmbedding
+    from sspsam import ImageEmbedding, Predictor
 
 TITLE_MAX_CHARACTERS = 300
 """Kept of a project's title."""
@@ -187,16 +187,10 @@ def version_store(settings: Settings) -> VersionStore:
     )
 
 
-def load_preset(settings: Settings) -> SwappablePredictor:
-    """Loads the preset with the operator's or the packaged weights. Imports torch.
-
-    With `settings.tune_process`, oneDNN then computes the matrix products on a CPU at which it is faster, and
-    the predictor may use all cores: request threads need one each.
-    """
+def open_predictor(settings: Settings) -> Predictor:
+    """The preset with the settings' weights, device and precisions. Imports torch."""
     from sspsam import Predictor
     from sspsam.runtime.bfloat16 import is_bfloat16_faster
-    from sspsam.runtime.cores import limit_torch_threads
-    from sspsam.runtime.product_speeds import use_faster_products
 
     predictor = Predictor.from_preset(
         settings.preset,
@@ -206,12 +200,22 @@ def load_preset(settings: Settings) -> SwappablePredictor:
         settings.second_look,
         settings.phrase_precision,
     )
-    if "bfloat16" in (settings.image_precision, settings.phrase_precision) and not is_bfloat16_faster(
-        predictor.device
-    ):
-        logger.warning(
-            "this device is slower in bfloat16 than in float32: unset IMAGE_PRECISION, PHRASE_PRECISION"
-        )
+    in_bfloat16 = "bfloat16" in (settings.image_precision, settings.phrase_precision)
+    if in_bfloat16 and not is_bfloat16_faster(predictor.device):
+        logger.warning("bfloat16 is slower here than float32: unset IMAGE_PRECISION and PHRASE_PRECISION")
+    return predictor
+
+
+def load_preset(settings: Settings) -> SwappablePredictor:
+    """Loads the preset with the operator's or the packaged weights. Imports torch.
+
+    With `settings.tune_process`, oneDNN then computes the matrix products on a CPU at which it is faster, and
+    the predictor may use all cores: request threads need one each.
+    """
+    from sspsam.runtime.cores import limit_torch_threads
+    from sspsam.runtime.product_speeds import use_faster_products
+
+    predictor = open_predictor(settings)
     if settings.tune_process:
         if predictor.device.type == "cpu":
             use_faster_products(settings.model_dir)

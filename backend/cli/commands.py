@@ -53,22 +53,15 @@ def try_phrases(
     """
     import waitress
 
+    from backend.service import open_predictor
     from backend.settings import Settings
     from backend.web.trial import create_trial
-    from sspsam import Predictor
 
     if model:
         use_model(model, mirror, yes, sam_encoder)
         sam_encoder = None
     settings = Settings(sam_encoder=sam_encoder or "", host="127.0.0.1", port=port)
-    predictor = Predictor.from_preset(
-        settings.preset,
-        settings.device,
-        settings.weights,
-        settings.image_precision,
-        settings.second_look,
-        settings.phrase_precision,
-    )
+    predictor = open_predictor(settings)
     echo(f"Open http://127.0.0.1:{port}/ - Ctrl-C stops it.")
     waitress.serve(create_trial(settings, predictor), host="127.0.0.1", port=port, threads=2, ident=None)
 

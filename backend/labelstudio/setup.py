@@ -216,7 +216,7 @@ def _set_config(
     config = LabelingConfig.parse(confirmed)
     missing = config.missing()
     after = completed_config(confirmed) if missing else confirmed
-    left = [f"the labeling config is unchanged: {tag.reason}" for tag in missing if not tag.xml]
+    left = [f"not added to the labeling config: {tag.reason}" for tag in missing if not tag.xml]
     if after == before:
         return left or ["the labeling config is complete"]
     show_diff(config_diff(before, after))

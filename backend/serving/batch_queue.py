@@ -2,8 +2,8 @@
 
 A lane is a queue with one worker thread, or some, which batch items that arrive close together. Images and
 phrases have separate lanes, so encoding an image never blocks a phrase. Items that are not urgent wait in a
-second queue of the lane. Urgent ones overtake them for OVERTAKEN_S; then batches of both take turns, so that
-under constant load nobody waits in vain.
+second queue of the lane. Urgent ones overtake them for OVERTAKEN_S; then batches of both take turns: constant
+load delays the others, and does not keep them out.
 """
 
 from __future__ import annotations

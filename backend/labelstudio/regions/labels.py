@@ -21,8 +21,9 @@ MOST_WORDS = 16
 MOST_CHARACTERS = 40
 """Of a name in a script without blanks, which is looked for anywhere in a phrase."""
 MOST_PHRASE_CHARACTERS = 2000
-MOST_PHRASE_WORDS = 200
 """Of a phrase, in which names are looked for."""
+MOST_PHRASE_WORDS = 200
+"""The same, in words."""
 INFLECTED_CHARACTERS = range(3, 31)
 """Length of the words whose singular and plural are looked for."""
 _SHORTEST_WITH_S = 4
