@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from backend.labelstudio.config import MAX_CHARACTERS
+from backend.labelstudio.form_xml import MAX_CHARACTERS
 from backend.shared_redis import LAST_WEBHOOK_KEY, PROJECTS_KEY
 from backend.state.guarded_redis import GuardedRedis, parsed, text_of
 

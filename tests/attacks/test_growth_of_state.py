@@ -13,7 +13,7 @@ from backend import events
 from backend.corrections import CorrectionLog, Tally
 from backend.errors import QueueUnavailableError
 from backend.events import EventQueue
-from backend.labelstudio.config import MAX_CHARACTERS
+from backend.labelstudio.form_xml import MAX_CHARACTERS
 from backend.labelstudio.predictions import ProposedRegion
 from backend.metrics import MOST_SERIES, OTHERS, Metrics
 from backend.serving import served_lines

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from backend.labelstudio.config import LabelingConfig, form_tags
+from backend.labelstudio.config import LabelingConfig
+from backend.labelstudio.form_xml import form_tags
 
 NO_LABEL = "object"
 """Category of regions without a label."""
