@@ -47,6 +47,8 @@ SAMPLING = "Uncertainty sampling"
 COMMON_PHRASES = 5
 """Number of a project's most used phrases that serve tasks without phrases of their own."""
 SCORE_DIGITS = 6
+CERTAINTY_DIGITS = 5
+"""Beyond these, certainties of one picture differ between batches; of equal ones the first task leads."""
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -224,10 +226,12 @@ def order_tasks(client: LabelStudioClient, scores: Scores, project: int, version
     Returns:
         The number of ranked tasks.
     """
-    found = {task: scored for task, scored in scores.all().items() if scored.version == version}
+    found = {task: scored for task, scored in sorted(scores.all().items()) if scored.version == version}
     if not found:
         return 0
-    certainties = np.array([scored.certainty for scored in found.values()], np.float32)
+    certainties = np.array(
+        [round(scored.certainty, CERTAINTY_DIGITS) for scored in found.values()], np.float32
+    )
     finals = learning_scores(certainties, np.stack([scored.vector for scored in found.values()]))
     ordered = 0
     for (task, scored), value in zip(found.items(), finals.tolist(), strict=True):
