@@ -62,13 +62,14 @@ def train(
 
     if further and recipe is None:
         raise typer.BadParameter("--further needs --recipe FOLDER")
-    tune_process()
     if recipe is not None:
+        tune_process(recipe)
         bundle = (train_further if further else train_demo)(recipe, show_progress)
         echo(f"Written to {bundle}")
         return
     overrides = dict(_key_and_value(setting) for setting in settings or [])
     options = make_config(overrides) if config is None else read_config(config, overrides)
+    tune_process(options.output_dir)
     result = run(options, show_progress(options))
     if int(os.environ.get("RANK", "0")):
         return

@@ -118,7 +118,7 @@ def main(told: Path) -> None:
     """Entry point of a process; the first one writes the result next to the configuration."""
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     config = make_config(json.loads(told.read_text(encoding="utf-8")))
-    tune_process()
+    tune_process(config.output_dir)
     result = train(config)
     if os.environ["RANK"] == "0":
         values = {**asdict(result), "weights": str(result.weights)}

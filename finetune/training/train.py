@@ -82,14 +82,17 @@ def train(config: TrainConfig, progress: ProgressFn | None = None) -> TrainResul
     return TrainResult(weights, metrics, loop.step, None if config.validation is None else loop.stopping.step)
 
 
-def tune_process() -> None:
+def tune_process(folder: Path | None = None) -> None:
     """Applies the process settings of a training: for programs, not for callers of `train`.
 
     The environment's TUNE_PROCESS=0 leaves all as they are.
+
+    Args:
+        folder: Keeps the measured speeds of matrix products: a training that resumes computes as before.
     """
     if not tuning_enabled():
         return
-    malloc, onednn = tune_malloc(KEPT_BYTES), use_faster_products()
+    malloc, onednn = tune_malloc(KEPT_BYTES), use_faster_products(folder)
     logger.info(
         "process settings: %s; %s (TUNE_PROCESS=0 leaves them as they are)",
         f"freed memory kept up to {KEPT_BYTES // MEBIBYTE} MiB" if malloc else "malloc as it is",

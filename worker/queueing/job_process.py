@@ -35,7 +35,7 @@ def main(worker_key: str, job_id: str, execution_id: str) -> None:
     if job.origin == TRAINING:
         from finetune.training.train import tune_process
 
-        tune_process()
+        tune_process(settings.model_dir)
     worker.main_work_horse(job, queue_named(job.origin, connection))
 
 
