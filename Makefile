@@ -80,7 +80,7 @@ newest lowest: .venv-supply ## run the tests of the code and a phrase with the n
 newest lowest: WARNINGS := -W default
 
 screenshot: .venv/.installed-dev $(LABEL_STUDIO) chromium ## update the editor's screenshots in the documentation
-	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version"
+	KEEP_PICTURES=docs/images $(BIN)/pytest -m e2e -k "put_masks or in_place or together or better_version or absence_is_a_label"
 
 bench: .venv/.installed-dev ## run the benchmarks, each a ratio measured in one run
 	@failed=; for file in $(filter-out %/gpu_check.py %/alternatives.py,$(wildcard benchmarks/*.py)); do \

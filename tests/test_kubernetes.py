@@ -15,6 +15,8 @@ from backend.metrics import Metrics
 from backend.settings import Settings
 from backend.shared_redis import QUEUES
 from backend.web.serve import STOP_S
+from sspsam.checkpoints.ready_models import NAMES as MODELS
+from sspsam.cli.models import VARIABLE
 from tests.command_lines import check_command
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +108,9 @@ def test_every_variable_is_a_setting() -> None:
     names = set(settings["data"])
     for document in WORKLOADS:
         names |= {variable["name"] for variable in container(document).get("env", [])}
-    assert names <= {name.upper() for name in Settings.model_fields}
+    assert names <= {name.upper() for name in Settings.model_fields} | {VARIABLE}
+    model = settings["data"].pop(VARIABLE)
+    assert model in MODELS
     Settings(**{name.lower(): value for name, value in settings["data"].items()})
 
 
