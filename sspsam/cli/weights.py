@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sspsam.checkpoints.hub import Progress
     from sspsam.checkpoints.registry import PublicFile
 
-app = typer.Typer(help="Public weights: list, pull, verify, convert.", no_args_is_help=True)
+app = typer.Typer(help="Public weights: list, pull, verify, convert, bundle.", no_args_is_help=True)
 
 SUBFOLDER = "weights"
 """Below MODEL_DIR, for downloads."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sspsam.version_store.store import VersionCard
 
 app = typer.Typer(
-    help="Fine-tuned versions: list, show, promote, roll back, adopt, share, prune.", no_args_is_help=True
+    help="Fine-tuned versions: list, show, promote, roll back, adopt, share, unshare, prune.",
+    no_args_is_help=True,
 )
 
 ModelDir = Annotated[
