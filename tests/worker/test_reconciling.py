@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from rq.job import Retry
+from rq.utils import utcformat
 
 from backend.labelstudio.connection import PAGE_SIZE
-from backend.shared_redis import COLLECTED_KEY, RECONCILED_KEY
+from backend.shared_redis import COLLECTED_KEY, RECONCILED_KEY, fetch_job
 from backend.state.known_projects import KnownProject
 from tests.worker.label_studio_server import LabelStudioServer, region
 from worker import jobs
@@ -240,3 +241,27 @@ def test_a_job_that_was_lost_does_not_keep_its_project_from_reconciliation(
         services.redis.hset(f"rq:job:{number}", "enqueued_at", "2026-01-01T00:00:00.000000Z")
     assert ask_for_reconciliation(services.redis, PROJECT)
     assert queue.get_job_ids() == [number]
+
+
+@pytest.mark.parametrize("status", ["canceled", "stopped", "finished", "failed"])
+def test_a_job_that_has_ended_does_not_keep_its_project_from_reconciliation(
+    services: Services, status: str
+) -> None:
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    queue = reconcile_queue(services.redis)
+    [number] = queue.get_job_ids()
+    services.redis.lrem(queue.key, 1, number)
+    services.redis.hset(f"rq:job:{number}", "status", status)
+    if status == "failed":
+        services.redis.hset(f"rq:job:{number}", "ended_at", utcformat(datetime.now(UTC)))
+        assert not ask_for_reconciliation(services.redis, PROJECT), "it has just failed"
+        services.redis.hset(f"rq:job:{number}", "ended_at", "2026-01-01T00:00:00.000000Z")
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    assert queue.get_job_ids() == [number]
+
+
+def test_a_reconciliation_that_an_operator_stopped_comes_back(services: Services) -> None:
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    fetch_job(f"reconcile-{PROJECT}", services.redis).cancel()
+    assert ask_for_reconciliation(services.redis, PROJECT)
+    assert reconcile_queue(services.redis).get_job_ids() == [f"reconcile-{PROJECT}"]

@@ -17,6 +17,7 @@ from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import JobStatus
 
 from backend.errors import QueueUnavailableError
+from backend.events import ENDED
 from backend.shared_redis import (
     EVENTS,
     PRELABEL,
@@ -88,26 +89,37 @@ def ask_for_reconciliation(connection: Redis, project: int) -> bool:
     try:
         enqueue()
     except DuplicateJobError:
-        if not _discard_lost(queue, job_id):
+        if not _discard_ended(queue, job_id):
             return False
         enqueue()
     return True
 
 
-def _discard_lost(queue: Queue, job_id: str) -> bool:
-    """Deletes a job that no worker will take: it is unreadable, or has left its queue without a start."""
+def _discard_ended(queue: Queue, job_id: str) -> bool:
+    """Deletes a job that no worker will take: it has ended, is unreadable, or left its queue without a start.
+
+    Callers of other modules queue it as well, and keep a failed one for longer.
+    """
     try:
         job = fetch_job(job_id, queue.connection)
     except NoSuchJobError:
         queue.connection.delete(ServiceJob.key_for(job_id))
         return True
-    queued = job.get_status(refresh=False) == JobStatus.QUEUED
-    since = job.enqueued_at or job.created_at
-    is_old = since is None or abs((datetime.now(UTC) - in_utc(since)).total_seconds()) > LOST_AFTER_S
-    if not (queued and is_old) or job_id in queue.get_job_ids():
-        return False
-    job.delete()
-    return True
+    status = job.get_status(refresh=False)
+    if status == JobStatus.FAILED:
+        is_over = _is_older(job.ended_at or job.enqueued_at, FAILED_AGAIN_S)
+    elif status == JobStatus.QUEUED:
+        since = job.enqueued_at or job.created_at
+        is_over = _is_older(since, LOST_AFTER_S) and job_id not in queue.get_job_ids()
+    else:
+        is_over = status in ENDED
+    if is_over:
+        job.delete()
+    return is_over
+
+
+def _is_older(moment: datetime | None, age_s: float) -> bool:
+    return moment is None or abs((datetime.now(UTC) - in_utc(moment)).total_seconds()) > age_s
 
 
 def training_queue(connection: Redis) -> Queue:
