@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import LabelStudioError, LabelStudioNotFound
-from backend.labelstudio.connection import ACCESS_TOKEN_AGE_S, PAGE_SIZE, TIMEOUT_S, Connection, Json
+from backend.labelstudio.connection import (
+    ACCESS_TOKEN_AGE_S,
+    PAGE_SIZE,
+    TIMEOUT_S,
+    Connection,
+    Json,
+    is_last_page,
+)
 
 UPLOAD_TIMEOUT_S = 300.0
 WEBHOOK_SECRET_HEADER = "X-ML-Secret"
@@ -134,8 +141,10 @@ class LabelStudioClient:
 
     def changed_tasks(
         self, project_id: int, since: datetime | None = None, page_size: int = PAGE_SIZE
-    ) -> Iterator[list[Json]]:
+    ) -> Iterator[tuple[list[Json], bool]]:
         """Yields pages of a project's tasks with their annotations, by the time of their last change.
+
+        Each comes with whether it is the last.
 
         Saving or deleting an annotation changes its task. The next page is asked for by time instead of by
         its number, so changes made meanwhile move no task past the reader; the last of a page come twice.
@@ -145,7 +154,7 @@ class LabelStudioClient:
             since: Earliest change; None for all tasks.
             page_size: Tasks per request.
         """
-        page = 1
+        page, seen = 1, 0
         while True:
             query = {"project": project_id, "fields": "all", "page_size": page_size, "page": page}
             try:
@@ -157,12 +166,14 @@ class LabelStudioClient:
                     raise
                 return
             tasks: list[Json] = answer.get("tasks") or []
-            yield tasks
-            if len(tasks) < page_size:
+            seen += len(tasks)
+            is_last = is_last_page(answer, tasks, seen)
+            yield tasks, is_last
+            if is_last:
                 return
             last = moment_of(tasks[-1].get("updated_at"))
             moved = last is not None and (since is None or last > since)
-            since, page = (last, 1) if moved else (since, page + 1)
+            since, page, seen = (last, 1, 0) if moved else (since, page + 1, seen)
 
     def task_list(self, project_id: int) -> Iterator[Json]:
         """Yields a project's tasks, by ID, without annotations and predictions."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import requests
@@ -33,6 +33,20 @@ _REASON_CHARACTERS = 300
 BLOCKED = "reserved network address"
 """Label Studio's message for addresses blocked by its settings."""
 _HTML_TAG = re.compile(r"<[^<>]*>")
+
+
+def is_last_page(answer: Mapping[str, Any], found: Sequence[Json], seen: int) -> bool:
+    """Whether a list ends with this page.
+
+    Its length does not tell: a server may limit pages to fewer items than were asked for.
+
+    Args:
+        answer: The response, which states the length of the whole list.
+        found: Items of this page.
+        seen: Number of items up to here, these included.
+    """
+    total = answer.get("total", answer.get("count"))
+    return not found or (isinstance(total, int) and 0 < total <= seen)
 
 
 class Connection:
@@ -63,18 +77,19 @@ class Connection:
         return self._auth.renew()
 
     def pages(self, path: str, query: Mapping[str, Any], items: str) -> Iterator[Json]:
-        """Yields items page by page until a page is not full; pages beyond the last return 404."""
-        page, size = 1, int(query.get("page_size", PAGE_SIZE))
+        """Yields items page by page, until as many have come as the list has; see `is_last_page`."""
+        page, seen, size = 1, 0, int(query.get("page_size", PAGE_SIZE))
         while True:
             try:
                 answer = self.ask_object("GET", path, params={**query, "page_size": size, "page": page})
-            except LabelStudioNotFound:
+            except LabelStudioNotFound:  # beyond the last page
                 if page == 1:
                     raise
                 return
             found = answer.get(items) or []
             yield from found
-            if len(found) < size:
+            seen += len(found)
+            if is_last_page(answer, found, seen):
                 return
             page += 1
 

@@ -51,13 +51,13 @@ def test_only_what_changed_is_read_and_what_is_gone_is_forgotten(
     assert (result := reconcile(services, project)).collected == result.forgotten == 0
 
     since = moment_of(client.task(tasks[2])["updated_at"])
-    [page] = client.changed_tasks(project, since)
+    [(page, _)] = client.changed_tasks(project, since)
     assert [task["id"] for task in page][:1] == [tasks[2]], "the others changed before"
 
     mask = ring(*services.image_hw(client.task(tasks[0])["data"]["image"], str(tasks[0])))
     client.update_annotation(first, region("drawn", "another ring", mask))
     client.delete_annotation(second)
-    [page] = client.changed_tasks(project, since)
+    [(page, _)] = client.changed_tasks(project, since)
     assert [task["id"] for task in page] == [tasks[2], tasks[0], tasks[1]], "by the time of the change"
     result = reconcile(services, project)
     assert (result.collected, result.forgotten) == (1, 1)
@@ -75,6 +75,6 @@ def test_pages_follow_each_other_by_time(
     project = int(client.create_project("Paged", RECOMMENDED_CONFIG)["id"])
     client.upload_images(project, pictures)
     tasks = {task["id"] for task in client.tasks(project)}
-    pages = list(client.changed_tasks(project, page_size=2))
+    pages = [page for page, _ in client.changed_tasks(project, page_size=2)]
     assert {task["id"] for page in pages for task in page} == tasks
     assert len(pages) <= len(tasks) + 1

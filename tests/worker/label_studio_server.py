@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from backend.labelstudio.config import RECOMMENDED_CONFIG
+from backend.labelstudio.connection import PAGE_SIZE
 from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.loopback import Loopback
 
@@ -84,6 +85,8 @@ class LabelStudioServer(Loopback):
     hold: str = ""
     """Requests for paths that begin like this are not answered, unless it is empty."""
     requests: list[str] = field(default_factory=list)
+    most_per_page: int = PAGE_SIZE
+    """Tasks of a page, whatever is asked for."""
     clock: int = 0
     """Minutes, for updated_at."""
     port: int = 0
@@ -186,7 +189,7 @@ class LabelStudioServer(Loopback):
         if shape == "/api/users":
             return [{"id": 1, "email": "a@example.com"}, {"id": 9, "email": "B@example.com"}]
         if shape == "/api/tasks":
-            page, size = int(query["page"][0]), int(query["page_size"][0])
+            page, size = int(query["page"][0]), min(int(query["page_size"][0]), self.most_per_page)
             return self._page(int(query["project"][0]), page, size, query.get("query", [""])[0])
         return None
 

@@ -107,9 +107,22 @@ def test_tasks_of_one_time_are_all_read(
     assert pass_over(services) == (4, 0)
 
 
-def test_a_pass_that_runs_out_of_time_is_continued(
-    services: Services, label_studio: LabelStudioServer
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_server_with_small_pages_loses_no_label(
+    services: Services, label_studio: LabelStudioServer, most: int
 ) -> None:
+    label_studio.most_per_page = most
+    assert pass_over(services) == (3, 0)
+    label_studio.delete_task(1)
+    assert pass_over(services) == (0, 1)
+    assert collected(services) == [2, 3]
+
+
+@pytest.mark.parametrize(("most", "passes"), [(PAGE_SIZE, 4), (50, 7)])
+def test_a_pass_that_runs_out_of_time_is_continued(
+    services: Services, label_studio: LabelStudioServer, most: int, passes: int
+) -> None:
+    label_studio.most_per_page = most
     for number in range(100, 100 + 3 * PAGE_SIZE):
         later = (datetime(2026, 2, 1, tzinfo=UTC) + timedelta(minutes=2 * number)).isoformat()
         label_studio.tasks[number] = {
@@ -123,7 +136,7 @@ def test_a_pass_that_runs_out_of_time_is_continued(
         pages.append(asked_for(label_studio))
         if result.complete:
             break
-    assert pages == [1, 1, 1, 1]
+    assert pages == [1] * passes
 
 
 def test_the_job_of_an_unfinished_pass_goes_to_the_end_of_its_queue(

@@ -20,7 +20,6 @@ from typing import Any, cast
 from backend.errors import LabelStudioNotFound
 from backend.labelstudio.client import moment_of
 from backend.labelstudio.config import LabelingConfig
-from backend.labelstudio.connection import PAGE_SIZE
 from backend.shared_redis import COLLECTED_KEY, RECONCILE_LOCK, RECONCILED_KEY
 from worker.corrections import collector
 from worker.corrections.collector import COLLECT, BusyError, collected_mark
@@ -122,7 +121,7 @@ class _Pass:
 
     def _read_changes(self, position: Position, config: LabelingConfig) -> Position:
         """Reads the tasks that have changed since `position`; returns the new one."""
-        for tasks in self._client.changed_tasks(self._project, _earlier(position.since)):
+        for tasks, is_last in self._client.changed_tasks(self._project, _earlier(position.since)):
             for task in tasks:
                 with self._left_out(f"task {str(task.get('id'))[:20]}") as outcome:
                     self._read_task(task, config)
@@ -130,7 +129,7 @@ class _Pass:
             if tasks:
                 position = replace(position, since=str(tasks[-1].get("updated_at") or position.since))
             self._store(position)
-            if len(tasks) == PAGE_SIZE and time.monotonic() > self._until_s:
+            if not is_last and time.monotonic() > self._until_s:
                 self._count(complete=False)
                 break
         return position

@@ -143,12 +143,23 @@ def test_a_server_that_is_down_or_silent_is_unavailable(web: Web) -> None:
         LabelStudioClient("http://127.0.0.1:9", PERSONAL).project(3)
 
 
-@pytest.mark.parametrize("count", [0, 1, PAGE_SIZE, PAGE_SIZE + 1])
-def test_tasks_come_page_by_page(web: Web, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "most", "pages"),
+    [
+        (0, PAGE_SIZE, 1),
+        (1, PAGE_SIZE, 1),
+        (PAGE_SIZE, PAGE_SIZE, 1),
+        (PAGE_SIZE + 1, PAGE_SIZE, 2),
+        (PAGE_SIZE + 1, 50, 3),  # a server whose pages are shorter than asked for
+    ],
+)
+@pytest.mark.parametrize("states_total", [True, False])
+def test_tasks_come_page_by_page(web: Web, count: int, most: int, pages: int, states_total: bool) -> None:
     def tasks(request: Request) -> Response:
-        page, size = int(request.args["page"]), int(request.args["page_size"])
+        page, size = int(request.args["page"]), min(int(request.args["page_size"]), most)
         found = [{"id": number} for number in range(count)][(page - 1) * size : page * size]
-        return as_json({"tasks": found}) if found or page == 1 else as_json({"detail": "Invalid page."}, 404)
+        answer = {"tasks": found, "total": count} if states_total else {"tasks": found}
+        return as_json(answer) if found or page == 1 else as_json({"detail": "Invalid page."}, 404)
 
     web.answers["/api/tasks"] = tasks
 
@@ -156,6 +167,7 @@ def test_tasks_come_page_by_page(web: Web, count: int) -> None:
 
     assert [task["id"] for task in listed] == list(range(count))
     assert all("project=7" in request.path for request in web.asked)
+    assert not states_total or len(web.asked) == pages
 
 
 def test_files_are_uploaded_under_names_of_their_own(web: Web, tmp_path: Path) -> None:
