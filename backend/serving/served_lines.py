@@ -20,8 +20,8 @@ from sspsam import VersionStore
 from sspsam.version_store.lines import DEFAULT_LINE, StoreState
 from sspsam.version_store.store import UnreachableStoreError, VersionError
 
-PASSING = (UnreachableStoreError, OSError, MemoryError)
-"""Errors that say nothing about a version itself."""
+PASSING = (UnreachableStoreError, OSError)
+"""Errors that say nothing about a version itself, as does a lack of memory."""
 MOST_LINES = 1000
 """Lines in use that are kept: callers name projects, and the line that was asked longest ago goes."""
 MOST_DIGITS = 18
@@ -168,7 +168,11 @@ class ServedLines:
         return self._loaded.use(version, caller)
 
     def _note_failure(self, line: str, version: str, error: Exception) -> None:
-        if isinstance(error, PASSING):  # the version may be good: retry at the next refresh
+        from sspsam.runtime.out_of_memory import is_out_of_memory
+
+        if isinstance(error, PASSING) or is_out_of_memory(
+            error
+        ):  # the version may be good: retry at the next refresh
             logger.warning("line %r: cannot load version %s yet: %s", line, version, error)
             self._away.add(version)
         else:

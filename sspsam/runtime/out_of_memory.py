@@ -14,6 +14,13 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device, or of the machine, did not suffice: PyTorch raises three kinds."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def in_halves(run: Callable[[Sequence[Row]], Sequence[Answer]], rows: Sequence[Row]) -> list[Answer]:
     """Runs a batch; if the device's memory does not suffice, its halves, and so on.
 

@@ -44,13 +44,14 @@ class VersionFolders:
 
         Raises:
             UnknownVersionError: no such version.
-            DamagedVersionError: not text, or not readable.
+            DamagedVersionError: not a file, or not text.
+            OSError: the disk does not let it be read, perhaps for the moment.
         """
         try:
             return (self.folder / version_id / CARD).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UnknownVersionError(f"no version {version_id!r}") from error
-        except (UnicodeDecodeError, OSError) as error:
+        except (UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
             raise DamagedVersionError(f"not a version card: {error}") from error
 
     def path(self, card: VersionCard) -> Path:

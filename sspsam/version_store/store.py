@@ -116,7 +116,7 @@ class VersionStore:
         for version_id in self._published_ids():
             try:
                 card = self._card(version_id, state, line)
-            except (DamagedVersionError, UnknownVersionError):
+            except (DamagedVersionError, UnknownVersionError, OSError):
                 continue
             if line is None or card.line in (line, DEFAULT_LINE):
                 cards.append(card)

@@ -58,10 +58,11 @@ class SlowStore(VersionStore):
         super().__init__(folder, PRESET)
         self.slow, self.may_find, self.finding = "", Event(), Event()
         self.unreadable: set[str] = set()
+        self.error: Exception = OSError("stale file handle")
 
     def weights_path(self, version_id: str) -> Path | None:
         if version_id in self.unreadable:
-            raise OSError("stale file handle")
+            raise self.error
         if version_id == self.slow:
             self.finding.set()
             assert self.may_find.wait(20)
@@ -84,10 +85,20 @@ def test_a_cold_line_holds_up_no_other(make_engine: Callable[..., Engine], tmp_p
         assert cold.result(20) == (versions.slow, 1)
 
 
-def test_a_disk_that_fails_for_a_moment_refuses_no_version(
-    make_engine: Callable[..., Engine], tmp_path: Path
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("stale file handle"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
+    ],
+)
+def test_a_disk_or_memory_that_fails_for_a_moment_refuses_no_version(
+    make_engine: Callable[..., Engine], tmp_path: Path, error: Exception
 ) -> None:
     versions = SlowStore(tmp_path)
+    versions.error = error
     before, now = promote(versions, 1, 1), promote(versions, 1, 2)
     versions.unreadable = {now}
     engine = make_engine(store=versions, poll_s=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -251,6 +252,19 @@ def test_a_version_with_an_unreadable_card_is_left_out_of_the_list(store: Versio
     assert [entry.version_id for entry in store.list()] == [store.base_version]
     with pytest.raises(DamagedVersionError):
         store.get(card.version_id)
+
+
+def test_a_card_that_the_disk_does_not_give_for_the_moment_is_not_damaged(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = publish(store)
+
+    def stale(path: Path, **options: str) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        store.files.card(card.version_id)
 
 
 def test_presets_do_not_see_each_other(tmp_path: Path) -> None:
