@@ -154,10 +154,10 @@ def of_file(path: Path) -> ReadyModel:
     return ReadyModel(preset, path.resolve())
 
 
-def note_choice(ready: ReadyModel, folder: Path) -> None:
+def note_choice(preset: str, folder: Path) -> None:
     """Records the model that was chosen for photographs, for processes that must use the same."""
     (folder / SUBFOLDER).mkdir(parents=True, exist_ok=True)
-    replace_text(_choice_path(folder), json.dumps({"preset": ready.preset}))
+    replace_text(_choice_path(folder), json.dumps({"preset": preset}))
 
 
 def noted_choice(folder: Path) -> PublishedModel | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +49,7 @@ def use_model(
     yes: bool = False,
     sam_encoder: str | None = None,
     follow: bool = False,
-) -> None:
+) -> Callable[[], bool]:
     """Makes a model ready, and selects it by variables of this process and of those that it starts.
 
     Args:
@@ -59,16 +59,30 @@ def use_model(
         sam_encoder: replaces the model's SAM image encoder.
         follow: another process chooses the model for photographs; wait for it.
 
+    Returns:
+        Whether the process that is followed has chosen another model since: this one should then end, to be
+        started again. Always False for a process that follows none.
+
     Raises:
         NotEnoughError, DownloadError, ModelError: as for `preparing.prepare`.
         typer.BadParameter: another model is selected by its parts.
     """
     if not name:
-        return
+        return lambda: False
+    from sspsam.checkpoints.ready_models import PHOTOGRAPHS, noted_choice
+
     name = _with_encoder(name, sam_encoder)
     _check_alone(name)
-    os.environ.update(make_ready(name, mirror, yes, follow=follow).variables)
+    ready = make_ready(name, mirror, yes, follow=follow)
+    os.environ.update(ready.variables)
     os.environ.pop(VARIABLE, None)
+    folder = downloads(None).folder
+
+    def has_changed() -> bool:
+        chosen = noted_choice(folder) if follow and name == PHOTOGRAPHS else None
+        return chosen is not None and chosen.preset != ready.preset
+
+    return has_changed
 
 
 def make_ready(
@@ -92,6 +106,7 @@ def make_ready(
         find_model,
         is_file_name,
         note_choice,
+        noted_choice,
         ready_without_choosing,
     )
 
@@ -102,17 +117,16 @@ def make_ready(
         return ready
     chosen = name == PHOTOGRAPHS
     if chosen and follow:
-        model = _choice_of_another(folder.folder)
-    else:
-        model = _chosen() if chosen else find_model(name)
+        return _choice_of_another(folder.folder)
+    model = _chosen() if chosen else find_model(name)
+    if chosen and (to_serve or noted_choice(folder.folder) is None):
+        # Before it is prepared: those that follow must not start with an earlier choice meanwhile.
+        note_choice(model.preset, folder.folder)
 
     from sspsam.checkpoints.preparing import Machine, prepare
 
     machine = Machine.here(folder.folder, _device())
-    ready = prepare(model, folder, machine, TerminalReporter(), _always if yes else _confirmed, to_serve)
-    if chosen and not follow:
-        note_choice(ready, folder.folder)
-    return ready
+    return prepare(model, folder, machine, TerminalReporter(), _always if yes else _confirmed, to_serve)
 
 
 def adopt_ready_model() -> None:
@@ -192,19 +206,20 @@ def _chosen() -> PublishedModel:
     return model
 
 
-def _choice_of_another(folder: Path) -> PublishedModel:
-    """Waits until the backend has chosen: worker and scheduler may run on machines without its GPU."""
-    from sspsam.checkpoints.ready_models import noted_choice
+def _choice_of_another(folder: Path) -> ReadyModel:
+    """Waits until the backend has chosen and prepared a model: others may run on machines without its GPU."""
+    from sspsam.checkpoints.ready_models import PHOTOGRAPHS, ready_without_choosing
 
-    if noted_choice(folder) is None:
+    if (ready := ready_without_choosing(PHOTOGRAPHS, folder)) is None:
         echo(
-            f"Waiting for the backend to choose the model for photographs in {folder}. If it has another "
-            "MODEL_DIR, set MODEL to the name that it prints.",
+            f"Waiting for the backend to choose and prepare the model for photographs in {folder}. If it has "
+            "another MODEL_DIR, set MODEL to the name that it prints.",
             err=True,
         )
-    while (model := noted_choice(folder)) is None:
+    while ready is None:
         time.sleep(CHOICE_POLL_S)
-    return model
+        ready = ready_without_choosing(PHOTOGRAPHS, folder)
+    return ready
 
 
 def _device() -> str:

@@ -68,7 +68,7 @@ def worker(
     names = [name.strip() for name in queues.split(",") if name.strip()]
     if not names or not set(names) <= set(QUEUES):
         raise typer.BadParameter(f"{queues!r}; the queues are {', '.join(QUEUES)}", param_hint="--queues")
-    use_model(model, mirror, sam_encoder=os.environ.get("SAM_ENCODER"), follow=True)
+    is_outdated = use_model(model, mirror, sam_encoder=os.environ.get("SAM_ENCODER"), follow=True)
     if spare_cores is not None:
         os.environ["TRAINING_CORES"] = str(max(1, usable_cores() - spare_cores))
     settings = Settings()
@@ -77,7 +77,10 @@ def worker(
     if burst:
         work_off(names)
     else:
-        Pool(names, settings).run()
+        Pool(names, settings, is_outdated).run()
+        if is_outdated():
+            echo("The backend has chosen another model: start this worker again to work with it.", err=True)
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import FrameType
@@ -65,10 +65,14 @@ class Pool:
     Args:
         queues: Names of the queues.
         settings: For the connection to Redis; workers read their own from the environment.
+        is_outdated: Whether to stop, since workers of these variables are no longer wanted.
     """
 
-    def __init__(self, queues: Sequence[str], settings: Settings) -> None:
+    def __init__(
+        self, queues: Sequence[str], settings: Settings, is_outdated: Callable[[], bool] = lambda: False
+    ) -> None:
         self.queues = list(queues)
+        self._is_outdated = is_outdated
         self._stopping = False
         self._retries: RQScheduler = Retries(queues, connect(settings.redis_url))
         self._retries_at = 0.0
@@ -77,7 +81,10 @@ class Pool:
         self._next_health_at = 0.0
 
     def run(self) -> None:
-        """Blocks until SIGTERM or SIGINT; all its processes have exited when it returns."""
+        """Blocks until SIGTERM or SIGINT, or until it is outdated.
+
+        All its processes have exited when it returns.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
         members = [Member.start(queue) for queue in self.queues]
@@ -133,6 +140,7 @@ class Pool:
         """
         if time.monotonic() < self._next_health_at:
             return
+        self._stopping = self._stopping or self._is_outdated()
         pids = {member.process.pid for member in members}
         try:
             healthy = queues_served(self._redis_url, self.queues, datetime.now(UTC) - RECENT, pids)

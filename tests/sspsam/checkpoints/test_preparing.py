@@ -11,12 +11,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from sspsam.checkpoints import ready_models, registry
+from sspsam.checkpoints import preparing, ready_models, registry
 from sspsam.checkpoints.bundles import load_bundle
 from sspsam.checkpoints.convert import _expected
 from sspsam.checkpoints.files import WeightsFolder
@@ -36,8 +37,8 @@ from sspsam.checkpoints.ready_models import (
     ready_without_choosing,
 )
 from sspsam.checkpoints.registry import HUB_REPOSITORY, PublicFile, hub_file
-from sspsam.cli import main
-from sspsam.cli.models import adopt_ready_model
+from sspsam.cli import main, models
+from sspsam.cli.models import adopt_ready_model, use_model
 from sspsam.files import sha256_of_file
 from tests.sspsam.file_server import Behaviour, FileServer
 from tests.sspsam.published_files import (
@@ -303,10 +304,39 @@ def test_processes_without_the_gpu_follow_the_choice(tiny: Tiny) -> None:
     assert ready_without_choosing("photographs", folder) is None
     ready = tiny.prepare()
     assert ready_without_choosing("photographs", folder) is None
-    note_choice(ready, folder)
+    note_choice(ready.preset, folder)
     assert ready_without_choosing("photographs", folder) == ready
     assert ready_without_choosing(PRESET, folder) == ready
     assert ready_without_choosing("stickers", folder) == ReadyModel("ssp-sam-demo", None)
+
+
+def test_followers_wait_for_the_latest_choice_and_notice_the_next(
+    command_line: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the first GPU of a machine: what an earlier start chose is ready, and is not served."""
+    folder = command_line.folder.folder
+    noted: list[str] = []
+
+    def backend() -> None:
+        monkeypatch.setattr(models, "_chosen", lambda: command_line.model)
+        monkeypatch.setattr(preparing, "prepare", prepare_and_look)
+        use_model("photographs")
+
+    def prepare_and_look(*arguments: Any) -> ReadyModel:
+        noted.append(json.loads((folder / SUBFOLDER / "photographs.json").read_text())["preset"])
+        return prepare(*arguments)
+
+    note_choice("ssp-sam-224", folder)
+    monkeypatch.setattr(models, "CHOICE_POLL_S", 0.05)
+    started = Thread(target=backend)
+    started.start()
+    is_outdated = use_model("photographs", follow=True)
+    started.join()
+    assert noted == [PRESET], "before it was prepared"
+    assert os.environ["PRESET"] == PRESET
+    assert not is_outdated()
+    note_choice("ssp-sam-224", folder)
+    assert is_outdated()
 
 
 def test_partial_downloads_count(tiny: Tiny) -> None:

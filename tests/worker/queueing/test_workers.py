@@ -143,6 +143,20 @@ def test_a_worker_that_dies_is_started_again(
         wait_until(lambda: lines(tmp_path / "done"))
 
 
+def test_a_pool_that_is_outdated_ends(environment: dict[str, str], redis_server: Redis) -> None:
+    """So that whoever started it starts it with the model that the backend serves now."""
+    code = "; ".join(
+        [
+            "from backend.settings import Settings",
+            "from worker.queueing.pool import Pool",
+            f"Pool(['{EVENTS}'], Settings(), lambda: True).run()",
+        ]
+    )
+    root = str(Path(__file__).parents[3])
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env={**environment, "PYTHONPATH": root}, check=True, timeout=60)
+
+
 def test_workers_do_not_outlive_a_pool_that_was_killed(
     environment: dict[str, str], redis_server: Redis, tmp_path: Path
 ) -> None:
