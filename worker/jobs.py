@@ -298,6 +298,7 @@ def rank_chunk(
             Scores(services.redis, run),
             project_id,
             PhraseSource.from_dict(source),
+            TaskClaims(services.redis, run, chunk).take,
         )
         for report in ranker.run(task_ids):
             progress.note(chunk, report)

@@ -12,7 +12,7 @@ import base64
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -125,6 +125,7 @@ class Ranker:
         scores: Stores the results.
         project: Project of the tasks.
         source: Source of the phrases.
+        claim: Claims a task for this job; returns False if another job has it.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Ranker:
         scores: Scores,
         project: int,
         source: PhraseSource,
+        claim: Callable[[int], bool] = lambda task: True,
     ) -> None:
         self._client = client
         self._assistant = assistant
@@ -144,6 +146,7 @@ class Ranker:
         self._scores = scores
         self._project = project
         self._source = source
+        self._claim = claim
 
     def run(self, task_ids: Sequence[int]) -> Iterator[ChunkReport]:
         """Processes the tasks; yields the report so far after each.
@@ -157,6 +160,8 @@ class Ranker:
         report = ChunkReport()
 
         def score(number: int) -> tuple[ChunkReport, None]:
+            if not self._claim(number):
+                return ChunkReport(skipped=1), None
             return self._score(self._client.task(number), config), None
 
         for _ in each_task(task_ids, score, report):

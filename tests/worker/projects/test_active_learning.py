@@ -24,6 +24,7 @@ from tests.worker.label_studio_server import LabelStudioServer, region
 from worker import jobs
 from worker.cli.commands import app
 from worker.projects.active_learning import SAMPLING, Scores, own_phrases
+from worker.projects.chunks import TaskClaims
 from worker.projects.prelabel import PhraseSource
 from worker.queueing.queues import prelabel_queue
 from worker.services import Services
@@ -120,6 +121,17 @@ def test_annotated_and_deleted_tasks_are_left_alone(
     run([3])
     label_studio.predictions = [one for one in label_studio.predictions if one["task"] != 3]
     assert jobs.order_project(PROJECT, "run") == {"ordered": 1}
+
+
+def test_a_task_that_another_job_of_the_run_has_is_left_to_it(
+    services: Services, label_studio: LabelStudioServer, tasks: list[int]
+) -> None:
+    """As after the run was started again with more tasks: both jobs would post a prediction."""
+    prelabel_queue(services.redis).enqueue_call("worker.jobs.rank_chunk", job_id="run-other")
+    assert TaskClaims(services.redis, "run", "other").take(2)
+    report = run(tasks)
+    assert (report["posted"], report["skipped"]) == (3, 1)
+    assert 2 not in {one["task"] for one in label_studio.predictions}
 
 
 def test_a_picture_that_cannot_be_had_does_not_stop_it(
