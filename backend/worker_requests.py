@@ -23,6 +23,8 @@ MAYBE_FINETUNE = "worker.jobs.maybe_finetune"
 START_BATCH = "worker.requested_jobs.start_batch"
 EXPORT = "worker.requested_jobs.export_project"
 ADOPT = "worker.requested_jobs.adopt_version"
+EXPORTS = "exports"
+"""Folder in MODEL_DIR, with a folder of finished exports for each project."""
 EXPORT_TIMEOUT_S = 4 * 3600
 EVENT_TIMEOUT_S = 300
 RESULT_TTL_S = 7 * 24 * 3600

@@ -6,6 +6,7 @@ result, under `problem`.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from rq import get_current_job
 from backend.errors import BackendError
 from backend.settings import Settings
 from backend.shared_redis import announce_version
+from backend.worker_requests import EXPORTS
 from sspsam.files import replacing
 from sspsam.version_store.sharing import ADOPTED
 from sspsam.version_store.store import VersionError
@@ -32,12 +34,10 @@ from worker.projects.prelabel import PhraseSource
 from worker.projects.starting import start_prefetch, start_prelabel, start_rank
 from worker.services import Services
 
-EXPORTS = "exports"
-"""Folder in MODEL_DIR."""
 EXPORTS_KEPT = 5
 """Files per project: the newest."""
 STAGED_MAX_AGE_S = 24 * 3600
-"""Age of an unfinished file that no export writes any more."""
+"""Age of an unfinished file or folder that no export writes any more."""
 PROGRESS_EVERY_S = 2.0
 SHOWN_PROBLEMS = 20
 
@@ -81,6 +81,7 @@ def export_project(project_id: Number, file_format: Format) -> JobResult:
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = folder / f"project-{project_id}-{file_format}-{moment}-{token_hex(3)}.{suffix}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _drop_old(folder)  # first as well: what killed exports have left may take the room of this one
     try:
         reader = ProjectReader(
             services.label_studio,
@@ -95,7 +96,7 @@ def export_project(project_id: Number, file_format: Format) -> JobResult:
         note = _progress_noter(reader.task_count)
         with replacing(path) as staged, staged.open("wb") as stream:
             summary = export_to_stream(
-                stream, target, reader, lambda source, place: write_export(source, place, note)
+                stream, target, reader, lambda source, place: write_export(source, place, note), folder
             )
     except BackendError as error:
         return {"problem": str(error)}
@@ -144,4 +145,7 @@ def _drop_old(folder: Path) -> None:
     found = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)
     staged = [path for path in folder.glob(".*") if time.time() - path.stat().st_mtime > STAGED_MAX_AGE_S]
     for path in (*found[:-EXPORTS_KEPT], *staged):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

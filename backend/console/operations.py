@@ -20,7 +20,7 @@ from rq.job import Job, JobStatus
 from backend.console.dashboard import ODD_VALUES
 from backend.shared_redis import OPERATIONS_KEY, PRELABEL_PROGRESS_KEY, ServiceJob, fetch_job
 from backend.state.skipped_items import reason_of
-from backend.worker_requests import ADOPT, EXPORT, MAYBE_FINETUNE, OPERATIONS_KEPT, START_BATCH
+from backend.worker_requests import ADOPT, EXPORT, EXPORTS, MAYBE_FINETUNE, OPERATIONS_KEPT, START_BATCH
 
 MOST_CHUNKS = 2000
 """Jobs of a batch that are looked at: 200,000 tasks."""
@@ -222,5 +222,5 @@ def _project(job: Job) -> int | None:
 
 def export_file(model_dir: Path, project: int, name: str) -> Path | None:
     """A finished export on this machine; None if there is no such file."""
-    path = model_dir / "exports" / str(project) / name
+    path = model_dir / EXPORTS / str(project) / name
     return path if FILE_NAME.fullmatch(name) and path.is_file() and not path.is_symlink() else None

@@ -112,6 +112,7 @@ def export_to_stream(
     target: Target,
     reader: ProjectReader,
     write: Callable[[ProjectReader, Target], Summary] = write_export,
+    staging: Path | None = None,
 ) -> Summary:
     """Exports to a temporary folder and copies the complete result into the stream.
 
@@ -120,8 +121,9 @@ def export_to_stream(
         target: What is written; its place is not used.
         reader: Reads the labels.
         write: Performs the export, for example with a progress bar.
+        staging: Where the temporary folder is made, under a hidden name; default: that of the system.
     """
-    with tempfile.TemporaryDirectory(prefix="sspsam-export-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".sspsam-export-", dir=staging) as folder:
         path = Path(folder) / ("labels" if target.is_folder else "labels.json")
         summary = write(reader, replace(target, out=path))
         if target.is_folder or target.split.by_content:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from typer.testing import CliRunner
 
 from backend.errors import ExportError
 from backend.labelstudio.client import LabelStudioClient
+from backend.worker_requests import EXPORTS
 from finetune.data.dataset import open_dataset
 from sspsam.images.masks import mask_to_box_xyxy
 from tests.worker.export.exporting import PROJECT, Mask, UInt8Image, command, fill, shapes
 from tests.worker.label_studio_server import KEY, LabelStudioServer, absent, region
+from worker import requested_jobs
 from worker.cli.commands import app
 from worker.export.coco import PickledList, RefCocoWriter
 from worker.export.reader import ProjectReader
@@ -217,3 +221,20 @@ def test_a_hundred_thousand_regions_stream(tmp_path: Path) -> None:
     assert max(resident[warm:]) - max(resident[:warm]) < 40e6
     with (tmp_path / "refcoco" / "instances.json").open("rb") as file:
         assert sum(1 for _ in ijson.items(file, "annotations.item.id")) == 100_000
+
+
+def test_the_console_s_exports_need_no_room_in_the_system_s_temporary_folder(
+    services: Services, label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which is small in containers; and what a killed export has left goes with the next one."""
+    label_studio.save(1, 1, region("a", "the ring", next(iter(shapes().values()))))
+    folder = services.settings.model_dir / EXPORTS / str(PROJECT)
+    left, current = folder / ".sspsam-export-left", folder / ".sspsam-export-current"
+    for staged in (left, current):
+        (staged / "labels").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    result = requested_jobs.export_project(PROJECT, "png")
+    assert isinstance(result, dict)
+    assert (folder / result["file"]).is_file()
+    assert {path.name for path in folder.iterdir()} == {result["file"], current.name}
