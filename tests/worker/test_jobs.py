@@ -12,6 +12,7 @@ from rq.job import JobStatus, Retry
 from backend.errors import LabelStudioUnauthorized
 from backend.shared_redis import DECISION_KEY
 from backend.state.known_projects import KnownProject
+from backend.worker_requests import EXPORTS
 from finetune.data.records import read_records
 from sspsam.version_store.pruning import plan_pruning
 from sspsam.version_store.store import VersionCard
@@ -139,12 +140,16 @@ def test_a_deleted_project_leaves_no_records_and_gives_its_versions_to_prune(
     services.redis_store.projects.note(KnownProject(str(PROJECT)))
     assert reconcile_all(services)["3"]["collected"] == 1
     assert plan_pruning(store).removed == {}
+    exports = services.settings.model_dir / EXPORTS / str(PROJECT)
+    exports.mkdir(parents=True)
+    (exports / "labels.json").touch()
     kept = label_studio.projects.pop(PROJECT)
 
     assert reconcile_all(services) == {"3": {"project": 3, "deleted": True, "forgotten": 1}}
 
     assert services.known_projects() == []
     assert services.collection(PROJECT).annotations() == []
+    assert not exports.exists()
     assert services.corrections.sums() == []
     assert list(plan_pruning(store).removed) == [version]
     label_studio.projects[PROJECT] = kept

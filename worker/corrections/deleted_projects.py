@@ -1,4 +1,7 @@
-"""Projects that were deleted in Label Studio: records go at once, versions with the next prune."""
+"""Projects that were deleted in Label Studio.
+
+Their records and exports go at once, their versions with the next prune.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from backend.shared_redis import (
     SKIPPED_KEY,
     SUBMITTED_KEY,
 )
+from backend.worker_requests import EXPORTS
 from sspsam.version_store import sharing
 from sspsam.version_store.store import VersionError
 from worker.corrections import collector
@@ -41,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def drop_if_deleted(services: Services, project: int) -> int | None:
-    """Removes the records and counts of a project that Label Studio no longer has, and retires its line.
+    """Removes what was collected of a project that Label Studio no longer has, and retires its line.
 
     That the project is not found may be due to a wrong address: Label Studio's list must lack it, too.
 
@@ -61,6 +65,7 @@ def drop_if_deleted(services: Services, project: int) -> int | None:
     collection = services.collection(project)
     forgotten = collector.forget(services, project, collection.annotations())
     shutil.rmtree(collection.folder, ignore_errors=True)
+    shutil.rmtree(services.settings.model_dir / EXPORTS / str(project), ignore_errors=True)
     services.redis.delete(*(key.format(project=project) for key in KEYS))
     for key in (PROJECTS_KEY, LAST_WEBHOOK_KEY):
         services.redis.hdel(key, str(project))
