@@ -51,11 +51,9 @@ def try_phrases(
 
     Example: sspsam try --model photographs
     """
-    import waitress
-
     from backend.service import open_predictor
     from backend.settings import Settings
-    from backend.web.trial import create_trial
+    from backend.web.trial import create_trial, serve_trial
 
     if model:
         use_model(model, mirror, yes, sam_encoder)
@@ -63,7 +61,7 @@ def try_phrases(
     settings = Settings(sam_encoder=sam_encoder or "", host="127.0.0.1", port=port)
     predictor = open_predictor(settings)
     echo(f"Open http://127.0.0.1:{port}/ - Ctrl-C stops it.")
-    waitress.serve(create_trial(settings, predictor), host="127.0.0.1", port=port, threads=2, ident=None)
+    serve_trial(create_trial(settings, predictor), port)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from threading import Lock
 from typing import IO, Any
 
@@ -29,6 +30,14 @@ MAX_PHRASES = 8
 PHRASE_MAX_CHARACTERS = 1000
 SHOWN_SIDE_PX = 1600
 """Longest side of the drawn picture."""
+SERVER_OPTIONS: Mapping[str, Any] = {
+    "threads": 2,
+    "ident": None,
+    "max_request_body_size": UPLOAD_MAX_BYTES + 2**16,  # of a little more, the app says what the limit is
+    # By default, what exceeds 512 KiB or 1 MiB is written to a temporary file.
+    "inbuf_overflow": 2 * UPLOAD_MAX_BYTES,
+    "outbuf_overflow": 2 * UPLOAD_MAX_BYTES,
+}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -44,6 +53,13 @@ class InMemoryRequest(Request):
 
     def _get_file_stream(self, *args: Any, **values: Any) -> IO[bytes]:
         return io.BytesIO()
+
+
+def serve_trial(app: Flask, port: int) -> None:
+    """Serves the app on this machine until it is stopped."""
+    import waitress
+
+    waitress.serve(app, host="127.0.0.1", port=port, **SERVER_OPTIONS)
 
 
 def create_trial(settings: Settings, predictor: Predictor) -> Flask:

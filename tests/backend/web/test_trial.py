@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from threading import Thread
 
 import pytest
+import requests
+import waitress
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
 from backend.settings import Settings
-from backend.web.trial import MAX_PHRASES, UPLOAD_MAX_BYTES, create_trial
+from backend.web.trial import MAX_PHRASES, SERVER_OPTIONS, UPLOAD_MAX_BYTES, create_trial
 from sspsam import Predictor
 
 OWN = {"Origin": "http://localhost"}
@@ -64,6 +68,30 @@ def test_pictures_stay_in_memory(client: FlaskClient, monkeypatch: pytest.Monkey
     large = picture(900, 700, "BMP")
     assert len(large) > 500_000
     assert send(client, large).status_code == 200
+
+
+def test_the_server_writes_no_picture_to_a_file_either(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*args: object, **values: object) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    app = create_trial(Settings(image_max_pixels=1_000_000), predictor)
+    server = waitress.create_server(app, host="127.0.0.1", port=0, **SERVER_OPTIONS)
+    thread = Thread(target=server.run)
+    thread.start()
+    url = f"http://127.0.0.1:{server.effective_port}/"
+    try:
+        for size, status in ((900 * 700 * 3, 200), (UPLOAD_MAX_BYTES + 1, 413), (2 * UPLOAD_MAX_BYTES, 413)):
+            content = picture(900, 700, "BMP").ljust(size, b"\0")
+            files, own = {"picture": ("picture.bmp", content)}, {"Origin": url.rstrip("/")}
+            answered = requests.post(url, {"phrases": "the dog"}, files=files, headers=own, timeout=60)
+            assert answered.status_code == status
+    finally:
+        server.close()
+        server.task_dispatcher.shutdown()
+        thread.join(20)
 
 
 @pytest.mark.parametrize(
