@@ -49,8 +49,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
 
     def load_config(self) -> None:
         settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host  # of IPv6
         options = {
-            "bind": [f"{settings.host}:{settings.port}"],
+            "bind": [f"{host}:{settings.port}"],
             "workers": 1,
             "threads": settings.queue_limit + SPARE_THREADS,
             "worker_class": "backend.web.buffering.BufferingWorker",
