@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -107,11 +109,22 @@ def redis_part(data_dir: Path, lock: int | None = None) -> tuple[Part, str]:
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Path of Redis's socket: next to its data, or in a temporary folder if that path is too long."""
+    """Path of Redis's socket: next to its data, or in a temporary folder if that path is too long.
+
+    Raises:
+        CannotStartError: that folder could be another user's.
+    """
     path = data_dir.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES:
         return path
-    return Path(tempfile.mkdtemp(prefix="sspsam-")) / "redis.sock"
+    # The same at each start, since nobody removes it.
+    digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"sspsam-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & PRIVATE:
+        raise CannotStartError(f"{folder} is not a folder of this user alone: remove it")
+    return folder / "redis.sock"
 
 
 def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> list[Part]:
@@ -123,7 +136,7 @@ def service_parts(environment: Mapping[str, str], redis_url: str, port: int) -> 
         port: of the backend.
     """
     own = {"PORT": str(port), "REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
-    shared = {"HOST": LOOPBACK, **environment, **own}
+    shared = {**environment, "HOST": environment.get("HOST") or LOOPBACK, **own}
     url = url_of(shared["HOST"], port)
     sspsam = [sys.executable, "-P", "-m", "sspsam"]  # -P: no imports from the current folder
     started = datetime.now(UTC)
@@ -205,7 +218,7 @@ def check_up(port: Port) -> None:
         CannotStartError: the port is in use.
     """
     require_secrets(Settings(sam_encoder=""))  # which belongs to a model that may not be selected yet
-    port.require_free(os.environ.get("HOST", LOOPBACK))
+    port.require_free(os.environ.get("HOST") or LOOPBACK)
 
 
 def up(data_dir: Path, port: Port, console: Console) -> None:
@@ -234,7 +247,7 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
         start_service(supervisor, console, environment, redis_url, port.number)
         told_redis = os.environ.get("REDIS_URL") or redis_url  # as set, since commands compare it
         with published(data_dir, "up", instance_variables(environment, told_redis, port.number)):
-            url = url_of(os.environ.get("HOST", LOOPBACK), port.number)
+            url = url_of(os.environ.get("HOST") or LOOPBACK, port.number)
             console.print(f"The backend is at {url} - logs in {data_dir / 'logs'}")
             console.print("Connect a Label Studio project with: sspsam connect --project ID")
             console.print("Ctrl-C stops everything. Data is kept for the next start.")
@@ -244,7 +257,12 @@ def up(data_dir: Path, port: Port, console: Console) -> None:
 def instance_variables(environment: Mapping[str, str], redis_url: str, port: int) -> dict[str, str]:
     """Variables with which commands in other terminals act on the service with this environment."""
     known = {name.upper() for name in Settings.model_fields}
-    told = {"HOST": LOOPBACK, **environment, "REDIS_URL": redis_url, "PORT": str(port)}
+    told = {
+        **environment,
+        "HOST": environment.get("HOST") or LOOPBACK,
+        "REDIS_URL": redis_url,
+        "PORT": str(port),
+    }
     return {name.upper(): value for name, value in told.items() if value and name.upper() in known}
 
 

@@ -1,6 +1,8 @@
 """`sspsam up` and `sspsam demo`: checks before the start, and locations of files."""
 
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from worker.local.up import (
     CannotStartError,
     Port,
     PortTakenError,
+    check_up,
     data_dir_lock,
+    instance_variables,
     redis_part,
     service_parts,
     socket_path,
@@ -67,7 +71,38 @@ def test_the_socket_moves_when_its_path_would_be_too_long(tmp_path: Path) -> Non
     moved = socket_path(deep)
     assert moved.name == "redis.sock"
     assert len(str(moved)) < 100
-    moved.parent.rmdir()
+    assert socket_path(deep) == moved, "the next start leaves no second folder"
+    assert socket_path(tmp_path / ("e" * 100)) != moved
+    assert moved.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_another_user_may_have_made_is_not_used_for_the_socket(tmp_path: Path) -> None:
+    folder = socket_path(tmp_path / ("d" * 100)).parent
+    folder.chmod(0o777)
+    with pytest.raises(CannotStartError, match="this user alone"):
+        socket_path(tmp_path / ("d" * 100))
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(CannotStartError, match="this user alone"):
+        socket_path(tmp_path / ("d" * 100))
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short, since the paths of sockets are limited."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
+def test_an_empty_host_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "")
+    for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(name, "secret")
+    check_up(Port(two_free_ports()[0], "backend", "--port"))
+    [backend, *_] = service_parts({"HOST": ""}, "unix:///r.sock", 9191)
+    assert (backend.environment or {})["HOST"] == LOOPBACK
+    assert instance_variables({"HOST": ""}, "unix:///r.sock", 9191)["HOST"] == LOOPBACK
 
 
 def test_the_parts_of_the_service_share_redis_and_the_port() -> None:
