@@ -139,20 +139,30 @@ def finetune(
         raise typer.Exit(1)
 
 
-def _wait_for(job: Job) -> dict[str, object]:
-    """Waits for a short job and returns its result."""
+def _wait_for(job: Job, wait_s: float = DECISION_WAIT_S) -> dict[str, object]:
+    """Waits for a short job and returns its result; for its start, at most some seconds."""
+    from rq.exceptions import InvalidJobOperation
+
     from backend.errors import QueueUnavailableError
 
-    until = time.monotonic() + DECISION_WAIT_S
-    while time.monotonic() < until:
-        status = job.get_status()
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            status = job.get_status()
+        except InvalidJobOperation:  # it has been deleted
+            status = None
         if status == "finished":
             return dict(job.return_value() or {})
         if status == "failed":
             latest = job.latest_result()
             last_line = (latest.exc_string or "").strip().splitlines()[-1:] if latest else []
             raise QueueUnavailableError(f"the worker failed: {''.join(last_line) or 'see its log'}")
+        if status in (None, "stopped", "canceled"):
+            raise QueueUnavailableError("the request was stopped")
+        if status == "started":
+            until = time.monotonic() + wait_s
+        elif time.monotonic() > until:
+            raise QueueUnavailableError(
+                f"no worker took this job within {wait_s:.0f} s; it stays queued: start `sspsam worker`"
+            )
         time.sleep(0.1)
-    raise QueueUnavailableError(
-        f"no worker took this job within {DECISION_WAIT_S:.0f} s; it stays queued: start `sspsam worker`"
-    )

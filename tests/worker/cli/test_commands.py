@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from threading import Timer
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from rq.job import Job, JobStatus
 from typer.testing import CliRunner
 
+from backend.errors import QueueUnavailableError
+from backend.worker_requests import request_finetune
 from tests.facts import untold
 from tests.worker.label_studio_server import LabelStudioServer, region
-from worker.cli.commands import app
+from worker.cli.commands import _wait_for, app
 from worker.queueing.queues import training_queue
 from worker.services import Services
 
@@ -48,3 +53,32 @@ def test_queues_that_do_not_exist_are_refused(services: Services, queues: str) -
     done = CliRunner().invoke(app, ["worker", "--queues", queues])
     assert done.exit_code == 2
     assert "the queues are events, reconcile, training" in " ".join(done.output.replace("│", "").split())
+
+
+def test_a_request_that_runs_for_long_is_waited_for(services: Services) -> None:
+    job = request_finetune(services.redis, PROJECT)
+    job.set_status(JobStatus.STARTED)
+    timer = Timer(1.0, job.set_status, [JobStatus.FINISHED])
+    timer.start()
+    assert _wait_for(job, wait_s=0.3) == {}
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda job: job.cancel(), "was stopped"),
+        (lambda job: job.set_status(JobStatus.STOPPED), "was stopped"),
+        (lambda job: job.delete(), "was stopped"),
+        (lambda job: job.set_status(JobStatus.FAILED), "see its log"),
+        (lambda job: None, "no worker took this job"),
+    ],
+    ids=["canceled", "stopped", "deleted", "failed", "waiting"],
+)
+def test_a_request_that_comes_to_nothing_says_why(
+    services: Services, end: Callable[[Job], None], reason: str
+) -> None:
+    job = request_finetune(services.redis, PROJECT)
+    end(job)
+    with pytest.raises(QueueUnavailableError, match=reason):
+        _wait_for(job, wait_s=0.3)
