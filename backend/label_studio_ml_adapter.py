@@ -15,6 +15,7 @@ in place. The service is created from the environment by the first request.
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
@@ -69,9 +70,17 @@ class SspSamModel(LabelStudioMLBase):  # type: ignore[misc]  # an optional packa
         shared_service().take_event({**data, "action": event})
 
 
-@cache
+_MAKING = Lock()
+
+
 def shared_service() -> Service:
     """The service of this process; its model is loading when this returns."""
+    with _MAKING:  # `cache` alone would let the first requests make one each
+        return _service()
+
+
+@cache
+def _service() -> Service:
     service = build_service(Settings())
     service.engine.start()
     return service

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from werkzeug.wrappers import Response
 from backend.errors import RequestError
 from backend.labelstudio.annotations import read_annotation
 from backend.labelstudio.config import RECOMMENDED_CONFIG, LabelingConfig
+from backend.service import Service
 from backend.settings import Settings
 from backend.web.app import create_app
 from tests.backend.colours import encoded, picture
@@ -238,3 +241,18 @@ def test_events_are_queued(adapter: ModuleType, redis_server: Redis) -> None:
     assert job.func_name == "worker.jobs.collect_annotation"
     with pytest.raises(RequestError):
         adapter.SspSamModel("5", RECOMMENDED_CONFIG).fit("ANNOTATION_CREATED", {})
+
+
+def test_the_first_requests_share_one_service(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, build = [], adapter.build_service
+
+    def slowly(settings: Settings) -> Service:
+        time.sleep(0.2)
+        made.append(build(settings))
+        return made[-1]
+
+    monkeypatch.setattr(adapter, "build_service", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        services = list(pool.map(lambda _: adapter.shared_service(), range(4)))
+    assert len(made) == 1
+    assert services == made * 4
