@@ -268,12 +268,19 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file atomically."""
+    """Writes a safetensors file atomically.
+
+    Raises:
+        OSError: the disk is full, or does not accept it otherwise.
+    """
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with replacing(path) as staged:
         staged.touch()
         mode = staged.stat().st_mode  # safetensors would create a file readable by its owner only
-        save_file(contiguous, staged, dict(metadata or {}))
+        try:
+            save_file(contiguous, staged, dict(metadata or {}))
+        except SafetensorError as error:
+            raise OSError(f"the disk does not accept {path}: {error}") from error
         staged.chmod(mode)
 
 

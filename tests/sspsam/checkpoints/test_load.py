@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def reference_of(model: sspsam.SSPSAM) -> Tensors:
     """The model's tensors as the authors' training saves them."""
     state = dict(model.state_dict())
     return reference_state(state | {"image_encoder.pos_embed": torch.ones(3)})
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """A limit for the size of files stands for it."""
+    path, limits = tmp_path / "weights.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"the disk does not accept {path}: .*File too large"):
+            write_tensors(path, {"w": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
