@@ -52,11 +52,6 @@ class Tally:
         """All masks, whatever became of them."""
         return self.submitted + self.deleted + self.added + self.missed
 
-    @property
-    def accepted_share(self) -> float | None:
-        """Share of all masks that were accepted unchanged, 0..1: those that the model missed are failures."""
-        return self.share("accepted")
-
     def share(self, outcome: str) -> float | None:
         """Share of a count in all masks, 0..1; None without any."""
         count: float = getattr(self, outcome)

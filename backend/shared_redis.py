@@ -142,15 +142,6 @@ def announce_version(connection: Redis, line: str, version_id: str) -> None:
     connection.publish(VERSIONS_CHANNEL, json.dumps({"line": line, "version": version_id}))
 
 
-def announced_line(message: object) -> str | None:
-    """The line that a message on VERSIONS_CHANNEL names; None if it names none: any may have changed."""
-    try:
-        line = json.loads(message)["line"] if isinstance(message, str | bytes) else None
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None
-    return line if isinstance(line, str) else None
-
-
 class ForeignFunctionError(Exception):
     """A job names a function that this process does not run."""
 

@@ -140,11 +140,6 @@ class LabelingConfig:
         return self.masks[0] if self.masks else None
 
     @property
-    def mask_names(self) -> frozenset[str]:
-        """Names of all region controls, including those on other images."""
-        return frozenset(self.controls)
-
-    @property
     def labels(self) -> tuple[Label, ...]:
         """The labels of all region controls for answers, in this order."""
         return tuple(dict.fromkeys(each for _, each in self._owned))

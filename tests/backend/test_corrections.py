@@ -51,11 +51,11 @@ def test_deleted_annotations_are_taken_back(log: CorrectionLog, redis_server: Re
 
 def test_shares() -> None:
     assert CATS.mean_iou == pytest.approx(2.5 / 3)
-    assert CATS.accepted_share == pytest.approx(2 / 3)
+    assert CATS.share("accepted") == pytest.approx(2 / 3)
     assert Tally("v", "l").mean_iou is None
-    assert Tally("v", "l").accepted_share is None
+    assert Tally("v", "l").share("accepted") is None
     found_nothing = Tally("v1", "cup", accepted=3, added=1, missed=6, iou=3)
-    assert found_nothing.accepted_share == pytest.approx(0.3), "what was missed is a failure"
+    assert found_nothing.share("accepted") == pytest.approx(0.3), "what was missed is a failure"
     assert found_nothing.share("missed") == pytest.approx(0.6)
     assert merged([CATS, DOGS, CATS]) == [Tally("v1", "cat", accepted=4, edited=2, iou=5.0), DOGS]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -14,7 +15,6 @@ from backend.shared_redis import (
     VERSIONS_CHANNEL,
     ServiceQueue,
     announce_version,
-    announced_line,
     fetch_job,
 )
 
@@ -26,15 +26,7 @@ def test_an_announcement_names_the_line(redis_server: Redis) -> None:
         announce_version(redis_server, "project-7", "ssp-sam-test-0003")
         message = messages.get_message(timeout=1)
     assert message is not None
-    assert announced_line(message["data"]) == "project-7"
-
-
-@pytest.mark.parametrize(
-    "message", [b"ssp-sam-test-0003", b"[]", b'{"line": 7}', b"\xff", b"{" * 9999, 1, None]
-)
-def test_a_message_that_names_no_line_may_concern_any(message: object) -> None:
-    """Release 0.2 announced the version's ID alone."""
-    assert announced_line(message) is None
+    assert json.loads(message["data"]) == {"line": "project-7", "version": "ssp-sam-test-0003"}
 
 
 def test_a_job_is_deleted_whose_execution_has_expired(redis_server: Redis) -> None:

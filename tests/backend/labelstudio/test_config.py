@@ -108,7 +108,7 @@ def test_the_name_decides_between_several() -> None:
     assert config.mask.name == "mask"
     assert config.image is not None
     assert config.image.value == "image", "the picture that the chosen brush works on"
-    assert config.mask_names == {"area", "mask"}
+    assert config.controls.keys() == {"area", "mask"}
 
 
 def test_the_status_line_is_never_the_prompt() -> None:
@@ -127,9 +127,9 @@ def test_gestures_need_no_labels() -> None:
     config = parse(brush + click + box + image)
 
     assert (config.click, config.box) == (Tag("click", "image"), Tag("box", "image"))
-    assert config.mask_names == {"mask"}
+    assert config.controls.keys() == {"mask"}
     answered = parse(brush + box.replace(' smartOnly="true"', "") + image)
-    assert answered.mask_names == {"mask", "box"}, "rectangles of annotators"
+    assert answered.controls.keys() == {"mask", "box"}, "rectangles of annotators"
 
 
 def test_colours_are_one_label() -> None:
@@ -138,7 +138,7 @@ def test_colours_are_one_label() -> None:
 
     used = [config.coloured(config.mask, number).name for number in range(2 * len(config.colours))]
 
-    assert set(used) == config.mask_names
+    assert set(used) == config.controls.keys()
     assert used[: len(used) // 2] == used[len(used) // 2 :]
     assert {label.written for control in config.masks for label in control.labels} == {"object"}
     with_labels = RECOMMENDED_CONFIG.replace(
@@ -274,7 +274,7 @@ def test_labels_of_several_brushes() -> None:
     ]
     assert [brush.label for brush in asked_for] == ["cat", "m", "m"]
     assert "cat,m" in next(tag.xml for tag in config.missing() if tag.role == "phrase")
-    assert config.mask_names == {"animals", "people", "elsewhere"}
+    assert config.controls.keys() == {"animals", "people", "elsewhere"}
 
 
 def test_key_points_and_boxes_that_are_labels_of_their_own_ask_nothing() -> None:
