@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, validate_call
 from redis import Redis, RedisError
+from rq.exceptions import NoSuchJobError
 from rq.job import Retry
 
 from backend.errors import (
@@ -34,7 +35,7 @@ from backend.errors import (
     LabelStudioUnavailable,
 )
 from backend.settings import Settings
-from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announce_version
+from backend.shared_redis import PROGRESS_KEY, RECONCILE, TRAINING_LOCK, announce_version, fetch_job
 from backend.state.skipped_items import reason_of
 from sspsam.version_store.store import VersionError
 from worker.corrections import collector
@@ -47,7 +48,15 @@ from worker.finetuning.decisions import (
     startable_version,
 )
 from worker.finetuning.policy import EXPLICIT_TRIGGERS, Decision, Trigger
-from worker.finetuning.runs import Run, base_of, discard_run, find_version, run_folder, why_outdated
+from worker.finetuning.runs import (
+    Run,
+    base_of,
+    discard_left_runs,
+    discard_run,
+    find_version,
+    run_folder,
+    why_outdated,
+)
 from worker.finetuning.training import RunError, judge_candidate, perform
 from worker.isolation import left_out
 from worker.lines import Line
@@ -227,6 +236,7 @@ def finetune(project_id: Number, run_id: Name) -> JobResult | Retry:
     if result.get("status") == "promoted":
         announce_version(services.redis, line.name, services.store.current(line.name))
     discard_run(settings.model_dir, run_id)
+    discard_left_runs(settings.model_dir, partial(_is_job, services.redis))
     ask_for_decision(services.redis, project_id, "after-finetune")
     return result
 
@@ -355,6 +365,14 @@ def _finetune(services: Services, line: Line, run_id: str) -> JobResult:
             raise
     card = judge_candidate(store, card, services.line(line.projects[0]))
     return {"version": card.version_id, "status": card.status, "reason": card.reason}
+
+
+def _is_job(connection: Redis, job_id: str) -> bool:
+    try:
+        fetch_job(job_id, connection)
+    except NoSuchJobError:
+        return False
+    return True
 
 
 def _progress_noter(connection: Redis, line: Line, run_id: str) -> Callable[[int, int], None]:

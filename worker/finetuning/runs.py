@@ -11,7 +11,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -110,6 +111,10 @@ def is_of_line(run_id: str, line: Line) -> bool:
     """Whether a run's id was derived for a line: the name of another may begin like this one's."""
     prefix = f"finetune-{line.key}-"
     return run_id.startswith(prefix) and _DIGEST.match(run_id, len(prefix)) is not None
+
+
+LEFT_AFTER_S = 24 * 3600
+"""Age of a run's files after which nobody is about to queue its job."""
 
 
 def run_folder(model_dir: Path, run_id: str) -> Path:
@@ -216,3 +221,20 @@ def _fine_tuned(store: VersionStore, line: Line) -> list[VersionCard]:
 def discard_run(model_dir: Path, run_id: str) -> None:
     """Removes the folder of a published run: checkpoints are large."""
     shutil.rmtree(run_folder(model_dir, run_id), ignore_errors=True)
+
+
+def discard_left_runs(model_dir: Path, has_job: Callable[[str], bool]) -> None:
+    """Removes the folders of runs that failed or were superseded, a day after they were last written to.
+
+    Args:
+        model_dir: MODEL_DIR.
+        has_job: Whether a job of this run is known, in whatever state: it may still be tried again.
+    """
+    oldest = time.time() - LEFT_AFTER_S
+    for folder in run_folder(model_dir, "any").parent.glob("*"):
+        try:
+            last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        except FileNotFoundError:  # it is being written to, or removed
+            continue
+        if last < oldest and not has_job(folder.name):
+            discard_run(model_dir, folder.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from statistics import mean
 
@@ -142,6 +143,24 @@ def test_a_run_of_a_line_that_projects_have_left_is_dropped(services: Services) 
     result = jobs.finetune(KOALAS, run.run_id)
     assert isinstance(result, dict)
     assert (result["status"], "animals" in result["reason"]) == ("outdated", True)
+
+
+def test_what_runs_without_a_job_have_left_goes_after_a_day(services: Services) -> None:
+    """Those of jobs that failed are kept as long as the job, which may be started again."""
+    maybe_start_finetune(services, KOALAS, "now")
+    run = queued_run(services)
+    share(services.store, [KOALAS, GUITARS], "animals")
+    training_queue(services.redis).enqueue_call("worker.jobs.finetune", job_id="failed")
+    left, recent, failed = (
+        run_folder(services.settings.model_dir, name) for name in ("left", "recent", "failed")
+    )
+    for folder in (left, recent, failed):
+        (folder / "training").mkdir(parents=True)
+    for folder in (left, failed):
+        for path in (folder / "training", folder):
+            os.utime(path, (0, 0))
+    jobs.finetune(KOALAS, run.run_id)
+    assert [folder.exists() for folder in (left, recent, failed)] == [False, True, True]
 
 
 def test_a_fine_tune_from_the_base_weights_on_request(services: Services) -> None:
