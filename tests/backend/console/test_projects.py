@@ -31,7 +31,8 @@ from worker.export.writing import Format
 
 @pytest.fixture
 def label_studio() -> Any:
-    projects = {"results": [{"id": 7, "title": "Kitchen"}, {"id": 9, "title": "Streets", "task_number": 3}]}
+    listed = [{"id": 7, "title": "Kitchen"}, {"id": 9, "title": "Streets", "task_number": 3}]
+    projects = {"count": len(listed), "results": listed}
     form = {"id": 9, "title": "Streets", "label_config": "<View></View>"}
     answers = {
         "/api/projects/": projects,
