@@ -15,6 +15,7 @@ CONTENT_TYPES: Mapping[str, str] = {
     "pico.classless.min.css": "text/css; charset=utf-8",
     "console.css": "text/css; charset=utf-8",
     "htmx.min.js": "text/javascript; charset=utf-8",
+    "console.js": "text/javascript; charset=utf-8",
 }
 DIGEST_CHARACTERS = 16
 

@@ -130,3 +130,36 @@ def test_progress_is_followed_without_reloading(browser: Browser, url: str, redi
     state.get_by_text("3 of 9 tasks").wait_for()
     assert page.evaluate("window.stays") is True
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "button"), [("/jobs", "#jobs", "Stop"), ("/projects/7", "#operations", "Cancel")]
+)
+def test_what_is_loaded_again_waits_for_whoever_uses_it(
+    browser: Browser, url: str, redis_server: Redis, path: str, part: str, button: str
+) -> None:
+    """Replaced meanwhile, it would take the focus from its button, and close its log."""
+    page = browser.new_page()
+    sign_in(page, url)
+    page.goto(url + path)
+    focused = page.locator(part).get_by_role("button", name=button).first
+    focused.focus()
+    page.evaluate("part => document.querySelector(part).stays = true", part)
+    page.wait_for_timeout(4000)
+    assert focused.evaluate("button => button === document.activeElement")
+    assert page.evaluate("part => document.querySelector(part).stays", part) is True
+
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_function("part => !document.querySelector(part).stays", arg=part)
+    page.evaluate(
+        """part => {
+            document.querySelector(part).stays = true;
+            document.querySelector(part).insertAdjacentHTML("beforeend", "<details open>Log</details>");
+        }""",
+        part,
+    )
+    page.wait_for_timeout(4000)
+    assert page.evaluate("part => document.querySelector(part).stays", part) is True
+    page.evaluate("part => document.querySelector(part).querySelector('details').open = false", part)
+    page.wait_for_function("part => !document.querySelector(part).stays", arg=part)
+    page.close()
