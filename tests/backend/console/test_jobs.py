@@ -95,6 +95,16 @@ def test_waiting_jobs_can_be_stopped(person: Person, redis_server: Redis) -> Non
     assert person.page("/jobs/list").values("div", "hx-get") == []
 
 
+def test_a_silent_redis_ends_no_polling(settings: Settings) -> None:
+    """It may respond again: nobody has to reload the page."""
+    silent = settings.model_copy(update={"redis_url": "unix:///nonexistent.sock"})
+    person = Person(create_app(silent, None, ColourPredictor()))
+    for path in ("/jobs/list", "/projects/7/operations"):
+        page = person.page(path)
+        assert "Redis does not respond" in page.text
+        assert page.values("div", "hx-get") == [path]
+
+
 @pytest.mark.parametrize("path", ["retry", "dismiss", "stop"])
 @pytest.mark.parametrize("job", ["", "nothing", "../x", "x" * 5000])
 def test_jobs_that_do_not_exist_change_nothing(
