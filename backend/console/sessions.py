@@ -25,6 +25,9 @@ Role = Literal["viewer", "operator"]
 """A viewer sees every page; an operator acts as well."""
 COOKIE = "sspsam_console"
 LIFETIME_S = 12 * 3600
+SIGN_IN_COOKIE = "sspsam_sign_in"
+"""The token of the sign-in form. It has a cookie of its own: a request that another site's link starts comes
+without the session's cookie, and a new one of that name in its answer would sign the person out."""
 TOKEN_FIELD = "token"
 """Of every form."""
 TOKEN_BYTES = 24
@@ -110,12 +113,31 @@ def form_token() -> str:
     return token
 
 
+def sign_in_token(request: Request) -> str:
+    """The token of this browser's sign-in form: of its cookie, or a new one."""
+    return request.cookies.get(SIGN_IN_COOKIE) or token_urlsafe(TOKEN_BYTES)
+
+
 def check_form_token(request: Request) -> None:
     """Checks that a form was made for this browser.
 
     Raises:
         ForbiddenError: it was not, or is too old.
     """
-    given, expected = request.form.get(TOKEN_FIELD, ""), session.get("csrf")
-    if not isinstance(expected, str) or not hmac.compare_digest(given.encode(), expected.encode()):
+    _check_token(request, session.get("csrf"))
+
+
+def check_sign_in_token(request: Request) -> None:
+    """Checks that a sign-in form was made for this browser.
+
+    Raises:
+        ForbiddenError: it was not.
+    """
+    _check_token(request, request.cookies.get(SIGN_IN_COOKIE))
+
+
+def _check_token(request: Request, expected: object) -> None:
+    given = request.form.get(TOKEN_FIELD, "")
+    is_token = isinstance(expected, str) and expected != ""
+    if not is_token or not hmac.compare_digest(given.encode(), str(expected).encode()):
         raise ForbiddenError("this form is out of date: go back, reload the page and try again")

@@ -124,7 +124,7 @@ class Gate:
         # apart, so right credentials are let in however many wrong ones came before.
         if request.path == SIGN_IN_PATH:  # as everywhere, only wrong passwords are counted
             if request.method not in SAFE_METHODS:
-                sessions.check_form_token(request)
+                sessions.check_sign_in_token(request)
             return None
         try:
             role = self._session_role(request) or check_access(request, self._settings)

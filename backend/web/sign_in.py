@@ -22,7 +22,7 @@ sign_in = Blueprint("sign_in", __name__)
 def form() -> AnyResponse:
     if service().settings.basic_auth is None:
         return redirect("/")
-    return page("sign-in.html", after=_own_path(request.args.get("after", "")))
+    return _form(after=_own_path(request.args.get("after", "")))
 
 
 @sign_in.post(SIGN_IN_PATH)
@@ -32,7 +32,7 @@ def enter() -> AnyResponse:
     try:
         g.role = gate.sign_in(request, request.form.get("password", ""))
     except AccessError as error:
-        return page("sign-in.html", error.status, after=after, problem=str(error))
+        return _form(error.status, after=after, problem=str(error))
     sessions.begin(g.role)
     note_action("sign in", "", "done", sign_in=True)
     return redirect(after, 303)
@@ -43,6 +43,15 @@ def leave() -> Response | AnyResponse:
     note_action("sign out", "", "done", sign_in=True)
     sessions.end(service().redis_store)
     return redirect(SIGN_IN_PATH, 303)
+
+
+def _form(status: int = 200, **values: str) -> Response:
+    token = sessions.sign_in_token(request)
+    answer = page("sign-in.html", status, token=token, **values)
+    answer.set_cookie(
+        sessions.SIGN_IN_COOKIE, token, secure=request.is_secure, httponly=True, samesite="Strict"
+    )
+    return answer
 
 
 def _own_path(path: str) -> str:

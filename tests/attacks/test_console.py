@@ -8,7 +8,7 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 from redis import Redis
 
-from backend.console.sessions import COOKIE
+from backend.console.sessions import COOKIE, SIGN_IN_COOKIE
 from backend.settings import Settings
 from backend.state.audit import ACTIONS, READ_BYTES
 from backend.web.access import FAILURES_PER_MINUTE, FORM_MAX_BYTES
@@ -51,11 +51,20 @@ def test_the_token_of_another_browser_is_refused(app: Flask) -> None:
 def test_a_session_made_before_the_sign_in_is_not_taken_over(app: Flask) -> None:
     """Session fixation: what an attacker planted is replaced."""
     person = Person(app)
-    person.open("/sign-in")
+    person.sign_in(VIEWER_PASSWORD)
     planted = person.token()
-    person.send("/sign-in", password=PASSWORD)
+    person.sign_in(PASSWORD)
     person.open("/audit")
-    assert person.token() != planted
+    assert person.token() not in ("", planted)
+
+
+def test_the_sign_in_form_needs_its_token(app: Flask) -> None:
+    person = Person(app)
+    assert person.send("/sign-in", password=PASSWORD).status_code == 403, "without a cookie"
+    person.client.set_cookie(SIGN_IN_COOKIE, "")
+    assert person.send("/sign-in", token="", password=PASSWORD).status_code == 403
+    person.open("/sign-in")
+    assert person.send("/sign-in", token="another", password=PASSWORD).status_code == 403
 
 
 @pytest.mark.parametrize("key", ["", "right-password", "right-secret", "secret", "dev"])

@@ -9,7 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from backend.console.sessions import TOKEN_FIELD
+from backend.console.sessions import SIGN_IN_COOKIE, TOKEN_FIELD
 from backend.labelstudio.config import RECOMMENDED_CONFIG
 from backend.settings import Settings
 from tests.html_page import Page
@@ -69,14 +69,17 @@ class Person:
         assert answer.status_code == 200, (answer.status_code, answer.text[:500])
         return Page(answer.text)
 
-    def token(self) -> str:
-        """Of this browser's forms."""
+    def token(self, path: str = "") -> str:
+        """Of this browser's forms, or of its sign-in form."""
+        if path == "/sign-in":
+            cookie = self.client.get_cookie(SIGN_IN_COOKIE)
+            return cookie.value if cookie else ""
         with self.client.session_transaction() as session:
             return str(session.get("csrf", ""))
 
     def send(self, path: str, token: str | None = None, origin: str = HOST, **fields: Any) -> TestResponse:
         """Sends a form; by default with the browser's token, which a page must have made before."""
-        values = {TOKEN_FIELD: self.token() if token is None else token, **fields}
+        values = {TOKEN_FIELD: self.token(path) if token is None else token, **fields}
         headers = {"Accept": ACCEPT, "Origin": origin}
         return self.client.post(path, data=values, headers=headers, environ_base=self._environ)
 

@@ -64,6 +64,20 @@ def test_the_cookie_is_for_this_site_alone(make_app: MakeApp) -> None:
     assert PASSWORD not in cookie
 
 
+@pytest.mark.parametrize("path", ["/", "/sign-in", "/jobs"])
+def test_a_link_of_another_site_signs_nobody_out(make_app: MakeApp, path: str) -> None:
+    """The browser sends it without cookies, which are for this site alone, but keeps those of the answer."""
+    person = Person(make_app())
+    person.sign_in()
+    followed = Person(person.client.application)
+    place = followed.open(path).headers.get("Location", path)
+    (cookie,) = followed.open(place).headers.getlist("Set-Cookie")
+    assert untold(cookie, "HttpOnly", "SameSite=Strict") == []
+    name, _, value = cookie.partition(";")[0].partition("=")
+    person.client.set_cookie(name, value)
+    assert person.open("/").status_code == 200
+
+
 def test_the_cookie_of_a_tls_site_stays_with_tls(make_app: MakeApp) -> None:
     """A proxy ends TLS: only the browser knows."""
     person = Person(make_app(allowed_hosts="localhost"))
