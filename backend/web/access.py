@@ -129,7 +129,8 @@ class Gate:
         try:
             role = self._session_role(request) or check_access(request, self._settings)
         except AccessError:
-            self._count_failure(caller, _credential(request))
+            if credential := _credential(request):  # who shows none guesses nothing
+                self._count_failure(caller, credential)
             raise
         self._limit(caller, "requests")
         self._check_action(request, role)
@@ -186,8 +187,10 @@ def _caller(request: Request) -> str:
 
 
 def _credential(request: Request) -> str:
-    """Which credential a request shows: failures of one kind tell nothing about the other."""
-    return "secret" if WEBHOOK_SECRET_HEADER in request.headers else "password"
+    """Which credential a request shows, if any: failures of one kind tell nothing about the other."""
+    if WEBHOOK_SECRET_HEADER in request.headers:
+        return "secret"
+    return "password" if "Authorization" in request.headers else ""
 
 
 def body_limit(path: str, headers: Mapping[str, str], settings: Settings) -> int:

@@ -15,6 +15,7 @@ from backend.web.app import create_app
 from tests.backend.colours import ColourPredictor
 
 AUTH = ("user", "right-password")
+WRONG = ("user", "wrong-password")
 SECRET = {"X-ML-Secret": "right-secret"}
 EVENT = {"action": "START_TRAINING", "project": {"id": 5}}
 STRANGER = "http://evil.example"
@@ -64,6 +65,16 @@ def test_strangers_use_up_no_requests_of_those_who_may_ask(make_client: Any) -> 
     assert client.get("/versions", auth=AUTH).status_code == 200
 
 
+@pytest.mark.parametrize("headers", [{}, {"Cookie": "sspsam_console=forged"}])
+def test_who_shows_no_password_is_told_of_no_wrong_ones(client: FlaskClient, headers: dict[str, str]) -> None:
+    """Visitors share an address with others who have not signed in: a proxy's."""
+    for _ in range(2 * FAILURES_PER_MINUTE):
+        assert client.get("/versions", headers=headers).status_code == 401
+        assert client.post("/webhook", json=EVENT, headers=headers).status_code == 401
+    assert client.get("/", headers={"Accept": "text/html"}).status_code == 303
+    assert client.get("/versions", auth=("user", "wrong")).status_code == 401
+
+
 def test_failures_of_many_addresses_take_bounded_memory(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +82,7 @@ def test_failures_of_many_addresses_take_bounded_memory(
     monkeypatch.setattr(access, "COUNTED_CALLERS", 20)
 
     def status_of(address: str) -> int:
-        return client.get("/versions", environ_base={"REMOTE_ADDR": address}).status_code
+        return client.get("/versions", auth=WRONG, environ_base={"REMOTE_ADDR": address}).status_code
 
     assert {status_of("10.1.0.0") for _ in range(FAILURES_PER_MINUTE)} == {401}
     assert status_of("10.1.0.0") == 429
@@ -81,9 +92,10 @@ def test_failures_of_many_addresses_take_bounded_memory(
 
 def test_one_ipv6_network_is_one_caller(client: FlaskClient) -> None:
     for number in range(2 * FAILURES_PER_MINUTE):
-        answer = client.get("/versions", environ_base={"REMOTE_ADDR": f"2001:db8::{number:x}"})
+        answer = client.get("/versions", auth=WRONG, environ_base={"REMOTE_ADDR": f"2001:db8::{number:x}"})
     assert answer.status_code == 429
-    assert client.get("/versions", environ_base={"REMOTE_ADDR": "2001:db8:0:1::1"}).status_code == 401
+    other = {"REMOTE_ADDR": "2001:db8:0:1::1"}
+    assert client.get("/versions", auth=WRONG, environ_base=other).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/webhook", "/setup", "/predict"])
