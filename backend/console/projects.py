@@ -65,13 +65,15 @@ def every() -> Response:
                 )
     except (LabelStudioError, ValueError, TypeError) as error:
         problem = str(error)
+    plan = _prune_plan()
     return page(
         "projects.html",
         page=found,
         others=others,
         problem=problem,
         most=LISTED_PROJECTS,
-        plan=_prune_plan(),
+        plan=plan,
+        seen=_names_digest(plan),
         towards=_towards,
     )
 
@@ -96,7 +98,7 @@ def one(project: int) -> Response:
         operations=_operations(project),
         formats=EXPORT_FORMATS,
         serving=service().engine.version_of(str(project)),
-        can_roll_back=_can_roll_back(project),
+        rolled_back=_rolled_back(project),
         sources=_sources(project),
     )
 
@@ -171,7 +173,8 @@ def roll_back(project: int) -> AnyResponse:
     store = service().versions
     with audited("roll back", f"project {project}") as lines:
         line = store.line_of(project)
-        store.rollback("rolled back by hand", line)
+        # What the page has shown: the second click of a double click rolls back no further.
+        store.rollback("rolled back by hand", line, request.form.get("serving", ""))
         lines.append(_announce(line))
     return _back(project)
 
@@ -259,6 +262,8 @@ def download(project: int, name: str) -> AnyResponse:
 def prune() -> AnyResponse:
     with audited("prune") as lines:
         plan = plan_pruning(service().versions)
+        if request.form.get("seen") != _names_digest(plan):
+            raise RequestError("the unused versions are others now: look at their names again")
         remove_versions(service().versions, plan)
         lines.append(f"{len(plan.removed)} versions removed, {plan.bytes_freed / 1e6:.1f} MB freed")
     return redirect("/projects", 303)
@@ -269,6 +274,11 @@ def _prune_plan() -> PrunePlan | None:
         return plan_pruning(service().versions)
     except (VersionError, OSError):  # the page names it among its warnings
         return None
+
+
+def _names_digest(plan: PrunePlan | None) -> str:
+    """Of all that a plan removes."""
+    return "" if plan is None else _digest("\n".join(sorted([*plan.removed, *plan.leftovers])))
 
 
 def _number(name: str) -> int:
@@ -296,12 +306,14 @@ def _towards(decision: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _can_roll_back(project: int) -> bool:
+def _rolled_back(project: int) -> str:
+    """The version that a rollback would replace; empty if there is nothing to roll back to."""
     try:
         state = service().versions.state()
-        return bool(state.line(state.line_of(project)).stack)
+        line = state.line(state.line_of(project))
     except (VersionError, OSError):
-        return False
+        return ""
+    return line.version_id if line.stack else ""
 
 
 def _sources(project: int) -> list[tuple[str, str]]:

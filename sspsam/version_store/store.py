@@ -320,19 +320,28 @@ class VersionStore:
         self.change_state(rejected)
         return self._judged_card(version_id, line)
 
-    def rollback(self, reason: str = "rolled back by hand", line: str = DEFAULT_LINE) -> str:
+    def rollback(
+        self, reason: str = "rolled back by hand", line: str = DEFAULT_LINE, serving: str | None = None
+    ) -> str:
         """Rolls a line back to the version that served it before the current one was promoted.
+
+        Args:
+            reason: Of the judgement about the current version.
+            line: Line of versions.
+            serving: Version that is to be replaced; default: whichever serves.
 
         Returns:
             The ID of the version that serves now.
 
         Raises:
-            VersionStateError: nothing was promoted before.
+            VersionStateError: nothing was promoted before, or `serving` no longer serves.
             DamagedVersionError, ForeignVersionError: the previous version cannot serve; nothing changes.
         """
 
         def rolled_back(state: LineState) -> LineState:
             after = state.roll_back()
+            if serving not in (None, state.version_id):
+                raise VersionStateError(f"{state.version_id} serves meanwhile: look again, then roll back")
             if after.version_id != self.base_version:
                 self.verify(after.version_id)
             return self._judged(after, state.version_id, "rejected", reason)

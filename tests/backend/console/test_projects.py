@@ -186,7 +186,7 @@ def test_versions_are_promoted_and_rolled_back_in_the_projects_line(
     for version in (first, second):
         person.send("/projects/7/promote", version=version)
         assert versions.current("project-7") == version
-    person.send("/projects/7/roll-back")
+    person.send("/projects/7/roll-back", serving=second)
     assert versions.current("project-7") == first
     assert versions.current("project-9") == versions.base_version, "other projects are as before"
     assert versions.get(second).status == "rejected"
@@ -200,11 +200,36 @@ def test_a_version_of_another_line_is_not_promoted(app: Flask, person: Person) -
     assert "belongs to project-9" in person.page("/projects/7").text
 
 
+def test_a_double_click_rolls_back_once(app: Flask, person: Person) -> None:
+    first, second, third = published(app), published(app), published(app)
+    for version in (first, second, third):
+        person.send("/projects/7/promote", version=version)
+    page = person.page("/projects/7")
+    assert third in page.values("input", "value")
+    for serving in (third, third, ""):
+        person.send("/projects/7/roll-back", serving=serving)
+        assert service_of(app).versions.current("project-7") == second
+    assert f"{second} serves meanwhile" in person.page("/projects/7").text
+
+
+def test_only_the_listed_versions_are_removed(app: Flask, person: Person) -> None:
+    versions = service_of(app).versions
+    for _ in range(7):
+        versions.reject(published(app), "worse")
+    seen = person.page("/projects").values("input", "value")[-1]
+    versions.reject(published(app), "worse")
+    for given in (seen, ""):
+        person.send("/versions/prune", seen=given)
+        assert len(versions.list()) == 9
+        assert "others now" in person.page("/projects").text
+
+
 def test_unused_versions_are_listed_and_removed(app: Flask, person: Person) -> None:
     for _ in range(7):
         service_of(app).versions.reject(published(app), "worse")
-    assert "2 versions are neither served" in person.page("/projects").text
-    person.send("/versions/prune")
+    page = person.page("/projects")
+    assert "2 versions are neither served" in page.text
+    person.send("/versions/prune", seen=page.values("input", "value")[-1])
     assert len(service_of(app).versions.list()) == 6
     assert "2 versions removed" in person.page("/projects").text
 
