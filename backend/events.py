@@ -24,6 +24,7 @@ from backend.queries import project_number
 from backend.shared_redis import (
     EVENT_COUNT_KEY,
     EVENTS,
+    FAILURE_TTL_S,
     JOB_RETRY,
     RECONCILE,
     RECONCILE_TIMEOUT_S,
@@ -197,6 +198,7 @@ class EventQueue:
             unique=True,
             timeout=RECONCILE_TIMEOUT_S if job.queue == RECONCILE else JOB_TIMEOUT_S,
             result_ttl=0,
+            failure_ttl=FAILURE_TTL_S,
             retry=JOB_RETRY,
         )
         logger.info("queued %s %s", job.function, job.kwargs)

@@ -39,6 +39,8 @@ RECONCILE_TIMEOUT_S = 600
 """More than twice what a reconciliation gives itself; see `worker.corrections.reconciling`."""
 JOB_RETRY = Retry(max=3, interval=[10, 60, 300])
 """After a job failed or its worker died; long enough for a restart of Label Studio."""
+FAILURE_TTL_S = 14 * 24 * 3600
+"""How long a failed job is kept, as the page of jobs says."""
 
 VERSIONS_CHANNEL = "sspsam:versions"
 """Channel: each promotion and rollback, as JSON of the `line` and the `version` that now serves it."""

@@ -50,6 +50,8 @@ def request_finetune(redis: Redis, project: int, now: bool = True, start_version
         MAYBE_FINETUNE,
         kwargs={"project_id": project, "trigger": "now" if now else "schedule", **asked},
         timeout=timeout_s,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=RESULT_TTL_S,
     )
 
 

@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 
 from backend.events import read_event
 from backend.settings import Settings
+from backend.shared_redis import FAILURE_TTL_S
 from backend.web.app import create_app
 from sspsam.images.brush_rle import mask_to_brush_rle
 from tests.backend.colours import ColourPredictor
@@ -124,6 +125,7 @@ def test_a_job_survives_its_worker_and_is_tried_again(app: Flask, redis_server: 
 
     assert job.timeout
     assert (job.retries_left or 0) >= 3
+    assert job.failure_ttl == FAILURE_TTL_S, "as the page of jobs says"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ from redis import Redis
 from rq.exceptions import DuplicateJobError
 from rq.job import JobStatus
 
-from backend.shared_redis import DECISION_KEY, DECISION_LOCK, JOB_RETRY, WANTED_KEY, fetch_job
+from backend.shared_redis import (
+    DECISION_KEY,
+    DECISION_LOCK,
+    FAILURE_TTL_S,
+    JOB_RETRY,
+    WANTED_KEY,
+    fetch_job,
+)
 from finetune.data.records import RefRecord, records_digest
 from sspsam.version_store.lines import DEFAULT_LINE
 from sspsam.version_store.store import VersionStateError
@@ -36,7 +43,6 @@ from worker.finetuning.runs import (
 )
 from worker.lines import Line, Side, load_split
 from worker.queueing.queues import (
-    FAILURE_TTL_S,
     RESULT_TTL_S,
     TRAINING_TIMEOUT_S,
     events_queue,

@@ -94,8 +94,8 @@ def enqueue_after(
 
 
 def _enqueue(queue: Queue, function: str, job_id: str, kwargs: Mapping[str, Any], **how: Any) -> None:
-    from backend.shared_redis import JOB_RETRY
-    from worker.queueing.queues import FAILURE_TTL_S, RESULT_TTL_S
+    from backend.shared_redis import FAILURE_TTL_S, JOB_RETRY
+    from worker.queueing.queues import RESULT_TTL_S
 
     queue.enqueue_call(
         function,

@@ -35,7 +35,6 @@ EVENT_TIMEOUT_S = 300
 TRAINING_TIMEOUT_S = 12 * 3600
 PRELABEL_TIMEOUT_S = 4 * 3600
 RESULT_TTL_S = 24 * 3600
-FAILURE_TTL_S = 14 * 24 * 3600
 LOST_AFTER_S = 600
 """A job that is neither in its queue nor started has been lost after this time."""
 FAILED_AGAIN_S = 60

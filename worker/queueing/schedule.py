@@ -20,7 +20,7 @@ from rq.cron import CronJob, CronScheduler
 from rq.exceptions import StopRequested
 from rq.job import Job
 
-from backend.shared_redis import connect
+from backend.shared_redis import FAILURE_TTL_S, connect
 from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,11 @@ class Schedule(CronScheduler):
     ) -> None:
         super().__init__(connection)
         self._clock = clock
-        options: dict[str, Any] = {"job_timeout": EVENT_TIMEOUT_S, "result_ttl": 0}
+        options: dict[str, Any] = {
+            "job_timeout": EVENT_TIMEOUT_S,
+            "result_ttl": 0,
+            "failure_ttl": FAILURE_TTL_S,
+        }
         for name, interval_s in intervals.items():
             self._cron_jobs.append(
                 EventsCronJob(

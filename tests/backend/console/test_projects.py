@@ -19,7 +19,7 @@ from backend.corrections import CorrectionLog, DayCounts, Tally
 from backend.settings import Settings
 from backend.shared_redis import VERSIONS_CHANNEL, ServiceQueue, fetch_job
 from backend.web.app import create_app
-from backend.worker_requests import OPERATIONS_KEPT, request_export
+from backend.worker_requests import OPERATIONS_KEPT, RESULT_TTL_S, request_export
 from sspsam.version_store.store import VersionCard
 from tests.backend.colours import ColourPredictor
 from tests.backend.console.browser import Person, at_project
@@ -163,6 +163,8 @@ def test_buttons_ask_the_worker(
         ("export", {"format": "../x"}, "expected one of the formats"),
         ("prelabel", {"phrases": "x" * 2001}, "use fewer"),
         ("promote", {"version": "ssp-sam-test-0099"}, "no version"),
+    (job,) = ServiceQueue(queue, redis_server).get_jobs()
+    assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL_S, RESULT_TTL_S), "as long as the page says"
         ("promote", {"version": "../../x"}, "no version"),
         ("roll-back", {}, "nothing to roll back to"),
     ],

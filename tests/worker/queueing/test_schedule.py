@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from redis import Redis, RedisError
 
+from backend.shared_redis import FAILURE_TTL_S
 from worker.local.redis_program import redis_program
 from worker.queueing.queues import EVENT_TIMEOUT_S, events_queue
 from worker.queueing.schedule import SCHEDULE, Schedule
@@ -61,6 +62,7 @@ def test_jobs_are_json_and_expire_when_no_worker_takes_them(redis_server: Redis)
         assert json.loads(zlib.decompress(data))[0] == job.func_name
         assert 0 < redis_server.ttl(job.key) <= SCHEDULE[job.func_name]
         assert job.timeout == EVENT_TIMEOUT_S
+        assert job.failure_ttl == FAILURE_TTL_S
 
 
 @pytest.mark.integration
