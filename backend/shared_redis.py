@@ -72,6 +72,8 @@ SESSION_ENDED_KEY = "sspsam:signed-out:{session}"
 
 OPERATIONS_KEY = "sspsam:operations:{project}"
 """List: IDs of the jobs that people have asked for on the page of a project, the newest first."""
+REMOVED_RUN_KEY = "sspsam:removed-run:{run}"
+"""Set while a fine-tune whose failed job a person has removed starts only if a person asks for it."""
 
 # Written by the worker. `{line}` is the key of a line of versions: `sspsam.version_store.lines.line_key`.
 CORRECTIONS_KEY = "sspsam:corrections:{project}"

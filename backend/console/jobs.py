@@ -22,7 +22,7 @@ from backend.console.fine_tunes import LOG, LOSS, Curve, curve
 from backend.console.operations import find_job, stop_job
 from backend.logs import Redacting, secrets_of, shortened
 from backend.settings import Settings
-from backend.shared_redis import QUEUES, ServiceJob, ServiceQueue
+from backend.shared_redis import FAILURE_TTL_S, QUEUES, REMOVED_RUN_KEY, ServiceJob, ServiceQueue
 from backend.state.skipped_items import reason_of
 from sspsam.printable import printable
 
@@ -35,6 +35,7 @@ LOG_MAX_BYTES = 2**21
 ENDED_BADLY = (JobStatus.FAILED, JobStatus.STOPPED)
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 STATES = ("running", "waiting", "failed")
+FINETUNE = "worker.jobs.finetune"
 COMPARING = "Comparing both versions on the held-out labels"
 
 Words = Callable[[Mapping[str, Any]], str]
@@ -44,7 +45,7 @@ WORDS: Mapping[str, Words] = {
         f"Remove {len(of['annotation_ids'])} deleted annotations, {_project(of)}"
     ),
     "worker.jobs.maybe_finetune": lambda of: f"Decide about a fine-tune, {_project(of)}",
-    "worker.jobs.finetune": lambda of: f"Fine-tune, {_project(of)}",
+    FINETUNE: lambda of: f"Fine-tune, {_project(of)}",
     "worker.jobs.reconcile_projects": lambda of: "Compare the labels of all projects with Label Studio",
     "worker.jobs.reconcile_project": lambda of: f"Compare labels with Label Studio, {_project(of)}",
     "worker.jobs.check_projects": lambda of: "Decide about fine-tunes, all projects",
@@ -153,7 +154,7 @@ def retry_failed(redis: Redis, job_id: str) -> str:
 
 
 def dismiss_failed(redis: Redis, job_id: str) -> str:
-    """Removes a failed job; returns what was done, in words.
+    """Removes a failed job; returns what was done, in words. A fine-tune then starts only if a person asks.
 
     Raises:
         RedisError: Redis does not respond.
@@ -162,6 +163,8 @@ def dismiss_failed(redis: Redis, job_id: str) -> str:
     if job is None:
         return "this job has not failed, or does not exist any more"
     words = in_words(job)
+    if job.func_name == FINETUNE:  # before the deletion: the schedule starts what has neither job nor mark
+        redis.set(REMOVED_RUN_KEY.format(run=job.id), 1, ex=FAILURE_TTL_S)
     job.delete()
     return f"{words}: removed"
 

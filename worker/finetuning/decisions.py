@@ -18,6 +18,7 @@ from backend.shared_redis import (
     DECISION_LOCK,
     FAILURE_TTL_S,
     JOB_RETRY,
+    REMOVED_RUN_KEY,
     WANTED_KEY,
     fetch_job,
 )
@@ -230,8 +231,12 @@ def _finetunes_under_way(connection: Redis, line: Line) -> list[str]:
 
 
 def _enqueue_finetune(connection: Redis, run: Run, trigger: Trigger, decision: Decision) -> Decision:
-    """Enqueues a run under its own id. A failed run is retried only on an explicit request."""
+    """Enqueues a run under its own id. A failed or removed run is retried only on an explicit request."""
     queue = training_queue(connection)
+    if trigger not in EXPLICIT_TRIGGERS and connection.exists(REMOVED_RUN_KEY.format(run=run.run_id)):
+        return Decision(
+            False, "the fine-tune of exactly these labels was removed; Start Training starts it again"
+        )
 
     def enqueue() -> None:
         queue.enqueue_call(

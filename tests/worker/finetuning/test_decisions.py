@@ -15,6 +15,7 @@ import torch
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 
+from backend.console.jobs import dismiss_failed
 from backend.shared_redis import WANTED_KEY
 from backend.state.known_projects import KnownProject
 from finetune.data.records import read_records
@@ -24,11 +25,13 @@ from tests.facts import untold
 from tests.worker.finetuning.test_runs import PROJECT, record
 from worker import jobs
 from worker.finetuning.decisions import maybe_start_finetune
+from worker.finetuning.policy import Trigger
 from worker.finetuning.runs import HELD_OUT_FILE, TRAIN_FILE, run_folder
 from worker.queueing.queues import events_queue, redis_lock, training_queue
 from worker.queueing.schedule import Schedule
 from worker.services import Services
 
+AUTOMATIC: tuple[Trigger, ...] = ("schedule", "annotation", "after-finetune")
 IN_QUIET_HOURS = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 IN_THE_EVENING = datetime(2026, 3, 2, 19, 0, tzinfo=UTC)
 
@@ -156,6 +159,27 @@ def test_a_fine_tune_that_a_worker_is_just_taking_is_not_started_again(services:
     assert not decision.start
     assert job.id in decision.reason
     assert finetunes(services) == []
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.STOPPED])
+def test_a_fine_tune_that_was_removed_starts_only_when_a_person_asks(
+    services: Services, status: JobStatus
+) -> None:
+    label(services, images=8)
+    assert maybe_start_finetune(services, PROJECT, "annotation").start
+    queue = training_queue(services.redis)
+    [job] = queue.jobs
+    queue.remove(job)
+    job.set_status(status)
+
+    assert "removed" in dismiss_failed(services.redis, job.id)
+
+    for trigger in AUTOMATIC:
+        decision = maybe_start_finetune(services, PROJECT, trigger)
+        assert (decision.start, finetunes(services)) == (False, [])
+        assert "was removed; Start Training" in decision.reason
+    assert maybe_start_finetune(services, PROJECT, "start-training").start
+    assert finetunes(services) == [job.id]
 
 
 def test_what_was_asked_for_in_quiet_hours_is_done_when_they_are_over(with_quiet_hours: Services) -> None:
