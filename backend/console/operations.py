@@ -97,11 +97,16 @@ def cancel(redis: Redis, project: int, job_id: str) -> str:
 
 
 def stop_job(redis: Redis, job_id: str) -> bool:
-    """Removes a job that has not started, ends one that runs; returns whether it was either."""
+    """Removes a job that has not started, ends one that runs; returns whether it was either.
+
+    Jobs that were to follow are removed as well: RQ would keep them waiting for ever.
+    """
     job = find_job(redis, job_id)
     status = job.get_status(refresh=False) if job is not None else None
     if job is None or status not in PENDING:
         return False
+    for follower in job.dependent_ids:
+        stop_job(redis, follower)
     if status == JobStatus.STARTED:
         if job.worker_name:
             send_command(redis, job.worker_name, "stop-job", job_id=job_id)
@@ -171,8 +176,9 @@ def _batch(redis: Redis, job_id: str, name: str, at: str, result: Mapping[str, A
     )
     every = [one.get("problems") or {} for one in reports]
     shown = islice(((task, why) for one in every for task, why in one.items()), PROBLEMS_SHOWN)
-    # Pages ask every few seconds; only a batch that has not ended needs its jobs.
-    names = _names(result.get("jobs"))[-MOST_CHUNKS:] if done < total else []
+    # Pages ask every few seconds; only a batch that has not ended needs the jobs of its chunks.
+    names = _names(result.get("jobs"))
+    names = names[-MOST_CHUNKS:] if done < total else names[len(_names(result.get("chunks"))) :][-1:]
     jobs = ServiceJob.fetch_many(names, redis)
     states = {one.get_status(refresh=False) for one in jobs if one is not None}
     if JobStatus.STARTED in states:
@@ -182,7 +188,8 @@ def _batch(redis: Redis, job_id: str, name: str, at: str, result: Mapping[str, A
     elif JobStatus.FAILED in states:
         state = "failed"
     else:
-        state = "done" if done >= total else "stopped"
+        was_stopped = done < total or states & {JobStatus.STOPPED, JobStatus.CANCELED}
+        state = "stopped" if was_stopped else "done"
     outcome = f"{posted} predictions posted, {skipped} tasks skipped, {sum(map(len, every))} with a problem"
     problems = [f"task {task}: {why}" for task, why in shown]
     return Operation(job_id, name, at, state, done, total, outcome, problems)

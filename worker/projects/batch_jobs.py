@@ -15,6 +15,7 @@ from sspsam.printable import printable
 if TYPE_CHECKING:
     from redis import Redis
     from rq import Queue
+    from rq.job import Job
 
     from worker.projects.chunks import ChunkProgress, ChunkReport
 
@@ -171,7 +172,9 @@ def finish(report: ChunkReport, failures: Sequence[str], summary: str) -> None:
         raise typer.Exit(1)
 
 
-def _reason(job: object) -> str:
-    latest = job.latest_result() if job is not None else None  # type: ignore[attr-defined]
+def _reason(job: Job | None) -> str:
+    if job is not None and job.is_canceled:
+        return "it was cancelled"
+    latest = job.latest_result() if job is not None else None
     lines = (latest.exc_string or "").strip().splitlines() if latest else []
     return lines[-1] if lines else "a job has disappeared from Redis"

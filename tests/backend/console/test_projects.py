@@ -11,6 +11,7 @@ import pytest
 import torch
 from flask import Flask
 from redis import Redis
+from rq.job import JobStatus
 from werkzeug.wrappers import Response
 
 from backend.console.charts import CHART_WH, LABEL_HEIGHT, share_bars, share_chart
@@ -278,6 +279,26 @@ def test_jobs_of_other_projects_are_neither_shown_nor_cancelled(person: Person, 
     assert other.get_status(refresh=True) == "queued"
     redis_server.lpush("sspsam:operations:7", other.id)
     assert "Export" not in person.page("/projects/7/operations").text
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [("failed", "failed"), ("canceled", "stopped"), ("deferred", "running"), ("finished", "done")],
+)
+def test_a_ranking_is_done_when_its_tasks_are_in_order(
+    person: Person, redis_server: Redis, status: JobStatus, told: str
+) -> None:
+    person.send("/projects/7/rank")
+    (job_id,) = ServiceQueue("reconcile", redis_server).get_job_ids()
+    queue = ServiceQueue("prelabel", redis_server)
+    order = queue.enqueue_call("worker.jobs.order_project", kwargs={"project_id": 7}, job_id="run-order")
+    order.set_status(status)
+    result = {"run": "run", "tasks": 8, "chunks": ["a"], "jobs": ["run-a", "run-order"]}
+    finish(fetch_job(job_id, redis_server), result, redis_server)
+    report = {"tasks": 8, "posted": 8, "skipped": 0, "problems": {}}
+    redis_server.hset("sspsam:prelabel:run", "a", json.dumps(report))
+
+    assert f"{told} 8 of 8 tasks" in person.page("/projects/7/operations").text
+
+
 
 
 def test_few_operations_are_kept(person: Person, redis_server: Redis) -> None:

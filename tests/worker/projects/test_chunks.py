@@ -14,11 +14,14 @@ import pytest
 from redis import Redis
 from rq.job import JobStatus
 
+from backend.console.operations import stop_job
 from backend.errors import LabelStudioError, LabelStudioNotFound
+from backend.shared_redis import fetch_job
 from tests.worker import sample_jobs
-from worker.projects.batch_jobs import enqueue_chunks, enqueue_once
+from worker.projects.batch_jobs import enqueue_after, enqueue_chunks, enqueue_once, watch
 from worker.projects.chunks import (
     TASK_THREADS,
+    ChunkProgress,
     ChunkReport,
     TaskClaims,
     each_task,
@@ -117,6 +120,29 @@ def test_the_tasks_of_a_job_that_has_ended_are_free(redis: Redis) -> None:
     with ThreadPoolExecutor(len(others)) as pool:
         taken = list(pool.map(lambda chunk: TaskClaims(redis, RUN, chunk).take(1), others))
     assert sum(taken) == 1, "it is another one's now"
+
+
+@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.STARTED])
+def test_what_follows_a_stopped_job_does_not_wait_for_ever(redis: Redis, status: JobStatus) -> None:
+    chunks, queue = ["a", "b"], prelabel_queue(redis)
+    for chunk in chunks:
+        queued(redis, chunk)
+    jobs = [f"{RUN}-{chunk}" for chunk in chunks]
+    function = "tests.worker.sample_jobs.note"
+    jobs.append(enqueue_after(queue, function, f"{RUN}-order", {}, jobs))
+    fetch_job(jobs[0], redis).set_status(status)
+
+    assert stop_job(redis, jobs[0])
+
+    order = fetch_job(jobs[-1], redis)
+    assert (order.get_status(), order.id in queue.deferred_job_registry) == (JobStatus.CANCELED, False)
+    fetch_job(jobs[0], redis).set_status(JobStatus.STOPPED)  # as its worker does
+    other = fetch_job(jobs[1], redis)
+    other.set_status(JobStatus.FINISHED)
+    queue.enqueue_dependents(other)
+    _, reasons = watch(redis, jobs, ChunkProgress(redis, RUN), chunks, 2)
+    assert len(reasons) == 2
+    assert reasons[-1] == "it was cancelled"
 
 
 @pytest.mark.slow
