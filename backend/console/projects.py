@@ -34,7 +34,7 @@ from sspsam.version_store.pruning import prune as remove_versions
 from sspsam.version_store.store import VersionError
 
 LISTED_PROJECTS = 200
-"""Of Label Studio, on the page of projects."""
+"""Of Label Studio without a connection, on the page of projects."""
 LABEL_STUDIO_TIMEOUT_S = 8.0
 PHRASES_MAX_CHARACTERS = 2000
 EXPORT_FORMATS = ("coco", "coco-polygons", "refcoco", "png", "yolo", "yolo-detect")
@@ -58,20 +58,18 @@ def every() -> Response:
     connected = {row.project.project_id for row in found.projects}
     others, problem = [], ""
     try:
-        for other in islice(_client().projects(), LISTED_PROJECTS):
-            if str(other.get("id")) not in connected:
-                others.append(
-                    (int(other["id"]), str(other.get("title") or ""), other.get("task_number") or 0)
-                )
+        unconnected = (it for it in _client().projects() if str(it.get("id")) not in connected)
+        for other in islice(unconnected, LISTED_PROJECTS + 1):  # one more tells that there are more
+            others.append((int(other["id"]), str(other.get("title") or ""), other.get("task_number") or 0))
     except (LabelStudioError, ValueError, TypeError) as error:
         problem = str(error)
     plan = _prune_plan()
     return page(
         "projects.html",
         page=found,
-        others=others,
+        others=others[:LISTED_PROJECTS],
+        has_more=len(others) > LISTED_PROJECTS,
         problem=problem,
-        most=LISTED_PROJECTS,
         plan=plan,
         seen=_names_digest(plan),
         towards=_towards,

@@ -14,6 +14,7 @@ from redis import Redis
 from rq.job import JobStatus
 from werkzeug.wrappers import Response
 
+from backend.console import projects
 from backend.console.charts import CHART_WH, LABEL_HEIGHT, share_bars, share_chart
 from backend.console.projects import EXPORT_FORMATS
 from backend.corrections import CorrectionLog, DayCounts, Tally
@@ -84,6 +85,19 @@ def test_projects_to_connect_come_from_label_studio(person: Person) -> None:
     assert [link for link in links if link.endswith("/connect")] == ["/projects/9/connect"]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_connected_projects_take_no_place_of_others(
+    person: Person, label_studio: Web, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(projects, "LISTED_PROJECTS", 2)
+    listed = {"results": [{"id": 7, "title": "Kitchen"}, *({"id": 20 + at} for at in range(count))]}
+    label_studio.answers["/api/projects/"] = Response(json.dumps(listed), content_type="application/json")
+    page = person.page("/projects")
+    links = [link for link in page.values("a", "href") if link.endswith("/connect")]
+    assert links == ["/projects/20/connect", "/projects/21/connect"]
+    assert ("there are more" in page.text) == (count == 3)
+
+
 def test_without_label_studio_the_page_says_what_to_do(person: Person, label_studio: Web) -> None:
     label_studio.answers.clear()
     assert untold(person.page("/projects").text, "Kitchen", "Label Studio") == []
@@ -149,6 +163,8 @@ def test_buttons_ask_the_worker(
 ) -> None:
     assert person.send(f"/projects/7/{path}", **fields).headers["Location"] == "/projects/7"
     assert queued(redis_server, queue) == [(function, {"project_id": 7, **kwargs})]
+    (job,) = ServiceQueue(queue, redis_server).get_jobs()
+    assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL_S, RESULT_TTL_S), "as long as the page says"
     page = person.page("/projects/7")
     assert "waiting" in page.text
     assert untold(person.page("/audit").text, "project 7", "operator") == []
@@ -164,8 +180,6 @@ def test_buttons_ask_the_worker(
         ("export", {"format": "../x"}, "expected one of the formats"),
         ("prelabel", {"phrases": "x" * 2001}, "use fewer"),
         ("promote", {"version": "ssp-sam-test-0099"}, "no version"),
-    (job,) = ServiceQueue(queue, redis_server).get_jobs()
-    assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL_S, RESULT_TTL_S), "as long as the page says"
         ("promote", {"version": "../../x"}, "no version"),
         ("roll-back", {}, "nothing to roll back to"),
     ],
@@ -265,20 +279,6 @@ def test_progress_of_a_batch_is_that_of_its_chunks(person: Person, redis_server:
     assert part.values("div", "hx-get") == [], "nothing runs any more"
 
 
-def finish(job: Any, result: Any, redis: Redis) -> None:
-    """As a worker would."""
-    from rq.results import Result
-
-    Result.create(job, Result.Type.SUCCESSFUL, ttl=300, return_value=result)
-    job.set_status("finished")
-
-
-def test_jobs_of_other_projects_are_neither_shown_nor_cancelled(person: Person, redis_server: Redis) -> None:
-    other = request_export(redis_server, 9, "coco")
-    person.send("/projects/7/cancel", job=other.id)
-    assert other.get_status(refresh=True) == "queued"
-    redis_server.lpush("sspsam:operations:7", other.id)
-    assert "Export" not in person.page("/projects/7/operations").text
 @pytest.mark.parametrize(
     ("status", "told"),
     [("failed", "failed"), ("canceled", "stopped"), ("deferred", "running"), ("finished", "done")],
@@ -299,6 +299,20 @@ def test_a_ranking_is_done_when_its_tasks_are_in_order(
     assert f"{told} 8 of 8 tasks" in person.page("/projects/7/operations").text
 
 
+def finish(job: Any, result: Any, redis: Redis) -> None:
+    """As a worker would."""
+    from rq.results import Result
+
+    Result.create(job, Result.Type.SUCCESSFUL, ttl=300, return_value=result)
+    job.set_status("finished")
+
+
+def test_jobs_of_other_projects_are_neither_shown_nor_cancelled(person: Person, redis_server: Redis) -> None:
+    other = request_export(redis_server, 9, "coco")
+    person.send("/projects/7/cancel", job=other.id)
+    assert other.get_status(refresh=True) == "queued"
+    redis_server.lpush("sspsam:operations:7", other.id)
+    assert "Export" not in person.page("/projects/7/operations").text
 
 
 def test_few_operations_are_kept(person: Person, redis_server: Redis) -> None:
