@@ -196,13 +196,20 @@ class ServiceJob(Job):
     def fetch_many(
         cls, job_ids: Iterable[str], connection: Redis, serializer: Any = JSONSerializer
     ) -> list[Job | None]:
-        """Reads jobs; None for each that does not exist or cannot be read."""
-        found = [cls(job_id, connection=connection, serializer=serializer) for job_id in job_ids]
+        """Reads jobs; None for each that does not exist, cannot be read, or whose ID cannot be one."""
+        named = [cls._named(job_id, connection, serializer) for job_id in job_ids]
+        found = [job for job in named if job is not None]
         with connection.pipeline(transaction=False) as pipeline:
             for job in found:
                 pipeline.hgetall(job.key)
-            stored = pipeline.execute()
-        return [job if job._is_restored(fields) else None for job, fields in zip(found, stored, strict=True)]
+            stored = dict(zip(found, pipeline.execute(), strict=True))
+        return [job if job is not None and job._is_restored(stored[job]) else None for job in named]
+
+    @classmethod
+    def _named(cls, job_id: str, connection: Redis, serializer: Any) -> ServiceJob | None:
+        with suppress(ValueError):
+            return cls(job_id, connection=connection, serializer=serializer)
+        return None
 
     def delete(self, *args: Any, **options: Any) -> None:
         """Deletes the job, also while an execution of it ends.

@@ -17,6 +17,7 @@ from backend.shared_redis import (
     OPERATIONS_KEY,
     PRELABEL_PROGRESS_KEY,
     PROGRESS_KEY,
+    QUEUES,
     TRAINING,
     ServiceQueue,
 )
@@ -128,6 +129,18 @@ def test_a_result_that_cannot_be_read_spoils_only_its_row(person: Person, redis_
         redis_server.xadd(f"rq:results:{job_id}", {"type": 1, "return_value": value, "created_at": 1})
         assert unreadable(person) == [], value
         assert person.send("/projects/7/cancel", job=job_id).status_code == 303, value
+
+
+@pytest.mark.parametrize("odd", ["a:b", "", "a b", "\x00", "x" * 5000])
+def test_odd_ids_of_jobs_spoil_no_page(person: Person, redis_server: Redis, odd: str) -> None:
+    request_export(redis_server, 7, "png")
+    redis_server.lpush(OPERATIONS_KEY.format(project=7), odd)
+    for name in QUEUES:
+        queue = ServiceQueue(name, redis_server)
+        redis_server.lpush(queue.key, odd)
+        for registry in (queue.started_job_registry, queue.failed_job_registry):
+            redis_server.zadd(registry.key, {odd: 2**40})
+    assert unreadable(person) == []
 
 
 @pytest.mark.parametrize("name", ["step", "steps", "run"])
