@@ -39,11 +39,17 @@ LOCAL_FILES = "local-files"
 """The folder, in Label Studio's own, whose files it may give out."""
 
 
+PATIENCE_S = 1200
+"""Of a test: Label Studio's first start, or several waits for a training, on a busy machine."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the real Label Studio run one after another in one process, which starts it once."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(PATIENCE_S))
             if "label_studio" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group("label-studio"))
 

@@ -215,7 +215,7 @@ def test_two_backends_start_at_once_on_an_empty_directory_and_one_is_killed_unde
 
     def ask(number: int) -> int:
         for backend in (backends[number % 2], backends[1 - number % 2]):
-            with suppress(requests.ConnectionError):
+            with suppress(requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
                 answer = backend.ask(image, f"phrase {number}")
                 version_that_answered(answer)
                 return answer.status_code

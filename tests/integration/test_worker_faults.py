@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import subprocess
@@ -189,8 +190,10 @@ def test_a_worker_killed_while_it_trains_and_the_next_while_it_publishes(service
         kill(process)
     assert services.store.current(line_of_project(PROJECT)) == BASE
     let_heartbeats_expire(services.redis)
-    with workers("training") as process:
-        catch(lambda: aside(services.store))
+    services.store.folder.mkdir(parents=True, exist_ok=True)
+    with workers("training") as process, (services.store.folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the promotion waits
+        catch(lambda: aside(services.store) or len(services.store.list()) > 1)
         kill(process)
     assert services.store.current(line_of_project(PROJECT)) == BASE
     for card in services.store.list():

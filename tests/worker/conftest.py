@@ -39,6 +39,7 @@ def environment(
         "DEVICE": "cpu",
         "FINETUNE_AFTER": "4",
         "OMP_NUM_THREADS": "1",
+        "TUNE_PROCESS": "0",  # a library chosen by its measured speed rounds otherwise
         "TRAINING_NICE": "0",  # tests run beside one another
         "JOB_MODULES": f"worker.jobs,{sample_jobs.__name__}",
         "PYTHONPATH": str(ROOT),  # of sample_jobs: the current folder is no place to import from

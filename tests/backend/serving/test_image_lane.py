@@ -108,7 +108,7 @@ def test_an_image_that_its_first_caller_gave_up_is_there_for_others(
     predictor = Gated()
     lane = make(predictor)
     with ThreadPoolExecutor(2) as pool:
-        hurried = pool.submit(lane.embedding, "a", picture, Caller("hurried", time.monotonic() + 0.3))
+        hurried = pool.submit(lane.embedding, "a", picture, Caller("hurried", time.monotonic() + 2))
         wait_until(lambda: predictor.sizes == [1], "it is being encoded")
         patient = pool.submit(lane.embedding, "a", picture, Caller("patient"))
         with pytest.raises(TooLateError):

@@ -31,10 +31,11 @@ from tests.worker.label_studio_server import LabelStudioServer, absent, region
 from tests.worker.squares import scene
 from worker import jobs
 from worker.finetuning.runs import run_folder
+from worker.queueing.pool import END_S
 from worker.queueing.queues import events_queue, training_queue
 from worker.services import Services
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 UInt8Image = npt.NDArray[np.uint8]
 
@@ -158,7 +159,7 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
         pool.send_signal(signal.SIGTERM)
         started = time.monotonic()
         assert pool.wait(timeout=20) == 0
-        assert time.monotonic() - started < 7
+        assert time.monotonic() - started < END_S + 10
     assert job.get_status() == "queued"
     assert training_queue(services.redis).get_job_ids() == [job.id]
     work_off(environment, "training")
@@ -169,7 +170,6 @@ def test_a_worker_that_is_ended_leaves_its_job_in_the_queue(
 def test_a_training_that_is_killed_ends_elsewhere_as_if_it_had_not_been(
     services: Services, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    environment["TUNE_PROCESS"] = "0"  # a library chosen by its measured speed rounds otherwise
     jobs.maybe_finetune(PROJECT, "now")
     [job] = training_queue(services.redis).jobs
     unbroken = tmp_path / "unbroken"

@@ -23,6 +23,7 @@ from backend.shared_redis import EVENTS, QUEUES, TRAINING
 from tests.waiting import wait_until
 from tests.worker import sample_jobs
 from worker.queueing.healthcheck import HEARTBEAT_MAX_AGE_S, RECENT, heartbeats, queues_served
+from worker.queueing.pool import END_S
 from worker.queueing.queues import events_queue, redis_lock, training_queue
 
 pytestmark = pytest.mark.integration
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.integration
 JOBS = sample_jobs.__name__
 CHECK_EVERY_S = 0.25
 """Each health check is a process."""
-JOB_CPU_S = 0.05
-"""Of processor time that a job of the events queue may take beside its requests."""
+JOB_CPU_S = 0.1
+"""Of processor time that a job of the events queue may take: 0.05 on a free machine, twice on a busy one."""
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def test_a_job_that_is_cut_short_is_done_by_the_next_worker(
     with pool(environment, "--queues", name):
         wait_until(lambda: lines(path))
         started = time.monotonic()
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < END_S + 10
     assert not psutil.pid_exists(int(lines(path)[0]))
     assert queue.get_job_ids() == [job.id]
     assert redis_server.lrange(queue.intermediate_queue_key, 0, -1) == []
@@ -226,7 +227,8 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
             for _ in range(number)
         ]
         wait_until(lambda: all(job.get_status() == "finished" for job in enqueued))
-        return sum(worker.cpu_times())
+        times = worker.cpu_times()  # not the wait for the disk
+        return times.user + times.system + times.children_user + times.children_system
 
     with pool(environment, "--queues", EVENTS) as process:
         wait_until(lambda: psutil.Process(process.pid).children())
