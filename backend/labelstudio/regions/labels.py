@@ -2,7 +2,9 @@
 
 A label's name and the words of a phrase are compared without letter case, blanks, punctuation and
 underscores, so that `dark_circles`, `DarkCircles` and "the dark circles" are equal. The last word of a name
-may be in the singular or in the plural. In scripts without blanks between words, a name may stand anywhere.
+may be in the singular or in the plural, unless the form has a label for either. Of names that differ in
+punctuation only ("A+" and "A-"), the one is meant that is spelled so in the phrase. In scripts without blanks
+between words, a name may stand anywhere.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ INFLECTED_CHARACTERS = range(3, 31)
 _SHORTEST_WITH_S = 4
 """"gas" and "his" are no plurals."""
 _REMEMBERED_WORDS = 10_000
-_SEPARATORS = re.compile("[\\s!-/:-@\\[-`{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u303f]+")
+_SEPARATORS = re.compile("[\\s!-/:-@\\[-`{-~\u00a1-\u00bf\u2000-\u206f\u3000-\u3004\u3008-\u303f]+")
 _WITHOUT_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
-_CAMEL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_CAMEL = re.compile(
+    "(?<=[a-z]{2})(?=[A-Z])|(?<=[a-z][0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])(?![A-Z]s(?![a-z]))"
+)
+"""Where a word begins in "TrafficLight" and "PVCPipe"; not in "SUVs", "iPhone" or "3D"."""
 
 
 @dataclass(frozen=True)
@@ -67,58 +72,73 @@ class Label:
 class LabelIndex:
     """The names of many labels, for the search in phrases."""
 
-    by_key: dict[str, int] = field(default_factory=dict)
-    """Comparable name -> number of its label; the first of several."""
-    anywhere: dict[str, int] = field(default_factory=dict)
+    by_key: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Comparable name -> the names that are equal so, in lower case -> number of the label."""
+    anywhere: dict[str, dict[str, int]] = field(default_factory=dict)
     """The same, of names in scripts without blanks."""
     sizes: tuple[int, ...] = ()
     """Lengths of these names."""
 
     @classmethod
     def of(cls, labels: Iterable[Label]) -> LabelIndex:
-        by_key: dict[str, int] = {}
-        anywhere: dict[str, int] = {}
+        by_key: dict[str, dict[str, int]] = {}
+        anywhere: dict[str, dict[str, int]] = {}
         for number, label in enumerate(labels):
             for name in label.names:
                 key = "".join(_words(name))
-                by_key.setdefault(key, number)
+                spelled = by_key.setdefault(key, {})
+                spelled.setdefault(_plain(name).strip(), number)
                 if len(key) <= MOST_CHARACTERS and _WITHOUT_BLANKS.search(key):
-                    anywhere.setdefault(key, number)
+                    anywhere[key] = spelled
         by_key.pop("", None)
         return cls(by_key, anywhere, tuple({len(key) for key in anywhere}))
 
     def named_in(self, phrase: str) -> int | None:
         """Number of the label that a phrase names first, of several the most specific; None without one."""
-        words = _words(phrase[:MOST_PHRASE_CHARACTERS])[:MOST_PHRASE_WORDS]
+        read = phrase[:MOST_PHRASE_CHARACTERS]
+        words = _words(read)[:MOST_PHRASE_WORDS]
         starts = [0, *accumulate(map(len, words))]
         found = [
-            (starts[first], -len(key), self.by_key[key])
+            (starts[first], -size, place, key)
             for first in range(len(words))
-            for key in _keys_from(words, first)
+            for size, place, key in _keys_from(words, first)
             if key in self.by_key
         ]
         text = "".join(words)
         found += [
-            (at, -size, self.anywhere[key])
+            (at, -size, 0, key)
             for size in self.sizes
             for at in range(len(text) - size + 1)
             if (key := text[at : at + size]) in self.anywhere
         ]
-        return min(found)[2] if found else None
+        return _as_spelled(self.by_key[min(found)[3]], _plain(read)) if found else None
 
 
-def _keys_from(words: list[str], first: int) -> Iterator[str]:
-    """Comparable forms of the names that may begin with a word of a phrase."""
+def _keys_from(words: list[str], first: int) -> Iterator[tuple[int, int, str]]:
+    """The names that may begin with a word of a phrase: length of what they cover, form (0: as typed),
+    comparable name.
+    """
     before = ""
     for word in words[first : first + MOST_WORDS]:
-        for form in _forms(word):
-            yield before + form
+        for place, form in enumerate(_forms(word)):
+            yield len(before) + len(word), place, before + form
         before += word
 
 
+def _as_spelled(labels: dict[str, int], phrase: str) -> int:
+    """Of the labels with one comparable name, that of the longest name in the phrase; else the first."""
+    if len(labels) == 1:
+        return next(iter(labels.values()))
+    inside = [name for name in labels if name in phrase]
+    return labels[max(inside, key=len)] if inside else next(iter(labels.values()))
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def _words(text: str) -> list[str]:
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return [word for word in _SEPARATORS.split(plain) if word]
+    return [word for word in _SEPARATORS.split(_plain(text)) if word]
 
 
 @lru_cache(_REMEMBERED_WORDS)
@@ -126,13 +146,17 @@ def _forms(word: str) -> tuple[str, ...]:
     """A word, its singular and its plural, if it is English."""
     if not (word.isascii() and word.isalpha() and len(word) in INFLECTED_CHARACTERS):
         return (word,)
-    inflection = _inflection()
-    forms = [word, inflection.plural_noun(word)]
+    forms = [word, *(each.plural_noun(word) for each in _inflections())]
     if len(word) >= _SHORTEST_WITH_S or not word.endswith("s"):
-        forms.append(str(inflection.singular_noun(word) or word))
+        forms += [str(each.singular_noun(word) or word) for each in _inflections()]
     return tuple(dict.fromkeys(forms))
 
 
 @cache
-def _inflection() -> inflect.engine:
-    return inflect.engine()
+def _inflections() -> tuple[inflect.engine, inflect.engine]:
+    """Of today's English, and with the plurals of Latin and Greek, which fields of science use."""
+    modern, classical = inflect.engine(), inflect.engine()
+    classical.classical(all=True)
+    for singular, plural in (("larva", "larvae"), ("mitochondrion", "mitochondria")):
+        classical.defnoun(singular, plural)
+    return modern, classical

@@ -28,6 +28,10 @@ OTHERS = ("object", "tree", "sky")
         ("knife", "knives"),
         ("glass", "two glasses"),
         ("bus", "buses"),
+        ("cactus", "three cacti"),
+        ("mitochondria", "the mitochondrion"),
+        ("larva", "all larvae"),
+        ("matrix", "the matrices"),
         ("T-shirt", "the tshirt"),
         ("dog", "the dog's"),
         ("cat", "“cat”, please"),
@@ -69,9 +73,39 @@ def test_the_first_named_counts_and_of_two_names_at_one_place_the_longer() -> No
 
 
 @pytest.mark.parametrize(
+    ("labels", "phrase", "expected"),
+    [
+        (("person", "people"), "the people", "people"),
+        (("people", "person"), "the person", "person"),
+        (("cars", "car"), "the car by the cars", "car"),
+        (("glasses", "glass"), "the glass", "glass"),
+        (("crack", "cracks"), "cracks", "cracks"),
+        (("traffic", "traffic_light"), "traffic lights", "traffic_light"),
+        ((">5mm", "<5mm"), "<5mm lesion", "<5mm"),
+        (("A+", "A-", "A"), "grade A-", "A-"),
+        (("A+", "A-", "A"), "grade a", "A"),
+        (("Grade 12", "Grade 1-2"), "grade 1-2", "Grade 1-2"),
+        (("C", "C++"), "the C++ logo", "C++"),
+        (("人", "人々"), "左の人々", "人々"),
+        (("dark-circle", "dark_circle"), "dark circle", "dark-circle"),
+    ],
+)
+def test_the_name_as_written_in_the_phrase_comes_first(
+    labels: tuple[str, ...], phrase: str, expected: str
+) -> None:
+    named = LabelIndex.of(map(Label, labels)).named_in(phrase)
+    assert named is not None
+    assert labels[named] == expected
+
+
+@pytest.mark.parametrize(
     ("label", "phrase"),
     [
         (Label("red_tomato"), "red tomato"),
+        (Label("SUVs"), "SUVs"),
+        (Label("iPhone"), "iPhone"),
+        (Label("3Dprinter"), "3Dprinter"),
+        (Label("PVCPipe"), "PVC pipe"),
         (Label("TrafficLight"), "traffic light"),
         (Label("HTTPServer"), "HTTP server"),
         (Label("T-shirt"), "T-shirt"),
