@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from backend.labelstudio import prompt_text
+from sspsam.reading.requests import bare_phrase
+
+_DETERMINER = re.compile(
+    "(?:the|an?|any|all|both|every|each|that|this|these|those|some|my|our|your|his|her|their) (?=.)"
+)
+_MARKS = " .!?…"
 
 
 @dataclass(frozen=True)
@@ -53,23 +60,29 @@ def read_box(
 
 
 def _denials(entries: Sequence[str], absent: Collection[str]) -> tuple[set[str], set[str]]:
-    """Keys of the entries that deny a phrase, and of the phrases denied, whatever their article.
+    """Keys of the entries that deny a phrase, and of the phrases denied, whatever stands around the thing:
+    "no dog" denies "the dog." and "where is my dog?".
 
     A denial follows the phrase; a phrase entered again after it is open again.
     """
-    standing: dict[str, set[str]] = {}  # by the phrase without its article
+    standing: dict[str, set[str]] = {}  # by the thing
     for key in absent:
-        standing.setdefault(prompt_text.without_article(key), set()).add(key)
+        standing.setdefault(_thing(key), set()).add(key)
     denials: set[str] = set()
     denied: set[str] = set()
     for entry in entries:
         key = prompt_text.phrase_key(entry)
-        phrase = "" if prompt_text.has_note(entry) else prompt_text.denied_phrase(key)
-        found = standing.get(prompt_text.without_article(phrase)) if phrase else None
+        phrase = "" if prompt_text.has_note(entry) else prompt_text.denied_phrase(key.rstrip(_MARKS))
+        found = standing.get(_thing(phrase)) if phrase else None
         if found:
             denials.add(key)
             denied.update(found)
         else:
             denied.discard(key)
-            standing.setdefault(prompt_text.without_article(key), set()).add(key)
+            standing.setdefault(_thing(key), set()).add(key)
     return denials, denied
+
+
+def _thing(key: str) -> str:
+    """A phrase's key without request, marks and determiner: what "no" is followed by."""
+    return _DETERMINER.sub("", bare_phrase(key.rstrip(_MARKS)), count=1)
