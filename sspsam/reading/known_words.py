@@ -47,6 +47,15 @@ _FUNCTION_WORDS = _EMPTY_WORDS | frozenset((
     "without", "yes", "you",
 ))  # fmt: skip
 """Words that do not name a thing; without them, a phrase may refer to another."""
+_SELECTING_WORDS = frozenset((
+    "couple", "dozen", "dozens", "double", "eight", "eighth", "eleven", "eleventh", "fifth", "five", "four",
+    "fourth", "half", "hundred", "nine", "ninth", "non", "pair", "several", "seven", "seventh", "single",
+    "six", "sixth", "ten", "tenth", "third", "three", "triple", "twelfth", "twelve", "un",
+))  # fmt: skip
+"""Numbers and negations: without them a phrase refers to others, whether or not the text tower knows them."""
+_NEGATIONS = ("non-", "un-")
+_SHADES = frozenset(("bright", "dark", "deep", "light", "pale"))
+_VOWEL = re.compile("[aeiouy]")
 _DANGLING = re.compile(r" (?:of|for) ")
 _SELECTS = re.compile("est$|..er$|ish$|less")
 """Endings of comparatives, superlatives and colours."""
@@ -111,7 +120,7 @@ class KnownWords:
             inside = [w.typed for w in head if not w.known and w.word not in _FUNCTION_WORDS]
             unknown = tuple(dict.fromkeys(inside))
         else:
-            described = [w for i, w in enumerate(head) if i < name or w.word.endswith("ing")]
+            described = [w for i, w in enumerate(head) if i < name or _is_participle(w.word)]
             left_out = [w for w in described if not w.known and _is_noise(w.word)]
         parts, changes, end = [], [], 0
         for word in words:
@@ -190,9 +199,9 @@ class KnownWords:
         if compact in self._joined:
             return self._joined[compact]
         apart = word.split("-")
-        if len(apart) > 1 and all(part in self.words for part in apart):
+        if len(apart) > 1 and all(part in self.words for part in apart[apart[0] in _SHADES :]):
             return " ".join(apart)
-        if len(compact) < SHORTEST or _is_english(word):
+        if len(compact) < SHORTEST or word.startswith(_NEGATIONS) or _is_english(word):
             return None
         limit = 2 if len(compact) >= LONG else 1
         near = process.extract(compact, self._candidates, scorer=OSA.distance, score_cutoff=limit, limit=2)
@@ -213,7 +222,15 @@ def _without_accents(word: str) -> str:
 
 def _is_noise(word: str) -> bool:
     """Whether an unknown word before a name may be left out."""
-    return word in _EMPTY_WORDS or (word not in _FUNCTION_WORDS and _SELECTS.search(word) is None)
+    if word in _EMPTY_WORDS:
+        return True
+    means = word in _FUNCTION_WORDS or word in _SELECTING_WORDS or word.startswith(_NEGATIONS)
+    return not means and _SELECTS.search(word) is None
+
+
+def _is_participle(word: str) -> bool:
+    """Such as "flying", not "wing" or "king"."""
+    return word.endswith("ing") and _VOWEL.search(word[:-3]) is not None
 
 
 def _is_english(word: str) -> bool:

@@ -15,16 +15,16 @@ _QUANTITIES = frozenset((
 _SEVERAL = _QUANTITIES | frozenset((
     "all", "and", "any", "both", "each", "every", "everybody", "everyone", "everything", "most", "some",
     "these", "those",
-    "cattle", "children", "feet", "fish", "geese", "men", "mice", "oxen", "people", "police", "sheep",
-    "teeth", "women",
+    "cattle", "children", "feet", "fish", "geese", "mice", "oxen", "people", "police", "sheep", "teeth",
 ))  # fmt: skip
 _NUMBERS = {
     "both": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10,
 }  # fmt: skip
 _NOT_COUNTED = frozenset((
-    "door", "dozen", "hundred", "lane", "legged", "seater", "seaters", "storey", "story", "thousand", "tone",
-    "wheel", "wheeler", "wheelers",
+    "cm", "dollar", "door", "dozen", "euro", "headed", "hundred", "inch", "lane", "legged", "mm", "or",
+    "seater", "seaters", "storey", "story", "string", "thousand", "to", "tone", "wheel", "wheeler",
+    "wheelers", "year",
 ))  # fmt: skip
 """Behind a number that is not the number of objects: "two door cars", "five hundred cups"."""
 MOST_COUNTED = 20
@@ -42,27 +42,41 @@ _PLACES = frozenset((
 ))  # fmt: skip
 """What follows the subject of a phrase."""
 _NO_PLURAL = ("ss", "us", "is", "'s")
+_SINGULAR_IN_S = frozenset((
+    "atlas", "canvas", "christmas", "gas", "has", "his", "its", "lens", "rhinoceros", "series", "species",
+    "sports", "was", "yes",
+))  # fmt: skip
+_SINGULAR_IN_MEN = frozenset(("abdomen", "omen", "regimen", "specimen", "stamen"))
+_UNCHANGED = frozenset(("aircraft", "bison", "deer", "dice", "fish", "moose", "salmon", "sheep", "shrimp"))
+"""Nouns whose plural is like their singular: behind a number they are several."""
 _PLURAL_IN_IS = frozenset(("bikinis", "kiwis", "safaris", "skis", "taxis", "zucchinis"))
 _WORD = re.compile(r"[\w'’-]+")
+_JOINT = re.compile(r",\s*and\b|[,&]|\band\b")
+"""Between the things of "the dog, the cat and the duck"."""
+_LAST_JOINT = re.compile(r"&|\band\b")
+_FURTHER_THING = re.compile(r"&|\band\b|,\s*(?:an?|the)\b")
 
 
 def may_have_several(phrase: str) -> bool:
     """Whether a phrase may refer to several objects; True for what is not English, or cannot be told.
 
-    A plural, a number or a word such as "all" in its subject means several: "the two cars on the left", not
-    "the car next to the trees".
+    A plural, a number of things or a word such as "all" in its subject means several: "the two cars on the
+    left", not "the car next to the trees" or "the eight ball".
     """
     if not phrase.isascii():
         return True
     words = [word.replace("’", "'") for word in _WORD.findall(phrase.lower())]
-    if not words:
+    if not words or things_of(phrase):
         return True
     if words[0] in _OF_ONE:
         second, third, *_ = *words[1:], "", ""
         return "and" in words or (second in _QUANTITIES and third not in _NOT_COUNTED)
-    first, *_ = *_from_number(words), ""
-    counts = first.isdigit()  # "2 cups", not "player 2"
-    return counts or any(word in _SEVERAL or _is_plural(word) for word in _subject(words))
+    subject = _subject(words)
+    if subject[-1] in _NUMBERS:  # "the left two"
+        return True
+    if _from_number(subject)[:1] and _is_number(_from_number(subject)[0]) and subject[-1] in _UNCHANGED:
+        return True
+    return any((word in _SEVERAL and not _is_number(word)) or _is_plural(word) for word in subject)
 
 
 def number_of_targets(phrase: str) -> int | None:
@@ -71,7 +85,7 @@ def number_of_targets(phrase: str) -> int | None:
     None if it does not say so, in English, or not in front of its noun.
     """
     words = _WORD.findall(phrase.lower())
-    if "and" in words or not may_have_several(phrase):
+    if _FURTHER_THING.search(phrase.lower()) or not may_have_several(phrase):
         return None
     first, second, *_ = *_from_number(words), "", ""
     if second in _NOT_COUNTED:
@@ -88,24 +102,22 @@ def _from_number(words: list[str]) -> list[str]:
 
 
 def things_of(phrase: str) -> list[str]:
-    """The phrases of different things that a phrase joins by "and": "the cup" and "the spoon".
+    """The phrases of different things that a phrase joins by "and" or commas: "the cup" and "the spoon".
 
-    Empty if it is not certain that they are different things. Either each has an article, or each is a single
-    word: "the black and white dog" is one dog, and "a cup and spoon on the table" may be either.
+    Empty if it is not certain that they are different things. Either each has an article, or each is a
+    single word and "and" is before the last: "the black and white dog" is one dog, "dog, brown" may be one,
+    and "a cup and spoon on the table" may be either.
     """
     if not phrase.isascii():
         return []
-    words = _WORD.findall(phrase.lower())
-    things: list[list[str]] = [[]]
-    for word in words:
-        if word == "and":
-            things.append([])
-        else:
-            things[-1].append(word)
+    text = phrase.lower()
+    things = [_WORD.findall(part) for part in _JOINT.split(text)]
     if not 2 <= len(things) <= MOST_THINGS or not all(things):
         return []
     have_articles = all(thing[0] in _ARTICLES and len(thing) > 1 for thing in things)
-    are_words = all(len(thing) == 1 and thing[0] not in _ARTICLES for thing in things)
+    are_words = _LAST_JOINT.search(text) is not None and all(
+        len(thing) == 1 and thing[0] not in _ARTICLES for thing in things
+    )
     if not (have_articles or are_words) or any(word in _PLACES for thing in things for word in thing):
         return []
     return [" ".join(thing) for thing in things]
@@ -119,7 +131,13 @@ def _subject(words: list[str]) -> list[str]:
     return words
 
 
+def _is_number(word: str) -> bool:
+    return word != "both" and (word in _NUMBERS or word.isdigit())
+
+
 def _is_plural(word: str) -> bool:
-    if word in _PLURAL_IN_IS:
+    if word in _PLURAL_IN_IS or (word.endswith("men") and word not in _SINGULAR_IN_MEN):
         return True
-    return len(word) > 3 and word.endswith("s") and not word.endswith(_NO_PLURAL)
+    return (
+        len(word) > 2 and word.endswith("s") and not word.endswith(_NO_PLURAL) and word not in _SINGULAR_IN_S
+    )

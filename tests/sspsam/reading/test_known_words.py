@@ -40,6 +40,8 @@ KNOWN = KnownWords(
         ("hot-dog", "hot dog"),
         ("peech", "peach"),
         ("the scissörs", "the scissors"),
+        ("the bright-red dog", "the bright red dog"),
+        ("dog sniffing", "dog"),
     ],
 )
 def test_typing_errors_are_mended(typed: str, asked: str) -> None:
@@ -63,6 +65,14 @@ def test_typing_errors_are_mended(typed: str, asked: str) -> None:
         "koala",
         "sum",
         "THE DOG",
+        "the sixth dog",
+        "nine dogs",
+        "a dozen dogs",
+        "the non red dog",
+        "the non-red dog",
+        "the un-brown dog",
+        "the dog wing",
+        "the dog king",
         "42",
     ],
 )
