@@ -90,7 +90,10 @@ def test_connected_projects_take_no_place_of_others(
     person: Person, label_studio: Web, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(projects, "LISTED_PROJECTS", 2)
-    listed = {"results": [{"id": 7, "title": "Kitchen"}, *({"id": 20 + at} for at in range(count))]}
+    listed = {
+        "count": count + 1,
+        "results": [{"id": 7, "title": "Kitchen"}, *({"id": 20 + at} for at in range(count))],
+    }
     label_studio.answers["/api/projects/"] = Response(json.dumps(listed), content_type="application/json")
     page = person.page("/projects")
     links = [link for link in page.values("a", "href") if link.endswith("/connect")]
