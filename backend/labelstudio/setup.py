@@ -125,7 +125,13 @@ def answer_of(config: LabelingConfig) -> str:
     else:
         label = "".join(f", with the label “{label.written}”" for label in config.labels)
     others = f" (if it names one of their labels, {', '.join(named[1:])})" if named[1:] else ""
-    return f"a phrase is answered with {named[0]}{others}{label}"
+    asks = ""
+    if config.box is not None:
+        asks = (
+            f"; boxes of “{config.box.name}” ask for the mask in them and are not exported "
+            '(smart="false" makes them labels)'
+        )
+    return f"a phrase is answered with {named[0]}{others}{label}{asks}"
 
 
 def _asks_unasked(project: dict[str, Any], backends: list[dict[str, Any]]) -> bool:

@@ -329,6 +329,11 @@ def test_a_form_whose_tags_have_our_names_is_connected(
         ),
         ('<Bitmask name="m" toName="image"/><Polygon name="p" toName="image"/>', ["bitmask of “m”", "“p”"]),
         ('<RectangleLabels name="r" toName="image"><Label value="a"/></RectangleLabels>', ["box", "“r”"]),
+        (
+            '<BrushLabels name="b" toName="image"><Label value="road"/></BrushLabels>'
+            '<RectangleLabels name="r" toName="image"><Label value="car"/></RectangleLabels>',
+            ["brush", "“b”", "boxes of “r” ask", 'smart="false"'],
+        ),
     ],
 )
 def test_it_is_said_what_a_phrase_is_answered_with(inside: str, parts: list[str]) -> None:
