@@ -207,6 +207,7 @@ class ServiceJob(Job):
 
     @classmethod
     def _named(cls, job_id: str, connection: Redis, serializer: Any) -> ServiceJob | None:
+        """The job with an ID; None if RQ does not accept the ID."""
         with suppress(ValueError):
             return cls(job_id, connection=connection, serializer=serializer)
         return None

@@ -99,7 +99,7 @@ def cancel(redis: Redis, project: int, job_id: str) -> str:
 def stop_job(redis: Redis, job_id: str) -> bool:
     """Removes a job that has not started, ends one that runs; returns whether it was either.
 
-    Jobs that were to follow are removed as well: RQ would keep them waiting for ever.
+    Jobs that were to follow are removed as well: RQ would keep them deferred.
     """
     job = find_job(redis, job_id)
     status = job.get_status(refresh=False) if job is not None else None

@@ -1,6 +1,6 @@
 "use strict";
-// A part of a page that is loaded again replaces itself, which would take the focus from whoever is in it, and
-// close what they have opened. So it waits until they have left it. htmx's own filters need eval.
+// Refreshing a part of a page would move the focus out of it and close its open details. The refresh is skipped
+// while the part has either. htmx's own filters need eval.
 function isInUse(part) {
   return part.contains(document.activeElement) || part.querySelector("details[open]") !== null;
 }

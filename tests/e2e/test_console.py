@@ -135,7 +135,7 @@ def test_progress_is_followed_without_reloading(browser: Browser, url: str, redi
 @pytest.mark.parametrize(
     ("path", "part", "button"), [("/jobs", "#jobs", "Stop"), ("/projects/7", "#operations", "Cancel")]
 )
-def test_what_is_loaded_again_waits_for_whoever_uses_it(
+def test_a_refresh_waits_while_a_part_is_in_use(
     browser: Browser, url: str, redis_server: Redis, path: str, part: str, button: str
 ) -> None:
     """Replaced meanwhile, it would take the focus from its button, and close its log."""

@@ -84,7 +84,7 @@ def test_it_answers_before_and_after_the_model_is_loaded(
     start_backend: Callable[[], Backend], web: Web
 ) -> None:
     backend = start_backend()
-    wait_until(lambda: bool(backend.health()), "the backend listens")
+    wait_until(lambda: bool(backend.health()), "the backend listens", poll_s=0.005)
     body = {"project": "1.1", "schema": RECOMMENDED_CONFIG}
     took_s = []
     while backend.health().get("model_state", "loading") == "loading":
@@ -95,7 +95,8 @@ def test_it_answers_before_and_after_the_model_is_loaded(
             )
             took_s.append(time.monotonic() - since_s)
             assert answer.json()["model_version"] == "ssp-sam-test-base"
-    assert not took_s or np.quantile(took_s, BUSY_QUANTILE) < 0.25, "loading takes seconds"
+    assert took_s, "it answered while it loaded the model"
+    assert np.quantile(took_s, BUSY_QUANTILE) < 0.05
 
     answer = backend.ask(f"{web.url}/a.png")
     assert answer.status_code == 200

@@ -114,7 +114,7 @@ def is_of_line(run_id: str, line: Line) -> bool:
 
 
 LEFT_AFTER_S = 24 * 3600
-"""Age of a run's files after which nobody is about to queue its job."""
+"""Age of a run's files without a job, after which none is about to be queued for them."""
 
 
 def run_folder(model_dir: Path, run_id: str) -> Path:

@@ -117,7 +117,7 @@ def socket_path(data_dir: Path) -> Path:
     path = data_dir.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_MAX_BYTES:
         return path
-    # The same at each start, since nobody removes it.
+    # The same at each start, since it is not removed.
     digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"sspsam-{os.getuid()}-{digest}"
     folder.mkdir(mode=0o700, exist_ok=True)

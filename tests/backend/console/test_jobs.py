@@ -96,7 +96,7 @@ def test_waiting_jobs_can_be_stopped(person: Person, redis_server: Redis) -> Non
 
 
 def test_a_silent_redis_ends_no_polling(settings: Settings) -> None:
-    """It may respond again: nobody has to reload the page."""
+    """Redis may respond again: the page then shows the lists without a reload."""
     silent = settings.model_copy(update={"redis_url": "unix:///nonexistent.sock"})
     person = Person(create_app(silent, None, ColourPredictor()))
     for path in ("/jobs/list", "/projects/7/operations"):

@@ -65,7 +65,7 @@ def test_the_cookie_is_for_this_site_alone(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/sign-in", "/jobs"])
-def test_a_link_of_another_site_signs_nobody_out(make_app: MakeApp, path: str) -> None:
+def test_a_link_of_another_site_ends_no_session(make_app: MakeApp, path: str) -> None:
     """The browser sends it without cookies, which are for this site alone, but keeps those of the answer."""
     person = Person(make_app())
     person.sign_in()

@@ -318,7 +318,6 @@ def test_followers_wait_for_the_latest_choice_and_notice_the_next(
     noted: list[str] = []
 
     def backend() -> None:
-        monkeypatch.setattr(models, "_chosen", lambda: command_line.model)
         monkeypatch.setattr(preparing, "prepare", prepare_and_look)
         use_model("photographs")
 
@@ -327,6 +326,8 @@ def test_followers_wait_for_the_latest_choice_and_notice_the_next(
         return prepare(*arguments)
 
     note_choice("ssp-sam-224", folder)
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(preparing, "WITHOUT_GPU", command_line.model.preset)
     monkeypatch.setattr(models, "CHOICE_POLL_S", 0.05)
     started = Thread(target=backend)
     started.start()

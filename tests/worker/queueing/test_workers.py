@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -31,8 +31,9 @@ pytestmark = pytest.mark.integration
 JOBS = sample_jobs.__name__
 CHECK_EVERY_S = 0.25
 """Each health check is a process."""
-JOB_CPU_S = 0.1
-"""Of processor time that a job of the events queue may take: 0.05 on a free machine, twice on a busy one."""
+JOB_CPU_S = 0.05
+"""Of processor time that a job of the events queue may take beside its requests."""
+MEASUREMENTS = 20
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def test_a_worker_that_dies_is_started_again(
 
 
 def test_a_pool_that_is_outdated_ends(environment: dict[str, str], redis_server: Redis) -> None:
-    """So that whoever started it starts it with the model that the backend serves now."""
+    """Its supervisor then restarts it with the model that the backend serves now."""
     code = "; ".join(
         [
             "from backend.settings import Settings",
@@ -214,7 +215,7 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
 ) -> None:
     """Its worker has loaded the jobs before it forks, so that a job costs a fork and its requests.
 
-    A busy machine takes more processor time for the same work: the best of three measurements counts.
+    A busy machine takes more processor time for the same work: the best of MEASUREMENTS counts.
     """
     queue, count = events_queue(redis_server), 10
 
@@ -233,8 +234,12 @@ def test_a_job_of_the_events_queue_imports_nothing_again(
     with pool(environment, "--queues", EVENTS) as process:
         wait_until(lambda: psutil.Process(process.pid).children())
         [worker] = psutil.Process(process.pid).children()
-        so_far_s = [run_jobs(1), *(run_jobs(count) for _ in range(3))]
-    per_job_s = min(after_s - before_s for before_s, after_s in pairwise(so_far_s)) / count
+        per_job_s, before_s = math.inf, run_jobs(1)
+        for _ in range(MEASUREMENTS):
+            after_s = run_jobs(count)
+            per_job_s, before_s = min(per_job_s, (after_s - before_s) / count), after_s
+            if per_job_s <= JOB_CPU_S:
+                break
     assert per_job_s <= JOB_CPU_S, f"{1000 * per_job_s:.0f} ms of processor time a job"
 
 
